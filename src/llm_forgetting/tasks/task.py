@@ -1,0 +1,153 @@
+"""Items, tasks, and the disjoint splits that a run is frozen on."""
+
+import hashlib
+import re
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from llm_forgetting.errors import UserError
+from llm_forgetting.seeding import generator
+
+LETTERS = string.ascii_uppercase
+
+
+def _folded(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip().casefold()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One multiple-choice question with k options.
+
+    `id` is `subject/split/row` of the source's own files (row counted from 0), so that anyone who has them finds it.
+    """
+
+    id: str
+    subject: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.choices) <= len(LETTERS):
+            raise UserError(f"item {self.id}: needs 2 to {len(LETTERS)} options, has {len(self.choices)}")
+        if not 0 <= self.answer < len(self.choices):
+            raise UserError(f"item {self.id}: its answer must be one of its {len(self.choices)} options, is {self.answer}")
+
+    @property
+    def letters(self) -> str:
+        """The option letters, "ABCD" for four options."""
+        return LETTERS[: len(self.choices)]
+
+    @property
+    def content_key(self) -> tuple[str, tuple[str, ...]]:
+        """What makes two rows duplicates: question and set of options, white space and case folded."""
+        return _folded(self.question), tuple(sorted(_folded(choice) for choice in self.choices))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the folded question, the options in order, and the answer; the same from every source."""
+        parts = (_folded(self.question), *(_folded(choice) for choice in self.choices), str(self.answer))
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A subject or a group of subjects, cut into disjoint splits.
+
+    `train` is fine-tuned on, `test` never trained on; `shots` (per subject, in file order) are few-shot examples and
+    belong to neither. `duplicates_removed` counts rows left out because an earlier row said the same.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    train: tuple[Item, ...]
+    test: tuple[Item, ...]
+    shots: dict[str, tuple[Item, ...]] = field(default_factory=dict)
+    duplicates_removed: int = 0
+
+    def split(self, name: str) -> tuple[Item, ...]:
+        """The items of split `train` or `test`."""
+        return {"train": self.train, "test": self.test}[name]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All usable rows of one task before they are split: `rows` to be cut, `shots` per subject kept apart."""
+
+    name: str
+    subjects: tuple[str, ...]
+    rows: tuple[Item, ...]
+    shots: dict[str, tuple[Item, ...]]
+
+
+def without_duplicates(items: Iterable[Item], seen: set[tuple[str, tuple[str, ...]]]) -> list[Item]:
+    """The items whose content is not in `seen`, which grows by them; the first of several wins."""
+    kept = []
+    for item in items:
+        if item.content_key not in seen:
+            seen.add(item.content_key)
+            kept.append(item)
+    return kept
+
+
+def interleaved(items: Sequence[Item], seed: int) -> list[Item]:
+    """The items in a seeded order of which every prefix holds each subject in proportion to its size."""
+    by_subject: dict[str, list[Item]] = {}
+    for item in items:
+        by_subject.setdefault(item.subject, []).append(item)
+    ranked = []
+    for subject, rows in by_subject.items():
+        order = generator(seed, "split", subject).permutation(len(rows))
+        ranked += [((position + 0.5) / len(rows), subject, rows[row]) for position, row in enumerate(order)]
+    return [item for _, _, item in sorted(ranked, key=lambda entry: entry[:2])]
+
+
+def split_pools(
+    pools: Sequence[Pool],
+    *,
+    train_items: int | None,
+    test_items: int | None,
+    train_fraction: float,
+    items_per_task: int | None,
+    few_shot: int,
+    seed: int,
+) -> list[Task]:
+    """Cut every pool into shots, train and test, with no content twice in the whole sequence of tasks.
+
+    Shots are taken from the source's own few-shot rows (MMLU's `dev`); where it has none they are the first rows of
+    the seeded order, and leave the pool. Then the first `train_items` of the order are `train`, the next `test_items`
+    are `test`; None means `train_fraction` of the (capped) pool, and all the rest.
+    """
+    tasks = []
+    seen: set[tuple[str, tuple[str, ...]]] = set()
+    for pool in pools:
+        shots = {subject: pool.shots.get(subject, ())[:few_shot] for subject in pool.subjects}
+        for rows_of_subject in shots.values():
+            seen.update(item.content_key for item in rows_of_subject)
+        rows = without_duplicates(pool.rows, seen)
+        removed = len(pool.rows) - len(rows)
+        ordered = interleaved(rows, seed)
+        for subject in pool.subjects:
+            missing = few_shot - len(shots[subject])
+            extra = [item for item in ordered if item.subject == subject][:missing] if missing > 0 else []
+            if missing > len(extra):
+                raise UserError(
+                    f"data.few_shot={few_shot} needs {few_shot} examples of {subject}, "
+                    f"the source has {few_shot - missing + len(extra)}; lower data.few_shot"
+                )
+            shots[subject] += tuple(extra)
+            ordered = [item for item in ordered if item not in extra]
+        ordered = ordered[:items_per_task]
+        n_train = round(train_fraction * len(ordered)) if train_items is None else train_items
+        n_test = len(ordered) - n_train if test_items is None else test_items
+        if n_train < 1 or n_test < 1 or n_train + n_test > len(ordered):
+            raise UserError(
+                f"task {pool.name} has {len(ordered)} distinct items after {few_shot} shots"
+                f"{f' and data.items_per_task={items_per_task}' if items_per_task else ''}; {n_train} train and {n_test} test "
+                f"items were asked for: change data.train_items, data.test_items or data.items_per_task"
+            )
+        train, test = tuple(ordered[:n_train]), tuple(ordered[n_train : n_train + n_test])
+        tasks.append(Task(pool.name, pool.subjects, train, test, shots if few_shot else {}, removed))
+    return tasks
