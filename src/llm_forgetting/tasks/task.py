@@ -33,7 +33,7 @@ class Item:
         if not 2 <= len(self.choices) <= len(LETTERS):
             raise UserError(f"item {self.id}: needs 2 to {len(LETTERS)} options, has {len(self.choices)}")
         if not 0 <= self.answer < len(self.choices):
-            raise UserError(f"item {self.id}: its answer must be one of its {len(self.choices)} options, is {self.answer}")
+            raise UserError(f"item {self.id}: answer must be an index below {len(self.choices)}, is {self.answer}")
 
     @property
     def letters(self) -> str:
@@ -121,11 +121,10 @@ def split_pools(
     are `test`; None means `train_fraction` of the (capped) pool, and all the rest.
     """
     tasks = []
-    seen: set[tuple[str, tuple[str, ...]]] = set()
-    for pool in pools:
-        shots = {subject: pool.shots.get(subject, ())[:few_shot] for subject in pool.subjects}
-        for rows_of_subject in shots.values():
-            seen.update(item.content_key for item in rows_of_subject)
+    given = [{subject: pool.shots.get(subject, ())[:few_shot] for subject in pool.subjects} for pool in pools]
+    # every task's shots first: a later task's example must not be an earlier task's scored item
+    seen = {item.content_key for shots in given for examples in shots.values() for item in examples}
+    for pool, shots in zip(pools, given, strict=True):
         rows = without_duplicates(pool.rows, seen)
         removed = len(pool.rows) - len(rows)
         ordered = interleaved(rows, seed)
@@ -143,10 +142,10 @@ def split_pools(
         n_train = round(train_fraction * len(ordered)) if train_items is None else train_items
         n_test = len(ordered) - n_train if test_items is None else test_items
         if n_train < 1 or n_test < 1 or n_train + n_test > len(ordered):
+            cap = f" and data.items_per_task={items_per_task}" if items_per_task else ""
             raise UserError(
-                f"task {pool.name} has {len(ordered)} distinct items after {few_shot} shots"
-                f"{f' and data.items_per_task={items_per_task}' if items_per_task else ''}; {n_train} train and {n_test} test "
-                f"items were asked for: change data.train_items, data.test_items or data.items_per_task"
+                f"task {pool.name} has {len(ordered)} distinct items after {few_shot} shots{cap}; {n_train} train and "
+                f"{n_test} test items were asked for: change data.train_items, data.test_items or data.items_per_task"
             )
         train, test = tuple(ordered[:n_train]), tuple(ordered[n_train : n_train + n_test])
         tasks.append(Task(pool.name, pool.subjects, train, test, shots if few_shot else {}, removed))

@@ -1,0 +1,6 @@
+"""`python -m llm_forgetting`: the command line."""
+
+from llm_forgetting.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

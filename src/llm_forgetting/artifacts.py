@@ -1,0 +1,141 @@
+"""The run folder: every artifact is written whole or not at all, and a phase whose artifact exists is not computed again."""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llm_forgetting.errors import UserError
+from llm_forgetting.metering import Meter
+
+Json = Any
+
+
+def encode_json(value: Json) -> str:
+    """JSON text with non-finite numbers as the strings "nan", "inf" and "-inf" (JSON has no such numbers)."""
+    return json.dumps(_spelt(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _spelt(value: Json) -> Json:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _spelt(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelt(entry) for entry in value]
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds either what it held before or all of `text`, whatever happens in between."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `path` when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class RunFolder:
+    """`outputs/experiment_TIMESTAMP/`: artifacts of one run, and the lock that keeps a second process out of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.phases = path / "phases"
+        self._lock = FileLock(path / ".lock")
+
+    @classmethod
+    def create(cls, parent: Path) -> "RunFolder":
+        """A new folder, named after the time; two that start within one second get different ones."""
+        stamp = time.strftime("experiment_%Y%m%d_%H%M%S")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for name in [stamp, *(f"{stamp}_{n}" for n in range(2, 1000))]:
+                try:
+                    (parent / name).mkdir()
+                except FileExistsError:
+                    continue
+                (parent / name / "phases").mkdir()
+                return cls(parent / name)
+        except OSError as error:
+            raise UserError(f"output.folder must be writable, {parent} is not ({error.strerror}); choose another") from error
+        raise UserError(f"{parent} holds a thousand runs of this second; choose another output.folder")
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of an earlier run."""
+        if not (path / "config.yaml").is_file():
+            raise UserError(f"--resume needs the folder of an earlier run (with its config.yaml), {path} is not one")
+        (path / "phases").mkdir(exist_ok=True)
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"{self.path} is being written by another process; wait for it or end it first") from error
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def once(self, name: str, compute: Callable[[], Json]) -> Json:
+        """The result of phase `name`: read back if it is there, else computed, measured and written.
+
+        The artifact `phases/NAME.json` holds `result`, `wall_seconds` and `peak_memory_bytes`. What is returned has
+        been through JSON in both cases, so that a resumed run sees exactly what an uninterrupted one saw.
+        """
+        path = self.phases / f"{name}.json"
+        if not path.exists():
+            with Meter() as meter:
+                result = compute()
+            write_text(path, encode_json({"phase": name, **meter.reading(), "result": result}))
+        return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+    def has(self, name: str) -> bool:
+        """Whether phase `name` has been computed."""
+        return (self.phases / f"{name}.json").exists()
+
+    def timings(self) -> dict[str, dict[str, float]]:
+        """Wall seconds and peak memory of every phase computed so far, in the order of the file names' creation."""
+        files = sorted(self.phases.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        entries = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        return {
+            entry["phase"]: {key: entry[key] for key in ("wall_seconds", "peak_memory_bytes")} for entry in entries
+        }
+
+    def save_results(self, content: dict[str, Json]) -> dict[str, Json]:
+        """Write results.json, the last artifact of a run; returns its content as a reader will see it."""
+        path = self.write("results.json", encode_json(content))
+        saved: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
+        return saved
+
+    def write(self, name: str, text: str) -> Path:
+        """Write `text` to file `name` of the folder, atomically."""
+        write_text(self.path / name, text)
+        return self.path / name

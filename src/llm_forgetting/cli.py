@@ -1,0 +1,234 @@
+"""The command line: `llm-forgetting run` and `llm-forgetting tasks`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import yaml
+
+from llm_forgetting.config import ExperimentConfig, to_dict
+from llm_forgetting.config_files import DEFAULT_PRESET, PRESETS, config_help, parse_config
+from llm_forgetting.errors import UserError
+
+if TYPE_CHECKING:
+    from llm_forgetting.artifacts import RunFolder
+    from llm_forgetting.terminal import Terminal
+
+# The short flags of the documents, and the dotted paths they stand for.
+SHORT_FLAGS: dict[str, tuple[str, ...]] = {
+    "--batch_size": ("training.batch_size",),
+    "--num_epochs": ("training.num_epochs",),
+    "--learning_rate": ("training.learning_rate",),
+    "--lora_r": ("lora.rank",),
+    "--lora_alpha": ("lora.alpha",),
+    "--model_name": ("model.name",),
+    "--output_dir": ("output.folder",),
+    "--seed": ("training.seed", "data.seed", "landscape.seed"),
+}
+
+_USAGE = """\
+usage: llm-forgetting COMMAND [options]
+
+  run      fine-tune on each task in turn, measure forgetting and the loss landscape   (the main job)
+  tasks    the subjects and groups that can be named as tasks, with their item counts
+
+`llm-forgetting COMMAND --help` says more. Start with `llm-forgetting run` (ten minutes, nothing to set up)
+or `llm-forgetting run --config smoke` (under a minute, a toy)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `llm-forgetting`; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[list[str]], int]] = {"run": run, "tasks": tasks}
+    if not given or given[0] in ("-h", "--help"):
+        _say(_USAGE)
+        return 0 if given else 2
+    command = commands.get(given[0])
+    if command is None:
+        return _fail(f"a command is needed, one of {', '.join(commands)}; was {given[0]!r}")
+    return guarded(command, given[1:])
+
+
+def run_main() -> int:
+    """Entry point of main.py: `run` with the program's own arguments."""
+    return guarded(run, sys.argv[1:])
+
+
+def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command; what the user can mend becomes one line on stderr and exit status 2."""
+    try:
+        return command(arguments)
+    except UserError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # The reader (head, less) has gone; give Python's own exit something to flush into.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return 2
+
+
+def run(arguments: list[str]) -> int:
+    """`llm-forgetting run`: the main job."""
+    options, config = parse_run(arguments)
+    if options.print_config:
+        _say(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True).rstrip())
+        return 0
+    _quiet_libraries()
+    from llm_forgetting.terminal import Terminal
+
+    terminal = Terminal()
+    if options.dry_run:
+        return _dry_run(config, terminal)
+    from llm_forgetting.artifacts import RunFolder
+
+    folder = RunFolder.open(Path(options.resume)) if options.resume else RunFolder.create(Path(config.output.folder))
+    return _run_in(folder, config, terminal)
+
+
+def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> int:
+    from llm_forgetting.experiment import run_experiment, save_config
+
+    again = f"llm-forgetting run --resume {folder.path}"
+    with folder.locked(), _log_file(folder.path / "run.log"):
+        if not (folder.path / "config.yaml").exists():
+            save_config(config, folder)
+        terminal.console.print(f"[dim]writing to {folder.path}[/dim]")
+        try:
+            results = run_experiment(config, folder, terminal)
+        except KeyboardInterrupt:
+            terminal.console.print(f"\nstopped; nothing finished is lost. Go on with: [bold]{again}[/bold]")
+            return 130
+        except UserError as error:
+            raise UserError(f"{error} (what was finished is kept in {folder.path})") from error
+        except OSError as error:
+            raise UserError(f"{folder.path} could not be written: {error.strerror or error}; make room, then {again}") from error
+    terminal.show_results(results, folder.path)
+    return 0
+
+
+def _dry_run(config: ExperimentConfig, terminal: "Terminal") -> int:
+    from llm_forgetting.estimate import estimate
+
+    terminal.console.print(yaml.safe_dump(to_dict(config), sort_keys=False).rstrip(), markup=False)
+    for table in estimate(config):
+        terminal.show_table(table)
+    return 0
+
+
+def tasks(arguments: list[str]) -> int:
+    """`llm-forgetting tasks`: what can be named as a task."""
+    parser = _Parser("llm-forgetting tasks", description="The subjects and groups that can be named as tasks, with item counts.")
+    parser.add_argument("--source", default="embedded", choices=["embedded", "local", "hub", "synthetic"])
+    parser.add_argument("--path", default=None, help="the folder, file or data set of local and hub")
+    parsed = parser.parse_args(arguments)
+    from llm_forgetting.config import DataConfig
+    from llm_forgetting.report.tables import Table
+    from llm_forgetting.session import source_of
+    from llm_forgetting.tasks.mmlu import groups
+    from llm_forgetting.terminal import Terminal
+
+    _quiet_libraries()
+    source = source_of(DataConfig(source=parsed.source, path=parsed.path))
+    counts = source.subjects()
+    terminal = Terminal()
+    subjects = tuple((name, str(count)) for name, count in sorted(counts.items()))
+    terminal.show_table(Table(f"{len(counts)} subjects", ("subject", "items"), subjects, source.description))
+    found = groups(counts)
+    rows = tuple((name, str(sum(counts[s] for s in members)), ", ".join(members)) for name, members in found.items())
+    if rows:
+        terminal.show_table(Table(f"{len(rows)} groups", ("group", "items", "subjects"), rows))
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose complaint is one line."""
+
+    def __init__(self, program: str, **kwargs: object) -> None:
+        super().__init__(prog=program, allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentConfig]:
+    """The options of `run` and the configuration they resolve to; UserError for anything that does not fit."""
+    parser = _Parser(
+        "llm-forgetting run",
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="llm-forgetting run [--config PRESET_OR_FILE] [--task1 NAME --task2 NAME] [options] [--DOTTED.PATH VALUE ...]",
+        description="Fine-tune a language model with LoRA on one task after the other; measure what it forgets and its loss "
+        "landscape.",
+    )
+    main_options = parser.add_argument_group("options")
+    main_options.add_argument("-h", "--help", action="store_true", help="show this help and stop")
+    main_options.add_argument(
+        "--config", metavar="NAME", default=DEFAULT_PRESET,
+        help=f"a preset ({', '.join(PRESETS)}) or your own YAML file; default {DEFAULT_PRESET}",
+    )  # fmt: skip
+    main_options.add_argument("--resume", metavar="DIR", help="go on with the run in DIR; takes no other option")
+    main_options.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    main_options.add_argument("--dry_run", action="store_true", help="print configuration, sizes, time and memory; stop")
+    main_options.add_argument("--tasks", metavar="A,B,...", help="data.tasks, separated by commas")
+    main_options.add_argument("--task1", metavar="NAME", help="the first of data.tasks")
+    main_options.add_argument("--task2", metavar="NAME", help="the second of data.tasks")
+    for flag, paths in SHORT_FLAGS.items():
+        main_options.add_argument(flag, metavar="VALUE", help=" and ".join(paths))
+    options, dotted = parser.parse_known_args(list(arguments))
+    if options.help:
+        _say(parser.format_help() + "\nevery field of the configuration, by its dotted path:\n\n" + config_help())
+        raise SystemExit(0)
+    if options.resume is not None:
+        if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
+            raise UserError("--resume takes no other option: a run goes on with the configuration it was started with")
+        return options, parse_config(str(Path(options.resume) / "config.yaml"), [], resumed=True)
+    for flag, paths in SHORT_FLAGS.items():
+        value = getattr(options, flag.removeprefix("--"))
+        dotted += [f"--{path}={value}" for path in paths if value is not None]
+    if options.tasks is not None and (options.task1 or options.task2):
+        raise UserError("--tasks names all tasks; give either it or --task1 and --task2")
+    named = None if options.tasks is None else [name.strip() for name in options.tasks.split(",")]
+    return options, parse_config(options.config, dotted, tasks=named, task_at={0: options.task1, 1: options.task2})
+
+
+def _quiet_libraries() -> None:
+    """Libraries' own bars and chatter would tear ours apart; what they warn of goes to run.log."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.captureWarnings(True)
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Everything that is logged, and every traceback, into `path`."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.getLogger("llm_forgetting").setLevel(logging.INFO)
+    try:
+        yield
+    except Exception:
+        root.exception("the run stopped")
+        raise
+    finally:
+        root.removeHandler(handler)
+        handler.close()

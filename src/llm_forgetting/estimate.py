@@ -1,0 +1,177 @@
+"""What a run will cost, before it is started: phases, sizes, seconds, bytes. Estimates, and they say so."""
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from llm_forgetting.config import ExperimentConfig
+from llm_forgetting.errors import UserError
+from llm_forgetting.report.tables import Table
+from llm_forgetting.session import source_of, tasks_of
+from llm_forgetting.tasks.prompts import render
+from llm_forgetting.training import optimizer_steps
+
+# A GPT-style tokenizer makes about one token of four characters of English.
+CHARACTERS_PER_TOKEN = 4.0
+# A training pass costs two forwards more than a scoring pass' one: gradients flow through the frozen weights to the
+# adapter, but none are formed for them. A forward reaches about this share of the machine's own matrix rate.
+TRAINING_PASSES = 2.4
+EFFICIENCY = 0.65
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of the transformer's body (what every token passes) and in all; `origin` says how they are known."""
+
+    body: float
+    total: float
+    hidden: int
+    layers: int
+    origin: str
+
+
+def model_size(name: str) -> ModelSize | None:
+    """Sizes of the backbone, without loading its weights; None where they cannot be known from here."""
+    if name == "embedded":
+        return ModelSize(106.2e6, 134.5e6, 576, 30, "SmolLM2-135M")
+    if name == "synthetic":
+        return ModelSize(74e3, 84e3, 64, 2, "random two-layer Llama")
+    known = _from_local_config(name)
+    if known is not None:
+        return known
+    match = re.search(r"(\d+(?:\.\d+)?)b\b", name.lower())
+    if match is None:
+        return None
+    total = float(match.group(1)) * 1e9
+    # Llama's own proportions: 12 hidden^2 per layer, layers = hidden / 128.
+    hidden = round((total * 128 / 12) ** (1 / 3))
+    return ModelSize(total, total, hidden, hidden // 128, "guessed from its name")
+
+
+def _from_local_config(name: str) -> ModelSize | None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    wide = getattr(config, "intermediate_size", None) or 4 * hidden
+    body = layers * (4 * hidden**2 + 3 * hidden * wide)
+    return ModelSize(body, body + config.vocab_size * hidden, hidden, layers, "its config.json")
+
+
+def matrix_rate() -> float:
+    """Floating-point operations per second of a float32 matrix product of this machine's CPU, measured now."""
+    import torch
+
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    best = 0.0
+    for _ in range(8):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = max(best, 2 * 1024**3 / (time.perf_counter() - start))
+    return best
+
+
+def estimate(config: ExperimentConfig) -> list[Table]:
+    """The phases with their sizes and the estimate of seconds and memory, as tables to print."""
+    sizes = _task_sizes(config)
+    size = model_size(config.model.name)
+    per_token = 2 * size.body / (EFFICIENCY * matrix_rate()) if size is not None else None
+    work = _work(config, sizes)
+    rows = [(name, f"{passes:,.0f}", _seconds(tokens, per_token)) for name, passes, tokens in work]
+    total = _seconds(sum(tokens for _, _, tokens in work), per_token)
+    note = "estimated for this machine's CPU from a matrix product timed now; on a GPU far less." if size else (
+        "the model's size is not known here, so no time can be estimated."
+    )
+    phases = Table("Phases", ("phase", "item passes", "time"), (*rows, ("all", "", total)), note)
+    tasks = Table(
+        "Tasks",
+        ("task", "train", "test", "tokens per item, about"),
+        tuple((entry["name"], str(entry["train"]), str(entry["test"]), f"{entry['tokens']:.0f}") for entry in sizes),
+        " ".join(dict.fromkeys(entry["note"] for entry in sizes if entry["note"])),
+    )
+    return [tasks, phases, _memory(config, size, max(entry["tokens"] for entry in sizes))]
+
+
+def _task_sizes(config: ExperimentConfig) -> list[dict[str, Any]]:
+    data = config.data
+    try:
+        tasks = tasks_of(data, source_of(data))
+    except UserError as error:
+        if data.source != "hub":
+            raise
+        train = data.train_items or round((data.items_per_task or 200) * data.train_fraction)
+        test = data.test_items or (data.items_per_task or 200) - train
+        return [
+            {"name": name, "train": train, "test": test, "tokens": 100.0, "note": f"sizes assumed: {error}"}
+            for name in data.tasks
+        ]
+    return [
+        {
+            "name": task.name,
+            "train": len(task.train),
+            "test": len(task.test),
+            "tokens": sum(len(render(item, task.shots.get(item.subject, ()))) for item in task.train + task.test)
+            / CHARACTERS_PER_TOKEN
+            / len(task.train + task.test),
+            "note": "",
+        }
+        for task in tasks
+    ]
+
+
+def _work(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """(phase, item passes, equivalent forward tokens) for every kind of phase."""
+    from llm_forgetting.landscape_analysis import evaluations
+
+    landscape, checkpoints = config.landscape, len(sizes)
+    scored = sum(entry["train"] + entry["test"] for entry in sizes)
+    scored_tokens = sum((entry["train"] + entry["test"]) * entry["tokens"] for entry in sizes)
+    points = evaluations(landscape)
+    point_tokens = sum(landscape.num_items * entry["tokens"] for entry in sizes)
+    work = []
+    for entry in sizes:
+        passes = config.training.num_epochs * entry["train"]
+        steps = optimizer_steps(entry["train"], config.training)
+        slower = TRAINING_PASSES + (1 if config.training.gradient_checkpointing else 0)
+        work.append((f"fine-tune on {entry['name']} ({steps} steps)", passes, slower * passes * entry["tokens"]))
+    work.append((f"evaluate {checkpoints + 1} checkpoints", (checkpoints + 1) * scored, (checkpoints + 1) * scored_tokens))
+    self_test = 6 * landscape.self_test_items
+    passes = checkpoints * (points * landscape.num_items * len(sizes) + self_test)
+    tokens = checkpoints * (points * point_tokens + self_test * sizes[0]["tokens"])
+    work.append((f"landscape of {checkpoints} checkpoints ({points} points each)", passes, tokens))
+    return work
+
+
+def _seconds(tokens: float, per_token: float | None) -> str:
+    if per_token is None:
+        return "?"
+    seconds = tokens * per_token
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def _memory(config: ExperimentConfig, size: ModelSize | None, tokens: float) -> Table:
+    header = ("memory", "about")
+    if size is None:
+        return Table("Memory", header, (("backbone", "unknown: the model's size is not known here"),))
+    width = _BYTES[config.model.dtype]
+    weights = size.total * width
+    batch_tokens = config.training.batch_size * tokens
+    # Per token and layer a training step keeps about 34 hidden-sized activations; checkpointing keeps one.
+    kept = 34 if not config.training.gradient_checkpointing else 1
+    activations = batch_tokens * size.hidden * width * (kept * size.layers + 34)
+    rows = (
+        (f"backbone ({size.total / 1e6:,.0f} M parameters, {config.model.dtype}; {size.origin})", _gigabytes(weights)),
+        ("activations of one training batch", _gigabytes(activations)),
+        ("Python, PyTorch and the rest", _gigabytes(0.7e9)),
+        ("all", _gigabytes(weights + activations + 0.7e9)),
+    )
+    return Table("Memory", header, rows)
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"

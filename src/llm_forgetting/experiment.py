@@ -1,0 +1,246 @@
+"""The experiment: fine-tune on each task in turn, measure everything after each, say what was forgotten."""
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_forgetting import guards, results
+from llm_forgetting.artifacts import RunFolder, whole_folder
+from llm_forgetting.comparison import compare_landscapes
+from llm_forgetting.config import ExperimentConfig, to_dict
+from llm_forgetting.evaluation import score_tasks
+from llm_forgetting.forgetting import forgetting, verdict
+from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
+from llm_forgetting.progress import Progress, Silent
+from llm_forgetting.report.figures import draw_landscapes
+from llm_forgetting.report.tables import results_markdown
+from llm_forgetting.session import Session, checkpoint_name
+from llm_forgetting.training import fine_tune, optimizer_steps
+
+Result = dict[str, Any]
+log = logging.getLogger(__name__)
+
+
+def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progress | None = None) -> Result:
+    """All phases, in the order of the documents: each is computed once, and one whose artifact exists is read back.
+
+    1 set-up and the base model's scores; then for every task: fine-tune, evaluate, landscape; then forgetting,
+    comparison, and everything saved. Returns what results.json holds. Raises UserError for what the user can mend;
+    whatever was computed before that stays in `folder`, and a later call with the same folder goes on from it.
+    """
+    progress = progress or Silent()
+    session = Session(config, folder.path, progress)
+    phases = _Phases(folder, progress, total=3 * len(config.data.tasks) + 4)
+
+    setup = phases.run("setup", "set-up: model, tokenizer, tasks, guards", lambda: set_up(session))
+    for warning in setup["warnings"]:
+        progress.warn(warning)
+    records = [phases.run("evaluate_initial", "evaluate the base model", lambda: evaluate(session, 0))]
+    trained, landscapes = [], []
+    for k, name in enumerate(setup["task_names"], start=1):
+        trained.append(phases.run(f"train_task{k}", f"fine-tune on task {k}, {name}", _bind(train, session, k)))
+        records.append(phases.run(f"evaluate_after_task{k}", "evaluate on every task", _bind(evaluate, session, k)))
+        reference = landscapes[0][1]["reference_norm"] if landscapes else None
+        landscape = phases.run(
+            f"landscape_after_task{k}", f"loss landscape after task {k}", _bind(analyse, session, k, reference)
+        )
+        landscapes.append((checkpoint_name(k), landscape))
+    items = [record for evaluation in records for record in evaluation]
+    measured = phases.run("forgetting", "forgetting, with its uncertainty", lambda: measure(items, setup, config))
+    compared = phases.run("comparison", "compare the landscapes", lambda: compare_landscapes(landscapes))
+
+    phases.announce("save results and figures", kept=False)
+    content = {
+        "schema_version": results.SCHEMA_VERSION,
+        "answer": measured["answer"],
+        "config": to_dict(config),
+        "config_fingerprint": config.fingerprint,
+        "versions": results.versions(),
+        "environment": results.environment(),
+        **setup,
+        "training": trained,
+        "forgetting": {split: measured[split] for split in results.SPLITS},
+        "landscapes": {name: results.without_raw_logits(landscape) for name, landscape in landscapes},
+        "landscape_comparison": compared,
+    }
+    content["warnings"] = setup["warnings"] + _late_warnings(content)
+    content["figures"] = draw_landscapes(content, folder.path, dpi=config.output.dpi)
+    content["timings"] = folder.timings()
+    folder.write("items.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in items))
+    folder.write("results.md", results_markdown(content))
+    return folder.save_results(content)
+
+
+def save_config(config: ExperimentConfig, folder: RunFolder) -> None:
+    """Write config.yaml, from which `--resume` reads the run's configuration."""
+    folder.write("config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+
+
+def set_up(session: Session) -> Result:
+    """Phase 1: load everything, freeze and hash the splits, run the guards."""
+    model, tasks, encoded = session.model, session.tasks, session.encoded
+    every = [item for task in encoded for split in results.SPLITS for item in task.split(split)]
+    report = guards.check(model, every, session.config.evaluation.batch_size)
+    warnings = []
+    if report.letter_mass < guards.LETTER_MASS_WARNING:
+        warnings.append(
+            f"the base model gives the option letters {report.letter_mass:.2f} of its probability (below "
+            f"{guards.LETTER_MASS_WARNING}): it does not answer with a letter yet, so part of what is learnt is the format"
+        )
+    cut = sum(item.truncated for item in every)
+    dropped = sum(item.shots_dropped for item in every)
+    if cut or dropped:
+        warnings.append(f"{cut} of {len(every)} questions were shortened and {dropped} shots dropped to fit data.max_tokens")
+    chosen = session.landscape_items()
+    return {
+        "task_names": [task.name for task in tasks],
+        "source": session.source.description,
+        "tasks": [
+            {
+                "name": task.name,
+                "subjects": list(task.subjects),
+                "duplicates_removed": task.duplicates_removed,
+                "shots": {subject: [item.id for item in items] for subject, items in task.shots.items()},
+                "splits": {
+                    split: [{"id": item.id, "sha256": item.sha256} for item in task.split(split)] for split in results.SPLITS
+                },
+                "truncated_questions": sum(item.truncated for s in results.SPLITS for item in tokens.split(s)),
+                "shots_dropped": sum(item.shots_dropped for s in results.SPLITS for item in tokens.split(s)),
+                "tokens": {s: sum(len(item.input_ids) for item in tokens.split(s)) for s in results.SPLITS},
+                "landscape_items": [item.item.id for item in items],
+            }
+            for task, tokens, items in zip(tasks, encoded, chosen, strict=True)
+        ],
+        "model": model.description(),
+        "initial_adapter_sha256": model.adapter_sha256(),
+        "guards": dataclasses.asdict(report),
+        "protocol": {
+            "adapter": "one adapter, carried from task to task",
+            "optimizer": "a fresh optimiser and learning-rate schedule for every task",
+            "train_split": "MMLU has no training split per subject, so train items are cut from the subject's own rows",
+            "landscape_items": f"{session.config.landscape.items} items, the same at every point and checkpoint",
+            "runs": 1,
+        },
+        "warnings": warnings,
+    }
+
+
+def train(session: Session, k: int) -> Result:
+    """Fine-tune on task k from the checkpoint after task k - 1, and save the checkpoint."""
+    config, model, task = session.config.training, session.at(k - 1), session.encoded[k - 1]
+    scratch = session.folder / "phases" / f"trainer_task{k}"
+    steps = optimizer_steps(len(task.train), config)
+    with session.progress.bar(f"fine-tuning on {task.name}", steps) as advance:
+        history = fine_tune(
+            model, task.train, config, stream=f"task{k}", scratch=scratch, advance=lambda done, text: advance(done, text)
+        )
+    session.trained(k)
+    with whole_folder(session.checkpoint_folder(k)) as checkpoint:
+        model.save(checkpoint)
+        (checkpoint / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(session.config), sort_keys=False))
+    shutil.rmtree(scratch, ignore_errors=True)
+    return {"task": task.name, "optimizer_steps": steps, "adapter_sha256": model.adapter_sha256(), "log": history}
+
+
+def evaluate(session: Session, k: int) -> list[Result]:
+    """Score the checkpoint after task k on every task and split: one record per item."""
+    model, encoded = session.at(k), session.encoded
+    cells = [(task, split, task.split(split)) for task in encoded for split in results.SPLITS]
+    total = sum(len(items) for _, _, items in cells)
+    with session.progress.bar(f"scoring {checkpoint_name(k)}", total) as advance:
+        found = score_tasks(model, [c[2] for c in cells], session.config.evaluation.batch_size, lambda n: advance(n, ""))
+    records = []
+    for (task, split, items), scored in zip(cells, found, strict=True):
+        predictions, correct, losses = scored.predictions, scored.correct, scored.losses
+        for row, item in enumerate(items):
+            records.append(
+                {
+                    "checkpoint": checkpoint_name(k),
+                    "task": task.name,
+                    "split": split,
+                    "id": item.item.id,
+                    "subject": item.item.subject,
+                    "answer": item.item.letters[item.item.answer],
+                    "predicted": item.item.letters[int(predictions[row])],
+                    "correct": bool(correct[row]),
+                    "loss": float(losses[row]),
+                    "letter_logits": scored.letter_logits[row, : len(item.letter_ids)].tolist(),
+                    "rest": float(scored.rest[row]),
+                }
+            )
+    return records
+
+
+def analyse(session: Session, k: int, reference_norm: float | None) -> Result:
+    """Loss surfaces of every task around the checkpoint after task k."""
+    model, chosen = session.at(k), session.landscape_items()
+    named = [(task.name, items) for task, items in zip(session.encoded, chosen, strict=True)]
+    with session.progress.bar(f"landscape of {checkpoint_name(k)}", evaluations(session.config.landscape)) as advance:
+        return analyse_landscape(
+            model, named, session.config.landscape, reference_norm=reference_norm, advance=advance
+        )
+
+
+def measure(items: list[Result], setup: Result, config: ExperimentConfig) -> Result:
+    """Every variant of forgetting on both splits, and the answer in a sentence."""
+    names = setup["task_names"]
+    checkpoints = [checkpoint_name(k) for k in range(len(names) + 1)]
+    found = {
+        split: forgetting(results.score_table(items, names, split, checkpoints), seed=config.training.seed)
+        for split in results.SPLITS
+    }
+    return {
+        "answer": verdict(found["train"]),
+        **{split: {"checkpoints": checkpoints, **dataclasses.asdict(value)} for split, value in found.items()},
+    }
+
+
+def _late_warnings(content: Result) -> list[str]:
+    """What only the measured numbers can tell."""
+    found = []
+    for name, landscape in content["landscapes"].items():
+        test = landscape["gauge_self_test"]
+        if not test["passed"]:
+            found.append(
+                f"gauge self-test of {name} failed: the same adapter in another gauge differs by "
+                f"{test['value_relative_difference']:.1e} in value; do not compare this landscape's numbers"
+            )
+        for task, surface in landscape["surfaces"].items():
+            if surface["metrics"]["flat"]:
+                found.append(f"the {task} surface of {name} is flat: the adapter learnt (nearly) nothing, which is not a wide minimum")
+    return found
+
+
+class _Phases:
+    """Numbers the phases for whoever is watching, and runs those whose artifact is missing."""
+
+    def __init__(self, folder: RunFolder, progress: Progress, total: int) -> None:
+        self._folder = folder
+        self._progress = progress
+        self._total = total
+        self._number = 0
+
+    def announce(self, title: str, *, kept: bool) -> None:
+        self._number += 1
+        self._progress.phase(self._number, self._total, title, kept=kept)
+        log.info("phase %d of %d: %s%s", self._number, self._total, title, " (kept)" if kept else "")
+
+    def run(self, name: str, title: str, compute: Callable[[], Any]) -> Any:
+        self.announce(title, kept=self._folder.has(name))
+        return self._folder.once(name, compute)
+
+
+def _bind(phase: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    return lambda: phase(*arguments)
+
+
+def load_results(path: Path) -> Result:
+    """results.json of a run folder."""
+    content: Result = json.loads((path / "results.json").read_text(encoding="utf-8"))
+    return content

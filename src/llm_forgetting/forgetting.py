@@ -1,0 +1,488 @@
+"""Forgetting, transfer and learning from per-item scores, with paired uncertainty.
+
+R[i, j] is the accuracy (or mean loss) of checkpoint i on task j, i = 0 (base) to T, j = 1 to T. Both measures share one
+sign convention: positive forgetting is lost, positive learning and positive transfer is gained. For the loss the
+formulae are therefore applied to -L, so that forgetting is L[T, j] - L[j, j]. Negative values are kept.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_forgetting.seeding import derive_seed
+from llm_forgetting.statistics import (
+    MINIMUM_ITEMS,
+    Interval,
+    Mean,
+    PairedMeanChange,
+    PairedProportionChange,
+    Proportion,
+    detectable_drop,
+    estimate_mean,
+    paired_mean_change,
+    paired_proportion_change,
+    proportion,
+    standard_error,
+)
+
+Measure = Literal["accuracy", "loss"]
+Change = PairedProportionChange | PairedMeanChange
+
+_Matrix = NDArray[np.float64]
+
+_NOT_FINITE = "some losses are NaN or infinite"
+_ONE_TASK = "needs at least two tasks"
+
+
+@dataclass(frozen=True, eq=False)
+class ItemScores:
+    """One checkpoint's scores on one task's items of one split.
+
+    ids and subjects: n strings; correct: bool (n,); loss: float64 (n,), full-vocabulary loss in nats, NaN and infinity
+    kept. The arrays are copied and read-only. Raises ValueError for unequal lengths, no items or repeated ids.
+    """
+
+    ids: tuple[str, ...]
+    subjects: tuple[str, ...]
+    correct: NDArray[np.bool_]
+    loss: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(self.ids))
+        object.__setattr__(self, "subjects", tuple(self.subjects))
+        object.__setattr__(self, "correct", np.array(self.correct, dtype=np.bool_))
+        object.__setattr__(self, "loss", np.array(self.loss, dtype=np.float64))
+        self.correct.flags.writeable = self.loss.flags.writeable = False
+        lengths = (len(self.ids), len(self.subjects), *self.correct.shape, *self.loss.shape)
+        if len(lengths) != 4 or len(set(lengths)) != 1 or not self.ids:
+            raise ValueError(f"ids, subjects, correct and loss must hold one entry per item, got {lengths}")
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("item ids must be unique within a task")
+
+    @property
+    def n(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """All scores of one split: (checkpoint i in 0..T, task j in 1..T) -> `ItemScores`, T = len(task_names).
+
+    Raises ValueError if a cell is missing or foreign, or if the checkpoints of a task do not hold the same items in the
+    same order.
+    """
+
+    scores: Mapping[tuple[int, int], ItemScores]
+    task_names: tuple[str, ...]
+    split: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", MappingProxyType(dict(self.scores)))
+        object.__setattr__(self, "task_names", tuple(self.task_names))
+        expected = {(i, j) for i in range(self.n_tasks + 1) for j in range(1, self.n_tasks + 1)}
+        if not expected or set(self.scores) != expected:
+            wrong = sorted(expected ^ set(self.scores))
+            raise ValueError(f"scores must hold every (checkpoint 0..T, task 1..T) for T = {self.n_tasks}: {wrong}")
+        for (i, j), cell in self.scores.items():
+            base = self.scores[0, j]
+            if cell.ids != base.ids or cell.subjects != base.subjects:
+                raise ValueError(f"checkpoints 0 and {i} must hold the same items of task {j} in the same order")
+
+    @property
+    def n_tasks(self) -> int:
+        return len(self.task_names)
+
+    def accuracy_matrix(self) -> _Matrix:
+        """R, shape (T + 1, T), base row first: the share of right answers."""
+        return self._matrix("accuracy")
+
+    def loss_matrix(self) -> _Matrix:
+        """L, shape (T + 1, T), base row first: the mean full-vocabulary loss in nats; NaN and infinity kept."""
+        return self._matrix("loss")
+
+    def _matrix(self, measure: Measure) -> _Matrix:
+        matrix = np.empty((self.n_tasks + 1, self.n_tasks))
+        for (i, j), cell in self.scores.items():
+            matrix[i, j - 1] = _mean(_values(cell, measure))
+        return matrix
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its uncertainty. `reason` says why a value, or else its uncertainty, is missing."""
+
+    value: float | None
+    stderr: float | None = None
+    interval: Interval | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskForgetting:
+    """What became of task j < T between checkpoint j and the last one; positive = forgotten.
+
+    absolute: R[j, j] - R[T, j], in loss L[T, j] - L[j, j] (nats);
+    relative: absolute / R[j, j], in loss absolute / L[j, j]; no value if the denominator is 0;
+    normalised: absolute / learning, the share of what was learnt that was lost; no value where nothing was learnt
+    (learning <= 0, exact McNemar p > 0.05, or in loss learning below 2 stderr);
+    change: the paired change from checkpoint j to T as it is measured (after minus before), None for losses that are
+    not finite. Stderrs of the ratios are by linearisation: sd(d_i - ratio b_i) / (sqrt(n) |mean b|).
+    """
+
+    task: int
+    name: str
+    n: int
+    absolute: Estimate
+    relative: Estimate
+    normalised: Estimate
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class TaskLearning:
+    """What fine-tuning on task j did to task j: R[j, j] - R[0, j], in loss L[0, j] - L[j, j] (nats); positive = learnt.
+
+    before and after: R[0, j] and R[j, j]; change: the paired change as it is measured (after minus before); shown:
+    False where learning is not positive or not distinguishable from 0, by the rule of `TaskForgetting.normalised`.
+    """
+
+    task: int
+    name: str
+    n: int
+    before: float
+    after: float
+    learning: Estimate
+    shown: bool
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class MeasureForgetting:
+    """Every variant of forgetting in one measure.
+
+    cells[i][j - 1]: R[i, j] with its uncertainty; average: mean_j R[T, j];
+    backward_transfer: mean_{j<T} (R[T, j] - R[j, j]), Lopez-Paz & Ranzato 2017;
+    forgetting_measure: mean_{j<T} (max_{1<=l<T} R[l, j] - R[T, j]), Chaudhry et al. 2018;
+    forward_transfer: mean_{j>1} (R[j-1, j] - R[0, j]).
+    In loss the average is the mean loss in nats and the others are those of -L. Stderrs combine the tasks as
+    independent groups of items, sqrt(sum stderr_j^2) / count; that of the forgetting measure takes the best checkpoint
+    l as given.
+    """
+
+    measure: Measure
+    cells: tuple[tuple[Proportion | Mean, ...], ...]
+    tasks: tuple[TaskForgetting, ...]
+    learning: tuple[TaskLearning, ...]
+    average: Estimate
+    backward_transfer: Estimate
+    forgetting_measure: Estimate
+    forward_transfer: Estimate
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Forgetting of a run on one split, in accuracy and in loss. `dataclasses.asdict` gives plain JSON types."""
+
+    split: str
+    task_names: tuple[str, ...]
+    accuracy: MeasureForgetting
+    loss: MeasureForgetting
+
+
+def average_accuracy(R: _Matrix) -> float:
+    """mean_j R[T, j] for R of shape (T + 1, T), or (T, T) without the base row."""
+    return float(np.mean(np.asarray(R)[-1]))
+
+
+def learning(R: _Matrix) -> _Matrix:
+    """R[j, j] - R[0, j] for every task j, shape (T,), from R of shape (T + 1, T) with the base row."""
+    matrix = _require_shape(R, base_row=True)
+    gained: _Matrix = np.diagonal(matrix[1:]) - matrix[0]
+    return gained
+
+
+def absolute_forgetting(R: _Matrix, *, base_row: bool = True) -> _Matrix:
+    """R[j, j] - R[T, j] for every task j < T, shape (T - 1,); positive = forgotten.
+
+    R has shape (T + 1, T) with the base row first, or (T, T) with `base_row=False`; ValueError otherwise.
+    """
+    after = _after_tasks(R, base_row)
+    lost: _Matrix = (np.diagonal(after) - after[-1])[:-1]
+    return lost
+
+
+def backward_transfer(R: _Matrix, *, base_row: bool = True) -> float:
+    """mean_{j<T} (R[T, j] - R[j, j]), Lopez-Paz & Ranzato 2017. R as in `absolute_forgetting`, T >= 2."""
+    _require_two_tasks(R)
+    return 0.0 - float(np.mean(absolute_forgetting(R, base_row=base_row)))
+
+
+def forgetting_measure(R: _Matrix, *, base_row: bool = True) -> float:
+    """mean_{j<T} (max_{1<=l<T} R[l, j] - R[T, j]), Chaudhry et al. 2018. R as in `absolute_forgetting`, T >= 2.
+
+    The maximum runs over all checkpoints after fine-tuning but the last, so the value can be negative.
+    """
+    after = _after_tasks(R, base_row)
+    _require_two_tasks(R)
+    return float(np.mean((after[:-1].max(axis=0) - after[-1])[:-1]))
+
+
+def forward_transfer(R: _Matrix) -> float:
+    """mean_{j>1} (R[j-1, j] - R[0, j]) for R of shape (T + 1, T) with the base row, T >= 2."""
+    matrix = _require_shape(R, base_row=True)
+    _require_two_tasks(R)
+    return float(np.mean((np.diagonal(matrix[:-1]) - matrix[0])[1:]))
+
+
+def forgetting(table: ScoreTable, *, seed: int) -> Forgetting:
+    """Every variant of forgetting in accuracy and in loss; `seed` only moves the bootstrap intervals of the losses.
+
+    Losses that are NaN or infinite are kept in the values; their uncertainty is None, with the reason.
+    """
+    # inf - inf is a legitimate NaN here: a diverged checkpoint is reported, not hidden.
+    with np.errstate(invalid="ignore"):
+        accuracy, loss = _measure(table, "accuracy", seed), _measure(table, "loss", seed)
+    return Forgetting(table.split, table.task_names, accuracy, loss)
+
+
+def verdict(result: Forgetting) -> str:
+    """The answer of the run in one sentence: what became of each earlier task; loss changes as value ± stderr."""
+    names = result.task_names
+    if len(names) == 1:
+        return f"Only {names[0]} was fine-tuned, nothing came after it, so forgetting cannot be measured; one seed."
+    lead = f"After fine-tuning on {', then '.join(names[1:])}, "
+    if len(names) == 2:
+        said = _said_of_task(result, 0)
+        taught_nothing = _outcome(result, 0) == "nothing learnt"
+        return (said[0].upper() + said[1:] if taught_nothing else lead + said) + "; one seed."
+    earlier = "; ".join(_said_of_task(result, k) for k in range(len(names) - 1))
+    return f"{lead}{earlier}; {_said_of_average(result)}; one seed."
+
+
+def _mean(values: _Matrix) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(values))
+
+
+def _values(cell: ItemScores, measure: Measure) -> _Matrix:
+    return cell.correct.astype(np.float64) if measure == "accuracy" else cell.loss
+
+
+def _sign(measure: Measure) -> float:
+    return 1.0 if measure == "accuracy" else -1.0
+
+
+def _require_shape(R: _Matrix, *, base_row: bool) -> _Matrix:
+    matrix = np.asarray(R, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[1] < 1 or matrix.shape[0] != matrix.shape[1] + base_row:
+        raise ValueError(f"R must have shape {'(T + 1, T)' if base_row else '(T, T)'}, got {matrix.shape}")
+    return matrix
+
+
+def _after_tasks(R: _Matrix, base_row: bool) -> _Matrix:
+    return _require_shape(R, base_row=base_row)[int(base_row) :]
+
+
+def _require_two_tasks(R: _Matrix) -> None:
+    if np.shape(R)[-1] < 2:
+        raise ValueError("this measure needs at least two tasks")
+
+
+def _measure(table: ScoreTable, measure: Measure, seed: int) -> MeasureForgetting:
+    T = table.n_tasks
+    average, backward, measure_of_maximum, forward = _summaries(table, measure)
+    learnt = tuple(_task_learning(table, measure, j, seed) for j in range(1, T + 1))
+    return MeasureForgetting(
+        measure=measure,
+        cells=tuple(tuple(_cell(table, measure, i, j, seed) for j in range(1, T + 1)) for i in range(T + 1)),
+        tasks=tuple(_task_forgetting(table, measure, learnt[j - 1], seed) for j in range(1, T)),
+        learning=learnt,
+        average=average,
+        backward_transfer=backward,
+        forgetting_measure=measure_of_maximum,
+        forward_transfer=forward,
+    )
+
+
+def _cell(table: ScoreTable, measure: Measure, i: int, j: int, seed: int) -> Proportion | Mean:
+    cell = table.scores[i, j]
+    if measure == "accuracy":
+        return proportion(cell.correct)
+    if not np.isfinite(cell.loss).all():
+        return Mean(_mean(cell.loss), None, cell.n, None)
+    return estimate_mean(cell.loss, seed=derive_seed(seed, "mean loss", table.split, i, j))
+
+
+def _change(table: ScoreTable, measure: Measure, j: int, steps: tuple[int, int], seed: int) -> Change | None:
+    x, y = (table.scores[i, j] for i in steps)
+    if measure == "accuracy":
+        return paired_proportion_change(x.correct, y.correct, clusters=x.subjects)
+    if not (np.isfinite(x.loss).all() and np.isfinite(y.loss).all()):
+        return None
+    stream = derive_seed(seed, "loss change", table.split, j, *steps)
+    return paired_mean_change(x.loss, y.loss, seed=stream, clusters=x.subjects)
+
+
+def _signed(change: Change | None, sign: float, value: float) -> Estimate:
+    if change is None:
+        return Estimate(value, reason=_NOT_FINITE)
+    interval = None if change.interval is None else change.interval if sign > 0 else -change.interval
+    reason = f"fewer than {MINIMUM_ITEMS} items: no interval" if interval is None else None
+    return Estimate(0.0 + sign * change.value, change.stderr, interval, reason)
+
+
+def _task_learning(table: ScoreTable, measure: Measure, j: int, seed: int) -> TaskLearning:
+    base, tuned = table.scores[0, j], table.scores[j, j]
+    before, after = _mean(_values(base, measure)), _mean(_values(tuned, measure))
+    change = _change(table, measure, j, (0, j), seed)
+    estimate = _signed(change, _sign(measure), _sign(measure) * (after - before))
+    return TaskLearning(
+        j, table.task_names[j - 1], base.n, before, after, estimate, _is_learning_shown(estimate, change), change
+    )
+
+
+def _is_learning_shown(estimate: Estimate, change: Change | None) -> bool:
+    if change is None or estimate.value is None or estimate.value <= 0:
+        return False
+    if isinstance(change, PairedProportionChange):
+        return change.p_value <= 0.05
+    return change.stderr is not None and estimate.value >= 2 * change.stderr
+
+
+def _task_forgetting(table: ScoreTable, measure: Measure, learnt: TaskLearning, seed: int) -> TaskForgetting:
+    j, sign = learnt.task, _sign(measure)
+    base, tuned, last = (_values(table.scores[i, j], measure) for i in (0, j, table.n_tasks))
+    change = _change(table, measure, j, (j, table.n_tasks), seed)
+    lost = sign * (tuned - last)
+    if change is None:
+        relative = normalised = Estimate(None, reason=_NOT_FINITE)
+    else:
+        relative = _ratio(lost, tuned, f"{measure} after fine-tuning on the task is 0")
+        normalised = _ratio(lost, sign * (tuned - base), "") if learnt.shown else _refused(learnt)
+    absolute = _signed(change, -sign, _mean(lost))
+    return TaskForgetting(j, learnt.name, learnt.n, absolute, relative, normalised, change)
+
+
+def _refused(learnt: TaskLearning) -> Estimate:
+    if learnt.change is None:
+        return Estimate(None, reason=_NOT_FINITE)
+    amount = learnt.learning.value
+    why = "learning is not positive" if amount is None or amount <= 0 else "learning is not distinguishable from 0"
+    return Estimate(None, reason=f"nothing was learnt that could be forgotten: {why}")
+
+
+def _ratio(numerators: _Matrix, denominators: _Matrix, reason_if_zero: str) -> Estimate:
+    denominator = _mean(denominators)
+    if denominator == 0:
+        return Estimate(None, reason=reason_if_zero)
+    ratio = _mean(numerators) / denominator
+    residual = standard_error(numerators - ratio * denominators)
+    return Estimate(0.0 + ratio, None if residual is None else residual / abs(denominator))
+
+
+def _summaries(table: ScoreTable, measure: Measure) -> tuple[Estimate, Estimate, Estimate, Estimate]:
+    """Average, backward transfer, forgetting measure, forward transfer."""
+    T, matrix = table.n_tasks, table._matrix(measure)
+    average = _combined(average_accuracy(matrix), [_values(table.scores[T, j], measure) for j in range(1, T + 1)])
+    if T == 1:
+        missing = Estimate(None, reason=_ONE_TASK)
+        return average, missing, missing, missing
+    gains = _sign(measure) * matrix
+    best = 1 + gains[1:-1].argmax(axis=0)
+
+    def difference(j: int, i: int, k: int) -> _Matrix:
+        return _values(table.scores[k, j], measure) - _values(table.scores[i, j], measure)
+
+    return (
+        average,
+        _combined(backward_transfer(gains), [difference(j, j, T) for j in range(1, T)]),
+        _combined(forgetting_measure(gains), [difference(j, int(best[j - 1]), T) for j in range(1, T)]),
+        _combined(forward_transfer(gains), [difference(j, 0, j - 1) for j in range(2, T + 1)]),
+    )
+
+
+def _combined(value: float, groups: Sequence[_Matrix]) -> Estimate:
+    if not all(np.isfinite(group).all() for group in groups):
+        return Estimate(value, reason=_NOT_FINITE)
+    stderrs = [stderr for group in groups if (stderr := standard_error(group)) is not None]
+    if len(stderrs) < len(groups):
+        return Estimate(value, reason="a task has only one item")
+    return Estimate(value, math.hypot(*stderrs) / len(groups))
+
+
+Outcome = Literal["too few items", "dropped", "rose", "nothing learnt", "no drop shown"]
+
+
+def _outcome(result: Forgetting, k: int) -> Outcome:
+    interval = result.accuracy.tasks[k].absolute.interval
+    if interval is None:
+        return "too few items"
+    if interval.low > 0:
+        return "dropped"
+    if interval.high < 0:
+        return "rose"
+    learnt = result.accuracy.learning[k].shown or result.loss.learning[k].shown
+    return "no drop shown" if learnt else "nothing learnt"
+
+
+def _said_of_task(result: Forgetting, k: int) -> str:
+    accuracy, learnt = result.accuracy.tasks[k], result.accuracy.learning[k]
+    cell, final = result.accuracy.cells[k + 1][k], result.accuracy.cells[-1][k]
+    change, drop = accuracy.change, accuracy.absolute
+    assert isinstance(change, PairedProportionChange)
+    assert drop.value is not None
+    items = f"{_split_word(result.split)} {accuracy.name} items"
+    where = f"accuracy on the {accuracy.n} {items}"
+    span = f"from {cell.value:.2f} to {final.value:.2f}"
+    loss = _said_of_loss(result.loss.tasks[k].absolute)
+    match _outcome(result, k):
+        case "too few items":
+            before, after = change.both + change.only_before, change.both + change.only_after
+            return (
+                f"correct answers on the {items} went from {before} to {after} of {accuracy.n} items, "
+                "too few items for an interval or a verdict"
+            )
+        case "dropped":
+            base = f", though fine-tuning on it had not measurably raised it ({learnt.before:.2f} before)"
+            fell = f"{where} fell {span}, a drop of {drop.value:.2f} ({_said_of(drop.interval)}; {loss})"
+            return fell if learnt.shown else fell + base
+        case "rose":
+            return f"{where} rose {span}, a gain of {-drop.value:.2f} ({_said_of(change.interval)}; {loss})"
+        case "nothing learnt":
+            return (
+                f"nothing was learnt of {accuracy.name}, so nothing could be forgotten: fine-tuning on it took {where} "
+                f"from {learnt.before:.2f} to {learnt.after:.2f}, and it ended at {final.value:.2f}"
+            )
+        case "no drop shown":
+            smallest = 100 * detectable_drop(change.n, (change.only_before + change.only_after) / change.n)
+            return (
+                f"no drop could be shown in {where} ({span}, a drop of {drop.value:.2f}, {_said_of(drop.interval)}; "
+                f"{loss}); with {change.n} items a drop below {smallest:.0f} points cannot be seen reliably"
+            )
+
+
+def _split_word(split: str) -> str:
+    return {"train": "trained", "test": "held-out"}.get(split, split)
+
+
+def _said_of(interval: Interval | None) -> str:
+    assert interval is not None
+    return f"{100 * interval.level:.0f}% interval {interval.low:.2f} to {interval.high:.2f}"
+
+
+def _said_of_loss(rise: Estimate) -> str:
+    if rise.value is None or not math.isfinite(rise.value):
+        return "loss not finite"
+    return f"loss {rise.value:+.2f}" + ("" if rise.stderr is None else f" ± {rise.stderr:.2f}") + " nats"
+
+
+def _said_of_average(result: Forgetting) -> str:
+    transfer = result.accuracy.backward_transfer
+    assert transfer.value is not None
+    uncertainty = "" if transfer.stderr is None else f" ± {transfer.stderr:.2f}"
+    return f"average forgetting {0.0 - transfer.value:.2f}{uncertainty} in accuracy"

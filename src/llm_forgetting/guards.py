@@ -1,0 +1,70 @@
+"""Checks made before anything is trained: what would otherwise spoil every number in silence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llm_forgetting.batches import EncodedItem
+from llm_forgetting.errors import UserError
+from llm_forgetting.evaluation import score
+from llm_forgetting.language_model import LanguageModel
+
+GUARD_ITEMS = 16
+LETTER_MASS_WARNING = 0.5
+
+# Largest difference of a letter logit between batch size 1 and k, by precision of the backbone. Llama logits are of
+# order 20: float32 keeps them to 1e-4 or better, bfloat16 (8 bits) to a few tenths.
+_BATCH_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.1, torch.bfloat16: 0.75}
+
+
+@dataclass(frozen=True)
+class GuardReport:
+    """What the start-up checks measured.
+
+    `batch_logit_difference`: largest difference of a letter logit between batch size 1 and `batch_size`.
+    `repeat_loss_difference`: difference of the mean loss between two passes (nats).
+    `letter_mass`: mean probability that the base model gives to the option letters.
+    """
+
+    items: int
+    batch_size: int
+    batch_logit_difference: float
+    batch_tolerance: float
+    repeat_loss_difference: float
+    letter_mass: float
+    letter_token_ids: tuple[int, ...]
+
+
+def check(model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int) -> GuardReport:
+    """Run the checks on up to 16 items of mixed length; UserError where the model cannot be measured."""
+    by_length = sorted(encoded, key=lambda item: len(item.input_ids))
+    picks = np.linspace(0, len(by_length) - 1, min(GUARD_ITEMS, len(by_length))).round().astype(int)
+    # Long and short items side by side, so that the batch really is padded.
+    chosen = [by_length[i] for i in np.unique(picks)]
+    alone, together, again = (score(model, chosen, size) for size in (1, len(chosen), len(chosen)))
+    difference = float(np.max(np.abs(np.nan_to_num(alone.letter_logits - together.letter_logits))))
+    tolerance = _BATCH_TOLERANCE[model.dtype]
+    if not np.isfinite(alone.losses).all():
+        raise UserError(f"the base model's losses must be finite, some are not in {model.dtype}; use model.dtype=float32")
+    if difference > tolerance:
+        raise UserError(
+            f"an item's answer must not depend on its batch; letter logits alone and left-padded differ by {difference:.3g} "
+            f"(allowed {tolerance:g}): this model's padding or positions are not handled, use another model"
+        )
+    repeat = float(abs(together.losses.mean() - again.losses.mean()))
+    if repeat > 1e-6 * max(1.0, float(together.losses.mean())):
+        raise UserError(
+            f"two passes over the same items must give the same loss, they differ by {repeat:.3g} nats: the model is not "
+            f"deterministic in eval mode (dropout? atomics?), so no landscape of it can be measured"
+        )
+    return GuardReport(
+        items=len(chosen),
+        batch_size=len(chosen),
+        batch_logit_difference=difference,
+        batch_tolerance=tolerance,
+        repeat_loss_difference=repeat,
+        letter_mass=float(together.letter_mass.mean()),
+        letter_token_ids=chosen[0].letter_ids,
+    )

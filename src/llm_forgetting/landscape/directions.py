@@ -1,0 +1,100 @@
+"""Random directions of adapter space, drawn in the ambient space so that they mean the same in every gauge and checkpoint.
+
+For a module with delta W = U S V^T and Gaussian G1, G2 of the shape of delta W,
+
+    dB = G1 V sqrt(S) / sqrt(d_out)        dA = sqrt(S) U^T G2 / sqrt(d_in)
+
+so that dB A = G1 (dW^T dW)^1/2 / sqrt(d_out) and B dA = (dW dW^T)^1/2 G2 / sqrt(d_in) are functions of delta W alone.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from llm_forgetting.landscape.gauge import Adapter, Canonical, Factors
+from llm_forgetting.seeding import derive_seed
+
+Direction = dict[str, Factors]
+
+# Gaussians are drawn this many rows at a time and thrown away: LLaMA-2 7B's would take 26 GB per direction.
+ROWS_PER_CHUNK = 256
+
+
+def _gaussian_chunks(seed: int, rows: int, columns: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """A (rows, columns) standard normal float32 matrix, in row chunks, from one CPU stream (the same on every device)."""
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, rows, ROWS_PER_CHUNK):
+        size = min(ROWS_PER_CHUNK, rows - start)
+        yield slice(start, start + size), torch.randn(size, columns, generator=generator)
+
+
+def _module_direction(module: Canonical, name: str, seed: int, index: int) -> Factors:
+    """The direction of one module before rescaling; streams are named (seed, `direction`, index, module, B or A)."""
+    rows, columns = module.U.shape[0], module.V.shape[0]
+    U, V, root = module.U.float().cpu(), module.V.float().cpu(), module.S.float().cpu().sqrt()
+    dB = torch.empty(rows, len(root))
+    for block, gaussian in _gaussian_chunks(derive_seed(seed, "direction", index, name, "B"), rows, columns):
+        dB[block] = gaussian @ V
+    dA = torch.zeros(len(root), columns)
+    for block, gaussian in _gaussian_chunks(derive_seed(seed, "direction", index, name, "A"), rows, columns):
+        dA += U[block].T @ gaussian
+    device = module.U.device
+    return Factors(B=(dB * root / rows**0.5).to(device), A=(root[:, None] * dA / columns**0.5).to(device))
+
+
+def random_direction(adapter: Adapter, seed: int, index: int) -> Direction:
+    """Direction number `index` of stream `seed` at this adapter, before orthogonalisation and rescaling.
+
+    The Gaussians depend on (seed, index, module name) alone, so the same index is the same ambient direction at every
+    checkpoint. They are the cost: two matrices of the size of all adapted weights.
+    """
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+        modules = pool.map(lambda entry: (entry[0], _module_direction(entry[1], entry[0], seed, index)), adapter.items())
+        return dict(modules)
+
+
+def inner(d: Mapping[str, Factors], e: Mapping[str, Factors]) -> float:
+    """Frobenius inner product over both factors of all modules, summed in float64; independent of the gauge."""
+    return float(
+        sum((d[name].B.double() * e[name].B).sum() + (d[name].A.double() * e[name].A).sum() for name in d)
+    )
+
+
+def norm(d: Mapping[str, Factors]) -> float:
+    """Frobenius norm over both factors of all modules."""
+    return inner(d, d) ** 0.5
+
+
+def combined(terms: list[tuple[float, Mapping[str, Factors]]]) -> Direction:
+    """The linear combination sum c_i d_i, factor by factor."""
+    return {
+        name: Factors(B=sum_tensors([c * d[name].B for c, d in terms]), A=sum_tensors([c * d[name].A for c, d in terms]))
+        for name in terms[0][1]
+    }
+
+
+def sum_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Sum of tensors of one shape."""
+    return torch.stack(tensors).sum(dim=0)
+
+
+def orthogonal_directions(adapter: Adapter, seed: int, count: int, length: float) -> list[Direction]:
+    """`count` random directions, mutually orthogonal in the Frobenius inner product, each rescaled to norm `length`.
+
+    Orthogonalised first (Gram-Schmidt, each projection divided by the squared norm), rescaled last and globally.
+    """
+    directions: list[Direction] = []
+    for index in range(count):
+        direction = random_direction(adapter, seed, index)
+        for earlier in directions:
+            direction = combined([(1.0, direction), (-inner(direction, earlier) / inner(earlier, earlier), earlier)])
+        directions.append(direction)
+    return [combined([(length / norm(direction), direction)]) for direction in directions]
+
+
+def point(adapter: Adapter, steps: list[tuple[float, Direction]]) -> dict[str, Factors]:
+    """The adapter (B + sum a_i dB_i)(A + sum a_i dA_i), of the same rank, in canonical coordinates."""
+    base = {name: module.factors for name, module in adapter.items()}
+    moved = [(a, d) for a, d in steps if a != 0]
+    return combined([(1.0, base), *moved]) if moved else base

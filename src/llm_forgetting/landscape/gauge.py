@@ -1,0 +1,83 @@
+"""LoRA's gauge freedom, and the coordinates in which it is gone.
+
+delta W = B A is unchanged under (A, B) -> (M A, B M^-1) for every invertible M. The canonical factors are
+
+    delta W = U S V^T (thin SVD),   B = U sqrt(S),   A = sqrt(S) V^T
+
+which leaves signs and rotations among equal singular values; directions are drawn so that those cancel too.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Factors:
+    """delta W = B A of one module: B (d_out, r), A (r, d_in), any scale absorbed."""
+
+    B: torch.Tensor
+    A: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """Thin SVD delta W = U diag(S) V^T of one module: U (d_out, r), S (r,) descending, V (d_in, r)."""
+
+    U: torch.Tensor
+    S: torch.Tensor
+    V: torch.Tensor
+
+    @property
+    def factors(self) -> Factors:
+        """B = U sqrt(S), A = sqrt(S) V^T."""
+        root = self.S.sqrt()
+        return Factors(B=self.U * root, A=root[:, None] * self.V.T)
+
+
+Adapter = dict[str, Canonical]
+
+
+def canonicalise(factors: dict[str, Factors]) -> Adapter:
+    """Canonical form of every module: two thin QRs and one r x r SVD, in float64, returned in the factors' own dtype."""
+    return {name: _canonical(pair) for name, pair in factors.items()}
+
+
+def _canonical(pair: Factors) -> Canonical:
+    Q_out, R_out = torch.linalg.qr(pair.B.double())
+    Q_in, R_in = torch.linalg.qr(pair.A.double().T)
+    U, S, Vh = torch.linalg.svd(R_out @ R_in.T)
+    dtype = pair.B.dtype
+    return Canonical(U=(Q_out @ U).to(dtype), S=S.to(dtype), V=(Q_in @ Vh.T).to(dtype))
+
+
+def adapter_norm(adapter: Adapter) -> float:
+    """|P|_F over all canonical factors of all modules: sqrt(2 sum of singular values)."""
+    return float(sum(2 * module.S.double().sum() for module in adapter.values())) ** 0.5
+
+
+def update_norm(adapter: Adapter) -> float:
+    """|delta W|_F over all modules."""
+    return float(sum(module.S.double().square().sum() for module in adapter.values())) ** 0.5
+
+
+def regauged(factors: dict[str, Factors], seed: int) -> dict[str, Factors]:
+    """The same function written in another gauge: (M A, B M^-1) with a random invertible M per module.
+
+    M = Q1 diag(exp u) Q2 with random orthogonal Q1, Q2 and u uniform on [-2, 2]: neither a rotation nor a rescaling,
+    with a condition number of at most e^4 = 55, so that float32 can still write the result down.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    result = {}
+    for name, pair in factors.items():
+        rank = pair.A.shape[0]
+        Q1, Q2 = (
+            torch.linalg.qr(torch.randn(rank, rank, generator=generator, dtype=torch.float64))[0] for _ in range(2)
+        )
+        stretch = torch.exp(4 * torch.rand(rank, generator=generator, dtype=torch.float64) - 2)
+        M, M_inverse = (Q1 * stretch) @ Q2, (Q2.T / stretch) @ Q1.T
+        device, dtype = pair.B.device, pair.B.dtype
+        result[name] = Factors(
+            B=(pair.B.double() @ M_inverse.to(device)).to(dtype), A=(M.to(device) @ pair.A.double()).to(dtype)
+        )
+    return result

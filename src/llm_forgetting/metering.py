@@ -1,0 +1,59 @@
+"""Wall time and peak memory of one block of work."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def _reset_peak() -> None:
+    """On Linux, let the kernel's high-water mark start again from here; elsewhere the peak is the process's own."""
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return
+
+
+def peak_resident_bytes() -> int:
+    """The largest resident memory since the last reset (Linux) or since the process began (elsewhere), in bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Meter:
+    """A context manager that measures its block: wall seconds, peak resident memory, peak GPU memory if there is one."""
+
+    def __enter__(self) -> "Meter":
+        _reset_peak()
+        self._cuda = _cuda_in_use()
+        if self._cuda is not None:
+            self._cuda.reset_peak_memory_stats()
+        self._start = time.perf_counter()
+        self._wall_seconds = 0.0
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._wall_seconds = time.perf_counter() - self._start
+
+    def reading(self) -> dict[str, float]:
+        """`wall_seconds`, `peak_memory_bytes` (resident), and on a GPU `peak_gpu_memory_bytes`."""
+        reading = {"wall_seconds": round(self._wall_seconds, 3), "peak_memory_bytes": peak_resident_bytes()}
+        if self._cuda is not None:
+            reading["peak_gpu_memory_bytes"] = self._cuda.max_memory_allocated()
+        return reading
+
+
+def _cuda_in_use():  # type: ignore[no-untyped-def]  # torch.cuda, without importing torch where nobody has
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None

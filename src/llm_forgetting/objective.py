@@ -1,0 +1,70 @@
+"""What is measured at the answer position: letter logits, the rest of the vocabulary, and what follows from them.
+
+    z = logits of the option letters (n, k),   rest = logsumexp over all other tokens (n,),   lse = logaddexp(logsumexp z, rest)
+    full-vocabulary loss = lse - z[y]     four-way loss = logsumexp(z) - z[y]     letter mass = sum exp(z - lse)
+
+in nats, from one forward pass. Keeping `rest` and not `lse` makes every loss non-negative by construction, also after
+interpolation. Items with fewer than k options carry z = -inf in the surplus places.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AnswerStatistics:
+    """`letter_logits` (..., n, k), `rest` (..., n) and `answers` (n,) of n items; leading axes are points of a scan."""
+
+    letter_logits: Floats
+    rest: Floats
+    answers: NDArray[np.int64]
+
+    @property
+    def _answer_logit(self) -> Floats:
+        index = np.broadcast_to(self.answers[..., None], (*self.letter_logits.shape[:-1], 1))
+        return np.take_along_axis(self.letter_logits, index, axis=-1)[..., 0]
+
+    @property
+    def losses(self) -> Floats:
+        """(..., n) full-vocabulary loss of every item, nats: the training loss."""
+        lse = np.logaddexp(logsumexp(self.letter_logits, axis=-1), self.rest)
+        return np.asarray(lse - self._answer_logit)
+
+    @property
+    def four_way_losses(self) -> Floats:
+        """(..., n) loss within the k letters, nats."""
+        return np.asarray(logsumexp(self.letter_logits, axis=-1) - self._answer_logit)
+
+    @property
+    def predictions(self) -> NDArray[np.int64]:
+        """(..., n) index of the first largest letter."""
+        return np.argmax(self.letter_logits, axis=-1)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """(..., n) whether the largest letter is the answer."""
+        return np.asarray(self.predictions == self.answers) & np.isfinite(self._answer_logit)
+
+    @property
+    def letter_mass(self) -> Floats:
+        """(..., n) probability that the model gives to the option letters together."""
+        letters = logsumexp(self.letter_logits, axis=-1)
+        return np.asarray(np.exp(letters - np.logaddexp(letters, self.rest)))
+
+    def surface(self, kind: str) -> Floats:
+        """(...,) mean over the items of `loss`, `four_way_loss`, `accuracy` or `letter_mass`."""
+        values = {
+            "loss": lambda: self.losses,
+            "four_way_loss": lambda: self.four_way_losses,
+            "accuracy": lambda: self.correct.astype(np.float64),
+            "letter_mass": lambda: self.letter_mass,
+        }[kind]()
+        return np.asarray(values.sum(axis=-1) / values.shape[-1])
+
+
+SURFACES = ("loss", "four_way_loss", "accuracy", "letter_mass")

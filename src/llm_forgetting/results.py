@@ -1,0 +1,62 @@
+"""From the phases' artifacts to results.json: assembly, schema version, provenance. No torch."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llm_forgetting.forgetting import ItemScores, ScoreTable
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "test")
+_PACKAGES = ("llm-forgetting", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scipy", "tokenizers")
+
+Record = dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that computes a number."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed (run from source)"
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """The machine, as far as it can change a rounding error."""
+    return {"platform": platform.platform(), "machine": platform.machine(), "cpu_count": os.cpu_count()}
+
+
+def score_table(records: Iterable[Record], task_names: Sequence[str], split: str, checkpoints: Sequence[str]) -> ScoreTable:
+    """The per-item records of one split as the input of `forgetting`."""
+    cells: dict[tuple[int, int], list[Record]] = {}
+    for record in records:
+        if record["split"] == split:
+            cell = checkpoints.index(record["checkpoint"]), task_names.index(record["task"]) + 1
+            cells.setdefault(cell, []).append(record)
+    scores = {
+        cell: ItemScores(
+            ids=tuple(record["id"] for record in found),
+            subjects=tuple(record["subject"] for record in found),
+            correct=np.array([record["correct"] for record in found], dtype=np.bool_),
+            loss=np.array([float(record["loss"]) for record in found]),
+        )
+        for cell, found in cells.items()
+    }
+    return ScoreTable(scores, tuple(task_names), split)
+
+
+def without_raw_logits(landscape: Mapping[str, Any]) -> dict[str, Any]:
+    """A landscape's result as it stands in results.json: surfaces and numbers, no per-item logits."""
+    raw = ("letter_logits", "rest", "answers")
+    surfaces = {
+        task: {key: value for key, value in surface.items() if key not in raw}
+        for task, surface in landscape["surfaces"].items()
+    }
+    return {**landscape, "surfaces": surfaces}

@@ -1,0 +1,110 @@
+"""The live side of a run: encoded tasks, and one model that is brought to whichever checkpoint a phase asks for."""
+
+from functools import cached_property
+from pathlib import Path
+
+from llm_forgetting.batches import EncodedItem, encode
+from llm_forgetting.config import DataConfig, ExperimentConfig
+from llm_forgetting.evaluation import EncodedTask
+from llm_forgetting.language_model import LanguageModel
+from llm_forgetting.progress import Progress
+from llm_forgetting.seeding import generator
+from llm_forgetting.tasks.sources import Source, load_tasks, open_source
+from llm_forgetting.tasks.synthetic import SyntheticSource
+from llm_forgetting.tasks.task import Task
+
+INITIAL = "initial"
+
+
+def checkpoint_name(after_task: int) -> str:
+    """`initial` for 0, else `after_taskN`: the checkpoints theta_0, theta_1, ... of the method."""
+    return f"after_task{after_task}" if after_task else INITIAL
+
+
+def source_of(data: DataConfig) -> Source:
+    """The source of items that the configuration names."""
+    if data.source == "synthetic":
+        return SyntheticSource()
+    return open_source(source=data.source, path=data.path, hub_config=data.hub_config, columns=data.columns)
+
+
+def tasks_of(data: DataConfig, source: Source) -> list[Task]:
+    """The configured tasks, split."""
+    return load_tasks(
+        source,
+        data.tasks,
+        train_items=data.train_items,
+        test_items=data.test_items,
+        train_fraction=data.train_fraction,
+        items_per_task=data.items_per_task,
+        few_shot=data.few_shot,
+        seed=data.seed,
+    )
+
+
+class Session:
+    """Everything that is loaded only if a phase has to be computed: a finished run resumes without model or data."""
+
+    def __init__(self, config: ExperimentConfig, folder: Path, progress: Progress) -> None:
+        self.config = config
+        self.folder = folder
+        self.progress = progress
+        self._at = 0
+
+    @cached_property
+    def source(self) -> Source:
+        """The source of items."""
+        return source_of(self.config.data)
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """The tasks in the order they are learnt."""
+        return tasks_of(self.config.data, self.source)
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """Backbone and fresh adapter; `at` moves it to a checkpoint."""
+        self._at = 0
+        return LanguageModel.load(
+            self.config.model, self.config.lora, seed=self.config.training.seed, notify=self.progress.note
+        )
+
+    @cached_property
+    def encoded(self) -> list[EncodedTask]:
+        """The tasks as tokens."""
+        return [
+            EncodedTask(
+                task.name,
+                *(
+                    tuple(encode(self.model.tokenizer, task.split(split), task.shots, self.config.data.max_tokens))
+                    for split in ("train", "test")
+                ),
+            )
+            for task in self.tasks
+        ]
+
+    def at(self, after_task: int) -> LanguageModel:
+        """The model with the adapter of the checkpoint after task number `after_task` (0: the fresh one)."""
+        model = self.model
+        if self._at != after_task:
+            model.load_adapter_weights(self.checkpoint_folder(after_task))
+            self._at = after_task
+        return model
+
+    def trained(self, after_task: int) -> None:
+        """Say that the live adapter now is the checkpoint after task number `after_task`."""
+        self._at = after_task
+
+    def checkpoint_folder(self, after_task: int) -> Path:
+        """`checkpoint_after_taskN` in the run folder."""
+        return self.folder / f"checkpoint_{checkpoint_name(after_task)}"
+
+    def landscape_items(self) -> list[list[EncodedItem]]:
+        """Per task the fixed subset of items whose loss is the landscape, in a seeded order."""
+        settings = self.config.landscape
+        chosen = []
+        for task in self.encoded:
+            items = task.split(settings.items)
+            rows = generator(settings.seed, "landscape items", task.name).permutation(len(items))[: settings.num_items]
+            chosen.append([items[row] for row in sorted(rows)])
+        return chosen

@@ -1,0 +1,92 @@
+"""What a person sees while a run goes on, and when it is done."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from llm_forgetting.progress import Advance
+from llm_forgetting.report.tables import Table, accuracy_matrix, forgetting_table, landscape_table
+
+log = logging.getLogger(__name__)
+
+
+class Terminal:
+    """A `Progress` on a rich console; bars are drawn on a terminal and left out of pipes and files."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+
+    def phase(self, number: int, total: int, title: str, *, kept: bool) -> None:
+        """A heading such as `[ 3/10] evaluate`."""
+        width = len(str(total))
+        mark = "  [dim](kept from before)[/dim]" if kept else ""
+        self.console.print(f"[bold cyan]\\[{number:>{width}}/{total}][/bold cyan] {escape(title)}{mark}")
+
+    def note(self, message: str) -> None:
+        """A dim line."""
+        log.info(message)
+        self.console.print(f"        [dim]{escape(message)}[/dim]")
+
+    def warn(self, message: str) -> None:
+        """A yellow line."""
+        log.warning(message)
+        self.console.print(f"        [yellow]note:[/yellow] {escape(message)}")
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Advance]:
+        """A bar with counts, a short text, time gone and time left; then one line that says how long it took."""
+        columns = (
+            TextColumn("       "), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        started = time.perf_counter()
+        latest = ""
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(label, total=total, text="")
+
+            def advance(steps: int, text: str) -> None:
+                nonlocal latest
+                latest = text or latest
+                progress.update(task, advance=steps, text=latest)
+
+            yield advance
+        seconds = time.perf_counter() - started
+        ending = f", {latest}" if latest else ""
+        self.note(f"{label}: {total} steps in {spoken_seconds(seconds)}{ending}")
+
+    def show_results(self, results: Mapping[str, Any], folder: Path) -> None:
+        """The closing tables, the answer, and where everything is."""
+        self.console.print()
+        for table in (accuracy_matrix(results), forgetting_table(results), landscape_table(results)):
+            self.show_table(table)
+        for warning in results["warnings"][len(results.get("shown_warnings", [])) :]:
+            self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")
+        self.console.print(Panel(escape(results["answer"]), title="answer", title_align="left", border_style="green"))
+        self.console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]: results.md, results.json, items.jsonl, "
+                           f"landscape_overview.png and {len(results['figures']) - 1} more figures.")  # fmt: skip
+
+    def show_table(self, table: Table) -> None:
+        """One table, its note below."""
+        drawn = RichTable(title=table.title, title_justify="left", title_style="bold", header_style="dim")
+        drawn.caption, drawn.caption_justify, drawn.caption_style = escape(table.note) or None, "left", "dim"
+        for index, name in enumerate(table.header):
+            drawn.add_column(escape(name), justify="left" if index == 0 else "right")
+        for row in table.rows:
+            drawn.add_row(*(escape(cell) for cell in row))
+        self.console.print(drawn)
+
+
+def spoken_seconds(seconds: float) -> str:
+    """Seconds as `42 s` or `3 min 20 s`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"

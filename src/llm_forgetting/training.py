@@ -1,0 +1,182 @@
+"""Fine-tuning on one task, through transformers' Trainer."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from llm_forgetting.batches import Batch, EncodedItem, collate
+from llm_forgetting.config import TrainingConfig
+from llm_forgetting.errors import UserError
+from llm_forgetting.language_model import LanguageModel
+from llm_forgetting.seeding import derive_seed, generator
+
+# Batches are cut from runs of this many batches sorted by length: little padding, yet other company every epoch.
+BATCHES_PER_BUCKET = 4
+
+
+class LengthBucketSampler(Sampler[int]):
+    """Item indices in a new order every epoch, neighbours of like length; a function of (seed, epoch) alone.
+
+    Shuffle, cut into runs of a few batches, sort each run by length, shuffle the batches. Trainer calls `set_epoch`, so a
+    resumed run sees the order of an uninterrupted one.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of epoch `epoch`."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = generator(self.seed, "order", self.epoch)
+        order = rng.permutation(len(self.lengths)).tolist()
+        run = self.batch_size * BATCHES_PER_BUCKET
+        batches = []
+        for start in range(0, len(order), run):
+            ordered = sorted(order[start : start + run], key=lambda index: -self.lengths[index])
+            batches += [ordered[i : i + self.batch_size] for i in range(0, len(ordered), self.batch_size)]
+        # A short batch stays last: moved elsewhere it would shift the borders of all that follow.
+        tail = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        return iter([index for n in rng.permutation(len(batches)) for index in batches[n]] + [i for b in tail for i in b])
+
+
+class AnswerTrainer(Trainer):
+    """Trainer whose loss is the mean full-vocabulary cross-entropy of the answer token, from answer-position logits."""
+
+    def __init__(self, language_model: LanguageModel, sampler: LengthBucketSampler, **kwargs: Any) -> None:
+        super().__init__(model=language_model.peft_model, **kwargs)
+        # The loss is a mean per batch; without this Trainer would not divide it by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self._language_model = language_model
+        self._sampler = sampler
+
+    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **_: Any) -> Any:
+        """Mean over the batch of -log p(answer letter | prompt), nats."""
+        batch = Batch(**inputs)
+        logits = self._language_model.answer_logits(batch)
+        answers = batch.letter_ids.gather(1, batch.answers[:, None])[:, 0].to(logits.device)
+        loss = F.cross_entropy(logits, answers)
+        return (loss, logits) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketSampler:
+        return self._sampler
+
+
+class _Watch(TrainerCallback):
+    """Tells the progress display, and stops a run whose loss is no longer a number."""
+
+    def __init__(self, advance: Callable[[int, str], None]) -> None:
+        self._advance = advance
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        recent = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
+        self._advance(1, "" if recent is None else f"loss {recent:.3f}")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise UserError(
+                f"the training loss became {loss} at step {state.global_step}; lower training.learning_rate "
+                f"(was {args.learning_rate:g}) or use model.dtype=float32"
+            )
+
+
+def optimizer_steps(items: int, config: TrainingConfig) -> int:
+    """Optimiser steps of one fine-tuning phase."""
+    batches = math.ceil(items / config.batch_size)
+    return math.ceil(batches / config.gradient_accumulation_steps) * config.num_epochs
+
+
+def fine_tune(
+    model: LanguageModel,
+    items: Sequence[EncodedItem],
+    config: TrainingConfig,
+    *,
+    stream: str,
+    scratch: Path,
+    advance: Callable[[int, str], None] = lambda steps, text: None,
+) -> list[dict[str, float]]:
+    """Train the live adapter on `items` with a fresh optimiser and schedule; returns the log, one entry per step.
+
+    `stream` names the random stream of item order and dropout. `scratch` holds Trainer's private resume files (one per
+    epoch; optimiser and RNG states): a phase that was killed goes on from the last whole epoch. The caller deletes it.
+    """
+    seed = derive_seed(config.seed, "training", stream) % 2**32
+    sampler = LengthBucketSampler([len(item.input_ids) for item in items], config.batch_size, seed)
+    trainer = AnswerTrainer(
+        model,
+        sampler,
+        args=_arguments(config, optimizer_steps(len(items), config), seed, scratch, model.device),
+        train_dataset=list(items),
+        data_collator=lambda batch: vars(collate(batch, model.pad_id)),
+        callbacks=[_Watch(advance)],
+    )
+    trainer.remove_callback(_printer(trainer))
+    try:
+        trainer.train(resume_from_checkpoint=_last_checkpoint(scratch))
+    finally:
+        model.peft_model.eval()
+    keys = ("epoch", "step", "loss", "grad_norm", "learning_rate")
+    return [
+        {key: float(entry[key]) for key in keys if key in entry} for entry in trainer.state.log_history if "loss" in entry
+    ]
+
+
+def _printer(trainer: Trainer) -> Any:
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    kinds = (PrinterCallback, ProgressCallback)
+    return next((type(callback) for callback in trainer.callback_handler.callbacks if isinstance(callback, kinds)), None)
+
+
+def _last_checkpoint(scratch: Path) -> str | None:
+    """The newest resume folder that was written whole (Trainer writes its state file last)."""
+    whole = [path for path in scratch.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def _arguments(config: TrainingConfig, steps: int, seed: int, scratch: Path, device: torch.device) -> TrainingArguments:
+    try:
+        return TrainingArguments(
+            output_dir=str(scratch),
+            per_device_train_batch_size=config.batch_size,
+            num_train_epochs=config.num_epochs,
+            learning_rate=config.learning_rate,
+            optim=config.optimizer,
+            lr_scheduler_type=config.lr_scheduler,
+            warmup_steps=math.ceil(config.warmup_ratio * steps),
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            gradient_checkpointing=config.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="epoch",
+            save_total_limit=1,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=device.type == "cuda",
+            use_cpu=device.type == "cpu",
+            seed=seed,
+            data_seed=seed,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"training.optimizer={config.optimizer!r} and training.lr_scheduler={config.lr_scheduler!r} must be names that "
+            f"transformers knows: {' '.join(str(error).split())[:160]}"
+        ) from error
