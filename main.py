@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from llm_forgetting.cli import run_main  # noqa: E402
+from llm_forgetting.cli import run_main
 
 if __name__ == "__main__":
     raise SystemExit(run_main())

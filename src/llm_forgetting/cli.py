@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
@@ -114,7 +114,9 @@ def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal")
         except UserError as error:
             raise UserError(f"{error} (what was finished is kept in {folder.path})") from error
         except OSError as error:
-            raise UserError(f"{folder.path} could not be written: {error.strerror or error}; make room, then {again}") from error
+            raise UserError(
+                f"{folder.path} could not be written: {error.strerror or error}; make room, then {again}"
+            ) from error
     terminal.show_results(results, folder.path)
     return 0
 
@@ -123,14 +125,16 @@ def _dry_run(config: ExperimentConfig, terminal: "Terminal") -> int:
     from llm_forgetting.estimate import estimate
 
     terminal.console.print(yaml.safe_dump(to_dict(config), sort_keys=False).rstrip(), markup=False)
-    for table in estimate(config):
+    for table in estimate(config, terminal.note):
         terminal.show_table(table)
     return 0
 
 
 def tasks(arguments: list[str]) -> int:
     """`llm-forgetting tasks`: what can be named as a task."""
-    parser = _Parser("llm-forgetting tasks", description="The subjects and groups that can be named as tasks, with item counts.")
+    parser = _Parser(
+        "llm-forgetting tasks", description="The subjects and groups that can be named as tasks, with item counts."
+    )
     parser.add_argument("--source", default="embedded", choices=["embedded", "local", "hub", "synthetic"])
     parser.add_argument("--path", default=None, help="the folder, file or data set of local and hub")
     parsed = parser.parse_args(arguments)
@@ -141,9 +145,9 @@ def tasks(arguments: list[str]) -> int:
     from llm_forgetting.terminal import Terminal
 
     _quiet_libraries()
-    source = source_of(DataConfig(source=parsed.source, path=parsed.path))
-    counts = source.subjects()
     terminal = Terminal()
+    source = source_of(DataConfig(source=parsed.source, path=parsed.path), terminal.note)
+    counts = source.subjects()
     subjects = tuple((name, str(count)) for name, count in sorted(counts.items()))
     terminal.show_table(Table(f"{len(counts)} subjects", ("subject", "items"), subjects, source.description))
     found = groups(counts)
@@ -181,7 +185,9 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
     )  # fmt: skip
     main_options.add_argument("--resume", metavar="DIR", help="go on with the run in DIR; takes no other option")
     main_options.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    main_options.add_argument("--dry_run", action="store_true", help="print configuration, sizes, time and memory; stop")
+    main_options.add_argument(
+        "--dry_run", action="store_true", help="print configuration, sizes, time and memory; stop"
+    )
     main_options.add_argument("--tasks", metavar="A,B,...", help="data.tasks, separated by commas")
     main_options.add_argument("--task1", metavar="NAME", help="the first of data.tasks")
     main_options.add_argument("--task2", metavar="NAME", help="the second of data.tasks")
@@ -211,8 +217,9 @@ def _quiet_libraries() -> None:
     import datasets
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    messages: Any = transformers.logging
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
     datasets.disable_progress_bars()
 
 

@@ -1,6 +1,7 @@
 """How the loss surface of each task changed from one checkpoint to the next; numbers only."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 COMPARED = ("centre", "maximum", "standard_deviation", "curvature_centre", "curvature_inner", "range")
@@ -14,7 +15,7 @@ def compare_landscapes(landscapes: Sequence[tuple[str, Mapping[str, Any]]]) -> l
     errors (True), fell by more (False), or neither (None): one random direction is one sample.
     """
     compared = []
-    for (first, before), (second, after) in zip(landscapes[:-1], landscapes[1:], strict=True):
+    for (first, before), (second, after) in pairwise(landscapes):
         for task, surface in before["surfaces"].items():
             metrics, later = surface["metrics"], after["surfaces"][task]["metrics"]
             rise, later_rise = surface["mean_rise"], after["surfaces"][task]["mean_rise"]

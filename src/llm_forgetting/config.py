@@ -73,9 +73,9 @@ class TrainingConfig:
         seed: Seeds the adapter's initial weights, the order of the items, and dropout.
     """
 
-    batch_size: int = 8
+    batch_size: int = 4
     learning_rate: float = 2e-3
-    num_epochs: int = 6
+    num_epochs: int = 5
     optimizer: str = "adamw_torch"
     lr_scheduler: str = "linear"
     warmup_ratio: float = 0.0
@@ -272,11 +272,13 @@ def _problems(config: ExperimentConfig) -> Iterator[str]:
     available = data.train_items if landscape.items == "train" else data.test_items
     if available is not None and landscape.num_items > available:
         yield (
-            f"landscape.num_items must be at most data.{landscape.items}_items={available}, "
-            f"was {landscape.num_items}"
+            f"landscape.num_items must be at most data.{landscape.items}_items={available}, was {landscape.num_items}"
         )
     if landscape.self_test_items > landscape.num_items:
-        yield f"landscape.self_test_items must be at most landscape.num_items={landscape.num_items}, was {landscape.self_test_items}"
+        yield (
+            f"landscape.self_test_items must be at most landscape.num_items={landscape.num_items}, "
+            f"was {landscape.self_test_items}"
+        )
     if config.model.name == "synthetic" and data.source != "synthetic":
         yield f"model.name=synthetic knows only the words of data.source=synthetic, which is {data.source}"
 

@@ -42,7 +42,9 @@ def parse_config(
             names[position : position + 1] = [task]
     parsed.data.tasks = tuple(names)
     sections = parser.instantiate(parsed)
-    return ExperimentConfig(**{field.name: getattr(sections, field.name) for field in dataclasses.fields(ExperimentConfig)})
+    return ExperimentConfig(
+        **{field.name: getattr(sections, field.name) for field in dataclasses.fields(ExperimentConfig)}
+    )
 
 
 def config_help() -> str:
@@ -89,7 +91,10 @@ def _one_line(message: str) -> str:
     stray = re.search(r"unrecognized arguments: (\S+)", message)
     if stray:
         return _unknown(stray[1].removeprefix("--").split("=")[0], flag=stray[1].startswith("--"))
-    extra = re.search(r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)|does not accept option '([\w.]+)'", message)
+    extra = re.search(
+        r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)|does not accept option '([\w.]+)'",
+        message,
+    )
     if extra:
         return _unknown(extra[1] or extra[2])
     key = re.search(r'[Kk]ey "([\w.]+)"', message)
@@ -97,7 +102,9 @@ def _one_line(message: str) -> str:
     given = re.search(r"(?:Given value|Got value): (.*)", message)
     if key and expected and given:
         kinds = [re.sub(r"<class '(\w+)'>", r"\1", kind).replace("typing.Literal", "one of ") for kind in expected]
-        readable = " or ".join({"NoneType": "null", "int": "a whole number", "float": "a number"}.get(k, k) for k in kinds)
+        readable = " or ".join(
+            {"NoneType": "null", "int": "a whole number", "float": "a number"}.get(k, k) for k in kinds
+        )
         return f"{key[1]} must be {readable}, was {given[1].strip()!r}"
     return " ".join(message.split())
 

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,16 +77,18 @@ def matrix_rate() -> float:
     return best
 
 
-def estimate(config: ExperimentConfig) -> list[Table]:
+def estimate(config: ExperimentConfig, notify: Callable[[str], None]) -> list[Table]:
     """The phases with their sizes and the estimate of seconds and memory, as tables to print."""
-    sizes = _task_sizes(config)
+    sizes = _task_sizes(config, notify)
     size = model_size(config.model.name)
     per_token = 2 * size.body / (EFFICIENCY * matrix_rate()) if size is not None else None
     work = _work(config, sizes)
     rows = [(name, f"{passes:,.0f}", _seconds(tokens, per_token)) for name, passes, tokens in work]
     total = _seconds(sum(tokens for _, _, tokens in work), per_token)
-    note = "estimated for this machine's CPU from a matrix product timed now; on a GPU far less." if size else (
-        "the model's size is not known here, so no time can be estimated."
+    note = (
+        "estimated for this machine's CPU from a matrix product timed now; on a GPU far less."
+        if size
+        else ("the model's size is not known here, so no time can be estimated.")
     )
     phases = Table("Phases", ("phase", "item passes", "time"), (*rows, ("all", "", total)), note)
     tasks = Table(
@@ -97,10 +100,10 @@ def estimate(config: ExperimentConfig) -> list[Table]:
     return [tasks, phases, _memory(config, size, max(entry["tokens"] for entry in sizes))]
 
 
-def _task_sizes(config: ExperimentConfig) -> list[dict[str, Any]]:
+def _task_sizes(config: ExperimentConfig, notify: Callable[[str], None]) -> list[dict[str, Any]]:
     data = config.data
     try:
-        tasks = tasks_of(data, source_of(data))
+        tasks = tasks_of(data, source_of(data, notify))
     except UserError as error:
         if data.source != "hub":
             raise
@@ -139,7 +142,9 @@ def _work(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[s
         steps = optimizer_steps(entry["train"], config.training)
         slower = TRAINING_PASSES + (1 if config.training.gradient_checkpointing else 0)
         work.append((f"fine-tune on {entry['name']} ({steps} steps)", passes, slower * passes * entry["tokens"]))
-    work.append((f"evaluate {checkpoints + 1} checkpoints", (checkpoints + 1) * scored, (checkpoints + 1) * scored_tokens))
+    work.append(
+        (f"evaluate {checkpoints + 1} checkpoints", (checkpoints + 1) * scored, (checkpoints + 1) * scored_tokens)
+    )
     self_test = 6 * landscape.self_test_items
     passes = checkpoints * (points * landscape.num_items * len(sizes) + self_test)
     tokens = checkpoints * (points * point_tokens + self_test * sizes[0]["tokens"])
@@ -151,7 +156,13 @@ def _seconds(tokens: float, per_token: float | None) -> str:
     if per_token is None:
         return "?"
     seconds = tokens * per_token
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.0f} h"
+    )
 
 
 def _memory(config: ExperimentConfig, size: ModelSize | None, tokens: float) -> Table:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -60,5 +61,5 @@ def score_tasks(
     bounds = np.cumsum([0, *(len(group) for group in groups)])
     return [
         AnswerStatistics(together.letter_logits[a:b], together.rest[a:b], together.answers[a:b])
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+        for a, b in pairwise(bounds)
     ]

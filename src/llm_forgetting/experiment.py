@@ -42,7 +42,8 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     for warning in setup["warnings"]:
         progress.warn(warning)
     records = [phases.run("evaluate_initial", "evaluate the base model", lambda: evaluate(session, 0))]
-    trained, landscapes = [], []
+    trained: list[Result] = []
+    landscapes: list[tuple[str, Result]] = []
     for k, name in enumerate(setup["task_names"], start=1):
         trained.append(phases.run(f"train_task{k}", f"fine-tune on task {k}, {name}", _bind(train, session, k)))
         records.append(phases.run(f"evaluate_after_task{k}", "evaluate on every task", _bind(evaluate, session, k)))
@@ -96,7 +97,9 @@ def set_up(session: Session) -> Result:
     cut = sum(item.truncated for item in every)
     dropped = sum(item.shots_dropped for item in every)
     if cut or dropped:
-        warnings.append(f"{cut} of {len(every)} questions were shortened and {dropped} shots dropped to fit data.max_tokens")
+        warnings.append(
+            f"{cut} of {len(every)} questions were shortened and {dropped} shots dropped to fit data.max_tokens"
+        )
     chosen = session.landscape_items()
     return {
         "task_names": [task.name for task in tasks],
@@ -108,7 +111,8 @@ def set_up(session: Session) -> Result:
                 "duplicates_removed": task.duplicates_removed,
                 "shots": {subject: [item.id for item in items] for subject, items in task.shots.items()},
                 "splits": {
-                    split: [{"id": item.id, "sha256": item.sha256} for item in task.split(split)] for split in results.SPLITS
+                    split: [{"id": item.id, "sha256": item.sha256} for item in task.split(split)]
+                    for split in results.SPLITS
                 },
                 "truncated_questions": sum(item.truncated for s in results.SPLITS for item in tokens.split(s)),
                 "shots_dropped": sum(item.shots_dropped for s in results.SPLITS for item in tokens.split(s)),
@@ -138,7 +142,12 @@ def train(session: Session, k: int) -> Result:
     steps = optimizer_steps(len(task.train), config)
     with session.progress.bar(f"fine-tuning on {task.name}", steps) as advance:
         history = fine_tune(
-            model, task.train, config, stream=f"task{k}", scratch=scratch, advance=lambda done, text: advance(done, text)
+            model,
+            task.train,
+            config,
+            stream=f"task{k}",
+            scratch=scratch,
+            advance=advance,
         )
     session.trained(k)
     with whole_folder(session.checkpoint_folder(k)) as checkpoint:
@@ -154,7 +163,9 @@ def evaluate(session: Session, k: int) -> list[Result]:
     cells = [(task, split, task.split(split)) for task in encoded for split in results.SPLITS]
     total = sum(len(items) for _, _, items in cells)
     with session.progress.bar(f"scoring {checkpoint_name(k)}", total) as advance:
-        found = score_tasks(model, [c[2] for c in cells], session.config.evaluation.batch_size, lambda n: advance(n, ""))
+        found = score_tasks(
+            model, [c[2] for c in cells], session.config.evaluation.batch_size, lambda n: advance(n, "")
+        )
     records = []
     for (task, split, items), scored in zip(cells, found, strict=True):
         predictions, correct, losses = scored.predictions, scored.correct, scored.losses
@@ -182,9 +193,7 @@ def analyse(session: Session, k: int, reference_norm: float | None) -> Result:
     model, chosen = session.at(k), session.landscape_items()
     named = [(task.name, items) for task, items in zip(session.encoded, chosen, strict=True)]
     with session.progress.bar(f"landscape of {checkpoint_name(k)}", evaluations(session.config.landscape)) as advance:
-        return analyse_landscape(
-            model, named, session.config.landscape, reference_norm=reference_norm, advance=advance
-        )
+        return analyse_landscape(model, named, session.config.landscape, reference_norm=reference_norm, advance=advance)
 
 
 def measure(items: list[Result], setup: Result, config: ExperimentConfig) -> Result:
@@ -213,7 +222,9 @@ def _late_warnings(content: Result) -> list[str]:
             )
         for task, surface in landscape["surfaces"].items():
             if surface["metrics"]["flat"]:
-                found.append(f"the {task} surface of {name} is flat: the adapter learnt (nearly) nothing, which is not a wide minimum")
+                found.append(
+                    f"the {task} surface of {name} is flat: the adapter learnt (nearly) nothing, which is not a wide minimum"
+                )
     return found
 
 

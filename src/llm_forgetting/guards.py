@@ -47,7 +47,9 @@ def check(model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int)
     difference = float(np.max(np.abs(np.nan_to_num(alone.letter_logits - together.letter_logits))))
     tolerance = _BATCH_TOLERANCE[model.dtype]
     if not np.isfinite(alone.losses).all():
-        raise UserError(f"the base model's losses must be finite, some are not in {model.dtype}; use model.dtype=float32")
+        raise UserError(
+            f"the base model's losses must be finite, some are not in {model.dtype}; use model.dtype=float32"
+        )
     if difference > tolerance:
         raise UserError(
             f"an item's answer must not depend on its batch; letter logits alone and left-padded differ by {difference:.3g} "

@@ -28,9 +28,31 @@ ADAPTER = "default"
 # LoRA options under which every module still computes W + s B A, or that only choose which modules there are. Any other
 # option that is set (DoRA, biases, modules_to_save, embedding or token adapters, ...) is refused by name.
 _COVERED_OPTIONS = frozenset(
-    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules "
-    "exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora layers_to_transform layers_pattern "
-    "rank_pattern alpha_pattern init_lora_weights runtime_config qalora_group_size loftq_config ephemeral_gpu_offload".split()
+    [
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "r",
+        "target_modules",
+        "exclude_modules",
+        "lora_alpha",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "use_rslora",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "init_lora_weights",
+        "runtime_config",
+        "qalora_group_size",
+        "loftq_config",
+        "ephemeral_gpu_offload",
+    ]
 )
 # Initialisations that rewrite the frozen weights, so that the saved adapter alone no longer says what the update is.
 _REWRITING_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -42,10 +64,14 @@ def refuse_uncovered(model: Any) -> None:
         raise UserError(f"a PEFT model with a LoRA adapter is needed, was {type(model).__name__}")
     active = list(model.active_adapters)
     if len(active) != 1:
-        raise UserError(f"exactly one adapter must be active (delta W of several is not one B A), active: {', '.join(active)}")
+        raise UserError(
+            f"exactly one adapter must be active (delta W of several is not one B A), active: {', '.join(active)}"
+        )
     config = model.peft_config[active[0]]
     if type(config) is not peft.LoraConfig:
-        raise UserError(f"the adapter must be plain LoRA (delta W = s B A), was {config.peft_type}: landscapes of it are not defined here")
+        raise UserError(
+            f"the adapter must be plain LoRA (delta W = s B A), was {config.peft_type}: landscapes of it are not defined here"
+        )
     defaults = peft.LoraConfig()
     for option in dataclasses.fields(config):
         value = getattr(config, option.name)
@@ -57,14 +83,18 @@ def refuse_uncovered(model: Any) -> None:
     initialisation = config.init_lora_weights
     if isinstance(initialisation, str) and initialisation.lower().startswith(_REWRITING_INITIALISATIONS):
         raise UserError(
-            f"LoRA option init_lora_weights={initialisation!r} is not covered: it rewrites the frozen weights, so the adapter alone "
-            f"is not the update; use the default initialisation"
+            f"LoRA option init_lora_weights={initialisation!r} is not covered: it rewrites the frozen weights, so the "
+            f"adapter alone is not the update; use the default initialisation"
         )
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and (module.lora_embedding_A or not module.lora_A):
-            raise UserError(f"LoRA on an embedding ({name}) is not covered: its update is not a matrix product applied to activations")
+            raise UserError(
+                f"LoRA on an embedding ({name}) is not covered: its update is not a matrix product applied to activations"
+            )
         if isinstance(module, LoraLayer) and module.merged:
-            raise UserError(f"the adapter must not be merged into the backbone (it is in {name}); call unmerge_adapter() first")
+            raise UserError(
+                f"the adapter must not be merged into the backbone (it is in {name}); call unmerge_adapter() first"
+            )
 
 
 def target_layers(model: Any) -> dict[str, Any]:
@@ -91,7 +121,7 @@ class LanguageModel:
         self._accepted = frozenset(forward)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-        self.pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
+        self.pad_id = int(tokenizer.pad_token_id or 0)
 
     @classmethod
     def load(
@@ -122,12 +152,14 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.peft_model.parameters()).device
+        device: torch.device = next(self.peft_model.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the backbone's weights."""
-        return next(parameter.dtype for parameter in self.peft_model.parameters() if not parameter.requires_grad)
+        dtype: torch.dtype = next(p.dtype for p in self.peft_model.parameters() if not p.requires_grad)
+        return dtype
 
     def description(self) -> dict[str, Any]:
         """Name, architecture, sizes, precision and adapter, for the results."""
@@ -216,7 +248,9 @@ def _write(layer: Any, A: torch.Tensor, B: torch.Tensor) -> None:
 
 def _linear_names(backbone: Any) -> list[str]:
     modules = backbone.named_modules()
-    return sorted({name.rsplit(".", 1)[-1] for name, module in modules if type(module).__name__ in ("Linear", "Conv1D")})
+    return sorted(
+        {name.rsplit(".", 1)[-1] for name, module in modules if type(module).__name__ in ("Linear", "Conv1D")}
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -255,7 +289,7 @@ def _load_backbone(config: ModelConfig, notify: Callable[[str], None]) -> tuple[
     common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=choose_dtype(config.dtype, device), attn_implementation=config.attention, **common
         )
     except (OSError, ValueError, ImportError) as error:
@@ -270,5 +304,7 @@ def _reason(error: Exception) -> str:
     if "gated" in text.lower() or "401" in text or "403" in text:
         return "it is gated; accept its licence on the Hugging Face hub and log in (`hf auth login`, or set HF_TOKEN)"
     if any(word in text.lower() for word in ("offline", "couldn't connect", "connection", "resolve", "cached files")):
-        return "the Hugging Face hub cannot be reached and it is not in the local cache; connect, or give a local folder"
+        return (
+            "the Hugging Face hub cannot be reached and it is not in the local cache; connect, or give a local folder"
+        )
     return text[:200]

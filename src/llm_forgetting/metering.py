@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -34,7 +35,7 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         _reset_peak()
-        self._cuda = _cuda_in_use()
+        self._cuda: Any = _cuda_in_use()
         if self._cuda is not None:
             self._cuda.reset_peak_memory_stats()
         self._start = time.perf_counter()
@@ -54,6 +55,7 @@ class Meter:
         return reading
 
 
-def _cuda_in_use():  # type: ignore[no-untyped-def]  # torch.cuda, without importing torch where nobody has
+def _cuda_in_use() -> Any:
+    """torch.cuda where a GPU is in use; torch is not imported for the sake of asking."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_available() else None

@@ -43,7 +43,7 @@ class AnswerStatistics:
     @property
     def predictions(self) -> NDArray[np.int64]:
         """(..., n) index of the first largest letter."""
-        return np.argmax(self.letter_logits, axis=-1)
+        return np.asarray(np.argmax(self.letter_logits, axis=-1))
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -58,13 +58,9 @@ class AnswerStatistics:
 
     def surface(self, kind: str) -> Floats:
         """(...,) mean over the items of `loss`, `four_way_loss`, `accuracy` or `letter_mass`."""
-        values = {
-            "loss": lambda: self.losses,
-            "four_way_loss": lambda: self.four_way_losses,
-            "accuracy": lambda: self.correct.astype(np.float64),
-            "letter_mass": lambda: self.letter_mass,
-        }[kind]()
+        values = np.asarray(getattr(self, _PER_ITEM[kind]), dtype=np.float64)
         return np.asarray(values.sum(axis=-1) / values.shape[-1])
 
 
-SURFACES = ("loss", "four_way_loss", "accuracy", "letter_mass")
+_PER_ITEM = {"loss": "losses", "four_way_loss": "four_way_losses", "accuracy": "correct", "letter_mass": "letter_mass"}
+SURFACES = tuple(_PER_ITEM)

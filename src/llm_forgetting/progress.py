@@ -23,6 +23,10 @@ class Progress(Protocol):
         """A progress bar; call what it yields with (steps done since the last call, a short text)."""
 
 
+def _ignore(steps: int, text: str) -> None:
+    pass
+
+
 class Silent:
     """A `Progress` that shows nothing."""
 
@@ -38,4 +42,4 @@ class Silent:
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:
         """A bar that is not drawn."""
-        yield lambda steps, text="": None
+        yield _ignore

@@ -12,7 +12,17 @@ from llm_forgetting.forgetting import ItemScores, ScoreTable
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "test")
-_PACKAGES = ("llm-forgetting", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scipy", "tokenizers")
+_PACKAGES = (
+    "llm-forgetting",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "scipy",
+    "tokenizers",
+)
 
 Record = dict[str, Any]
 
@@ -33,7 +43,9 @@ def environment() -> dict[str, Any]:
     return {"platform": platform.platform(), "machine": platform.machine(), "cpu_count": os.cpu_count()}
 
 
-def score_table(records: Iterable[Record], task_names: Sequence[str], split: str, checkpoints: Sequence[str]) -> ScoreTable:
+def score_table(
+    records: Iterable[Record], task_names: Sequence[str], split: str, checkpoints: Sequence[str]
+) -> ScoreTable:
     """The per-item records of one split as the input of `forgetting`."""
     cells: dict[tuple[int, int], list[Record]] = {}
     for record in records:

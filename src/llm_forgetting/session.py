@@ -1,5 +1,6 @@
 """The live side of a run: encoded tasks, and one model that is brought to whichever checkpoint a phase asks for."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.progress import Progress
 from llm_forgetting.seeding import generator
 from llm_forgetting.tasks.sources import Source, load_tasks, open_source
-from llm_forgetting.tasks.synthetic import SyntheticSource
 from llm_forgetting.tasks.task import Task
 
 INITIAL = "initial"
@@ -21,11 +21,11 @@ def checkpoint_name(after_task: int) -> str:
     return f"after_task{after_task}" if after_task else INITIAL
 
 
-def source_of(data: DataConfig) -> Source:
-    """The source of items that the configuration names."""
-    if data.source == "synthetic":
-        return SyntheticSource()
-    return open_source(source=data.source, path=data.path, hub_config=data.hub_config, columns=data.columns)
+def source_of(data: DataConfig, notify: Callable[[str], None]) -> Source:
+    """The source of items that the configuration names; `notify` hears of a download."""
+    return open_source(
+        source=data.source, path=data.path, hub_config=data.hub_config, columns=data.columns, notify=notify
+    )
 
 
 def tasks_of(data: DataConfig, source: Source) -> list[Task]:
@@ -54,7 +54,7 @@ class Session:
     @cached_property
     def source(self) -> Source:
         """The source of items."""
-        return source_of(self.config.data)
+        return source_of(self.config.data, self.progress.note)
 
     @cached_property
     def tasks(self) -> list[Task]:

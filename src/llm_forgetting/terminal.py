@@ -34,12 +34,12 @@ class Terminal:
     def note(self, message: str) -> None:
         """A dim line."""
         log.info(message)
-        self.console.print(f"        [dim]{escape(message)}[/dim]")
+        self.console.print(f"        [dim]{escape(message)}[/dim]", soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """A yellow line."""
         log.warning(message)
-        self.console.print(f"        [yellow]note:[/yellow] {escape(message)}")
+        self.console.print(f"        [yellow]note:[/yellow] {escape(message)}", soft_wrap=True)
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:

@@ -50,7 +50,8 @@ class LengthBucketSampler(Sampler[int]):
             batches += [ordered[i : i + self.batch_size] for i in range(0, len(ordered), self.batch_size)]
         # A short batch stays last: moved elsewhere it would shift the borders of all that follow.
         tail = [batches.pop()] if len(batches[-1]) < self.batch_size else []
-        return iter([index for n in rng.permutation(len(batches)) for index in batches[n]] + [i for b in tail for i in b])
+        batches = [batches[n] for n in rng.permutation(len(batches))] + tail
+        return iter([index for batch in batches for index in batch])
 
 
 class AnswerTrainer(Trainer):
@@ -63,7 +64,13 @@ class AnswerTrainer(Trainer):
         self._language_model = language_model
         self._sampler = sampler
 
-    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
         """Mean over the batch of -log p(answer letter | prompt), nats."""
         batch = Batch(**inputs)
         logits = self._language_model.answer_logits(batch)
@@ -130,16 +137,17 @@ def fine_tune(
     finally:
         model.peft_model.eval()
     keys = ("epoch", "step", "loss", "grad_norm", "learning_rate")
-    return [
-        {key: float(entry[key]) for key in keys if key in entry} for entry in trainer.state.log_history if "loss" in entry
-    ]
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{key: float(entry[key]) for key in keys if key in entry} for entry in history]
 
 
 def _printer(trainer: Trainer) -> Any:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     kinds = (PrinterCallback, ProgressCallback)
-    return next((type(callback) for callback in trainer.callback_handler.callbacks if isinstance(callback, kinds)), None)
+    return next(
+        (type(callback) for callback in trainer.callback_handler.callbacks if isinstance(callback, kinds)), None
+    )
 
 
 def _last_checkpoint(scratch: Path) -> str | None:

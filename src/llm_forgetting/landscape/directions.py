@@ -7,6 +7,7 @@ For a module with delta W = U S V^T and Gaussian G1, G2 of the shape of delta W,
 so that dB A = G1 (dW^T dW)^1/2 / sqrt(d_out) and B dA = (dW dW^T)^1/2 G2 / sqrt(d_in) are functions of delta W alone.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -50,26 +51,32 @@ def random_direction(adapter: Adapter, seed: int, index: int) -> Direction:
     checkpoint. They are the cost: two matrices of the size of all adapted weights.
     """
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        modules = pool.map(lambda entry: (entry[0], _module_direction(entry[1], entry[0], seed, index)), adapter.items())
+        modules = pool.map(
+            lambda entry: (entry[0], _module_direction(entry[1], entry[0], seed, index)), adapter.items()
+        )
         return dict(modules)
 
 
 def inner(d: Mapping[str, Factors], e: Mapping[str, Factors]) -> float:
     """Frobenius inner product over both factors of all modules, summed in float64; independent of the gauge."""
-    return float(
-        sum((d[name].B.double() * e[name].B).sum() + (d[name].A.double() * e[name].A).sum() for name in d)
-    )
+    return sum(_dot(d[name].B, e[name].B) + _dot(d[name].A, e[name].A) for name in d)
+
+
+def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
+    return float((x.double() * y).sum())
 
 
 def norm(d: Mapping[str, Factors]) -> float:
     """Frobenius norm over both factors of all modules."""
-    return inner(d, d) ** 0.5
+    return math.sqrt(inner(d, d))
 
 
 def combined(terms: list[tuple[float, Mapping[str, Factors]]]) -> Direction:
     """The linear combination sum c_i d_i, factor by factor."""
     return {
-        name: Factors(B=sum_tensors([c * d[name].B for c, d in terms]), A=sum_tensors([c * d[name].A for c, d in terms]))
+        name: Factors(
+            B=sum_tensors([c * d[name].B for c, d in terms]), A=sum_tensors([c * d[name].A for c, d in terms])
+        )
         for name in terms[0][1]
     }
 

@@ -7,6 +7,7 @@ delta W = B A is unchanged under (A, B) -> (M A, B M^-1) for every invertible M.
 which leaves signs and rotations among equal singular values; directions are drawn so that those cancel too.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,12 +54,12 @@ def _canonical(pair: Factors) -> Canonical:
 
 def adapter_norm(adapter: Adapter) -> float:
     """|P|_F over all canonical factors of all modules: sqrt(2 sum of singular values)."""
-    return float(sum(2 * module.S.double().sum() for module in adapter.values())) ** 0.5
+    return math.sqrt(sum(2 * float(module.S.double().sum()) for module in adapter.values()))
 
 
 def update_norm(adapter: Adapter) -> float:
     """|delta W|_F over all modules."""
-    return float(sum(module.S.double().square().sum() for module in adapter.values())) ** 0.5
+    return math.sqrt(sum(float(module.S.double().square().sum()) for module in adapter.values()))
 
 
 def regauged(factors: dict[str, Factors], seed: int) -> dict[str, Factors]:

@@ -14,7 +14,7 @@ from llm_forgetting.objective import AnswerStatistics, Floats
 class Objective(Protocol):
     """The loss of fixed items, as a function of the adapter: one `AnswerStatistics` per task, from one pass."""
 
-    def __call__(self, adapter: dict[str, Factors]) -> Sequence[AnswerStatistics]: ...
+    def __call__(self, point: dict[str, Factors], /) -> Sequence[AnswerStatistics]: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def scan_plane(
     result.tasks[t].surface("loss")[i, j] = L_t(theta + alphas[i] d + betas[j] e). `advance` is called after each point.
     """
     half = resolution // 2
-    axis = np.arange(-half, half + 1) * (distance / half)
+    axis = np.arange(-half, half + 1, dtype=np.float64) * (distance / half)
     points = []
     for a in axis:
         for b in axis:
@@ -61,7 +61,9 @@ def scan_plane(
             advance()
     shape = (resolution, resolution)
     tasks = tuple(
-        AnswerStatistics(s.letter_logits.reshape(*shape, *s.letter_logits.shape[1:]), s.rest.reshape(*shape, -1), s.answers)
+        AnswerStatistics(
+            s.letter_logits.reshape(*shape, *s.letter_logits.shape[1:]), s.rest.reshape(*shape, -1), s.answers
+        )
         for s in stacked(points)
     )
     return PlaneScan(axis, axis.copy(), tasks)

@@ -22,7 +22,7 @@ COLOURS = "viridis"
 # Beyond this ratio of largest to smallest loss a linear scale shows one surface and hides the others.
 LOG_RATIO = 8.0
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
@@ -73,8 +73,7 @@ def surfaces_of(results: Mapping[str, Any]) -> list[Surface]:
             betas=np.array(landscape["betas"], dtype=float),
             values=np.array(surface["loss"], dtype=float),
             rise=(
-                f"mean rise {float(surface['mean_rise']['value']):.2g} ± {float(surface['mean_rise']['stderr']):.1g} nats "
-                f"over {surface['mean_rise']['directions']} directions"
+                f"mean rise {float(surface['mean_rise']['value']):.2g} ± {float(surface['mean_rise']['stderr']):.1g} nats"
             ),
         )
         for checkpoint, landscape in results["landscapes"].items()
@@ -122,8 +121,8 @@ def _levels(norm: Normalize) -> Floats:
     assert norm.vmin is not None
     assert norm.vmax is not None
     if isinstance(norm, LogNorm):
-        return np.geomspace(norm.vmin, norm.vmax, 17)
-    return np.linspace(norm.vmin, norm.vmax, 17)
+        return np.geomspace(norm.vmin, norm.vmax, 15)
+    return np.linspace(norm.vmin, norm.vmax, 15)
 
 
 def _contour(axes: Axes, surface: Surface, norm: Normalize) -> None:
@@ -179,6 +178,9 @@ def _single_3d(surface: Surface, norm: Normalize) -> Figure:
     axes.set_xlabel("direction 1")
     axes.set_ylabel("direction 2")
     axes.set_zlabel("loss (nats)")
+    assert norm.vmin is not None
+    assert norm.vmax is not None
+    axes.set_zlim(norm.vmin if isinstance(norm, LogNorm) is False else 0, norm.vmax)
     axes.view_init(elev=28, azim=-55)
     axes.set_box_aspect((1, 1, 0.72), zoom=0.92)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):

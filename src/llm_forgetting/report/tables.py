@@ -57,7 +57,9 @@ def accuracy_matrix(results: Mapping[str, Any]) -> Table:
             )
     checkpoints = [spoken(name) for name in results["forgetting"]["train"]["checkpoints"]]
     rows = tuple((checkpoint, *(column[i] for column in columns)) for i, checkpoint in enumerate(checkpoints))
-    return Table("Accuracy / loss (nats)", tuple(header), rows, "trained items were fine-tuned on; held-out items never.")
+    return Table(
+        "Accuracy / loss (nats)", tuple(header), rows, "trained items were fine-tuned on; held-out items never."
+    )
 
 
 def forgetting_table(results: Mapping[str, Any]) -> Table:
@@ -77,7 +79,9 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
                 )
             )
     header = ("task", "items", "accuracy lost", "relative", "of what was learnt", "loss gained (nats)")
-    return Table("Forgetting", header, tuple(rows), "brackets: 95% interval over items (none below 40 items); one seed.")
+    return Table(
+        "Forgetting", header, tuple(rows), "brackets: 95% interval over items (none below 40 items); one seed."
+    )
 
 
 def _percent(value: float | None) -> str:
@@ -96,7 +100,9 @@ def summary_table(results: Mapping[str, Any]) -> Table:
     for split, word in (("train", "trained"), ("test", "held-out")):
         cells = results["forgetting"][split]
         for key, label in names.items():
-            rows.append((f"{label}, {word}", _with_error(cells["accuracy"][key], 2), _with_error(cells["loss"][key], 2)))
+            rows.append(
+                (f"{label}, {word}", _with_error(cells["accuracy"][key], 2), _with_error(cells["loss"][key], 2))
+            )
     return Table("Over all tasks", ("measure", "accuracy", "loss (nats)"), tuple(rows))
 
 

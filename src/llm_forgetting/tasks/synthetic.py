@@ -26,7 +26,9 @@ def _item(subject: str, row: int) -> Item:
     word = int(rng.integers(len(KEY_WORDS)))
     fillers = " ".join(FILLERS[i] for i in rng.choice(len(FILLERS), size=3, replace=False))
     shift = SUBJECTS.index(subject)
-    return Item(f"{subject}/test/{row}", subject, f"{KEY_WORDS[word]} {fillers}", OPTIONS, (word + shift) % len(OPTIONS))
+    return Item(
+        f"{subject}/test/{row}", subject, f"{KEY_WORDS[word]} {fillers}", OPTIONS, (word + shift) % len(OPTIONS)
+    )
 
 
 @dataclass(frozen=True)
