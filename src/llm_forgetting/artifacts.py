@@ -36,14 +36,17 @@ def _spelt(value: Json) -> Json:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either what it held before or all of `text`, whatever happens in between."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -93,7 +96,10 @@ class RunFolder:
         """The folder of an earlier run."""
         if not (path / "config.yaml").is_file():
             raise UserError(f"--resume needs the folder of an earlier run (with its config.yaml), {path} is not one")
-        (path / "phases").mkdir(exist_ok=True)
+        try:
+            (path / "phases").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--resume needs a folder that can be written, {path} cannot ({error.strerror})") from error
         return cls(path)
 
     @contextmanager
@@ -129,7 +135,8 @@ class RunFolder:
         """Wall seconds and peak memory of every phase computed so far, in the order of the file names' creation."""
         files = sorted(self.phases.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         entries = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-        return {entry["phase"]: {key: entry[key] for key in ("wall_seconds", "peak_memory_bytes")} for entry in entries}
+        keys = ("wall_seconds", "peak_memory_bytes", "peak_gpu_memory_bytes")
+        return {entry["phase"]: {key: entry[key] for key in keys if key in entry} for entry in entries}
 
     def save_results(self, content: dict[str, Json]) -> dict[str, Json]:
         """Write results.json, the last artifact of a run; returns its content as a reader will see it."""

@@ -33,9 +33,9 @@ def synthetic_backbone(notify: Notify) -> Path:
 
 def _built_once(name: str, build: Callable[[Path, Notify], None], notify: Notify) -> Path:
     folder = embedded.cache_folder() / name
-    if folder.is_dir():
-        return folder
     try:
+        if folder.is_dir():
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{name}.lock"):
             if not folder.is_dir():

@@ -60,6 +60,9 @@ def letter_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str, letters: st
         raise UserError(
             "the answer letters must be different tokens; this tokenizer maps several to one (unknown?) token"
         )
+    if tokenizer.unk_token_id in tokens:
+        letter = letters[tokens.index(tokenizer.unk_token_id)]
+        raise UserError(f"every answer letter must be a known token; ' {letter}' is unknown to this tokenizer")
     return tuple(tokens)
 
 
@@ -83,7 +86,7 @@ def encode(
                 input_ids=tuple(tokenizer(prompt.text)["input_ids"]),
                 letter_ids=letter_tokens(tokenizer, prompt.text, item.letters),
                 shots_dropped=prompt.shots_dropped,
-                truncated=prompt.question_truncated,
+                truncated=prompt.question_truncated or prompt.options_truncated,
             )
         )
     return encoded

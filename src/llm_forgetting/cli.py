@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +66,8 @@ def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
         return command(arguments)
     except UserError as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # The reader (head, less) has gone; give Python's own exit something to flush into.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,7 +87,7 @@ def run(arguments: list[str]) -> int:
     """`llm-forgetting run`: the main job."""
     options, config = parse_run(arguments)
     if options.print_config:
-        _say(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True).rstrip())
+        _say(_as_yaml(config))
         return 0
     _quiet_libraries()
     from llm_forgetting.terminal import Terminal
@@ -99,32 +102,64 @@ def run(arguments: list[str]) -> int:
 
 
 def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> int:
-    from llm_forgetting.experiment import run_experiment, save_config
+    from llm_forgetting.experiment import save_config
 
-    again = f"llm-forgetting run --resume {folder.path}"
-    with folder.locked(), _log_file(folder.path / "run.log"):
-        if not (folder.path / "config.yaml").exists():
-            save_config(config, folder)
-        terminal.console.print(f"[dim]writing to {folder.path}[/dim]")
-        try:
-            results = run_experiment(config, folder, terminal)
-        except KeyboardInterrupt:
-            terminal.console.print(f"\nstopped; nothing finished is lost. Go on with: [bold]{again}[/bold]")
-            return 130
-        except UserError as error:
-            raise UserError(f"{error} (what was finished is kept in {folder.path})") from error
-        except OSError as error:
-            raise UserError(
-                f"{folder.path} could not be written: {error.strerror or error}; make room, then {again}"
-            ) from error
+    again = f"llm-forgetting run --resume {shlex.quote(str(folder.path))}"
+    try:
+        with folder.locked(), _log_file(folder.path / "run.log"):
+            if not (folder.path / "config.yaml").exists():
+                save_config(config, folder)
+            _say(f"writing to {folder.path}")
+            results = _experiment_in(folder, config, terminal)
+    except KeyboardInterrupt:
+        _say(f"\nstopped; nothing finished is lost. Go on with: {again}")
+        return 130
+    except OSError as error:
+        remedy = again if (folder.path / "config.yaml").exists() else "start again"
+        raise UserError(
+            f"{folder.path} could not be written: {error.strerror or error}; make room, then {remedy}"
+        ) from error
     terminal.show_results(results, folder.path)
     return 0
+
+
+def _experiment_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> dict[str, Any]:
+    """The experiment, with what the user can mend told apart from what only we can."""
+    from safetensors import SafetensorError
+
+    from llm_forgetting.experiment import run_experiment
+
+    try:
+        return run_experiment(config, folder, terminal)
+    except UserError as error:
+        kept = f" (what was finished is kept in {folder.path})" if any(folder.phases.glob("*.json")) else ""
+        raise UserError(f"{error}{kept}") from error
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        if "inline_container" in str(error):  # all that torch.save says where the disk is full
+            raise OSError("a file of weights was not taken whole") from error
+        if not isinstance(error, MemoryError) and not _is_out_of_memory(error):
+            raise
+        raise UserError(
+            "memory ran out; lower training.batch_size (and raise training.gradient_accumulation_steps by as much), "
+            "evaluation.batch_size and landscape.batch_size, or turn on training.gradient_checkpointing; "
+            f"{folder.path} keeps what was finished"
+        ) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return any(phrase in str(error).lower() for phrase in ("out of memory", "can't allocate memory"))
+
+
+def _as_yaml(config: ExperimentConfig) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True).rstrip()
 
 
 def _dry_run(config: ExperimentConfig, terminal: "Terminal") -> int:
     from llm_forgetting.estimate import estimate
 
-    terminal.console.print(yaml.safe_dump(to_dict(config), sort_keys=False).rstrip(), markup=False)
+    _say(_as_yaml(config))
     for table in estimate(config, terminal.note):
         terminal.show_table(table)
     return 0
@@ -214,6 +249,7 @@ def _quiet_libraries() -> None:
     """Libraries' own bars and chatter would tear ours apart; what they warn of goes to run.log."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a log that cannot be written must not tear the screen apart
     import datasets
     import transformers
 

@@ -19,15 +19,20 @@ def compare_landscapes(landscapes: Sequence[tuple[str, Mapping[str, Any]]]) -> l
         for task, surface in before["surfaces"].items():
             metrics, later = surface["metrics"], after["surfaces"][task]["metrics"]
             rise, later_rise = surface["mean_rise"], after["surfaces"][task]["mean_rise"]
-            change = later_rise["value"] - rise["value"]
-            stderr = (rise["stderr"] ** 2 + later_rise["stderr"] ** 2) ** 0.5
+            # float(): what is not finite comes out of an artifact as "nan", "inf" or "-inf".
+            change = float(later_rise["value"]) - float(rise["value"])
+            stderr = (float(rise["stderr"]) ** 2 + float(later_rise["stderr"]) ** 2) ** 0.5
             compared.append(
                 {
                     "task": task,
                     "before": first,
                     "after": second,
                     "metrics": {
-                        name: {"before": metrics[name], "after": later[name], "change": later[name] - metrics[name]}
+                        name: {
+                            "before": metrics[name],
+                            "after": later[name],
+                            "change": float(later[name]) - float(metrics[name]),
+                        }
                         for name in COMPARED
                     },
                     "mean_rise": {

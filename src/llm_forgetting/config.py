@@ -49,7 +49,7 @@ class LoraConfig:
     """
 
     rank: int = 8
-    alpha: float = 16
+    alpha: float = 16.0
     dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
     use_rslora: bool = False
@@ -152,7 +152,7 @@ class LandscapeConfig:
     distance: float = 1.0
     resolution: int = 5
     items: Literal["train", "test"] = "train"
-    num_items: int = 16
+    num_items: int = 12
     batch_size: int = 8
     self_test_items: int = 8
     seed: int = 0
@@ -200,7 +200,12 @@ class ExperimentConfig:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that can change a number (all but `output`)."""
-        content = {key: value for key, value in to_dict(self).items() if key != "output"}
+        # Numbers as floats: 16 and 16.0 are one configuration, in Python and in YAML.
+        content = {
+            path: float(value) if type(value) is int else value
+            for path, value in _leaves(to_dict(self))
+            if not path.startswith("output.")
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from llm_forgetting.config import ExperimentConfig
@@ -33,7 +34,8 @@ def parse_config(
     """
     parser = _parser()
     try:
-        parsed = parser.parse_args([f"--config={_config_path(name, resumed)}", *dotted])
+        path = _config_path(name, resumed)
+        parsed = parser.parse_args([*([f"--config={path}"] if _has_fields(path) else []), *dotted])
     except argparse.ArgumentError as error:
         raise UserError(_one_line(str(error))) from error
     names = list(parsed.data.tasks if tasks is None else tasks)
@@ -73,6 +75,29 @@ def _config_path(name: str, resumed: bool) -> Path:
     return path
 
 
+def _has_fields(path: Path) -> bool:
+    """Whether the YAML file `path` sets anything; UserError where it is not sections of fields, as no parser says it well."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} must be YAML in UTF-8: {' '.join(str(error).split())}") from error
+    if content is None:
+        return False
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} must hold sections such as `training:`, was {str(content)[:40]!r}")
+    sections = [field.name for field in dataclasses.fields(ExperimentConfig)]
+    for name, value in content.items():
+        if name in sections and not isinstance(value, dict):
+            raise UserError(
+                f"{name} must hold fields such as {name}.{_first_field(name)}, was {value!r}; or leave it out"
+            )
+    return True
+
+
+def _first_field(section: str) -> str:
+    return next(path.partition(".")[2] for path in dotted_paths() if path.startswith(f"{section}."))
+
+
 def dotted_paths(cls: type = ExperimentConfig, prefix: str = "") -> Iterator[str]:
     """Every dotted path of the configuration."""
     for field in dataclasses.fields(cls):
@@ -103,7 +128,10 @@ def _one_line(message: str) -> str:
     if key and expected and given:
         kinds = [re.sub(r"<class '(\w+)'>", r"\1", kind).replace("typing.Literal", "one of ") for kind in expected]
         readable = " or ".join(
-            {"NoneType": "null", "int": "a whole number", "float": "a number"}.get(k, k) for k in kinds
+            {"NoneType": "null", "int": "a whole number", "float": "a number", "tuple": "a list", "str": "a text"}.get(
+                k, k
+            )
+            for k in kinds
         )
         return f"{key[1]} must be {readable}, was {given[1].strip()!r}"
     return " ".join(message.split())

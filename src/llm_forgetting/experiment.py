@@ -38,10 +38,12 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     session = Session(config, folder.path, progress)
     phases = _Phases(folder, progress, total=3 * len(config.data.tasks) + 4)
 
-    setup = phases.run("setup", "set-up: model, tokenizer, tasks, guards", lambda: set_up(session))
+    setup = phases.run(
+        "setup", "set-up: model, tokenizer, tasks, guards, and the base model's scores", lambda: set_up(session)
+    )
     for warning in setup["warnings"]:
         progress.warn(warning)
-    records = [phases.run("evaluate_initial", "evaluate the base model", lambda: evaluate(session, 0))]
+    records = [folder.once("evaluate_initial", lambda: evaluate(session, 0))]
     trained: list[Result] = []
     landscapes: list[tuple[str, Result]] = []
     for k, name in enumerate(setup["task_names"], start=1):
@@ -85,7 +87,7 @@ def save_config(config: ExperimentConfig, folder: RunFolder) -> None:
 
 def set_up(session: Session) -> Result:
     """Phase 1: load everything, freeze and hash the splits, run the guards."""
-    model, tasks, encoded = session.model, session.tasks, session.encoded
+    tasks, model, encoded = session.tasks, session.model, session.encoded
     every = [item for task in encoded for split in results.SPLITS for item in task.split(split)]
     report = guards.check(model, every, session.config.evaluation.batch_size)
     warnings = []
@@ -204,21 +206,32 @@ def measure(items: list[Result], setup: Result, config: ExperimentConfig) -> Res
         split: forgetting(results.score_table(items, names, split, checkpoints), seed=config.training.seed)
         for split in results.SPLITS
     }
+    mass = {split: results.letter_mass_matrix(items, names, split, checkpoints) for split in results.SPLITS}
     return {
         "answer": verdict(found["train"]),
-        **{split: {"checkpoints": checkpoints, **dataclasses.asdict(value)} for split, value in found.items()},
+        **{
+            split: {"checkpoints": checkpoints, **dataclasses.asdict(value), "letter_mass": mass[split]}
+            for split, value in found.items()
+        },
     }
 
 
 def _late_warnings(content: Result) -> list[str]:
     """What only the measured numbers can tell."""
     found = []
+    masses = content["forgetting"]["train"]["letter_mass"][1:]
+    for j, (name, mass) in enumerate(zip(content["task_names"], masses, strict=True)):
+        if not float(mass[j]) >= guards.LETTER_MASS_WARNING:
+            found.append(
+                f"after training on {name} the model gives the option letters only {float(mass[j]):.2f} of its probability on "
+                f"{name}: the answer token is probably wrong, or far too little was learnt"
+            )
     for name, landscape in content["landscapes"].items():
         test = landscape["gauge_self_test"]
         if not test["passed"]:
             found.append(
                 f"gauge self-test of {name} failed: the same adapter in another gauge differs by "
-                f"{test['value_relative_difference']:.1e} in value; do not compare this landscape's numbers"
+                f"{float(test['value_relative_difference']):.1e} in value; do not compare this landscape's numbers"
             )
         for task, surface in landscape["surfaces"].items():
             if surface["metrics"]["flat"]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from llm_forgetting.backbones import embedded_backbone, synthetic_backbone
@@ -67,6 +68,8 @@ def refuse_uncovered(model: Any) -> None:
         raise UserError(
             f"exactly one adapter must be active (delta W of several is not one B A), active: {', '.join(active)}"
         )
+    if active[0] != ADAPTER:
+        raise UserError(f"the active adapter must be called {ADAPTER!r}, was {active[0]!r}; load it under that name")
     config = model.peft_config[active[0]]
     if type(config) is not peft.LoraConfig:
         raise UserError(
@@ -95,6 +98,8 @@ def refuse_uncovered(model: Any) -> None:
             raise UserError(
                 f"the adapter must not be merged into the backbone (it is in {name}); call unmerge_adapter() first"
             )
+        if isinstance(module, LoraLayer) and module.disable_adapters:
+            raise UserError(f"the adapter must not be disabled (it is in {name}); call enable_adapter_layers() first")
 
 
 def target_layers(model: Any) -> dict[str, Any]:
@@ -136,6 +141,7 @@ class LanguageModel:
             lora_dropout=lora.dropout,
             target_modules=targets if targets == "all-linear" or not isinstance(targets, str) else [targets],
             use_rslora=lora.use_rslora,
+            fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in backbone.modules()),
             task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng():
@@ -147,6 +153,14 @@ class LanguageModel:
                     f"lora.target_modules={lora.target_modules!r} must match linear modules of the model, none did; "
                     f"its linear modules are {', '.join(_linear_names(backbone))}"
                 ) from error
+        found = [f".{name}" for name in target_layers(model)]
+        names = [] if isinstance(targets, str) else targets
+        unmatched = [target for target in names if not any(name.endswith(f".{target}") for name in found)]
+        if unmatched:
+            raise UserError(
+                f"every name of lora.target_modules must match a linear module of the model, {', '.join(unmatched)} did not; "
+                f"its linear modules are {', '.join(_linear_names(backbone))}"
+            )
         return cls(model.eval(), tokenizer, config.name)
 
     @property
@@ -230,10 +244,20 @@ class LanguageModel:
 
     def load_adapter_weights(self, folder: Path) -> None:
         """Replace the adapter's weights by those saved in `folder`."""
-        state = load_file(folder / "adapter_model.safetensors")
-        outcome = peft.set_peft_model_state_dict(self.peft_model, state)
-        if outcome.unexpected_keys or not state:
-            raise UserError(f"the adapter in {folder} does not fit this model: it has {outcome.unexpected_keys[:3]}")
+        try:
+            state = load_file(folder / "adapter_model.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"the adapter in {folder} must be a whole adapter_model.safetensors: {error}") from error
+        # Compared first: PEFT keeps quiet about missing weights, and has copied some when it finds a wrong shape.
+        live = peft.get_peft_model_state_dict(self.peft_model, save_embedding_layers=False)
+        shapes, found = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (live, state))
+        wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+        if wrong:
+            raise UserError(
+                f"the adapter in {folder} must fit this model (same lora.rank and lora.target_modules), {len(wrong)} of its "
+                f"weights do not: {wrong[0]} is {found.get(wrong[0])}, must be {shapes.get(wrong[0])}"
+            )
+        peft.set_peft_model_state_dict(self.peft_model, state)
 
 
 def _matrix_size(layer: Any) -> int:
@@ -259,7 +283,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"model.device={name!r} must be a device of this machine; try auto or cpu") from error
     return device
@@ -290,9 +314,14 @@ def _load_backbone(config: ModelConfig, notify: Callable[[str], None]) -> tuple[
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=choose_dtype(config.dtype, device), attn_implementation=config.attention, **common
+            source,
+            dtype=choose_dtype(config.dtype, device),
+            attn_implementation=config.attention,
+            # Straight onto the GPU: by way of the CPU, 7B would need its 13.5 GB twice.
+            device_map=None if device.type == "cpu" else {"": device},
+            **common,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"model.name={config.name!r} could not be loaded: {_reason(error)}") from error
     tokenizer.padding_side = "left"
     return model.to(device), tokenizer

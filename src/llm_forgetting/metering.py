@@ -1,6 +1,5 @@
 """Wall time and peak memory of one block of work."""
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -19,13 +18,18 @@ def _reset_peak() -> None:
 
 
 def peak_resident_bytes() -> int:
-    """The largest resident memory since the last reset (Linux) or since the process began (elsewhere), in bytes."""
+    """The largest resident memory since the last reset (Linux) or since the process began (elsewhere), in bytes;
+    0 where the system does not tell."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

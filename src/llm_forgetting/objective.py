@@ -32,13 +32,15 @@ class AnswerStatistics:
     @property
     def losses(self) -> Floats:
         """(..., n) full-vocabulary loss of every item, nats: the training loss."""
-        lse = np.logaddexp(logsumexp(self.letter_logits, axis=-1), self.rest)
-        return np.asarray(lse - self._answer_logit)
+        with np.errstate(invalid="ignore"):  # a diverged point is NaN in the result, not a warning per item
+            lse = np.logaddexp(logsumexp(self.letter_logits, axis=-1), self.rest)
+            return np.asarray(lse - self._answer_logit)
 
     @property
     def four_way_losses(self) -> Floats:
         """(..., n) loss within the k letters, nats."""
-        return np.asarray(logsumexp(self.letter_logits, axis=-1) - self._answer_logit)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(logsumexp(self.letter_logits, axis=-1) - self._answer_logit)
 
     @property
     def predictions(self) -> NDArray[np.int64]:
@@ -53,8 +55,9 @@ class AnswerStatistics:
     @property
     def letter_mass(self) -> Floats:
         """(..., n) probability that the model gives to the option letters together."""
-        letters = logsumexp(self.letter_logits, axis=-1)
-        return np.asarray(np.exp(letters - np.logaddexp(letters, self.rest)))
+        with np.errstate(invalid="ignore"):
+            letters = logsumexp(self.letter_logits, axis=-1)
+            return np.asarray(np.exp(letters - np.logaddexp(letters, self.rest)))
 
     def surface(self, kind: str) -> Floats:
         """(...,) mean over the items of `loss`, `four_way_loss`, `accuracy` or `letter_mass`."""

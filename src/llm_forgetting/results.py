@@ -64,6 +64,20 @@ def score_table(
     return ScoreTable(scores, tuple(task_names), split)
 
 
+def letter_mass_matrix(
+    records: Iterable[Record], task_names: Sequence[str], split: str, checkpoints: Sequence[str]
+) -> list[list[float]]:
+    """Mean probability of the option letters together, [checkpoint][task], from the items' letter logits and rest."""
+    cells: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        if record["split"] == split:
+            z, rest = (np.asarray(record[key], dtype=np.float64) for key in ("letter_logits", "rest"))
+            letters = np.logaddexp.reduce(z)
+            mass = float(np.exp(letters - np.logaddexp(letters, rest)))
+            cells.setdefault((record["checkpoint"], record["task"]), []).append(mass)
+    return [[float(np.mean(cells[checkpoint, task])) for task in task_names] for checkpoint in checkpoints]
+
+
 def without_raw_logits(landscape: Mapping[str, Any]) -> dict[str, Any]:
     """A landscape's result as it stands in results.json: surfaces and numbers, no per-item logits."""
     raw = ("letter_logits", "rest", "answers")

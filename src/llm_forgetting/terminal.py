@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -50,7 +51,7 @@ class Terminal:
         )  # fmt: skip
         started = time.perf_counter()
         latest = ""
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(label, total=total, text="")
 
             def advance(steps: int, text: str) -> None:
@@ -68,15 +69,23 @@ class Terminal:
         self.console.print()
         for table in (accuracy_matrix(results), forgetting_table(results), landscape_table(results)):
             self.show_table(table)
-        for warning in results["warnings"][len(results.get("shown_warnings", [])) :]:
+            self.console.print()
+        for warning in results["warnings"]:
             self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")
         self.console.print(Panel(escape(results["answer"]), title="answer", title_align="left", border_style="green"))
-        self.console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]: results.md, results.json, items.jsonl, "
-                           f"landscape_overview.png and {len(results['figures']) - 1} more figures.")  # fmt: skip
+        files = f"results.md, results.json, items.jsonl, landscape_overview.png and {len(results['figures']) - 1} more figures"
+        self.console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]: {files}.", soft_wrap=True)
 
     def show_table(self, table: Table) -> None:
         """One table, its note below."""
-        drawn = RichTable(title=table.title, title_justify="left", title_style="bold", header_style="dim")
+        drawn = RichTable(
+            title=table.title,
+            title_justify="left",
+            title_style="bold",
+            header_style="dim",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
         drawn.caption, drawn.caption_justify, drawn.caption_style = escape(table.note) or None, "left", "dim"
         for index, name in enumerate(table.header):
             drawn.add_column(escape(name), justify="left" if index == 0 else "right")

@@ -123,15 +123,20 @@ def fine_tune(
     """
     seed = derive_seed(config.seed, "training", stream) % 2**32
     sampler = LengthBucketSampler([len(item.input_ids) for item in items], config.batch_size, seed)
+    steps = optimizer_steps(len(items), config)
     trainer = AnswerTrainer(
         model,
         sampler,
-        args=_arguments(config, optimizer_steps(len(items), config), seed, scratch, model.device),
+        args=_arguments(config, steps, seed, scratch, model.device),
         train_dataset=list(items),
         data_collator=lambda batch: vars(collate(batch, model.pad_id)),
         callbacks=[_Watch(advance)],
     )
     trainer.remove_callback(_printer(trainer))
+    try:
+        trainer.create_optimizer_and_scheduler(steps)
+    except (ImportError, TypeError, ValueError) as error:
+        raise _unusable(config, "work without another package or further arguments", error) from error
     try:
         trainer.train(resume_from_checkpoint=_last_checkpoint(scratch))
     finally:
@@ -156,9 +161,16 @@ def _last_checkpoint(scratch: Path) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
+def _checkpointing() -> dict[str, Any]:
+    """Trainer's arguments for recomputing activations; transformers renamed them in 5.x and warns about the old ones."""
+    fields = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
 def _arguments(config: TrainingConfig, steps: int, seed: int, scratch: Path, device: torch.device) -> TrainingArguments:
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(scratch),
             per_device_train_batch_size=config.batch_size,
             num_train_epochs=config.num_epochs,
@@ -169,8 +181,7 @@ def _arguments(config: TrainingConfig, steps: int, seed: int, scratch: Path, dev
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
-            gradient_checkpointing=config.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+            **(_checkpointing() if config.gradient_checkpointing else {}),
             logging_steps=1,
             logging_nan_inf_filter=False,
             save_strategy="epoch",
@@ -183,8 +194,15 @@ def _arguments(config: TrainingConfig, steps: int, seed: int, scratch: Path, dev
             seed=seed,
             data_seed=seed,
         )
+        # Several GPUs would make Trainer wrap the model in DataParallel and multiply the batch size.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        return arguments
     except ValueError as error:
-        raise UserError(
-            f"training.optimizer={config.optimizer!r} and training.lr_scheduler={config.lr_scheduler!r} must be names that "
-            f"transformers knows: {' '.join(str(error).split())[:160]}"
-        ) from error
+        raise _unusable(config, "be names that transformers knows", error) from error
+
+
+def _unusable(config: TrainingConfig, demand: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160]
+    return UserError(
+        f"training.optimizer={config.optimizer!r} and training.lr_scheduler={config.lr_scheduler!r} must {demand}: {reason}"
+    )

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Adapter, Canonical, Factors
 from llm_forgetting.seeding import derive_seed
 
@@ -91,10 +92,14 @@ def orthogonal_directions(adapter: Adapter, seed: int, count: int, length: float
 
     Orthogonalised first (Gram-Schmidt, each projection divided by the squared norm), rescaled last and globally.
     """
+    if not any(module.S.any() for module in adapter.values()):
+        raise UserError(
+            "the adapter must have been trained: its delta W = 0, so its own reachable set is exactly flat and has no directions"
+        )
     directions: list[Direction] = []
     for index in range(count):
         direction = random_direction(adapter, seed, index)
-        for earlier in directions:
+        for earlier in 2 * directions:  # twice: one pass in float32 leaves nearly parallel directions askew
             direction = combined([(1.0, direction), (-inner(direction, earlier) / inner(earlier, earlier), earlier)])
         directions.append(direction)
     return [combined([(length / norm(direction), direction)]) for direction in directions]

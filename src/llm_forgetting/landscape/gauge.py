@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,11 @@ def canonicalise(factors: dict[str, Factors]) -> Adapter:
 def _canonical(pair: Factors) -> Canonical:
     Q_out, R_out = torch.linalg.qr(pair.B.double())
     Q_in, R_in = torch.linalg.qr(pair.A.double().T)
-    U, S, Vh = torch.linalg.svd(R_out @ R_in.T)
+    U, S, Vh = torch.linalg.svd(R_out @ R_in.T, full_matrices=False)
     dtype = pair.B.dtype
-    return Canonical(U=(Q_out @ U).to(dtype), S=S.to(dtype), V=(Q_in @ Vh.T).to(dtype))
+    # A rank above d_out or d_in leaves places over; they are zero, and so are the directions in them.
+    surplus = (0, pair.A.shape[0] - len(S))
+    return Canonical(*(F.pad(part, surplus).to(dtype) for part in (Q_out @ U, S, Q_in @ Vh.T)))
 
 
 def adapter_norm(adapter: Adapter) -> float:

@@ -90,5 +90,6 @@ class MeanRise:
 
 def mean_rise(centre: float, ends: Floats) -> MeanRise:
     """Mean rise from `ends` (directions, 2), the losses at -distance and +distance of every direction."""
-    rises = ends.mean(axis=1) - centre
-    return MeanRise(float(rises.mean()), float(rises.std(ddof=1) / len(rises) ** 0.5), len(rises))
+    with np.errstate(invalid="ignore"):  # a diverged end makes the result NaN or infinite, without a warning
+        rises = ends.mean(axis=1) - centre
+        return MeanRise(float(rises.mean()), float(rises.std(ddof=1) / len(rises) ** 0.5), len(rises))

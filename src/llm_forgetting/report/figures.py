@@ -1,5 +1,6 @@
 """Figures of loss landscapes: 3-D and contour for every checkpoint and task, all on one colour scale."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
+from llm_forgetting.landscape.metrics import FLAT_RANGE
 from llm_forgetting.objective import Floats
+from llm_forgetting.report.tables import value_and_error
 
 COLOURS = "viridis"
 # Beyond this ratio of largest to smallest loss a linear scale shows one surface and hides the others.
@@ -72,9 +76,7 @@ def surfaces_of(results: Mapping[str, Any]) -> list[Surface]:
             alphas=np.array(landscape["alphas"], dtype=float),
             betas=np.array(landscape["betas"], dtype=float),
             values=np.array(surface["loss"], dtype=float),
-            rise=(
-                f"mean rise {float(surface['mean_rise']['value']):.2g} ± {float(surface['mean_rise']['stderr']):.1g} nats"
-            ),
+            rise=f"mean rise {value_and_error(surface['mean_rise']['value'], surface['mean_rise']['stderr'])} nats",
         )
         for checkpoint, landscape in results["landscapes"].items()
         for task, surface in landscape["surfaces"].items()
@@ -121,8 +123,8 @@ def _levels(norm: Normalize) -> Floats:
     assert norm.vmin is not None
     assert norm.vmax is not None
     if isinstance(norm, LogNorm):
-        return np.geomspace(norm.vmin, norm.vmax, 15)
-    return np.linspace(norm.vmin, norm.vmax, 15)
+        return np.geomspace(norm.vmin, norm.vmax, 65)
+    return np.linspace(norm.vmin, norm.vmax, 65)
 
 
 def _contour(axes: Axes, surface: Surface, norm: Normalize) -> None:
@@ -134,11 +136,18 @@ def _contour(axes: Axes, surface: Surface, norm: Normalize) -> None:
     if not np.isfinite(surface.values).all():
         axes.patch.set_hatch("////")
         axes.patch.set_edgecolor("0.5")
-    levels = _levels(norm)
     # contour's rows are the y axis, ours (i) the first direction: hence the transpose.
-    axes.contourf(surface.alphas, surface.betas, values.T, levels=levels, norm=norm, cmap=COLOURS)
-    if float(np.ptp(values.compressed())) > 0:
-        axes.contour(surface.alphas, surface.betas, values.T, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
+    axes.contourf(surface.alphas, surface.betas, values.T, levels=_levels(norm), norm=norm, cmap=COLOURS)
+    finite = surface.values[np.isfinite(surface.values)]
+    if finite.size and np.ptp(finite) > FLAT_RANGE:
+        # Colour is shared by all surfaces; the lines are this one's own, so that its shape shows too.
+        own = MaxNLocator(7).tick_values(float(finite.min()), float(finite.max()))
+        masked = np.ma.masked_invalid(surface.values).T
+        lines = axes.contour(surface.alphas, surface.betas, masked, levels=own, colors="white", linewidths=0.8)
+        decimals = max(0, 1 - math.floor(math.log10(own[1] - own[0])))
+        texts = axes.clabel(lines, fontsize=7, fmt=f"%.{decimals}f", inline_spacing=2)
+        for text in texts:
+            text.set_path_effects([withStroke(linewidth=1.5, foreground="0.25")])
     axes.plot(0, 0, marker="o", color="white", markeredgecolor="black", markersize=6)
     axes.set_aspect("equal")
     axes.set_xlabel("direction 1 (units of the adapter's norm)")

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+SPLIT_WORDS = {"train": "trained", "test": "held-out"}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -29,6 +31,17 @@ def number(value: float | str | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else str(value)
 
 
+def value_and_error(value: float | str, stderr: float | str | None) -> str:
+    """`0.038 ± 0.006`: one digit of the error (two if it begins with 1), and the value to the same decimal."""
+    value, error = float(value), float("nan") if stderr is None else float(stderr)
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return number(value, 3) if stderr is None else f"{number(value, 3)} ± {number(error, 3)}"
+    exponent = math.floor(math.log10(error))
+    leading = error / 10**exponent
+    decimals = max(0, (1 if leading < 1.95 else 0) - exponent)
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
 def _with_error(estimate: Mapping[str, Any], digits: int) -> str:
     """value, and its interval or else its standard error."""
     if estimate["value"] is None:
@@ -36,36 +49,27 @@ def _with_error(estimate: Mapping[str, Any], digits: int) -> str:
     text = number(estimate["value"], digits)
     if estimate.get("interval"):
         return f"{text} [{number(estimate['interval']['low'], digits)}, {number(estimate['interval']['high'], digits)}]"
-    return f"{text} ± {number(estimate['stderr'], digits)}" if estimate.get("stderr") is not None else text
+    return value_and_error(estimate["value"], estimate["stderr"]) if estimate.get("stderr") is not None else text
 
 
 def accuracy_matrix(results: Mapping[str, Any]) -> Table:
-    """R[i, j]: accuracy and loss of every checkpoint on every task and split."""
-    names = results["task_names"]
-    header = ["checkpoint"]
-    columns: list[list[str]] = []
-    for j, name in enumerate(names):
-        for split, word in (("train", "trained"), ("test", "held-out")):
+    """R[i, j]: a row per task and split, a column per checkpoint, accuracy and loss in each cell."""
+    rows = []
+    for j, name in enumerate(results["task_names"]):
+        for split, word in SPLIT_WORDS.items():
             cells = results["forgetting"][split]
-            count = cells["accuracy"]["cells"][0][j]["n"]
-            header.append(f"{spoken(name)}, {word} (n={count})")
-            columns.append(
-                [
-                    f"{number(a[j]['value'])} / {number(b[j]['value'])}"
-                    for a, b in zip(cells["accuracy"]["cells"], cells["loss"]["cells"], strict=True)
-                ]
-            )
+            pairs = zip(cells["accuracy"]["cells"], cells["loss"]["cells"], strict=True)
+            scores = [f"{number(a[j]['value'])} / {number(b[j]['value'])}" for a, b in pairs]
+            rows.append((f"{spoken(name)}, {word}", str(cells["accuracy"]["cells"][0][j]["n"]), *scores))
     checkpoints = [spoken(name) for name in results["forgetting"]["train"]["checkpoints"]]
-    rows = tuple((checkpoint, *(column[i] for column in columns)) for i, checkpoint in enumerate(checkpoints))
-    return Table(
-        "Accuracy / loss (nats)", tuple(header), rows, "trained items were fine-tuned on; held-out items never."
-    )
+    note = "trained items were fine-tuned on, held-out items never."
+    return Table("Accuracy / loss in nats", ("task", "items", *checkpoints), tuple(rows), note)
 
 
 def forgetting_table(results: Mapping[str, Any]) -> Table:
     """Every earlier task's forgetting, on both splits."""
     rows = []
-    for split, word in (("train", "trained"), ("test", "held-out")):
+    for split, word in SPLIT_WORDS.items():
         cells = results["forgetting"][split]
         for accuracy, loss in zip(cells["accuracy"]["tasks"], cells["loss"]["tasks"], strict=True):
             rows.append(
@@ -78,10 +82,12 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
                     _with_error(loss["absolute"], 2),
                 )
             )
-    header = ("task", "items", "accuracy lost", "relative", "of what was learnt", "loss gained (nats)")
-    return Table(
-        "Forgetting", header, tuple(rows), "brackets: 95% interval over items (none below 40 items); one seed."
+    header = ("task", "items", "accuracy lost", "of level", "of learnt", "loss gained (nats)")
+    note = (
+        "brackets: 95% interval over items (none below 40 items); of learnt: share of the gain over the base model "
+        "that was lost; one seed."
     )
+    return Table("Forgetting", header, tuple(rows), note)
 
 
 def _percent(value: float | None) -> str:
@@ -97,7 +103,7 @@ def summary_table(results: Mapping[str, Any]) -> Table:
         "forward_transfer": "forward transfer",
     }
     rows = []
-    for split, word in (("train", "trained"), ("test", "held-out")):
+    for split, word in SPLIT_WORDS.items():
         cells = results["forgetting"][split]
         for key, label in names.items():
             rows.append(
@@ -114,21 +120,21 @@ def landscape_table(results: Mapping[str, Any]) -> Table:
             m, rise = surface["metrics"], surface["mean_rise"]
             rows.append(
                 (
-                    f"{spoken(checkpoint)}, {spoken(task)}",
-                    number(m["centre"], 3),
-                    number(m["maximum"], 3),
-                    number(m["standard_deviation"], 3),
-                    number(m["curvature_centre"], 3),
-                    number(m["range"], 3),
-                    f"{number(rise['value'], 3)} ± {number(rise['stderr'], 3)}",
+                    f"{spoken(task)}, {spoken(checkpoint)}",
+                    number(m["centre"]),
+                    number(m["maximum"]),
+                    number(m["standard_deviation"]),
+                    number(m["curvature_centre"]),
+                    number(m["range"]),
+                    value_and_error(rise["value"], rise["stderr"]),
                 )
             )
     first = next(iter(results["landscapes"].values()))
-    header = ("surface", "centre", "maximum", "std. dev.", "max. curvature", "range", "mean rise")
+    header = ("loss of", "centre", "max.", "s.d.", "curv.", "range", "mean rise")
     cells = len(first["alphas"])
     note = (
         f"{first['space']} space (invariant under LoRA's GL(r)), distance {first['distance']:g}, {cells} x {cells} cells; "
-        f"mean rise at that distance over {_directions(first)} directions."
+        f"mean rise at that distance over {_directions(first)} directions; curv.: largest |eigenvalue| at the centre."
     )
     return Table("Loss landscape (nats)", header, tuple(rows), note)
 
@@ -143,9 +149,9 @@ def comparison_table(results: Mapping[str, Any]) -> Table:
     rows = tuple(
         (
             f"{spoken(entry['task'])}, {spoken(entry['before'])} to {spoken(entry['after'])}",
-            f"{number(entry['mean_rise']['change'], 3)} ± {number(entry['mean_rise']['stderr'], 3)}",
-            number(entry["metrics"]["curvature_centre"]["change"], 3),
-            number(entry["metrics"]["centre"]["change"], 3),
+            value_and_error(entry["mean_rise"]["change"], entry["mean_rise"]["stderr"]),
+            number(entry["metrics"]["curvature_centre"]["change"]),
+            number(entry["metrics"]["centre"]["change"]),
             words[entry["sharper"]],
         )
         for entry in results["landscape_comparison"]

@@ -1,0 +1,326 @@
+"""The command line as a user meets it: exit statuses, one line on stderr for every mistake, and no network."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from filelock import FileLock
+from runs import ROOT, TINY, Moment, Shell, read_results, same_results
+
+from llm_forgetting.cli import SHORT_FLAGS
+from llm_forgetting.config import ModelConfig
+from llm_forgetting.config_files import dotted_paths
+from llm_forgetting.errors import UserError
+
+QUESTIONS = 12
+
+
+@pytest.fixture(scope="module")
+def mmlu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in MMLU's layout with two subjects of health and one of philosophy."""
+    folder = tmp_path_factory.mktemp("mmlu")
+    for subject in ("anatomy", "virology", "philosophy"):
+        for split, count in (("dev", 2), ("val", 3), ("test", QUESTIONS - 3)):
+            (folder / split).mkdir(exist_ok=True)
+            rows = [f"{subject} {split} {row}?,one,two,three,four,{'ABCD'[row % 4]}\n" for row in range(count)]
+            (folder / split / f"{subject}_{split}.csv").write_text("".join(rows))
+    return folder
+
+
+def dry(shell: Shell, mmlu: Path, *arguments: object) -> str:
+    """The complaint about a dry run on the local subjects."""
+    sizes = [
+        "--data.train_items",
+        "6",
+        "--data.test_items",
+        "4",
+        "--landscape.num_items",
+        "6",
+        "--landscape.self_test_items",
+        "4",
+    ]
+    source = ["--data.source", "local", "--data.path", mmlu]
+    return shell.run("--dry_run", *source, *sizes, *arguments).complaint
+
+
+# --- commands and help ------------------------------------------------------------------------------------------------
+
+
+def test_without_a_command_the_usage_is_shown_and_the_status_is_2(shell: Shell) -> None:
+    done = shell()
+    assert (done.status, done.stderr) == (2, "")
+    assert "run " in done.stdout
+    assert "tasks " in done.stdout
+
+
+def test_help_is_no_mistake(shell: Shell) -> None:
+    assert shell("--help").status == shell("run", "--help").status == shell("tasks", "--help").status == 0
+
+
+def test_an_unknown_command_is_named_with_those_there_are(shell: Shell) -> None:
+    assert shell("runn").complaint == "a command is needed, one of run, tasks; was 'runn'"
+
+
+def test_help_shows_short_flags_and_every_dotted_path(shell: Shell) -> None:
+    text = shell.run("--help").stdout
+    for flag in (*SHORT_FLAGS, "--config", "--resume", "--print_config", "--dry_run", "--tasks", "--task1", "--task2"):
+        assert f"{flag} " in text
+    for path in dotted_paths():
+        assert f"--{path}" in text
+
+
+@pytest.mark.parametrize("start", [["main.py"], ["-m", "llm_forgetting", "run"]])
+def test_main_py_and_the_module_are_the_same_command(start: list[str]) -> None:
+    environment = {"PYTHONPATH": str(ROOT / "src") if start[0] == "-m" else "", "PATH": ""}
+    command = [sys.executable, *start, "--task1", "computer_science", "--task2", "philosophy"]
+    command += ["--batch_size", "16", "--num_epochs", "3", "--print_config"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment)
+    config = yaml.safe_load(done.stdout)
+    assert config["data"]["tasks"] == ["computer_science", "philosophy"]
+    assert (config["training"]["batch_size"], config["training"]["num_epochs"]) == (16, 3)
+    assert done.stderr == ""
+
+
+def test_what_parses_configurations_does_not_wait_for_torch() -> None:
+    program = "import sys, llm_forgetting.cli as c; c.parse_run([]); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""})
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_lists_the_synthetic_subjects(shell: Shell) -> None:
+    done = shell("tasks", "--source", "synthetic")
+    assert done.status == 0
+    for number in (1, 2, 3, 4):
+        assert re.search(rf"synthetic_{number} +400", done.stdout)
+
+
+def test_tasks_lists_local_subjects_and_their_groups_with_counts(shell: Shell, mmlu: Path) -> None:
+    done = shell("tasks", "--source", "local", "--path", mmlu)
+    assert done.status == 0
+    for subject in ("anatomy", "philosophy", "virology"):
+        assert re.search(rf"\b{subject} +{QUESTIONS}\b", done.stdout)
+    assert re.search(rf"\bhealth +{2 * QUESTIONS} +anatomy, virology", done.stdout)
+    assert re.search(rf"\bgroup:philosophy +{QUESTIONS} +philosophy", done.stdout)
+
+
+def test_tasks_refuses_what_it_cannot_list(shell: Shell, tmp_path: Path) -> None:
+    assert "'embedded', 'local', 'hub', 'synthetic'" in shell("tasks", "--source", "foo").complaint
+    assert "data.path" in shell("tasks", "--source", "local").complaint
+    assert (
+        f"data.path={tmp_path / 'no'} does not exist"
+        in shell("tasks", "--source", "local", "--path", tmp_path / "no").complaint
+    )
+
+
+# --- mistakes in tasks and data -----------------------------------------------------------------------------------------
+
+
+def test_an_unknown_task_is_answered_with_the_nearest_names(shell: Shell, mmlu: Path) -> None:
+    message = dry(shell, mmlu, "--task1", "virolgy", "--task2", "anatomy")
+    assert "'virolgy' is not in this data source; nearest: virology" in message
+
+
+def test_an_unknown_task_ends_a_run_before_a_model_is_loaded(shell: Shell) -> None:
+    done = shell.run_tiny("--task1", "synthetic1", "--model_name", "nobody/nothing", "--data.source", "synthetic")
+    assert done.complaint.startswith("task 'synthetic1' is not in this data source; nearest: synthetic_1")
+    assert "was finished" not in done.complaint
+
+
+def test_tasks_that_share_a_subject_are_refused(shell: Shell, mmlu: Path) -> None:
+    assert "tasks health and anatomy share anatomy" in dry(shell, mmlu, "--tasks", "health,anatomy")
+    assert "task anatomy is named twice" in dry(shell, mmlu, "--tasks", "anatomy,Anatomy")
+
+
+def test_too_few_items_are_counted(shell: Shell, mmlu: Path) -> None:
+    message = dry(shell, mmlu, "--tasks", "anatomy,virology", "--data.train_items", "20")
+    assert "task anatomy has 12 distinct items" in message
+    assert "20 train and 4 test" in message
+
+
+def test_missing_and_broken_data_are_named(shell: Shell, mmlu: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    assert f"data.path={missing} does not exist" in dry(shell, mmlu, "--data.path", missing)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "anatomy_test.csv").write_text("q,a,b,c,d,A\nq,a,b,c,d,E\n")
+    assert "anatomy_test.csv, line 2" in dry(shell, mmlu, "--data.path", tmp_path)
+
+
+# --- mistakes with folders ----------------------------------------------------------------------------------------------
+
+
+def test_an_output_folder_that_cannot_be_is_named(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = shell.run("--config", shell.tiny, "--output_dir", tmp_path / "file").complaint
+    assert message.startswith(f"output.folder must be writable, {tmp_path / 'file'} is not")
+
+
+def test_resume_of_a_folder_that_is_no_run_is_refused(shell: Shell, tmp_path: Path) -> None:
+    assert f"{tmp_path} is not one" in shell.run("--resume", tmp_path).complaint
+
+
+def test_resume_of_a_folder_that_cannot_be_written_is_refused(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "phases").write_text("not a folder")
+    assert f"{tmp_path} cannot" in shell.run("--resume", tmp_path).complaint
+
+
+def test_a_folder_that_another_process_writes_is_left_alone(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(TINY))
+    with FileLock(tmp_path / ".lock"):
+        message = shell.run("--resume", tmp_path).complaint
+    assert message.startswith(f"{tmp_path} is being written by another process")
+    assert not list((tmp_path / "phases").iterdir())
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(500, False), (5_000, True), (50_000, True)])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    shell: Shell, tiny_run: Path, limit: int, kept: bool
+) -> None:
+    """500 bytes do not hold config.yaml, 5,000 no phase artifact, 50,000 not Trainer's resume files."""
+    full = shell.run_tiny(file_limit=limit)
+    folder = max((shell.folder / "outputs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert f"{folder} could not be written: " in full.complaint
+    assert not list(folder.rglob(".*.json.*"))
+    if not kept:
+        assert full.complaint.endswith("make room, then start again")
+        return
+    assert full.complaint.endswith(f"make room, then llm-forgetting run --resume {folder}")
+    assert shell.run("--resume", folder).status == 0
+    assert same_results(read_results(folder), read_results(tiny_run))
+
+
+# --- mistakes with models and training ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model_name", "nobody/nothing"], ["model.name='nobody/nothing'", "hub cannot be reached", "local folder"]),
+        (["--model.device", "abacus"], ["model.device='abacus' must be a device of this machine"]),
+        (["--lora.target_modules", "foo"], ["lora.target_modules='foo'", "linear modules are", "q_proj"]),
+        (["--training.optimizer", "adamm"], ["training.optimizer='adamm'", "must be names that transformers knows"]),
+        (["--training.lr_scheduler", "foo"], ["training.lr_scheduler='foo'", "must be names that transformers knows"]),
+        (
+            ["--learning_rate", "1e30", "--training.max_grad_norm", "0"],
+            ["training loss became", "lower training.learning_rate"],
+        ),
+    ],
+)
+def test_what_only_the_run_can_find_out_is_still_one_line(shell: Shell, arguments: list[str], words: list[str]) -> None:
+    done = shell.run_tiny(*arguments)
+    for word in words:
+        assert word in done.complaint
+    # The traceback is not lost: it is in the log.
+    assert "Traceback" in (done.folder / "run.log").read_text()
+
+
+def test_a_gated_model_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    from llm_forgetting.language_model import _load_backbone
+
+    def refuse(*args: object, **kwargs: object) -> Any:
+        raise OSError("You are trying to access a gated repo.\n401 Client Error.")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(
+        UserError, match=r"model\.name='meta-llama/x' could not be loaded: it is gated.*hf auth login.*HF_TOKEN"
+    ):
+        _load_backbone(ModelConfig(name="meta-llama/x"), lambda message: None)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_memory_that_runs_out_is_answered_with_what_to_lower(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from llm_forgetting import experiment
+    from llm_forgetting.artifacts import RunFolder
+    from llm_forgetting.cli import _run_in
+    from llm_forgetting.config import ExperimentConfig
+    from llm_forgetting.terminal import Terminal
+
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(experiment, "run_experiment", fail)
+    with pytest.raises(UserError, match=r"memory ran out; lower training\.batch_size"):
+        _run_in(RunFolder.create(tmp_path), ExperimentConfig(), Terminal())
+
+
+def test_what_we_broke_ourselves_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from llm_forgetting import experiment
+    from llm_forgetting.artifacts import RunFolder
+    from llm_forgetting.cli import _run_in
+    from llm_forgetting.config import ExperimentConfig
+    from llm_forgetting.terminal import Terminal
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(experiment, "run_experiment", fail)
+    folder = RunFolder.create(tmp_path)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        _run_in(folder, ExperimentConfig(), Terminal())
+    assert "a mistake of ours" in (folder.path / "run.log").read_text()
+
+
+# --- dry run ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_configuration_sizes_time_and_memory_and_writes_nothing(shell: Shell) -> None:
+    before = sorted(shell.folder.rglob("experiment_*"))
+    done = shell.run("--config", "smoke", "--dry_run", "--output_dir", shell.folder / "never")
+    assert done.status == 0
+    assert not (shell.folder / "never").exists()
+    assert sorted(shell.folder.rglob("experiment_*")) == before
+    for words in ("num_epochs: 12", "Tasks", "Phases", "Memory", "fine-tune on synthetic_1 (36 steps)", "GB"):
+        assert words in done.stdout
+    assert re.search(r"synthetic_1 +48 +48 +\d+", done.stdout)
+    assert re.search(r"landscape of 2 checkpoints \(53 points each\) +[\d,]+ +\d+ s", done.stdout)
+
+
+def test_a_dry_run_of_a_gated_7b_model_needs_no_network_and_no_model(shell: Shell) -> None:
+    done = shell.run("--config", "llama2-7b", "--dry_run")
+    assert done.status == 0, done.stderr
+    for words in ("meta-llama/Llama-2-7b-hf", "7,000 M parameters", "14.0 GB", "sizes assumed", "computer_science"):
+        assert words in done.stdout
+    assert re.search(r"philosophy +240 +60", done.stdout)
+
+
+def test_a_dry_run_on_the_hub_knows_the_subjects_without_it(shell: Shell) -> None:
+    message = shell.run("--config", "llama2-7b", "--dry_run", "--task1", "philosofy").complaint
+    assert "'philosofy' is not in this data source; nearest: philosophy" in message
+
+
+def test_a_dry_run_of_a_model_of_unknown_size_says_so(shell: Shell, tmp_path: Path) -> None:
+    done = shell.run("--dry_run", "--config", shell.tiny, "--model_name", tmp_path)
+    assert done.status == 0, done.stderr
+    assert "size is not known here" in done.stdout
+
+
+# --- ending a run by hand ---------------------------------------------------------------------------------------------------
+
+
+def test_control_c_says_how_to_go_on_and_going_on_works(shell: Shell, tiny_run: Path) -> None:
+    stopped = shell.run_tiny(moment=Moment("training_step", count=3, signal=signal.SIGINT))
+    assert stopped.status == 130, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert "stopped; nothing finished is lost" in stopped.stdout
+    again = next(line for line in stopped.stdout.splitlines() if "--resume" in line)
+    words = again.partition("llm-forgetting ")[2].split()
+    assert words == ["run", "--resume", str(stopped.folder)]
+    assert shell(*words).status == 0
+    assert same_results(read_results(stopped.folder), read_results(tiny_run))
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    command = f"{sys.executable} main.py --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert "Traceback" not in done.stderr

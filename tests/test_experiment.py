@@ -1,0 +1,398 @@
+"""Whole runs: what they leave behind, that it is right, and that killing one changes nothing."""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from runs import Moment, Shell, SmokeRun, read_results, same_results
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llm_forgetting import backbones
+from llm_forgetting.config import ExperimentConfig, to_dict
+from llm_forgetting.config_files import dotted_paths
+from llm_forgetting.results import SCHEMA_VERSION
+from llm_forgetting.session import Session
+from llm_forgetting.tasks import embedded
+
+CHECKPOINTS = ("initial", "after_task1", "after_task2")
+SPLITS = ("train", "test")
+PICKLE_OPCODES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def schema() -> Any:
+    return json.loads(
+        resources.files("llm_forgetting").joinpath("data/results.schema.json").read_text(encoding="utf-8")
+    )
+
+
+def mistakes(results: dict[str, Any]) -> list[str]:
+    found = jsonschema.Draft202012Validator(schema()).iter_errors(results)
+    return [f"{error.json_path}: {error.message[:200]}" for error in found]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# --- what a run leaves behind -------------------------------------------------------------------------------------------
+
+
+def test_everything_that_was_promised_is_there(smoke_run: SmokeRun) -> None:
+    figures = [f"landscape_{c}_{t}_{kind}.png" for c in CHECKPOINTS[1:] for t in ("synthetic_1", "synthetic_2")
+               for kind in ("contour", "3d")]  # fmt: skip
+    assert smoke_run.path.name.startswith("experiment_")
+    files = {path.name for path in smoke_run.path.iterdir()}
+    assert files == {
+        ".lock", "checkpoint_after_task1", "checkpoint_after_task2", "config.yaml", "items.jsonl", "landscape_overview.png",
+        "phases", "results.json", "results.md", "run.log", *figures,
+    }  # fmt: skip
+    assert set(smoke_run.results["figures"]) == {"landscape_overview.png", *figures}
+    assert {path.name for path in (smoke_run.path / "phases").iterdir()} == {
+        f"{name}.json" for name in ("setup", *(f"evaluate_{c}" for c in CHECKPOINTS), "train_task1", "train_task2",
+                                    "landscape_after_task1", "landscape_after_task2", "forgetting", "comparison")
+    }  # fmt: skip
+
+
+def test_every_phase_is_announced_once_and_in_order(smoke_run: SmokeRun) -> None:
+    numbers = [int(line[1:3]) for line in smoke_run.stdout.splitlines() if line.startswith("[") and line[3] == "/"]
+    assert numbers == list(range(1, 11))
+    assert smoke_run.results["answer"] in " ".join(smoke_run.stdout.replace("│", " ").split())
+
+
+def test_every_figure_is_a_whole_picture(smoke_run: SmokeRun) -> None:
+    for name in smoke_run.results["figures"]:
+        with Image.open(smoke_run.path / name) as image:
+            image.load()
+            assert image.format == "PNG"
+            assert min(image.size) > 300
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20
+
+
+def test_nothing_is_a_pickle(smoke_run: SmokeRun) -> None:
+    for path in smoke_run.path.rglob("*"):
+        if path.is_file():
+            assert path.suffix in (".json", ".jsonl", ".md", ".yaml", ".log", ".png", ".safetensors", ""), path
+            assert not zipfile.is_zipfile(path), path
+            assert not path.read_bytes().startswith(PICKLE_OPCODES), path
+
+
+def test_nothing_temporary_stays(smoke_run: SmokeRun) -> None:
+    hidden = [path for path in smoke_run.path.rglob("*") if path.name.startswith(".")]
+    assert hidden == [smoke_run.path / ".lock"]
+    assert not [
+        path for path in smoke_run.path.rglob("*") if "trainer" in path.name or path.name.startswith("checkpoint-")
+    ]
+
+
+def test_config_yaml_is_the_configuration_of_the_results(smoke_run: SmokeRun) -> None:
+    assert yaml.safe_load((smoke_run.path / "config.yaml").read_text()) == smoke_run.results["config"]
+
+
+def test_the_answer_and_every_figure_are_in_results_md(smoke_run: SmokeRun) -> None:
+    text = (smoke_run.path / "results.md").read_text()
+    assert text.startswith(f"# {smoke_run.results['answer']}\n")
+    for name in smoke_run.results["figures"]:
+        assert f"]({name})" in text
+
+
+# --- results.json -----------------------------------------------------------------------------------------------------------
+
+
+def test_results_json_is_what_its_schema_says(smoke_run: SmokeRun) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+    assert mistakes(smoke_run.results) == []
+    assert smoke_run.results["schema_version"] == SCHEMA_VERSION == schema()["properties"]["schema_version"]["const"]
+
+
+def test_the_schema_is_strict(smoke_run: SmokeRun) -> None:
+    assert mistakes({**smoke_run.results, "extra": 1})
+    assert mistakes({key: value for key, value in smoke_run.results.items() if key != "answer"})
+    landscape = smoke_run.results["landscapes"]["after_task1"]
+    assert mistakes({**smoke_run.results, "landscapes": {"after_task1": {**landscape, "distance": "far"}}})
+
+
+def test_the_schema_describes_every_field() -> None:
+    def undescribed(node: Any, path: str) -> Iterator[str]:
+        if isinstance(node, dict):
+            for name, field in node.get("properties", {}).items() if isinstance(node.get("properties"), dict) else ():
+                target = (
+                    field if "$ref" not in field else {**schema()["$defs"][field["$ref"].rsplit("/", 1)[1]], **field}
+                )
+                if len(target.get("description", "")) < 5:
+                    yield f"{path}.{name}"
+            for key, child in node.items():
+                yield from undescribed(child, f"{path}.{key}")
+        elif isinstance(node, list):
+            for child in node:
+                yield from undescribed(child, path)
+
+    assert list(undescribed(schema(), "")) == []
+
+
+def test_the_schema_has_every_field_of_the_configuration() -> None:
+    sections = schema()["properties"]["config"]["properties"]
+    assert {f"{s}.{name}" for s in sections for name in sections[s]["properties"]} == set(dotted_paths())
+    assert jsonschema.Draft202012Validator(schema()["properties"]["config"]).is_valid(to_dict(ExperimentConfig()))
+
+
+def test_a_base_model_that_does_not_answer_with_letters_is_warned_of(smoke_run: SmokeRun) -> None:
+    mass = smoke_run.results["guards"]["letter_mass"]
+    assert mass < 0.5
+    assert any(
+        f"the base model gives the option letters {mass:.2f}" in warning for warning in smoke_run.results["warnings"]
+    )
+    assert f"option letters {mass:.2f}" in smoke_run.stdout
+
+
+def test_splits_are_disjoint_and_everything_scored_is_in_them(smoke_run: SmokeRun) -> None:
+    splits = {
+        (task["name"], s): [item["id"] for item in task["splits"][s]]
+        for task in smoke_run.results["tasks"]
+        for s in SPLITS
+    }
+    ids = [identity for found in splits.values() for identity in found]
+    assert len(ids) == len(set(ids)) == 4 * 48
+    scored: dict[tuple[str, str, str], list[str]] = {}
+    for record in records(smoke_run.path):
+        scored.setdefault((record["checkpoint"], record["task"], record["split"]), []).append(record["id"])
+    assert scored == {(c, *cell): found for c in CHECKPOINTS for cell, found in splits.items()}
+    for task in smoke_run.results["tasks"]:
+        assert set(task["landscape_items"]) <= set(splits[task["name"], "train"])
+
+
+def test_items_jsonl_recomputes_every_cell_and_every_forgetting(smoke_run: SmokeRun) -> None:
+    """From the letter logits alone, by formulae written down a second time."""
+    cells: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
+    for record in records(smoke_run.path):
+        z, y = np.array(record["letter_logits"]), "ABCD".index(record["answer"])
+        total = np.exp(z).sum() + np.exp(record["rest"])
+        loss, right = float(np.log(total) - z[y]), float(z[y] == z.max())
+        assert record["loss"] == pytest.approx(loss, abs=1e-9)
+        assert (record["correct"], record["predicted"]) == (bool(right), "ABCD"[int(z.argmax())])
+        where = (record["split"], record["checkpoint"], record["task"])
+        cells.setdefault(where, []).append((right, loss, float(np.exp(z).sum() / total)))
+    names = smoke_run.results["task_names"]
+    for split in SPLITS:
+        means = np.array([[np.mean(cells[split, c, t], axis=0) for t in names] for c in CHECKPOINTS])
+        found = smoke_run.results["forgetting"][split]
+        for index, measure in enumerate(("accuracy", "loss")):
+            R = means[..., index]
+            recorded = [[cell["value"] for cell in row] for row in found[measure]["cells"]]
+            np.testing.assert_allclose(recorded, R, atol=1e-9)
+            sign = 1 if measure == "accuracy" else -1
+            lost, learnt = sign * (R[1, 0] - R[2, 0]), sign * (np.diag(R[1:]) - R[0])
+            (task,) = found[measure]["tasks"]
+            assert task["absolute"]["value"] == pytest.approx(lost)
+            assert task["change"]["value"] == pytest.approx(R[2, 0] - R[1, 0])
+            assert task["normalised"]["value"] == pytest.approx(lost / learnt[0])
+            assert [entry["learning"]["value"] for entry in found[measure]["learning"]] == pytest.approx(learnt)
+            assert found[measure]["backward_transfer"]["value"] == pytest.approx(-lost)
+            assert found[measure]["forward_transfer"]["value"] == pytest.approx(sign * (R[1, 1] - R[0, 1]))
+            assert found[measure]["average"]["value"] == pytest.approx(R[2].mean())
+        np.testing.assert_allclose(found["letter_mass"], means[..., 2], atol=1e-9)
+
+
+def test_the_smoke_run_learns_and_forgets(smoke_run: SmokeRun) -> None:
+    """The toy tasks contradict each other: what is learnt of the first must go."""
+    found = smoke_run.results["forgetting"]["train"]["accuracy"]
+    assert [entry["shown"] for entry in found["learning"]] == [True, True]
+    assert found["tasks"][0]["absolute"]["interval"]["low"] > 0.5
+    assert "fell from" in smoke_run.results["answer"]
+
+
+def test_the_centre_of_a_surface_is_the_loss_of_its_items(smoke_run: SmokeRun) -> None:
+    losses = {(r["checkpoint"], r["id"]): r["loss"] for r in records(smoke_run.path)}
+    for checkpoint, landscape in smoke_run.results["landscapes"].items():
+        middle = len(landscape["alphas"]) // 2
+        assert landscape["alphas"][middle] == landscape["betas"][middle] == 0
+        for surface in landscape["surfaces"].values():
+            expected = np.mean([losses[checkpoint, identity] for identity in surface["items"]])
+            assert surface["loss"][middle][middle] == pytest.approx(expected, abs=1e-4)
+            assert surface["metrics"]["centre"] == surface["loss"][middle][middle]
+            assert surface["metrics"]["range"] == pytest.approx(np.ptp(surface["loss"]))
+    first, second = smoke_run.results["landscapes"].values()
+    assert first["reference_norm"] == second["reference_norm"] == first["adapter_norm"]
+    assert first["relative_scale"] == 1
+
+
+def test_landscapes_do_not_depend_on_the_gauge(smoke_run: SmokeRun) -> None:
+    for landscape in smoke_run.results["landscapes"].values():
+        test = landscape["gauge_self_test"]
+        assert test["passed"] is True
+        assert 0 < test["value_relative_difference"] < 1e-4
+        assert test["second_difference_relative_difference"] < 1e-4
+        a, b = test["value"]
+        assert test["value_relative_difference"] == pytest.approx(abs(a - b) / max(abs(a), abs(b)))
+
+
+def test_seconds_and_bytes_of_every_phase_are_plausible(smoke_run: SmokeRun) -> None:
+    timings = smoke_run.results["timings"]
+    assert set(timings) == {path.stem for path in (smoke_run.path / "phases").iterdir()}
+    assert 0.01 < timings["train_task1"]["wall_seconds"] < 300
+    for phase in timings.values():
+        assert 50e6 < phase["peak_memory_bytes"] < 20e9
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_checkpoint_loads_in_plain_peft_and_gives_the_recorded_logits(smoke_run: SmokeRun, k: int) -> None:
+    from peft import PeftModel
+
+    from llm_forgetting.tasks.prompts import render
+    from llm_forgetting.tasks.synthetic import SUBJECTS, SyntheticSource
+
+    folder = smoke_run.path / f"checkpoint_after_task{k}"
+    backbone = AutoModelForCausalLM.from_pretrained(smoke_run.cache / "synthetic-llama-v1", dtype=torch.float32)
+    model = PeftModel.from_pretrained(backbone, folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    source = SyntheticSource()
+    items = {item.id: item for name in SUBJECTS for item in source.pool(name, (name,)).rows}
+    chosen = [r for r in records(smoke_run.path) if r["checkpoint"] == f"after_task{k}"][::37]
+    assert len(chosen) >= 5
+    letters = [tokenizer(f" {letter}")["input_ids"][0] for letter in "ABCD"]
+    for record in chosen:
+        with torch.no_grad():
+            logits = model(**tokenizer(render(items[record["id"]], ()), return_tensors="pt")).logits[0, -1]
+        np.testing.assert_allclose(logits[letters], record["letter_logits"], atol=1e-4)
+        others = torch.ones_like(logits, dtype=torch.bool)
+        others[letters] = False
+        assert float(logits[others].logsumexp(0)) == pytest.approx(record["rest"], abs=1e-4)
+
+
+def test_a_checkpoint_is_whole(smoke_run: SmokeRun) -> None:
+    for k in (1, 2):
+        folder = smoke_run.path / f"checkpoint_after_task{k}"
+        names = {path.name for path in folder.iterdir()}
+        assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json"} <= names
+        written = yaml.safe_load((folder / "experiment_config.yaml").read_text())
+        assert written == smoke_run.results["config"]
+
+
+# --- repeating, killing, resuming ---------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_twice_gives_the_same_results(shell: Shell, tiny_run: Path) -> None:
+    again = shell.run_tiny()
+    assert again.folder != tiny_run
+    assert same_results(read_results(again.folder), read_results(tiny_run))
+    assert (again.folder / "items.jsonl").read_bytes() == (tiny_run / "items.jsonl").read_bytes()
+
+
+def test_another_seed_gives_other_results(shell: Shell, tiny_run: Path) -> None:
+    other = read_results(shell.run_tiny("--seed", "1", "--landscape.resolution", "3").folder)
+    assert other["initial_adapter_sha256"] != read_results(tiny_run)["initial_adapter_sha256"]
+    assert not same_results(other, read_results(tiny_run))
+
+
+KILLS = [
+    (Moment("before_replace", "phases/setup.json"), "phases/setup.json"),
+    (Moment("trainer_state", count=1), "checkpoint-2"),
+    # In this process two steps are one epoch: the third belongs to the second epoch.
+    (Moment("training_step", count=3), "training step 3"),
+    # Resumed from the end of epoch 1 (step 2), so that the process's fourth step is step 6; from scratch it were step 4.
+    (Moment("training_step", count=4), "training step 6"),
+    (Moment("after_replace", "checkpoint_after_task1"), "checkpoint_after_task1"),
+    (Moment("before_replace", "phases/train_task1.json"), "phases/train_task1.json"),
+    (Moment("after_replace", "phases/train_task1.json"), "phases/train_task1.json"),
+    (Moment("before_replace", "phases/evaluate_after_task1.json"), "phases/evaluate_after_task1.json"),
+    (Moment("landscape_point", count=5), "a landscape point"),
+    (Moment("before_replace", "checkpoint_after_task2"), "checkpoint_after_task2"),
+    (Moment("after_replace", "phases/landscape_after_task2.json"), "phases/landscape_after_task2.json"),
+    (Moment("before_replace", "results.json"), "results.json"),
+]  # fmt: skip
+
+
+def test_a_run_killed_again_and_again_ends_with_the_results_of_one_that_was_not(shell: Shell, tiny_run: Path) -> None:
+    folder: Path | None = None
+    for moment, where in KILLS:
+        done = shell.run_tiny(moment=moment) if folder is None else shell.run("--resume", folder, moment=moment)
+        assert done.status == -9, (moment, done.stdout + done.stderr)
+        assert where in done.stderr
+        folder = done.folder
+        assert not (folder / "results.json").exists()
+    assert folder is not None
+    assert shell.run("--resume", folder).status == 0
+    assert same_results(read_results(folder), read_results(tiny_run))
+    for name in ("items.jsonl", "results.md", "phases/landscape_after_task1.json"):
+        if name.startswith("phases"):
+            one, other = (json.loads((run / name).read_text())["result"] for run in (folder, tiny_run))
+            assert one == other
+        else:
+            assert (folder / name).read_bytes() == (tiny_run / name).read_bytes()
+    assert {p.name for p in (folder / "phases").glob("*.json")} == {
+        p.name for p in (tiny_run / "phases").glob("*.json")
+    }
+    assert not list(folder.glob("phases/trainer*"))
+
+
+def test_a_half_written_artifact_is_not_taken_for_one(shell: Shell, tiny_run: Path) -> None:
+    killed = shell.run_tiny(moment=Moment("after_replace", "phases/evaluate_initial.json"))
+    (killed.folder / "phases" / ".train_task1.json.abc").write_text('{"phase": "train_ta')
+    (killed.folder / ".checkpoint_after_task1.abc").mkdir()
+    assert shell.run("--resume", killed.folder).status == 0
+    assert same_results(read_results(killed.folder), read_results(tiny_run))
+
+
+def test_resuming_a_finished_run_computes_nothing_and_leaves_the_results_equal(shell: Shell) -> None:
+    finished = shell.run_tiny().folder
+    before = {path: path.stat().st_mtime_ns for path in (finished / "phases").iterdir()}
+    results = (finished / "results.json").read_bytes()
+    # Any landscape point, any step of training would kill it; and the backbone is not even there.
+    again = shell.run("--resume", finished, moment=Moment("landscape_point"))
+    assert again.status == 0
+    assert again.stdout.count("kept from before") == 9
+    assert {path: path.stat().st_mtime_ns for path in (finished / "phases").iterdir()} == before
+    assert (finished / "results.json").read_bytes() == results
+
+
+def test_a_checkpoint_that_has_gone_is_named(shell: Shell) -> None:
+    stopped = shell.run_tiny(moment=Moment("after_replace", "phases/train_task1.json"))
+    (stopped.folder / "checkpoint_after_task1" / "adapter_model.safetensors").unlink()
+    assert (
+        "checkpoint_after_task1 must be a whole adapter_model.safetensors"
+        in shell.run("--resume", stopped.folder).complaint
+    )
+
+
+def test_a_finished_run_loads_neither_model_nor_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session loads what it is asked for, when it is asked."""
+    from llm_forgetting.progress import Silent
+
+    monkeypatch.setenv(embedded.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(backbones, "_built_once", lambda *args: pytest.fail("a backbone was built"))
+    Session(ExperimentConfig(), tmp_path, Silent())
+    assert not list(tmp_path.iterdir())
+
+
+# --- more than two tasks ---------------------------------------------------------------------------------------------------------
+
+
+def test_three_tasks_need_nothing_new(shell: Shell) -> None:
+    done = shell.run_tiny("--tasks", "synthetic_1,synthetic_2,synthetic_3", "--training.num_epochs", "1")
+    assert done.status == 0, done.stderr
+    results = read_results(done.folder)
+    assert mistakes(results) == []
+    assert np.shape(results["forgetting"]["train"]["letter_mass"]) == (4, 3)
+    cells = results["forgetting"]["test"]["loss"]["cells"]
+    assert (len(cells), {len(row) for row in cells}) == (4, {3})
+    assert [task["task"] for task in results["forgetting"]["train"]["accuracy"]["tasks"]] == [1, 2]
+    assert list(results["landscapes"]) == ["after_task1", "after_task2", "after_task3"]
+    assert [len(landscape["surfaces"]) for landscape in results["landscapes"].values()] == [3, 3, 3]
+    assert len(results["landscape_comparison"]) == 2 * 3
+    assert len(results["figures"]) == 1 + 2 * 3 * 3
+    assert all((done.folder / name).is_file() for name in results["figures"])
+    assert all((done.folder / f"checkpoint_after_task{k}" / "adapter_model.safetensors").is_file() for k in (1, 2, 3))
+    hashes = [results["initial_adapter_sha256"], *(entry["adapter_sha256"] for entry in results["training"])]
+    assert len(set(hashes)) == 4
+    assert "After fine-tuning on synthetic_2, then synthetic_3" in results["answer"]

@@ -1,0 +1,343 @@
+"""The gauge freedom of LoRA, and coordinates and directions in which it is gone, against dense float64 matrices."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from llm_forgetting.errors import UserError
+from llm_forgetting.landscape import directions as directions_module
+from llm_forgetting.landscape.directions import (
+    Direction,
+    combined,
+    inner,
+    norm,
+    orthogonal_directions,
+    point,
+    random_direction,
+)
+from llm_forgetting.landscape.gauge import Factors, adapter_norm, canonicalise, regauged, update_norm
+from llm_forgetting.seeding import derive_seed
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Tensor = torch.Tensor
+SHAPES = {"first.q_proj": (7, 5), "first.v_proj": (4, 9), "second.q_proj": (7, 5)}
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def some_factors(rank: int = 2, seed: int = 0, shapes: dict[str, tuple[int, int]] | None = None) -> dict[str, Factors]:
+    sizes = (shapes or SHAPES).items()
+    return {
+        name: Factors(B=draw(rows, rank, seed=seed + 2 * n), A=draw(rank, columns, seed=seed + 2 * n + 1))
+        for n, (name, (rows, columns)) in enumerate(sizes)
+    }
+
+
+def from_singular_values(values: list[float], rows: int = 8, columns: int = 6, seed: int = 3) -> dict[str, Factors]:
+    """One module with the given singular values, not written canonically."""
+    rank = len(values)
+    U = torch.linalg.qr(draw(rows, rank, seed=seed))[0]
+    V = torch.linalg.qr(draw(columns, rank, seed=seed + 1))[0]
+    return {"w": Factors(B=U * torch.tensor(values, dtype=torch.float64), A=V.T.clone())}
+
+
+def matrix(pair: Factors) -> Tensor:
+    return pair.B.double() @ pair.A.double()
+
+
+def root_of(gram: Tensor) -> Tensor:
+    """The symmetric square root of a positive semi-definite matrix."""
+    values, vectors = torch.linalg.eigh(gram)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def gaussian(seed: int, index: int, name: str, factor: str, rows: int, columns: int) -> Tensor:
+    """The documented stream, drawn as documented: 256 rows at a time, float32, on the CPU."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "direction", index, name, factor))
+    blocks = [torch.randn(min(256, rows - start), columns, generator=generator) for start in range(0, rows, 256)]
+    return torch.cat(blocks).double()
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Equal to `tolerance` of the largest entry."""
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+def test_canonical_factors_are_the_same_matrix_and_balanced() -> None:
+    factors = some_factors(rank=3)
+    for name, module in canonicalise(factors).items():
+        B, A = module.factors.B, module.factors.A
+        assert_close(B @ A, matrix(factors[name]), 1e-13)
+        for gram in (B.T @ B, A @ A.T):
+            torch.testing.assert_close(gram, torch.diag(module.S), rtol=1e-12, atol=1e-12)
+        expected = torch.linalg.svdvals(matrix(factors[name]))[:3]
+        torch.testing.assert_close(module.S, expected, rtol=1e-12, atol=1e-12)
+        assert (module.S.diff() <= 0).all()
+
+
+def test_canonical_form_keeps_precision_and_rank_of_the_factors() -> None:
+    factors = {name: Factors(pair.B.float(), pair.A.float()) for name, pair in some_factors().items()}
+    for name, module in canonicalise(factors).items():
+        assert module.factors.B.dtype == module.factors.A.dtype == torch.float32
+        assert module.factors.B.shape == factors[name].B.shape
+        assert module.factors.A.shape == factors[name].A.shape
+        assert_close(matrix(module.factors), matrix(factors[name]), 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (4, 4)])
+def test_rank_above_the_size_of_the_module(shape: tuple[int, int]) -> None:
+    """lora.rank may exceed d_out or d_in (grouped keys are narrow): the adapter keeps its shape, surplus places are 0."""
+    factors = some_factors(rank=6, shapes={"narrow": shape})
+    adapter = canonicalise(factors)
+    module = adapter["narrow"]
+    assert module.factors.B.shape == (shape[0], 6)
+    assert module.factors.A.shape == (6, shape[1])
+    assert_close(matrix(module.factors), matrix(factors["narrow"]), 1e-12)
+    (direction,) = orthogonal_directions(adapter, 0, 1, 1.0)
+    assert point(adapter, [(0.3, direction)])["narrow"].B.shape == (shape[0], 6)
+    assert norm(direction) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_regauged_is_the_same_function_written_otherwise() -> None:
+    factors = some_factors(rank=4)
+    other = regauged(factors, seed=1)
+    for name, pair in factors.items():
+        assert_close(matrix(other[name]), matrix(pair), 1e-12)
+        M = other[name].A @ torch.linalg.pinv(pair.A)
+        singular = torch.linalg.svdvals(M)
+        assert singular.max() / singular.min() <= math.exp(4) * (1 + 1e-9)
+        # neither a rotation nor a rescaling
+        assert singular.max() / singular.min() > 1.5
+        assert float((M - M.diag().diag()).abs().max()) > 0.1
+    again, differently = regauged(factors, seed=1), regauged(factors, seed=2)
+    assert all(torch.equal(again[name].A, other[name].A) for name in factors)
+    assert not any(torch.equal(differently[name].A, other[name].A) for name in factors)
+    assert len({tuple(regauged(factors, 1)[name].A.flatten().tolist()) for name in factors}) == len(factors)
+
+
+@pytest.mark.parametrize("rows", [7, 256, 300, 520])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_directions_equal_their_ambient_closed_forms(rows: int, rank: int) -> None:
+    columns, name, seed, index = 11, "layers.3.mlp.up_proj", 5, 2
+    factors = some_factors(rank, shapes={name: (rows, columns)})
+    dW = matrix(factors[name])
+    adapter = canonicalise(factors)
+    direction = random_direction(adapter, seed, index)[name]
+    dB, dA = direction.B.double(), direction.A.double()
+    base = adapter[name].factors
+    G1 = gaussian(seed, index, name, "B", rows, columns)
+    G2 = gaussian(seed, index, name, "A", rows, columns)
+    assert_close(dB @ base.A, G1 @ root_of(dW.T @ dW) / math.sqrt(rows), 1e-5)
+    assert_close(base.B @ dA, root_of(dW @ dW.T) @ G2 / math.sqrt(columns), 1e-5)
+    assert_close(dB @ dA, G1 @ dW.T @ G2 / math.sqrt(rows * columns), 1e-5)
+
+
+def test_every_direction_module_and_factor_has_a_stream_of_its_own() -> None:
+    """Modules of one shape and one matrix: only the names differ."""
+    pair = some_factors()["first.q_proj"]
+    adapter = canonicalise({"one": pair, "two": pair})
+    drawn = [random_direction(adapter, seed, index) for seed in (0, 1) for index in (0, 1)]
+    parts = {tuple(d[name].B.flatten().tolist()) for d in drawn for name in ("one", "two")}
+    assert len(parts) == 8
+    again = random_direction(adapter, 0, 0)
+    assert torch.equal(again["two"].A, drawn[0]["two"].A)
+
+
+def test_directions_have_the_size_of_the_update() -> None:
+    """E |dB|^2 = E |dA|^2 = |P|^2 / 2 per module: entries of G V are standard normal, divided by d_out."""
+    adapter = canonicalise(some_factors(rank=4, shapes={"w": (200, 300)}))
+    direction = random_direction(adapter, 0, 0)["w"]
+    half = adapter_norm(adapter) ** 2 / 2
+    assert float(direction.B.square().sum()) == pytest.approx(half, rel=0.2)
+    assert float(direction.A.square().sum()) == pytest.approx(half, rel=0.2)
+
+
+SPECTRA = {
+    "distinct": [5.0, 3.0, 1.0, 0.2],
+    "equal": [2.0, 2.0, 2.0, 2.0],
+    "nearly equal": [2.0, 2.0 - 1e-7, 1.0, 1.0 - 1e-9],
+    "rank-deficient": [3.0, 1.0, 0.0, 0.0],
+    "equal and rank-deficient": [1.0, 1.0, 0.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_points_of_the_plane_do_not_depend_on_the_gauge(spectrum: str) -> None:
+    factors = from_singular_values(SPECTRA[spectrum])
+
+    def plane(written: dict[str, Factors]) -> list[Tensor]:
+        adapter = canonicalise(written)
+        d, e = orthogonal_directions(adapter, 11, 2, adapter_norm(adapter))
+        return [matrix(point(adapter, [(a, d), (b, e)])["w"]) for a, b in ((0, 0), (1, 0), (0, -1), (0.7, 0.4))]
+
+    here = plane(factors)
+    gauges = [regauged(factors, seed) for seed in range(3)]
+    gauges.append({"w": Factors(B=10 * factors["w"].B, A=factors["w"].A / 10)})
+    gauges.append({"w": Factors(B=-factors["w"].B, A=-factors["w"].A)})
+    for written in gauges:
+        for found, expected in zip(plane(written), here, strict=True):
+            assert_close(found, expected, 1e-5)
+
+
+def test_per_component_gaussians_would_not_survive_equal_singular_values() -> None:
+    """Why the Gaussians are ambient: drawn in canonical coordinates they mean another thing in every gauge."""
+    factors = from_singular_values(SPECTRA["equal"])
+    noise = draw(8, 4, seed=9)
+
+    def drawn_in_canonical_coordinates(written: dict[str, Factors]) -> Tensor:
+        base = canonicalise(written)["w"].factors
+        return noise @ base.A
+
+    here, there = (drawn_in_canonical_coordinates(written) for written in (factors, regauged(factors, 0)))
+    assert float((here - there).norm() / here.norm()) > 0.1
+
+
+def test_one_index_is_one_ambient_direction_at_two_checkpoints() -> None:
+    """G1 and G2, solved for from the directions at two full-rank checkpoints, are the same matrices."""
+    shapes = {"w": (5, 5)}
+    recovered = []
+    for seed in (0, 40):
+        adapter = canonicalise(some_factors(rank=5, seed=seed, shapes=shapes))
+        base, d = adapter["w"].factors, random_direction(adapter, 3, 1)["w"]
+        dW = base.B @ base.A
+        G1 = d.B.double() @ base.A @ torch.linalg.inv(root_of(dW.T @ dW)) * math.sqrt(5)
+        G2 = torch.linalg.inv(root_of(dW @ dW.T)) @ base.B @ d.A.double() * math.sqrt(5)
+        recovered.append((G1, G2))
+    (G1, G2), (H1, H2) = recovered
+    assert_close(G1, H1, 1e-4)
+    assert_close(G2, H2, 1e-4)
+    assert_close(G1, gaussian(3, 1, "w", "B", 5, 5), 1e-4)
+    assert_close(G2, gaussian(3, 1, "w", "A", 5, 5), 1e-4)
+
+
+def cosines(directions: list[Direction]) -> list[float]:
+    return [
+        abs(inner(d, e)) / (norm(d) * norm(e)) for n, d in enumerate(directions) for e in directions[:n]
+    ]
+
+
+def test_directions_are_orthogonal_and_of_the_length_asked_for() -> None:
+    adapter = canonicalise({n: Factors(p.B.float(), p.A.float()) for n, p in some_factors().items()})
+    directions = orthogonal_directions(adapter, 0, 6, 2.5)
+    assert max(cosines(directions)) < 1e-6
+    assert [norm(d) for d in directions] == pytest.approx([2.5] * 6, rel=1e-6)
+    first = random_direction(adapter, 0, 0)
+    assert inner(first, directions[0]) == pytest.approx(norm(first) * 2.5, rel=1e-6)
+
+
+def test_the_later_direction_keeps_what_is_not_along_the_earlier_ones() -> None:
+    adapter = canonicalise(some_factors())
+    d, e = orthogonal_directions(adapter, 0, 2, 1.0)
+    drawn = random_direction(adapter, 0, 1)
+    rest = combined([(1.0, drawn), (-inner(drawn, d), d)])
+    assert inner(rest, e) == pytest.approx(norm(rest), rel=1e-6)
+
+
+def test_nearly_parallel_directions_come_out_orthogonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single projection in float32 would leave a cosine of about 1e-3 here."""
+    adapter = canonicalise({n: Factors(p.B.float(), p.A.float()) for n, p in some_factors().items()})
+
+    def nearly_parallel(adapter: object, seed: int, index: int) -> Direction:
+        first = random_direction(canonical, seed, 0)
+        return first if index == 0 else combined([(1.0, first), (1e-4, random_direction(canonical, seed, index))])
+
+    canonical = adapter
+    monkeypatch.setattr(directions_module, "random_direction", nearly_parallel)
+    directions = orthogonal_directions(adapter, 0, 3, 1.0)
+    assert max(cosines(directions)) < 1e-6
+    assert [norm(d) for d in directions] == pytest.approx([1.0] * 3, rel=1e-6)
+
+
+def test_a_fresh_adapter_has_no_directions() -> None:
+    """B = 0: every direction of the adapter's own reachable set vanishes, so there is no plane to scale."""
+    fresh = {"w": Factors(B=torch.zeros(4, 2), A=torch.randn(2, 5, generator=torch.Generator().manual_seed(0)))}
+    adapter = canonicalise(fresh)
+    assert adapter_norm(adapter) == 0
+    with pytest.raises(UserError, match="delta W = 0"):
+        orthogonal_directions(adapter, 0, 2, 1.0)
+
+
+def test_norms_in_closed_form() -> None:
+    factors = some_factors(rank=3)
+    adapter = canonicalise(factors)
+    values = torch.cat([torch.linalg.svdvals(matrix(pair)) for pair in factors.values()])
+    assert adapter_norm(adapter) == pytest.approx(math.sqrt(2 * float(values.sum())), rel=1e-12)
+    both = sum(float(m.factors.B.square().sum() + m.factors.A.square().sum()) for m in adapter.values())
+    assert adapter_norm(adapter) == pytest.approx(math.sqrt(both), rel=1e-12)
+    frobenius = sum(float(matrix(pair).square().sum()) for pair in factors.values())
+    assert update_norm(adapter) == pytest.approx(math.sqrt(frobenius), rel=1e-12)
+    assert adapter_norm(canonicalise(regauged(factors, 4))) == pytest.approx(adapter_norm(adapter), rel=1e-12)
+
+
+def test_point_is_the_product_of_the_moved_factors() -> None:
+    adapter = canonicalise(some_factors())
+    d, e = orthogonal_directions(adapter, 0, 2, 1.0)
+    moved = point(adapter, [(0.3, d), (-0.8, e)])
+    for name, module in adapter.items():
+        base = module.factors
+        torch.testing.assert_close(moved[name].B, base.B + 0.3 * d[name].B - 0.8 * e[name].B, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(moved[name].A, base.A + 0.3 * d[name].A - 0.8 * e[name].A, rtol=1e-6, atol=1e-7)
+
+
+# LoRA regression y = (W0 + B A) x with 18 adapter parameters, trained to its minimum.
+D_OUT, D_IN, RANK, SAMPLES = 4, 5, 2, 64
+
+
+def regression() -> tuple[Callable[[Tensor, Tensor], float], Tensor, Tensor]:
+    """The loss of (B, A), and the trained B and A."""
+    W0, X, T = draw(D_OUT, D_IN, seed=20), draw(D_IN, SAMPLES, seed=21), draw(D_OUT, D_IN, seed=22)
+    Y = T @ X + 0.3 * draw(D_OUT, SAMPLES, seed=23)
+
+    def mean_square(B: Tensor, A: Tensor) -> Tensor:
+        return ((W0 + B @ A) @ X - Y).square().sum() / (2 * SAMPLES)
+
+    B, A = draw(D_OUT, RANK, seed=24).mul_(0.5), draw(RANK, D_IN, seed=25).mul_(0.5)
+    for _ in range(4000):
+        residual = ((W0 + B @ A) @ X - Y) @ X.T / SAMPLES
+        B, A = B - 0.05 * residual @ A.T, A - 0.05 * B.T @ residual
+    return lambda b, a: float(mean_square(b, a)), B, A
+
+
+def gauges(B: Tensor, A: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """One function, written four times."""
+    stretch = torch.tensor([1.0, 20.0], dtype=torch.float64)
+    M = draw(RANK, RANK, seed=26)
+    return {
+        "trained": (B, A),
+        "x10": (10 * B, A / 10),
+        "diag(1, 20)": (B / stretch, stretch[:, None] * A),
+        "GL(2)": (B @ torch.linalg.inv(M), M @ A),
+    }
+
+
+def test_mean_rise_is_one_number_in_adapter_space_and_four_in_raw_coordinates() -> None:
+    loss, B, A = regression()
+    base = loss(B, A)
+    raw, gauge_free = {}, {}
+    for name, (b, a) in gauges(B, A).items():
+        assert loss(b, a) == pytest.approx(base, rel=1e-10)
+        rises = [
+            loss(b + s * 0.25 * draw(*b.shape, seed=100 + n), a + s * 0.25 * draw(*a.shape, seed=200 + n)) - base
+            for n in range(40)
+            for s in (1, -1)
+        ]
+        raw[name] = sum(rises) / len(rises)
+        adapter = canonicalise({"w": Factors(B=b, A=a)})
+        moved = [
+            point(adapter, [(s * 0.25, direction)])["w"]
+            for direction in orthogonal_directions(adapter, 0, 8, adapter_norm(adapter))
+            for s in (1, -1)
+        ]
+        gauge_free[name] = sum(loss(pair.B, pair.A) - base for pair in moved) / len(moved)
+    assert gauge_free["trained"] > 0.05
+    for name in ("x10", "diag(1, 20)", "GL(2)"):
+        assert gauge_free[name] == pytest.approx(gauge_free["trained"], rel=1e-4)
+    assert raw["x10"] > 10 * raw["trained"]
+    assert raw["diag(1, 20)"] > 10 * raw["trained"]
+    assert abs(raw["GL(2)"] / raw["trained"] - 1) > 0.1
