@@ -205,6 +205,14 @@ class _Sabotage:
 
         landscape_analysis.score_tasks = sabotaged
 
+    def loading(self) -> None:
+        """When a model or a data source is opened."""
+        from llm_forgetting import session
+        from llm_forgetting.language_model import LanguageModel
+
+        for owner, name in ((LanguageModel, "load"), (session, "source_of")):
+            setattr(owner, name, lambda *args, **kwargs: self._strike("loading"))
+
 
 def same_results(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two results agree in everything but the timings."""

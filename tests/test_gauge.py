@@ -2,10 +2,17 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from tiny_models import load, make_encoded, tiny_llama
 
+from llm_forgetting import landscape_analysis
+from llm_forgetting.config import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape import directions as directions_module
 from llm_forgetting.landscape.directions import (
@@ -17,10 +24,21 @@ from llm_forgetting.landscape.directions import (
     point,
     random_direction,
 )
-from llm_forgetting.landscape.gauge import Factors, adapter_norm, canonicalise, regauged, update_norm
+from llm_forgetting.landscape.gauge import (
+    Adapter,
+    Canonical,
+    Factors,
+    adapter_norm,
+    canonicalise,
+    regauged,
+    update_norm,
+)
+from llm_forgetting.landscape_analysis import analyse_landscape
+from llm_forgetting.language_model import LanguageModel, target_layers
 from llm_forgetting.seeding import derive_seed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+quiet_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 Tensor = torch.Tensor
 SHAPES = {"first.q_proj": (7, 5), "first.v_proj": (4, 9), "second.q_proj": (7, 5)}
@@ -56,8 +74,9 @@ def root_of(gram: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def gaussian(seed: int, index: int, name: str, factor: str, rows: int, columns: int) -> Tensor:
+def gaussian(seed: int, index: int, name: str, factor: str, shape: tuple[int, int]) -> Tensor:
     """The documented stream, drawn as documented: 256 rows at a time, float32, on the CPU."""
+    rows, columns = shape
     generator = torch.Generator().manual_seed(derive_seed(seed, "direction", index, name, factor))
     blocks = [torch.randn(min(256, rows - start), columns, generator=generator) for start in range(0, rows, 256)]
     return torch.cat(blocks).double()
@@ -131,8 +150,8 @@ def test_directions_equal_their_ambient_closed_forms(rows: int, rank: int) -> No
     direction = random_direction(adapter, seed, index)[name]
     dB, dA = direction.B.double(), direction.A.double()
     base = adapter[name].factors
-    G1 = gaussian(seed, index, name, "B", rows, columns)
-    G2 = gaussian(seed, index, name, "A", rows, columns)
+    G1 = gaussian(seed, index, name, "B", (rows, columns))
+    G2 = gaussian(seed, index, name, "A", (rows, columns))
     assert_close(dB @ base.A, G1 @ root_of(dW.T @ dW) / math.sqrt(rows), 1e-5)
     assert_close(base.B @ dA, root_of(dW @ dW.T) @ G2 / math.sqrt(columns), 1e-5)
     assert_close(dB @ dA, G1 @ dW.T @ G2 / math.sqrt(rows * columns), 1e-5)
@@ -212,14 +231,12 @@ def test_one_index_is_one_ambient_direction_at_two_checkpoints() -> None:
     (G1, G2), (H1, H2) = recovered
     assert_close(G1, H1, 1e-4)
     assert_close(G2, H2, 1e-4)
-    assert_close(G1, gaussian(3, 1, "w", "B", 5, 5), 1e-4)
-    assert_close(G2, gaussian(3, 1, "w", "A", 5, 5), 1e-4)
+    assert_close(G1, gaussian(3, 1, "w", "B", (5, 5)), 1e-4)
+    assert_close(G2, gaussian(3, 1, "w", "A", (5, 5)), 1e-4)
 
 
 def cosines(directions: list[Direction]) -> list[float]:
-    return [
-        abs(inner(d, e)) / (norm(d) * norm(e)) for n, d in enumerate(directions) for e in directions[:n]
-    ]
+    return [abs(inner(d, e)) / (norm(d) * norm(e)) for n, d in enumerate(directions) for e in directions[:n]]
 
 
 def test_directions_are_orthogonal_and_of_the_length_asked_for() -> None:
@@ -341,3 +358,119 @@ def test_mean_rise_is_one_number_in_adapter_space_and_four_in_raw_coordinates() 
     assert raw["x10"] > 10 * raw["trained"]
     assert raw["diag(1, 20)"] > 10 * raw["trained"]
     assert abs(raw["GL(2)"] / raw["trained"] - 1) > 0.1
+
+
+def tiny_landscape(model: LanguageModel, **changes: Any) -> dict[str, Any]:
+    items = make_encoded(model, 6)
+    settings = {"resolution": 3, "directions": 3, "num_items": 3, "self_test_items": 3, "distance": 0.7, **changes}
+    tasks = [("first", items[:3]), ("second", items[3:])]
+    return analyse_landscape(
+        model, tasks, LandscapeConfig(**settings), reference_norm=None, advance=lambda steps, text: None
+    )
+
+
+def equalise(model: LanguageModel) -> None:
+    """Rewrite every B A so that its singular values are one and the same, with orthogonal factors in a random gauge."""
+    for name, layer in target_layers(model.peft_model).items():
+        rows, columns = layer.out_features, layer.in_features
+        M = draw(2, 2, seed=len(name))
+        layer.lora_B["default"].weight.data.copy_(torch.linalg.qr(draw(rows, 2, seed=1))[0] @ torch.linalg.inv(M))
+        layer.lora_A["default"].weight.data.copy_(M @ torch.linalg.qr(draw(columns, 2, seed=2))[0].T)
+
+
+@quiet_peft
+@pytest.mark.parametrize("equal", [False, True])
+def test_gauge_self_test_of_a_model_passes(equal: bool, any_folder: Path) -> None:
+    model = load(any_folder)
+    if equal:
+        equalise(model)
+        for module in canonicalise(model.adapter_factors()).values():
+            torch.testing.assert_close(module.S, torch.full_like(module.S, 2.0), rtol=1e-4, atol=0)
+    before = model.adapter_sha256()
+    result = tiny_landscape(model)["gauge_self_test"]
+    assert result["passed"]
+    assert result["items"] == 3
+    assert result["value_relative_difference"] < 1e-4
+    assert result["value"][0] != result["value"][1]  # two gauges were computed, not one twice
+    assert abs(result["second_difference"][0]) > 0.01
+    assert model.adapter_sha256() == before
+
+
+@quiet_peft
+def test_gauge_self_test_fails_where_directions_are_raw(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the canonical form (columns of B and rows of A as they happen to be) the self-test must say so."""
+
+    def as_written(factors: dict[str, Factors]) -> Adapter:
+        return {
+            name: Canonical(U=pair.B, S=torch.ones(pair.A.shape[0]), V=pair.A.T.contiguous())
+            for name, pair in factors.items()
+        }
+
+    model = load(llama_folder)
+    monkeypatch.setattr(landscape_analysis, "canonicalise", as_written)
+    assert not tiny_landscape(model)["gauge_self_test"]["passed"]
+
+
+@quiet_peft
+def test_landscape_of_a_model_is_the_loss_at_the_points_it_names(llama_folder: Path) -> None:
+    """Both tasks, one corner and the centre, recomputed by putting B A into the frozen weights."""
+    model = load(llama_folder)
+    items = make_encoded(model, 6)
+    result = tiny_landscape(model)
+    adapter = canonicalise(model.adapter_factors())
+    d, e = orthogonal_directions(adapter, 0, 3, adapter_norm(adapter))[:2]
+    backbone = tiny_llama()
+    modules = dict(backbone.named_modules())
+    frozen = {name: modules[name].weight.detach().clone() for name in adapter}
+    assert result["alphas"] == result["betas"] == [-0.7, 0.0, 0.7]
+    for i, j in ((0, 2), (1, 1)):
+        moved = point(adapter, [(result["alphas"][i], d), (result["betas"][j], e)])
+        for name, pair in moved.items():
+            modules[name].weight.data = frozen[name] + pair.B @ pair.A
+        for task, group in (("first", items[:3]), ("second", items[3:])):
+            with torch.no_grad():
+                losses = [
+                    float(F.cross_entropy(logits, torch.tensor(item.letter_ids[item.item.answer])))
+                    for item in group
+                    for logits in [backbone(input_ids=torch.tensor([item.input_ids])).logits[0, -1]]
+                ]
+            assert result["surfaces"][task]["loss"][i][j] == pytest.approx(sum(losses) / 3, rel=1e-4)
+            assert result["surfaces"][task]["items"] == [item.item.id for item in group]
+    surface = result["surfaces"]["first"]
+    assert surface["metrics"]["centre"] == surface["loss"][1][1]
+    ends = [(surface["loss"][0][1], surface["loss"][2][1]), (surface["loss"][1][0], surface["loss"][1][2])]
+    in_plane = [sum(pair) / 2 - surface["loss"][1][1] for pair in ends]
+    assert surface["mean_rise"]["directions"] == 3
+    third = 3 * surface["mean_rise"]["value"] - sum(in_plane)
+    spread = torch.tensor([*in_plane, third]).std()
+    assert surface["mean_rise"]["stderr"] == pytest.approx(float(spread) / math.sqrt(3), rel=1e-4)
+    assert abs(result["direction_cosine"]) < 1e-6
+    assert result["relative_scale"] == 1.0
+    assert result["evaluations"] == 9 + 2
+
+
+@quiet_peft
+def test_distance_is_counted_in_the_reference_norm(llama_folder: Path) -> None:
+    model = load(llama_folder)
+    items = make_encoded(model, 3)
+    config = LandscapeConfig(resolution=3, directions=2, num_items=3, self_test_items=1, distance=0.4)
+    own = adapter_norm(canonicalise(model.adapter_factors()))
+
+    def loss(distance: float, reference: float | None) -> Any:
+        settings = replace(config, distance=distance)
+        return analyse_landscape(
+            model, [("t", items)], settings, reference_norm=reference, advance=lambda steps, text: None
+        )
+
+    half = loss(0.4, own / 2)
+    assert half["relative_scale"] == pytest.approx(2)
+    expected = loss(0.2, None)["surfaces"]["t"]["loss"]
+    assert torch.tensor(half["surfaces"]["t"]["loss"]).flatten().tolist() == pytest.approx(
+        torch.tensor(expected).flatten().tolist(), rel=1e-5
+    )
+
+
+@quiet_peft
+def test_landscape_of_a_fresh_adapter_is_refused(llama_folder: Path) -> None:
+    with pytest.raises(UserError, match="must have been trained"):
+        tiny_landscape(load(llama_folder, trained=False))

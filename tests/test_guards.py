@@ -77,11 +77,11 @@ def test_letter_mass_is_the_probability_of_the_letters(llama_folder: Path) -> No
             probabilities = model.peft_model(input_ids=torch.tensor([item.input_ids])).logits[0, -1].softmax(dim=0)
         masses.append(float(probabilities[list(item.letter_ids)].sum()))
     assert check(model, encoded, 8).letter_mass == pytest.approx(np.mean(masses), rel=1e-5)
-    letters = list(encoded[0].letter_ids)
+    first_letter = encoded[0].letter_ids[0]
 
     def certain(logits: Logits, kwargs: dict[str, Any]) -> Logits:
         boost = torch.zeros(logits.shape[-1])
-        boost[letters] = 60.0
+        boost[first_letter] = 60.0
         return logits + boost
 
     spoil(model, certain)
@@ -115,7 +115,7 @@ def test_a_mask_that_is_ignored_is_refused(llama_folder: Path) -> None:
     model = load(llama_folder)
     base = model.peft_model.get_base_model()
     whole = base.forward
-    base.forward = lambda attention_mask=None, **kwargs: whole(**kwargs)
+    base.forward = lambda attention_mask, **kwargs: whole(attention_mask=torch.ones_like(attention_mask), **kwargs)
     assert_refused(model, "must not depend on its batch")
 
 

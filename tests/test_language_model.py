@@ -139,7 +139,7 @@ def test_every_bit_is_restored(ending: type[BaseException] | None, any_folder: P
         with model.perturbed() as move:
             for scale in (0.1, -3.0, torch.nan):
                 move({n: Factors(B=p.B * scale, A=p.A + 1) for n, p in model.adapter_factors().items()})
-                assert model.adapter_sha256() != adapter
+                assert not all(torch.equal(t, weights[n]) for n, t in model.peft_model.state_dict().items())
             if ending:
                 raise ending
 
@@ -155,11 +155,25 @@ def test_every_bit_is_restored(ending: type[BaseException] | None, any_folder: P
 
 def test_an_interrupt_in_the_middle_of_a_move_is_undone_too(llama_folder: Path) -> None:
     model = load(llama_folder)
-    before = model.adapter_sha256()
+    expected = logits_of(model)
     partial = dict(list(model.adapter_factors().items())[:3])
     with pytest.raises(KeyError), model.perturbed() as move:
         move({name: Factors(B=pair.B + 1, A=pair.A) for name, pair in partial.items()})
-    assert model.adapter_sha256() == before
+    assert torch.equal(logits_of(model), expected)
+
+
+def test_a_backbone_of_low_precision_is_never_written(llama_folder: Path) -> None:
+    """In bfloat16 W + B A would round most of B A away: the adapter is moved beside it instead."""
+    model = load(llama_folder, dtype="bfloat16")
+    before, adapter = logits_of(model), model.adapter_sha256()
+    frozen = {n: p.detach().clone() for n, p in model.peft_model.named_parameters() if not p.requires_grad}
+    with model.perturbed() as move:
+        move({n: Factors(B=p.B + 0.5, A=p.A) for n, p in model.adapter_factors().items()})
+        assert model.adapter_sha256() != adapter
+        for name, parameter in model.peft_model.named_parameters():
+            assert name not in frozen or torch.equal(parameter, frozen[name])
+        assert float((logits_of(model) - before).abs().max()) > 0.05
+    assert model.adapter_sha256() == adapter
 
 
 def test_gradients_and_training_go_on_after_a_perturbation(llama_folder: Path) -> None:
@@ -280,7 +294,7 @@ def test_targets_that_match_nothing_are_refused_with_what_there_is(target: Any, 
 
 def test_one_misspelt_target_among_others_is_refused(llama_folder: Path) -> None:
     """PEFT adapts the rest in silence."""
-    with pytest.raises(UserError, match="v_prj did not; its linear modules are .*v_proj") as error:
+    with pytest.raises(UserError, match=r"v_prj did not; its linear modules are .*v_proj") as error:
         load(llama_folder, target_modules=("q_proj", "v_prj"))
     assert_one_line(error)
 
@@ -371,7 +385,9 @@ def test_peft_alone_loads_what_was_saved(any_folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "other", [{"rank": 3}, {"target_modules": ("q_proj",)}, {"target_modules": ("q_proj", "v_proj", "up_proj")}]
 )
-def test_an_adapter_that_does_not_fit_is_refused_whole(other: dict[str, Any], llama_folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_does_not_fit_is_refused_whole(
+    other: dict[str, Any], llama_folder: Path, tmp_path: Path
+) -> None:
     """PEFT raises pages of text for a wrong shape, after copying what fits, and says nothing about missing weights."""
     model = load(llama_folder, target_modules=("q_proj", "v_proj"))
     before = model.adapter_sha256()
@@ -386,7 +402,7 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(other: dict[str, Any], ll
 def test_an_adapter_file_that_is_missing_or_broken(content: bytes | None, llama_folder: Path, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "adapter_model.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match="must be a whole adapter_model.safetensors") as error:
+    with pytest.raises(UserError, match=r"must be a whole adapter_model\.safetensors") as error:
         load(llama_folder).load_adapter_weights(tmp_path)
     assert_one_line(error)
 

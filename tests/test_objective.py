@@ -41,12 +41,9 @@ def test_split_logits_loses_nothing() -> None:
     logits, letters, _ = random_case()
     z, rest = split_logits(logits, letters)
     assert torch.equal(z, logits.gather(1, letters))
-    torch.testing.assert_close(
-        torch.logaddexp(z.logsumexp(1), rest), logits.logsumexp(1), rtol=1e-12, atol=1e-12
-    )
-    others = torch.stack(
-        [row[[i for i in range(VOCABULARY) if i not in ids]].logsumexp(0) for row, ids in zip(logits, letters.tolist(), strict=True)]
-    )
+    torch.testing.assert_close(torch.logaddexp(z.logsumexp(1), rest), logits.logsumexp(1), rtol=1e-12, atol=1e-12)
+    whole = zip(logits, letters.tolist(), strict=True)
+    others = torch.stack([row[[i for i in range(VOCABULARY) if i not in ids]].logsumexp(0) for row, ids in whole])
     torch.testing.assert_close(rest, others, rtol=1e-12, atol=1e-12)
 
 

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from tiny_models import load, make_encoded
 
-from llm_forgetting.batches import EncodedItem
+from llm_forgetting.batches import Batch, EncodedItem
 from llm_forgetting.config import TrainingConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import score
 from llm_forgetting.language_model import LanguageModel
+from llm_forgetting.seeding import derive_seed
 from llm_forgetting.training import LengthBucketSampler, fine_tune, optimizer_steps
 
 pytestmark = [
@@ -215,6 +216,30 @@ def test_short_batch_comes_last() -> None:
             assert batch == sorted(batch, reverse=True)
 
 
+def test_trainer_follows_the_sampler_epoch_by_epoch(llama_folder: Path, train: Train) -> None:
+    model = load(llama_folder)
+    items = make_encoded(model, 22)
+    texts = [item.input_ids for item in items]
+    assert len(set(texts)) == 22
+    seen: list[list[int]] = []
+    whole = model.answer_logits
+
+    def recording(batch: Batch) -> torch.Tensor:
+        rows = zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True)
+        seen.append([texts.index(tuple(ids[len(ids) - sum(mask) :])) for ids, mask in rows])
+        return whole(batch)
+
+    model.answer_logits = recording  # type: ignore[method-assign]
+    train(model, items, stream="task2", seed=5, num_epochs=2)
+    sampler = LengthBucketSampler([len(text) for text in texts], 4, derive_seed(5, "training", "task2") % 2**32)
+    expected = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        expected += [order[start : start + 4] for start in range(0, 22, 4)]
+    assert seen == expected
+
+
 class Killed(BaseException):
     """What a killed process is to the code that it runs."""
 
@@ -284,8 +309,9 @@ def test_gradient_checkpointing_only_saves_memory(any_folder: Path, train: Train
     for checkpointing in (False, True):
         model = load(any_folder)
         forwards: list[int] = []
-        block = next(m for name, m in model.peft_model.named_modules() if name.endswith((".layers.0", ".h.0")))
-        hook = block.register_forward_pre_hook(lambda module, args, kept=forwards: kept.append(1))
+        norms = (".layers.0.input_layernorm", ".h.0.ln_1")
+        norm = next(module for name, module in model.peft_model.named_modules() if name.endswith(norms))
+        hook = norm.register_forward_pre_hook(lambda module, args, kept=forwards: kept.append(1))
         train(model, make_encoded(model, 8), num_epochs=1, gradient_checkpointing=checkpointing)
         hook.remove()
         calls.append(len(forwards))
@@ -369,7 +395,5 @@ def test_optimizer_steps_are_those_that_are_made(
 ) -> None:
     model = load(llama_folder)
     config = TrainingConfig(batch_size=batch_size, gradient_accumulation_steps=accumulation, num_epochs=2)
-    history = train(
-        model, make_encoded(model, count), batch_size=batch_size, gradient_accumulation_steps=accumulation
-    )
+    history = train(model, make_encoded(model, count), batch_size=batch_size, gradient_accumulation_steps=accumulation)
     assert len(history) == optimizer_steps(count, config)

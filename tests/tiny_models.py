@@ -34,9 +34,7 @@ def llama2_tokenizer(letters: str = "ABCDE", pad_token: str | None = None) -> An
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
     fast: Any = PreTrainedTokenizerFast
-    return fast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token=pad_token
-    )
+    return fast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token=pad_token)
 
 
 VOCABULARY = 4 + len(CHARACTERS) + 5
@@ -97,7 +95,9 @@ def make_items(count: int, options: int | Sequence[int] = 4, seed: int = 0, subj
     return made
 
 
-def make_encoded(model: LanguageModel, count: int, options: int | Sequence[int] = 4, seed: int = 0) -> list[EncodedItem]:
+def make_encoded(
+    model: LanguageModel, count: int, options: int | Sequence[int] = 4, seed: int = 0
+) -> list[EncodedItem]:
     """`make_items` as tokens."""
     return encode(model.tokenizer, make_items(count, options, seed), {}, 400)
 

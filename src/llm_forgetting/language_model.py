@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,30 +210,43 @@ class LanguageModel:
     def perturbed(self) -> Iterator[Callable[[dict[str, Factors]], None]]:
         """A setter that moves the adapter to any delta W = B A of its own rank; on leaving, every bit is as before.
 
-        The restore is a copy back from a snapshot, not an inverse step, so nothing drifts; it also happens when the
-        block raises or is interrupted.
+        A float32 backbone gets W + B A merged into the adapted modules, computed from a snapshot of W: the forward then is
+        the bare model's. In lower precision merging would round B A away, so there the adapter's own A and B are set.
+        Either way the restore is a copy back from the snapshot, not an inverse step, so nothing drifts; it also happens
+        when the block raises or is interrupted. Costs one copy of the adapted weights (merged) or of the adapter.
         """
         layers = target_layers(self.peft_model)
-        snapshot = {
-            name: (layer.lora_A[ADAPTER].weight.detach().clone(), layer.lora_B[ADAPTER].weight.detach().clone())
-            for name, layer in layers.items()
-        }
+        merged = self.dtype in (torch.float32, torch.float64)
+        weights = [weight for layer in layers.values() for weight in (_frozen(layer) if merged else _trained(layer))]
+        snapshot = [weight.detach().clone() for weight in weights]
 
-        def move(factors: dict[str, Factors]) -> None:
+        @torch.no_grad()
+        def merge(factors: dict[str, Factors]) -> None:
+            for (name, layer), weight, original in zip(layers.items(), weights, snapshot, strict=True):
+                B, A = factors[name].B.to(weight.dtype), factors[name].A.to(weight.dtype)
+                left, right = (A.T, B.T) if layer.fan_in_fan_out else (B, A)
+                torch.addmm(original, left, right, out=weight)
+
+        @torch.no_grad()
+        def set_beside(factors: dict[str, Factors]) -> None:
             for name, layer in layers.items():
-                _write(layer, factors[name].A, factors[name].B / layer.scaling[ADAPTER])
+                A, B = _trained(layer)
+                A.copy_(factors[name].A)
+                B.copy_(factors[name].B / layer.scaling[ADAPTER])
 
         try:
-            yield move
+            with self.peft_model.disable_adapter() if merged else nullcontext():
+                yield merge if merged else set_beside
         finally:
-            for name, layer in layers.items():
-                _write(layer, *snapshot[name])
+            with torch.no_grad():
+                for weight, original in zip(weights, snapshot, strict=True):
+                    weight.copy_(original)
 
     def adapter_sha256(self) -> str:
         """Hash over names and bytes of all adapter weights: equal exactly if the adapters are bit-equal."""
         digest = hashlib.sha256()
         for name, layer in sorted(target_layers(self.peft_model).items()):
-            for weight in (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight):
+            for weight in _trained(layer):
                 digest.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
@@ -264,10 +277,12 @@ def _matrix_size(layer: Any) -> int:
     return int(layer.lora_B[ADAPTER].out_features * layer.lora_A[ADAPTER].in_features)
 
 
-def _write(layer: Any, A: torch.Tensor, B: torch.Tensor) -> None:
-    with torch.no_grad():
-        layer.lora_A[ADAPTER].weight.copy_(A)
-        layer.lora_B[ADAPTER].weight.copy_(B)
+def _frozen(layer: Any) -> tuple[torch.Tensor, ...]:
+    return (layer.get_base_layer().weight,)
+
+
+def _trained(layer: Any) -> tuple[torch.Tensor, ...]:
+    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
 
 
 def _linear_names(backbone: Any) -> list[str]:

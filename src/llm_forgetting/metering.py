@@ -43,17 +43,18 @@ class Meter:
         if self._cuda is not None:
             self._cuda.reset_peak_memory_stats()
         self._start = time.perf_counter()
-        self._wall_seconds = 0.0
+        self._wall_seconds, self._peak_bytes = 0.0, 0
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._wall_seconds = time.perf_counter() - self._start
+        self._peak_bytes = peak_resident_bytes()
 
     def reading(self) -> dict[str, float]:
         """`wall_seconds`, `peak_memory_bytes` (resident), and on a GPU `peak_gpu_memory_bytes`."""
-        reading = {"wall_seconds": round(self._wall_seconds, 3), "peak_memory_bytes": peak_resident_bytes()}
+        reading = {"wall_seconds": round(self._wall_seconds, 3), "peak_memory_bytes": self._peak_bytes}
         if self._cuda is not None:
             reading["peak_gpu_memory_bytes"] = self._cuda.max_memory_allocated()
         return reading

@@ -94,7 +94,7 @@ def orthogonal_directions(adapter: Adapter, seed: int, count: int, length: float
     """
     if not any(module.S.any() for module in adapter.values()):
         raise UserError(
-            "the adapter must have been trained: its delta W = 0, so its own reachable set is exactly flat and has no directions"
+            "the adapter must have been trained: its delta W = 0, so its own reachable set is flat and has no directions"
         )
     directions: list[Direction] = []
     for index in range(count):

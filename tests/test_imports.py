@@ -1,0 +1,167 @@
+"""Which file may import which: the floors of the package, walked in the source."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from runs import ROOT
+
+PACKAGE = ROOT / "src" / "llm_forgetting"
+
+# From the ground up. A file imports only from floors below its own (files of one folder may import one another).
+FLOORS = (
+    ("errors", "metering", "progress", "seeding"),
+    ("artifacts", "comparison", "config", "objective", "statistics"),
+    ("config_files", "forgetting", "landscape"),
+    ("results", "tasks"),
+    ("report",),
+    ("backbones", "batches"),
+    ("language_model",),
+    ("evaluation", "training"),
+    ("guards", "landscape_analysis", "session"),
+    ("estimate", "experiment", "terminal"),
+    ("cli",),
+    ("__main__",),
+)
+WITHOUT_TORCH = (
+    "artifacts", "comparison", "config", "config_files", "cli", "errors", "forgetting", "landscape.metrics", "metering",
+    "objective", "progress", "report", "report.figures", "report.tables", "results", "seeding", "statistics", "tasks",
+    "tasks.embedded", "tasks.mmlu", "tasks.prompts", "tasks.sources", "tasks.synthetic", "tasks.task",
+)  # fmt: skip
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path != PACKAGE / "__init__.py"
+)
+
+
+def path_of(module: str) -> Path:
+    path = PACKAGE.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Every imported module by its full name, and whether it is imported as soon as the file is."""
+    at_once = {id(node) for statement in tree_of(path).body if not _is_late(statement) for node in ast.walk(statement)}
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in at_once
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            for alias in node.names:
+                inside = node.module == "llm_forgetting" or path_of_full(f"{node.module}.{alias.name}") is not None
+                yield f"{node.module}.{alias.name}" if inside else node.module, id(node) in at_once
+
+
+def path_of_full(name: str) -> Path | None:
+    module = name.removeprefix("llm_forgetting.")
+    found = path_of(module) if module != name else None
+    return found if found is not None and found.is_file() else None
+
+
+def _is_late(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.FunctionDef | ast.ClassDef) or (
+        isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test)
+    )
+
+
+def own_imports(module: str) -> set[str]:
+    """The package's own modules that `module` imports anywhere, functions included."""
+    names = {name for name, _ in imports(path_of(module))}
+    return {name.removeprefix("llm_forgetting.") for name in names if name.startswith("llm_forgetting.")}
+
+
+def foreign_imports(module: str, *, only_at_once: bool = False) -> set[str]:
+    """The other packages that `module` imports."""
+    found = {name.split(".")[0] for name, at_once in imports(path_of(module)) if at_once or not only_at_once}
+    return found - {"llm_forgetting"}
+
+
+def floor(module: str) -> int:
+    part = module.partition(".")[0]
+    return next(number for number, parts in enumerate(FLOORS) if part in parts)
+
+
+def test_every_file_has_a_floor_and_every_floor_a_file() -> None:
+    assert {module.split(".")[0] for module in MODULES} == {part for parts in FLOORS for part in parts}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_imported_from_a_floor_that_is_not_below(module: str) -> None:
+    for other in own_imports(module):
+        same_folder = "." in module and module.partition(".")[0] == other.partition(".")[0]
+        assert same_folder or floor(other) < floor(module), f"{module} imports {other}"
+
+
+def test_only_language_model_knows_peft() -> None:
+    assert [module for module in MODULES if "peft" in foreign_imports(module)] == ["language_model"]
+
+
+def test_landscapes_know_no_language_model() -> None:
+    for module in (module for module in MODULES if module.startswith("landscape.")):
+        assert own_imports(module) <= {
+            "errors",
+            "seeding",
+            "objective",
+            *(m for m in MODULES if m.startswith("landscape.")),
+        }
+        assert not foreign_imports(module) & {"transformers", "peft", "tokenizers", "accelerate", "datasets"}
+
+
+def test_reports_are_made_from_artifacts_alone() -> None:
+    allowed = {"results", "artifacts", "statistics", "forgetting", "comparison", "objective", "landscape.metrics"}
+    for module in (module for module in MODULES if module.startswith("report.")):
+        assert own_imports(module) <= allowed | {m for m in MODULES if m.startswith("report.")}
+
+
+def test_what_says_it_needs_no_torch_imports_none() -> None:
+    for module in WITHOUT_TORCH:
+        assert not foreign_imports(module, only_at_once=True) & {
+            "torch",
+            "transformers",
+            "peft",
+            "safetensors",
+            "accelerate",
+        }
+    for module in ("artifacts", "comparison", "forgetting", "report.figures", "report.tables", "results", "statistics"):
+        assert not foreign_imports(module) & {"torch", "transformers", "peft", "safetensors", "accelerate"}
+
+
+def test_what_says_it_needs_no_torch_runs_where_there_is_none() -> None:
+    program = "\n".join(
+        [
+            "import sys, importlib",
+            "class Wall:",
+            "    def find_spec(self, name, path=None, target=None):",
+            "        if name in ('torch', 'transformers', 'peft', 'accelerate'): raise ModuleNotFoundError(name)",
+            "sys.meta_path.insert(0, Wall())",
+            f"for name in {WITHOUT_TORCH!r}: importlib.import_module('llm_forgetting.' + name)",
+        ]
+    )
+    environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "", "HOME": ""}
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_reads_or_writes_pickles() -> None:
+    programs = [*PACKAGE.rglob("*.py"), ROOT / "main.py", *(ROOT / "scripts").glob("*.py")]
+    assert len(programs) > len(MODULES)
+    for path in programs:
+        names = {name.split(".")[0] for name, _ in imports(path)}
+        assert not names & {"pickle", "cPickle", "dill", "joblib", "shelve", "cloudpickle", "marshal"}, path
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Attribute) and node.attr in ("load", "save"):
+                assert ast.unparse(node.value) not in ("torch", "np", "numpy"), f"{path}, line {node.lineno}"
+            if isinstance(node, ast.keyword):
+                assert node.arg != "allow_pickle", f"{path}, line {node.lineno}"
