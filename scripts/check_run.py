@@ -14,7 +14,9 @@ import json
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -28,8 +30,12 @@ def main() -> int:
     """Compare and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--mmlu", type=Path, help="the original MMLU folder (dev/val/test CSV); default: the cached sample")
-    parser.add_argument("--model", type=Path, help="the backbone's folder; default: the cache, or the name in results.json")
+    parser.add_argument(
+        "--mmlu", type=Path, help="the original MMLU folder (dev/val/test CSV); default: the cached sample"
+    )
+    parser.add_argument(
+        "--model", type=Path, help="the backbone's folder; default: the cache, or the name in results.json"
+    )
     parser.add_argument("--points", type=int, default=3, help="points to recompute per surface (default 3)")
     given = parser.parse_args()
     results = json.loads((given.run / "results.json").read_text())
@@ -38,8 +44,11 @@ def main() -> int:
     location = given.model or backbone_folder(results["model"]["name"])
     tokenizer = AutoTokenizer.from_pretrained(location)
     backbone = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32).eval()
-    worst = max(check_matrix(given.run, results, records, questions, tokenizer, backbone),
-                check_surfaces(given.run, results, questions, tokenizer, location, given.points))  # fmt: skip
+    ask = Examiner(tokenizer, questions)
+    worst = max(
+        check_matrix(given.run, results, records, backbone, ask),
+        check_surfaces(given.run, results, location, given.points, ask),
+    )
     agreed = worst <= TOLERANCE
     print(f"largest difference {worst:.1e}: {'agrees' if agreed else 'DOES NOT AGREE'} to {TOLERANCE:g}")
     return 0 if agreed else 1
@@ -83,22 +92,27 @@ def read_cached_sample() -> dict[str, tuple[str, list[str], int]]:
     return found
 
 
-def item_loss(model, tokenizer, identity, questions) -> tuple[float, bool]:
-    """Loss (nats) of the answer letter over the full vocabulary, and whether the largest letter is the answer."""
-    question, choices, answer = questions[identity]
-    options = "".join(f"{letter}. {choice.strip()}\n" for letter, choice in zip(LETTERS, choices, strict=False))
-    subject = identity.split("/")[0].replace("_", " ")
-    prompt = (
-        f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-        f"{question.strip()}\n{options}Answer:"
-    )
-    letters = [tokenizer(f"{prompt} {letter}")["input_ids"][-1] for letter in LETTERS[: len(choices)]]
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1].double()
-    return float(logits.logsumexp(0) - logits[letters[answer]]), int(logits[letters].argmax()) == answer
+@dataclass(frozen=True)
+class Examiner:
+    """Asks a model one item, by id."""
+
+    tokenizer: Any
+    questions: dict[str, tuple[str, list[str], int]]
+
+    def __call__(self, model, identity) -> tuple[float, bool]:
+        """Loss (nats) of the answer letter over the full vocabulary, and whether the largest letter is the answer."""
+        question, choices, answer = self.questions[identity]
+        options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
+        subject = identity.split("/")[0].replace("_", " ")
+        description = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+        prompt = f"{description}{question.strip()}\n{options}Answer:"
+        letters = [self.tokenizer(f"{prompt} {letter}")["input_ids"][-1] for letter in LETTERS[: len(choices)]]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([self.tokenizer(prompt)["input_ids"]])).logits[0, -1].double()
+        return float(logits.logsumexp(0) - logits[letters[answer]]), int(logits[letters].argmax()) == answer
 
 
-def check_matrix(run, results, records, questions, tokenizer, backbone) -> float:
+def check_matrix(run, results, records, backbone, ask) -> float:
     """Largest difference over all R cells."""
     worst = 0.0
     checkpoints = results["forgetting"]["train"]["checkpoints"]
@@ -112,16 +126,20 @@ def check_matrix(run, results, records, questions, tokenizer, backbone) -> float
         for j, task in enumerate(results["task_names"]):
             for split in ("train", "test"):
                 ids = [item["id"] for item in results["tasks"][j]["splits"][split]]
-                recorded = {r["id"]: r for r in records if (r["checkpoint"], r["task"], r["split"]) == (checkpoint, task, split)}
-                found = [item_loss(model, tokenizer, identity, questions) for identity in ids]
+                cell = (checkpoint, task, split)
+                recorded = {r["id"]: r for r in records if (r["checkpoint"], r["task"], r["split"]) == cell}
+                found = [ask(model, identity) for identity in ids]
                 losses, correct = zip(*found, strict=True)
                 cells = results["forgetting"][split]
                 differences = {
                     "loss": abs(sum(losses) / len(ids) - cells["loss"]["cells"][i][j]["value"]),
                     "accuracy": abs(sum(correct) / len(ids) - cells["accuracy"]["cells"][i][j]["value"]),
-                    "item": max(abs(loss - recorded[identity]["loss"]) for identity, loss in zip(ids, losses, strict=True)),
+                    "item": max(
+                        abs(loss - recorded[identity]["loss"]) for identity, loss in zip(ids, losses, strict=True)
+                    ),
                 }
-                print(f"R {checkpoint:12} {task:20} {split:5}  " + "  ".join(f"{k} {v:.1e}" for k, v in differences.items()))
+                said = "  ".join(f"{name} {value:.1e}" for name, value in differences.items())
+                print(f"R {checkpoint:12} {task:20} {split:5}  {said}")
                 worst = max(worst, *differences.values())
     return worst
 
@@ -138,19 +156,22 @@ def gaussian(seed: int, rows: int, columns: int) -> torch.Tensor:
     return torch.cat([torch.randn(size, columns, generator=generator) for size in sizes])
 
 
-def check_surfaces(run, results, questions, tokenizer, location, points) -> float:
+def check_surfaces(run, results, location, points, ask) -> float:
     """Largest difference over some points of every loss surface."""
     worst, seed = 0.0, results["config"]["landscape"]["seed"]
     for checkpoint, landscape in results["landscapes"].items():
         model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
         model = PeftModel.from_pretrained(model, run / f"checkpoint_{checkpoint}").eval()
-        layers = {
-            name.removeprefix("base_model.model."): module for name, module in model.named_modules() if hasattr(module, "lora_A")
-        }
+        adapted = [(name, module) for name, module in model.named_modules() if hasattr(module, "lora_A")]
+        layers = {name.removeprefix("base_model.model."): module for name, module in adapted}
         base, directions = {}, [{}, {}]
         for name, layer in layers.items():
             scale = layer.scaling["default"]
-            update = scale * layer.lora_B["default"].weight.detach().double() @ layer.lora_A["default"].weight.detach().double()
+            update = (
+                scale
+                * layer.lora_B["default"].weight.detach().double()
+                @ layer.lora_A["default"].weight.detach().double()
+            )
             rank = layer.lora_A["default"].weight.shape[0]
             U, S, Vh = torch.linalg.svd(update, full_matrices=False)
             U, root, V = U[:, :rank], S[:rank].sqrt(), Vh[:rank].T
@@ -173,7 +194,7 @@ def check_surfaces(run, results, questions, tokenizer, location, points) -> floa
                 layer.lora_B["default"].weight.data = (moved[name][0] / layer.scaling["default"]).float()
                 layer.lora_A["default"].weight.data = moved[name][1].float()
             for task, surface in landscape["surfaces"].items():
-                losses = [item_loss(model, tokenizer, identity, questions)[0] for identity in surface["items"]]
+                losses = [ask(model, identity)[0] for identity in surface["items"]]
                 difference = abs(sum(losses) / len(losses) - surface["loss"][i][j])
                 print(f"L {checkpoint:12} {task:20} [{i}, {j}]  {difference:.1e}")
                 worst = max(worst, difference)

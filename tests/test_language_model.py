@@ -21,7 +21,7 @@ from llm_forgetting.batches import collate
 from llm_forgetting.config import LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged
-from llm_forgetting.language_model import LanguageModel, choose_dtype, target_layers
+from llm_forgetting.language_model import LanguageModel, choose_device, choose_dtype, target_layers
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -469,3 +469,14 @@ def test_a_model_is_in_eval_mode_and_pads_on_the_left(llama_folder: Path) -> Non
 def test_a_tokenizer_without_pad_token_gets_one(pad: str | None, expected: int) -> None:
     model = LanguageModel(wrapped(plain_lora()), llama2_tokenizer(pad_token=pad), "tiny")
     assert model.pad_id == model.tokenizer.pad_token_id == expected
+
+
+def test_a_folder_that_is_not_there_is_called_one() -> None:
+    with pytest.raises(UserError, match=r"model.name='./nowhere' looks like a folder"):
+        LanguageModel.load(ModelConfig(name="./nowhere"), LoraConfig(), seed=0)
+
+
+def test_a_second_gpu_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.ones(1))
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=1"):
+        choose_device("cuda:1")

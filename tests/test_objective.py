@@ -136,3 +136,9 @@ def test_an_impossible_answer_costs_infinitely_much() -> None:
     statistics = AnswerStatistics(z, np.zeros(1), np.array([0]))
     assert statistics.losses.tolist() == [np.inf]
     assert statistics.correct.tolist() == [False]
+
+
+def test_the_accuracy_of_a_point_that_is_not_a_number_is_none_at_all() -> None:
+    z = np.array([[[1.0, 0.0]], [[np.nan, 0.0]]])
+    accuracy = AnswerStatistics(z, np.zeros((2, 1)), np.array([0])).surface("accuracy")
+    np.testing.assert_array_equal(accuracy, [1.0, np.nan])

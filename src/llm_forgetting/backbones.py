@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from llm_forgetting.artifacts import whole_folder
 from llm_forgetting.errors import UserError
@@ -41,9 +42,9 @@ def _built_once(name: str, build: Callable[[Path, Notify], None], notify: Notify
             if not folder.is_dir():
                 with whole_folder(folder) as scratch:
                     build(scratch, notify)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(
-            f"the cache folder must be writable and have room; {folder.parent}: {error.strerror or error}. "
+            f"the cache folder must be writable and have room; {folder.parent}: {getattr(error, 'strerror', None) or error}. "
             f"Set LLM_FORGETTING_CACHE to another folder"
         ) from error
     return folder

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -97,8 +98,15 @@ def run(arguments: list[str]) -> int:
         return _dry_run(config, terminal)
     from llm_forgetting.artifacts import RunFolder
 
-    folder = RunFolder.open(Path(options.resume)) if options.resume else RunFolder.create(Path(config.output.folder))
-    return _run_in(folder, config, terminal)
+    if options.resume:
+        return _run_in(RunFolder.open(Path(options.resume)), config, terminal)
+    folder = RunFolder.create(Path(config.output.folder))
+    try:
+        return _run_in(folder, config, terminal)
+    except UserError:
+        if not any(folder.phases.glob("*.json")):
+            shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
+        raise
 
 
 def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> int:

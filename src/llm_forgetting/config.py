@@ -23,7 +23,7 @@ class ModelConfig:
             folder, or a Hugging Face name such as meta-llama/Llama-2-7b-hf.
         revision: Commit, branch or tag of a Hugging Face model.
         dtype: Precision of the backbone; `auto` is float32 on a CPU and bfloat16 on a GPU.
-        device: `auto` takes a GPU if there is one; else cpu, cuda, cuda:1, mps.
+        device: `auto` takes a GPU if there is one; else cpu, cuda or mps.
         attention: Attention kernel of transformers.
         trust_remote_code: Run code that comes with a Hugging Face model. Only if you trust its author.
     """
@@ -74,8 +74,8 @@ class TrainingConfig:
     """
 
     batch_size: int = 4
-    learning_rate: float = 2e-3
-    num_epochs: int = 5
+    learning_rate: float = 1.5e-3
+    num_epochs: int = 7
     optimizer: str = "adamw_torch"
     lr_scheduler: str = "linear"
     warmup_ratio: float = 0.0

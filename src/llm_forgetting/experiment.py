@@ -14,6 +14,7 @@ from llm_forgetting import guards, results
 from llm_forgetting.artifacts import RunFolder, whole_folder
 from llm_forgetting.comparison import compare_landscapes
 from llm_forgetting.config import ExperimentConfig, to_dict
+from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import score_tasks
 from llm_forgetting.forgetting import forgetting, verdict
 from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
@@ -21,7 +22,7 @@ from llm_forgetting.progress import Progress, Silent
 from llm_forgetting.report.figures import draw_landscapes
 from llm_forgetting.report.tables import results_markdown
 from llm_forgetting.session import Session, checkpoint_name
-from llm_forgetting.training import fine_tune, optimizer_steps
+from llm_forgetting.training import fine_tune, optimizer_steps, require_known_names
 
 Result = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -41,6 +42,11 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     setup = phases.run(
         "setup", "set-up: model, tokenizer, tasks, guards, and the base model's scores", lambda: set_up(session)
     )
+    if setup["config_fingerprint"] != config.fingerprint:
+        raise UserError(
+            f"{folder.path / 'config.yaml'} was changed after the run was started, and phases of two configurations do "
+            "not mix; undo the change, or start a new run with --config and that file"
+        )
     for warning in setup["warnings"]:
         progress.warn(warning)
     records = [folder.once("evaluate_initial", lambda: evaluate(session, 0))]
@@ -63,7 +69,6 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
         "schema_version": results.SCHEMA_VERSION,
         "answer": measured["answer"],
         "config": to_dict(config),
-        "config_fingerprint": config.fingerprint,
         "versions": results.versions(),
         "environment": results.environment(),
         **setup,
@@ -87,6 +92,7 @@ def save_config(config: ExperimentConfig, folder: RunFolder) -> None:
 
 def set_up(session: Session) -> Result:
     """Phase 1: load everything, freeze and hash the splits, run the guards."""
+    require_known_names(session.config.training)
     tasks, model, encoded = session.tasks, session.model, session.encoded
     every = [item for task in encoded for split in results.SPLITS for item in task.split(split)]
     report = guards.check(model, every, session.config.evaluation.batch_size)
@@ -104,6 +110,7 @@ def set_up(session: Session) -> Result:
         )
     chosen = session.landscape_items()
     return {
+        "config_fingerprint": session.config.fingerprint,
         "task_names": [task.name for task in tasks],
         "source": session.source.description,
         "tasks": [

@@ -301,6 +301,11 @@ def choose_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"model.device={name!r} must be a device of this machine; try auto or cpu") from error
+    if device.index:
+        # Trainer takes the first visible GPU, whatever the model is on.
+        raise UserError(
+            f"model.device must be a kind of device, was {name!r}; choose the GPU by CUDA_VISIBLE_DEVICES={device.index}"
+        )
     return device
 
 
@@ -320,11 +325,20 @@ def backbone_location(name: str, notify: Callable[[str], None]) -> str:
     return name
 
 
+def name_is_a_path(name: str) -> bool:
+    """Whether a model's name can only be a local folder: a hub name has at most one slash and begins with neither . / ~."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 def _load_backbone(config: ModelConfig, notify: Callable[[str], None]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = choose_device(config.device)
     source = backbone_location(config.name, notify)
+    if name_is_a_path(config.name) and not Path(config.name).expanduser().is_dir():
+        raise UserError(
+            f"model.name={config.name!r} looks like a folder and must be one with a model in it; there is none"
+        )
     common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)

@@ -1,5 +1,6 @@
 """Fine-tuning on one task, through transformers' Trainer."""
 
+import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from llm_forgetting.batches import Batch, EncodedItem, collate
 from llm_forgetting.config import TrainingConfig
@@ -98,6 +101,21 @@ class _Watch(TrainerCallback):
             raise UserError(
                 f"the training loss became {loss} at step {state.global_step}; lower training.learning_rate "
                 f"(was {args.learning_rate:g}) or use model.dtype=float32"
+            )
+
+
+def require_known_names(config: TrainingConfig) -> None:
+    """Raise UserError for an optimiser or schedule that transformers does not know, before anything is loaded."""
+    wanted: tuple[tuple[str, str, Any], ...] = (
+        ("training.optimizer", config.optimizer, OptimizerNames),
+        ("training.lr_scheduler", config.lr_scheduler, SchedulerType),
+    )
+    for path, name, known in wanted:
+        names = [member.value for member in known]
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=3) or names[:4]
+            raise UserError(
+                f"{path} must be a name that transformers knows, was {name!r}; did you mean {', '.join(near)}?"
             )
 
 

@@ -131,7 +131,7 @@ def _contour(axes: Axes, surface: Surface, norm: Normalize) -> None:
     """Filled contours with first direction to the right and second upwards; non-finite cells hatched."""
     assert norm.vmin is not None
     assert norm.vmax is not None
-    values = np.ma.masked_invalid(np.clip(surface.values, norm.vmin, norm.vmax))
+    values = np.clip(np.ma.masked_invalid(surface.values), norm.vmin, norm.vmax)
     axes.set_facecolor("0.9")
     if not np.isfinite(surface.values).all():
         axes.patch.set_hatch("////")
