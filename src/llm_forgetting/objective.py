@@ -60,7 +60,7 @@ class AnswerStatistics:
             return np.asarray(np.exp(letters - np.logaddexp(letters, self.rest)))
 
     def surface(self, kind: str) -> Floats:
-        """(...,) mean over the items of `loss`, `four_way_loss`, `accuracy` or `letter_mass`; not finite where logits are not."""
+        """(...,) mean over the items of one of `SURFACES`; not finite where logits are not."""
         values = np.asarray(getattr(self, _PER_ITEM[kind]), dtype=np.float64)
         if kind == "accuracy":
             values = np.where(np.isnan(self.letter_logits).any(axis=-1), np.nan, values)

@@ -1,6 +1,5 @@
 """Figures of loss landscapes: 3-D and contour for every checkpoint and task, all on one colour scale."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,7 +143,7 @@ def _contour(axes: Axes, surface: Surface, norm: Normalize) -> None:
         own = MaxNLocator(7).tick_values(float(finite.min()), float(finite.max()))
         masked = np.ma.masked_invalid(surface.values).T
         lines = axes.contour(surface.alphas, surface.betas, masked, levels=own, colors="white", linewidths=0.8)
-        decimals = max(0, 1 - math.floor(math.log10(own[1] - own[0])))
+        decimals = next((n for n in range(9) if np.allclose(own, np.round(own, n), rtol=0, atol=1e-12)), 9)
         texts = axes.clabel(lines, fontsize=7, fmt=f"%.{decimals}f", inline_spacing=2)
         for text in texts:
             text.set_path_effects([withStroke(linewidth=1.5, foreground="0.25")])

@@ -31,6 +31,12 @@ def number(value: float | str | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else str(value)
 
 
+def measured(value: float | str) -> str:
+    """A number to two decimals, or to two digits where it is smaller than that can show."""
+    value = float(value)
+    return f"{value:.2g}" if 0 < abs(value) < 0.095 else number(value)
+
+
 def value_and_error(value: float | str, stderr: float | str | None) -> str:
     """`0.038 ± 0.006`: one digit of the error (two if it begins with 1), and the value to the same decimal."""
     value, error = float(value), float("nan") if stderr is None else float(stderr)
@@ -121,11 +127,11 @@ def landscape_table(results: Mapping[str, Any]) -> Table:
             rows.append(
                 (
                     f"{spoken(task)}, {spoken(checkpoint)}",
-                    number(m["centre"]),
-                    number(m["maximum"]),
-                    number(m["standard_deviation"]),
-                    number(m["curvature_centre"]),
-                    number(m["range"]),
+                    measured(m["centre"]),
+                    measured(m["maximum"]),
+                    measured(m["standard_deviation"]),
+                    measured(m["curvature_centre"]),
+                    measured(m["range"]),
                     value_and_error(rise["value"], rise["stderr"]),
                 )
             )
