@@ -5,20 +5,17 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from llm_forgetting.forgetting import (
-    Forgetting,
-    ItemScores,
-    ScoreTable,
+from llm_forgetting.forgetting import Forgetting, ItemScores, ScoreTable, forgetting
+from llm_forgetting.statistics import bonett_price_paired, paired_mean_change, paired_proportion_change
+from llm_forgetting.transfer import (
     absolute_forgetting,
     average_accuracy,
     backward_transfer,
-    forgetting,
     forgetting_measure,
     forward_transfer,
     learning,
-    verdict,
 )
-from llm_forgetting.statistics import bonett_price_paired, paired_mean_change, paired_proportion_change
+from llm_forgetting.verdict import verdict
 
 FOUR = np.array(
     [[0.80, 0.30, 0.25, 0.20], [0.70, 0.90, 0.35, 0.25], [0.90, 0.60, 0.85, 0.30], [0.65, 0.70, 0.80, 0.95]]

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "src" / "llm_forgetting"
 # From the ground up. A file imports only from floors below its own (files of one folder may import one another).
 FLOORS = (
     ("errors", "metering", "progress", "seeding"),
-    ("artifacts", "comparison", "config", "objective", "statistics"),
+    ("artifacts", "comparison", "config", "objective", "statistics", "transfer"),
     ("config_files", "forgetting", "landscape"),
-    ("results", "tasks"),
+    ("results", "tasks", "verdict"),
     ("report",),
     ("backbones", "batches"),
     ("language_model",),
@@ -30,7 +30,7 @@ FLOORS = (
 WITHOUT_TORCH = (
     "artifacts", "comparison", "config", "config_files", "cli", "errors", "forgetting", "landscape.metrics", "metering",
     "objective", "progress", "report", "report.figures", "report.tables", "results", "seeding", "statistics", "tasks",
-    "tasks.embedded", "tasks.mmlu", "tasks.prompts", "tasks.sources", "tasks.synthetic", "tasks.task",
+    "tasks.embedded", "tasks.mmlu", "tasks.prompts", "tasks.sources", "tasks.synthetic", "tasks.task", "transfer", "verdict",
 )  # fmt: skip
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")

@@ -103,8 +103,8 @@ def run(arguments: list[str]) -> int:
     folder = RunFolder.create(Path(config.output.folder))
     try:
         return _run_in(folder, config, terminal)
-    except UserError:
-        if not any(folder.phases.glob("*.json")):
+    except UserError as error:
+        if not any(folder.phases.glob("*.json")) and not isinstance(error.__cause__, OSError):
             shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
         raise
 

@@ -16,13 +16,14 @@ from llm_forgetting.comparison import compare_landscapes
 from llm_forgetting.config import ExperimentConfig, to_dict
 from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import score_tasks
-from llm_forgetting.forgetting import forgetting, verdict
+from llm_forgetting.forgetting import forgetting
 from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
 from llm_forgetting.progress import Progress, Silent
 from llm_forgetting.report.figures import draw_landscapes
 from llm_forgetting.report.tables import results_markdown
 from llm_forgetting.session import Session, checkpoint_name
 from llm_forgetting.training import fine_tune, optimizer_steps, require_known_names
+from llm_forgetting.verdict import verdict
 
 Result = dict[str, Any]
 log = logging.getLogger(__name__)

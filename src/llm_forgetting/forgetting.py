@@ -22,13 +22,13 @@ from llm_forgetting.statistics import (
     PairedMeanChange,
     PairedProportionChange,
     Proportion,
-    detectable_drop,
     estimate_mean,
     paired_mean_change,
     paired_proportion_change,
     proportion,
     standard_error,
 )
+from llm_forgetting.transfer import average_accuracy, backward_transfer, forgetting_measure, forward_transfer
 
 Measure = Literal["accuracy", "loss"]
 Change = PairedProportionChange | PairedMeanChange
@@ -36,7 +36,6 @@ Change = PairedProportionChange | PairedMeanChange
 _Matrix = NDArray[np.float64]
 
 _NOT_FINITE = "some losses are NaN or infinite"
-_ONE_TASK = "needs at least two tasks"
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,51 +193,6 @@ class Forgetting:
     loss: MeasureForgetting
 
 
-def average_accuracy(R: _Matrix) -> float:
-    """mean_j R[T, j] for R of shape (T + 1, T), or (T, T) without the base row."""
-    return float(np.mean(np.asarray(R)[-1]))
-
-
-def learning(R: _Matrix) -> _Matrix:
-    """R[j, j] - R[0, j] for every task j, shape (T,), from R of shape (T + 1, T) with the base row."""
-    matrix = _require_shape(R, base_row=True)
-    gained: _Matrix = np.diagonal(matrix[1:]) - matrix[0]
-    return gained
-
-
-def absolute_forgetting(R: _Matrix, *, base_row: bool = True) -> _Matrix:
-    """R[j, j] - R[T, j] for every task j < T, shape (T - 1,); positive = forgotten.
-
-    R has shape (T + 1, T) with the base row first, or (T, T) with `base_row=False`; ValueError otherwise.
-    """
-    after = _after_tasks(R, base_row)
-    lost: _Matrix = (np.diagonal(after) - after[-1])[:-1]
-    return lost
-
-
-def backward_transfer(R: _Matrix, *, base_row: bool = True) -> float:
-    """mean_{j<T} (R[T, j] - R[j, j]), Lopez-Paz & Ranzato 2017. R as in `absolute_forgetting`, T >= 2."""
-    _require_two_tasks(R)
-    return 0.0 - float(np.mean(absolute_forgetting(R, base_row=base_row)))
-
-
-def forgetting_measure(R: _Matrix, *, base_row: bool = True) -> float:
-    """mean_{j<T} (max_{1<=l<T} R[l, j] - R[T, j]), Chaudhry et al. 2018. R as in `absolute_forgetting`, T >= 2.
-
-    The maximum runs over all checkpoints after fine-tuning but the last, so the value can be negative.
-    """
-    after = _after_tasks(R, base_row)
-    _require_two_tasks(R)
-    return float(np.mean((after[:-1].max(axis=0) - after[-1])[:-1]))
-
-
-def forward_transfer(R: _Matrix) -> float:
-    """mean_{j>1} (R[j-1, j] - R[0, j]) for R of shape (T + 1, T) with the base row, T >= 2."""
-    matrix = _require_shape(R, base_row=True)
-    _require_two_tasks(R)
-    return float(np.mean((np.diagonal(matrix[:-1]) - matrix[0])[1:]))
-
-
 def forgetting(table: ScoreTable, *, seed: int) -> Forgetting:
     """Every variant of forgetting in accuracy and in loss; `seed` only moves the bootstrap intervals of the losses.
 
@@ -248,20 +202,6 @@ def forgetting(table: ScoreTable, *, seed: int) -> Forgetting:
     with np.errstate(invalid="ignore"):
         accuracy, loss = _measure(table, "accuracy", seed), _measure(table, "loss", seed)
     return Forgetting(table.split, table.task_names, accuracy, loss)
-
-
-def verdict(result: Forgetting) -> str:
-    """The answer of the run in one sentence: what became of each earlier task; loss changes as value ± stderr."""
-    names = result.task_names
-    if len(names) == 1:
-        return f"Only {names[0]} was fine-tuned, nothing came after it, so forgetting cannot be measured; one seed."
-    lead = f"After fine-tuning on {', then '.join(names[1:])}, "
-    if len(names) == 2:
-        said = _said_of_task(result, 0)
-        taught_nothing = _outcome(result, 0) == "nothing learnt"
-        return (said[0].upper() + said[1:] if taught_nothing else lead + said) + "; one seed."
-    earlier = "; ".join(_said_of_task(result, k) for k in range(len(names) - 1))
-    return f"{lead}{earlier}; {_said_of_average(result)}; one seed."
 
 
 def _mean(values: _Matrix) -> float:
@@ -275,22 +215,6 @@ def _values(cell: ItemScores, measure: Measure) -> _Matrix:
 
 def _sign(measure: Measure) -> float:
     return 1.0 if measure == "accuracy" else -1.0
-
-
-def _require_shape(R: _Matrix, *, base_row: bool) -> _Matrix:
-    matrix = np.asarray(R, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.shape[1] < 1 or matrix.shape[0] != matrix.shape[1] + base_row:
-        raise ValueError(f"R must have shape {'(T + 1, T)' if base_row else '(T, T)'}, got {matrix.shape}")
-    return matrix
-
-
-def _after_tasks(R: _Matrix, base_row: bool) -> _Matrix:
-    return _require_shape(R, base_row=base_row)[int(base_row) :]
-
-
-def _require_two_tasks(R: _Matrix) -> None:
-    if np.shape(R)[-1] < 2:
-        raise ValueError("this measure needs at least two tasks")
 
 
 def _measure(table: ScoreTable, measure: Measure, seed: int) -> MeasureForgetting:
@@ -390,7 +314,7 @@ def _summaries(table: ScoreTable, measure: Measure) -> tuple[Estimate, Estimate,
     T, matrix = table.n_tasks, table._matrix(measure)
     average = _combined(average_accuracy(matrix), [_values(table.scores[T, j], measure) for j in range(1, T + 1)])
     if T == 1:
-        missing = Estimate(None, reason=_ONE_TASK)
+        missing = Estimate(None, reason="needs at least two tasks")
         return average, missing, missing, missing
     gains = _sign(measure) * matrix
     best = 1 + gains[1:-1].argmax(axis=0)
@@ -413,76 +337,3 @@ def _combined(value: float, groups: Sequence[_Matrix]) -> Estimate:
     if len(stderrs) < len(groups):
         return Estimate(value, reason="a task has only one item")
     return Estimate(value, math.hypot(*stderrs) / len(groups))
-
-
-Outcome = Literal["too few items", "dropped", "rose", "nothing learnt", "no drop shown"]
-
-
-def _outcome(result: Forgetting, k: int) -> Outcome:
-    interval = result.accuracy.tasks[k].absolute.interval
-    if interval is None:
-        return "too few items"
-    if interval.low > 0:
-        return "dropped"
-    if interval.high < 0:
-        return "rose"
-    learnt = result.accuracy.learning[k].shown or result.loss.learning[k].shown
-    return "no drop shown" if learnt else "nothing learnt"
-
-
-def _said_of_task(result: Forgetting, k: int) -> str:
-    accuracy, learnt = result.accuracy.tasks[k], result.accuracy.learning[k]
-    cell, final = result.accuracy.cells[k + 1][k], result.accuracy.cells[-1][k]
-    change, drop = accuracy.change, accuracy.absolute
-    assert isinstance(change, PairedProportionChange)
-    assert drop.value is not None
-    items = f"{_split_word(result.split)} {accuracy.name} items"
-    where = f"accuracy on the {accuracy.n} {items}"
-    span = f"from {cell.value:.2f} to {final.value:.2f}"
-    loss = _said_of_loss(result.loss.tasks[k].absolute)
-    match _outcome(result, k):
-        case "too few items":
-            before, after = change.both + change.only_before, change.both + change.only_after
-            return (
-                f"correct answers on the {items} went from {before} to {after} of {accuracy.n} items, "
-                "too few items for an interval or a verdict"
-            )
-        case "dropped":
-            base = f", though fine-tuning on it had not measurably raised it ({learnt.before:.2f} before)"
-            fell = f"{where} fell {span}, a drop of {drop.value:.2f} ({_said_of(drop.interval)}; {loss})"
-            return fell if learnt.shown else fell + base
-        case "rose":
-            return f"{where} rose {span}, a gain of {-drop.value:.2f} ({_said_of(change.interval)}; {loss})"
-        case "nothing learnt":
-            return (
-                f"nothing was learnt of {accuracy.name}, so nothing could be forgotten: fine-tuning on it took {where} "
-                f"from {learnt.before:.2f} to {learnt.after:.2f}, and it ended at {final.value:.2f}"
-            )
-        case "no drop shown":
-            smallest = 100 * detectable_drop(change.n, (change.only_before + change.only_after) / change.n)
-            return (
-                f"no drop could be shown in {where} ({span}, a drop of {drop.value:.2f}, {_said_of(drop.interval)}; "
-                f"{loss}); with {change.n} items a drop below {smallest:.0f} points cannot be seen reliably"
-            )
-
-
-def _split_word(split: str) -> str:
-    return {"train": "trained", "test": "held-out"}.get(split, split)
-
-
-def _said_of(interval: Interval | None) -> str:
-    assert interval is not None
-    return f"{100 * interval.level:.0f}% interval {interval.low:.2f} to {interval.high:.2f}"
-
-
-def _said_of_loss(rise: Estimate) -> str:
-    if rise.value is None or not math.isfinite(rise.value):
-        return "loss not finite"
-    return f"loss {rise.value:+.2f}" + ("" if rise.stderr is None else f" ± {rise.stderr:.2f}") + " nats"
-
-
-def _said_of_average(result: Forgetting) -> str:
-    transfer = result.accuracy.backward_transfer
-    assert transfer.value is not None
-    uncertainty = "" if transfer.stderr is None else f" ± {transfer.stderr:.2f}"
-    return f"average forgetting {0.0 - transfer.value:.2f}{uncertainty} in accuracy"

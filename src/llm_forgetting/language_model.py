@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from llm_forgetting.backbones import embedded_backbone, synthetic_backbone
+from llm_forgetting.backbones import load_backbone
 from llm_forgetting.batches import Batch, answer_position_logits
 from llm_forgetting.config import LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
@@ -133,7 +133,7 @@ class LanguageModel:
         cls, config: ModelConfig, lora: LoraConfig, *, seed: int, notify: Callable[[str], None] = lambda message: None
     ) -> "LanguageModel":
         """Load the backbone and put a fresh adapter (B = 0) on it, its A drawn from stream `adapter` of `seed`."""
-        backbone, tokenizer = _load_backbone(config, notify)
+        backbone, tokenizer = load_backbone(config, notify)
         targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
         settings = peft.LoraConfig(
             r=lora.rank,
@@ -290,79 +290,3 @@ def _linear_names(backbone: Any) -> list[str]:
     return sorted(
         {name.rsplit(".", 1)[-1] for name, module in modules if type(module).__name__ in ("Linear", "Conv1D")}
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"model.device={name!r} must be a device of this machine; try auto or cpu") from error
-    if device.index:
-        # Trainer takes the first visible GPU, whatever the model is on.
-        raise UserError(
-            f"model.device must be a kind of device, was {name!r}; choose the GPU by CUDA_VISIBLE_DEVICES={device.index}"
-        )
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision called `name`; `auto` is float32 on a CPU and bfloat16 on a GPU."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-def backbone_location(name: str, notify: Callable[[str], None]) -> str:
-    """A folder or hub name that transformers loads; the built-in backbones are fetched or made on first use."""
-    if name == "embedded":
-        return str(embedded_backbone(notify))
-    if name == "synthetic":
-        return str(synthetic_backbone(notify))
-    return name
-
-
-def name_is_a_path(name: str) -> bool:
-    """Whether a model's name can only be a local folder: a hub name has at most one slash and begins with neither . / ~."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-def _load_backbone(config: ModelConfig, notify: Callable[[str], None]) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    device = choose_device(config.device)
-    source = backbone_location(config.name, notify)
-    if name_is_a_path(config.name) and not Path(config.name).expanduser().is_dir():
-        raise UserError(
-            f"model.name={config.name!r} looks like a folder and must be one with a model in it; there is none"
-        )
-    common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=choose_dtype(config.dtype, device),
-            attn_implementation=config.attention,
-            # Straight onto the GPU: by way of the CPU, 7B would need its 13.5 GB twice.
-            device_map=None if device.type == "cpu" else {"": device},
-            **common,
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"model.name={config.name!r} could not be loaded: {_reason(error)}") from error
-    tokenizer.padding_side = "left"
-    return model.to(device), tokenizer
-
-
-def _reason(error: Exception) -> str:
-    """The first telling line of a loader's message, with the next step."""
-    text = " ".join(str(error).split())
-    if "gated" in text.lower() or "401" in text or "403" in text:
-        return "it is gated; accept its licence on the Hugging Face hub and log in (`hf auth login`, or set HF_TOKEN)"
-    if any(word in text.lower() for word in ("offline", "couldn't connect", "connection", "resolve", "cached files")):
-        return (
-            "the Hugging Face hub cannot be reached and it is not in the local cache; connect, or give a local folder"
-        )
-    return text[:200]
