@@ -113,7 +113,8 @@ def require_known_names(config: TrainingConfig) -> None:
     for path, name, known in wanted:
         names = [member.value for member in known]
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=3) or names[:4]
+            longer = [known for known in names if known.startswith(name)]
+            near = (longer or difflib.get_close_matches(name, names) or names)[:4]
             raise UserError(
                 f"{path} must be a name that transformers knows, was {name!r}; did you mean {', '.join(near)}?"
             )
