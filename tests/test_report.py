@@ -133,10 +133,10 @@ def test_numbers_as_text(value: Any, text: str) -> None:
         (1.0, 0.123, "1.00 ± 0.12"),
         (-1.32, 0.097, "-1.32 ± 0.10"),
         (123.4, 17.0, "123 ± 17"),
-        (0.5, 0.0, "0.500 ± 0.000"),
-        (0.5, None, "0.500"),
+        (0.5, 0.0, "0.50"),
+        (0.5, None, "0.50"),
         ("nan", "nan", "nan ± nan"),
-        ("inf", 0.1, "inf ± 0.100"),
+        ("inf", 0.1, "inf ± 0.10"),
     ],
 )
 def test_a_value_has_as_many_decimals_as_its_error_allows(value: Any, stderr: Any, text: str) -> None:

@@ -38,10 +38,15 @@ def measured(value: float | str) -> str:
 
 
 def value_and_error(value: float | str, stderr: float | str | None) -> str:
-    """`0.038 ± 0.006`: one digit of the error (two if it begins with 1), and the value to the same decimal."""
-    value, error = float(value), float("nan") if stderr is None else float(stderr)
-    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return number(value, 3) if stderr is None else f"{number(value, 3)} ± {number(error, 3)}"
+    """`0.038 ± 0.006`: one digit of the error (two if it begins with 1), and the value to the same decimal.
+
+    An error of exactly 0 (all items alike) is no measure of precision, so the value then stands alone.
+    """
+    value, error = float(value), 0.0 if stderr is None else float(stderr)
+    if error == 0:
+        return number(value)
+    if not (math.isfinite(value) and math.isfinite(error)):
+        return f"{number(value)} ± {number(error)}"
     exponent = math.floor(math.log10(error))
     leading = error / 10**exponent
     decimals = max(0, (1 if leading < 1.95 else 0) - exponent)
