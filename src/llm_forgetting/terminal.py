@@ -1,6 +1,7 @@
 """What a person sees while a run goes on, and when it is done."""
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,7 +89,8 @@ class Terminal:
         )
         drawn.caption, drawn.caption_justify, drawn.caption_style = escape(table.note) or None, "left", "dim"
         for index, name in enumerate(table.header):
-            drawn.add_column(escape(name), justify="left" if index == 0 else "right")
+            numeric = all(re.match(r"[-+.\d]|inf|nan", row[index]) for row in table.rows)
+            drawn.add_column(escape(name), justify="right" if index and numeric else "left")
         for row in table.rows:
             drawn.add_row(*(escape(cell) for cell in row))
         self.console.print(drawn)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llm_forgetting.statistics import MINIMUM_ITEMS
+
 SPLIT_WORDS = {"train": "trained", "test": "held-out"}
 
 
@@ -87,18 +89,28 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
                 (
                     f"{spoken(accuracy['name'])}, {word}",
                     str(accuracy["n"]),
-                    _with_error(accuracy["absolute"], 2),
+                    _counts(accuracy["change"]) or _with_error(accuracy["absolute"], 2),
                     _percent(accuracy["relative"]["value"]),
                     _percent(accuracy["normalised"]["value"]),
-                    _with_error(loss["absolute"], 2),
+                    number(loss["absolute"]["value"]) if _too_few(accuracy["n"]) else _with_error(loss["absolute"], 2),
                 )
             )
     header = ("task", "items", "accuracy lost", "of level", "of learnt", "loss gained (nats)")
     note = (
-        "brackets: 95% interval over items (none below 40 items); of learnt: share of the gain over the base model "
-        "that was lost; one seed."
+        f"brackets: 95% interval over items; below {MINIMUM_ITEMS} items only counts of right answers, before and after; "
+        "of learnt: share of the gain over the base model that was lost; one seed."
     )
     return Table("Forgetting", header, tuple(rows), note)
+
+
+def _too_few(items: int) -> bool:
+    return items < MINIMUM_ITEMS
+
+
+def _counts(change: Mapping[str, Any]) -> str:
+    """`9 to 4 of 10` where there are too few items for an interval, else nothing."""
+    before, after = (change["both"] + change[key] for key in ("only_before", "only_after"))
+    return f"{before} to {after} of {change['n']}" if _too_few(change["n"]) else ""
 
 
 def _percent(value: float | None) -> str:
@@ -116,10 +128,11 @@ def summary_table(results: Mapping[str, Any]) -> Table:
     rows = []
     for split, word in SPLIT_WORDS.items():
         cells = results["forgetting"][split]
+        few = any(_too_few(cell["n"]) for cell in cells["accuracy"]["cells"][0])
         for key, label in names.items():
-            rows.append(
-                (f"{label}, {word}", _with_error(cells["accuracy"][key], 2), _with_error(cells["loss"][key], 2))
-            )
+            pair = cells["accuracy"][key], cells["loss"][key]
+            said = [number(entry["value"]) if few else _with_error(entry, 2) for entry in pair]
+            rows.append((f"{label}, {word}", *said))
     return Table("Over all tasks", ("measure", "accuracy", "loss (nats)"), tuple(rows))
 
 
