@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.embedded import MMLU_SAMPLE, fetch
+from llm_forgetting.tasks.records import COLUMNS, item_of_record, some_names
 from llm_forgetting.tasks.synthetic import SyntheticSource
 from llm_forgetting.tasks.task import LETTERS, Item, Pool, Task, split_pools
 
 MMLU_ON_HUB = "cais/mmlu"
 CITATION = "Hendrycks et al., ICLR 2021, MIT licence"
-COLUMNS = ("question", "choices", "answer", "subject")
 SOURCES = ("embedded", "local", "hub", "synthetic")
 
 Rows = dict[str, tuple[Item, ...]]
@@ -170,7 +170,7 @@ def open_local(path: Path, columns: Mapping[str, str]) -> LoadedSource:
     items = [item for file in files for item in _jsonl_items(file, columns)]
     if not items:
         raise UserError(f"data.path={path} holds no item")
-    names = _some([file.name for file in files])
+    names = some_names([file.name for file in files])
     return LoadedSource(f"local JSONL: {names} in {files[0].parent}", _by_subject(items))
 
 
@@ -222,7 +222,7 @@ def _jsonl_items(file: Path, columns: Mapping[str, str]) -> Iterator[Item]:
                 continue
             if not isinstance(record, dict):
                 raise UserError(f"{where}: must be a JSON object, is {str(record)[:40]!r}")
-            yield _item(record, columns, where, file.stem, f"{file.stem}/{row}")
+            yield item_of_record(record, columns, where, file.stem, f"{file.stem}/{row}")
 
 
 # --- Hugging Face hub -------------------------------------------------------------------------------------------------
@@ -245,7 +245,9 @@ def open_hub(path: str, config: str | None, columns: Mapping[str, str]) -> Sourc
         if by_subject:
             return HubSubjects(path, by_subject, columns)
         if len(names) > 1:
-            raise UserError(f"{path} has {len(names)} configurations; set data.hub_config to one of {_some(names)}")
+            raise UserError(
+                f"{path} has {len(names)} configurations; set data.hub_config to one of {some_names(names)}"
+            )
     default = path.rstrip("/").rpartition("/")[2] if config in (None, "default", "all") else str(config)
     rows, shots = _hub_items(path, config, columns, default)
     if not rows:
@@ -294,10 +296,6 @@ class HubSubjects:
         return Pool(name, subjects, rows, {subject: tuple(loaded[subject][1]) for subject in subjects})
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-
-
 def _hub_failure(path: str, config: str | None, error: Exception) -> UserError:
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0][:240]}" if lines else type(error).__name__
@@ -330,13 +328,13 @@ def _hub_items(
         raise _hub_failure(path, config, error) from error
     pooled = [split for split in _POOLED_SPLITS if split in splits]
     if not pooled:
-        raise UserError(f"{path} needs a split train, validation or test, has {_some(list(splits))}")
+        raise UserError(f"{path} needs a split train, validation or test, has {some_names(list(splits))}")
 
     def items(split: str, label: str) -> Iterator[Item]:
         for row, record in enumerate(splits[split]):
             if not _is_withheld(record.get(columns.get("answer", "answer"), ...)):
                 where = f"{path} {config or ''}, {split} row {row}".replace(" ,", ",")
-                yield _item(record, columns, where, default_subject, f"{label}/{row}")
+                yield item_of_record(record, columns, where, default_subject, f"{label}/{row}")
 
     rows = [item for split in pooled for item in items(split, _POOLED_SPLITS[split])]
     return rows, list(items("dev", "dev")) if "dev" in splits else []
@@ -344,69 +342,3 @@ def _hub_items(
 
 def _is_withheld(answer: object) -> bool:
     return answer is None or answer in ("", -1, "-1")
-
-
-# --- records: JSONL lines and hub rows --------------------------------------------------------------------------------
-
-
-def _item(record: Mapping[str, Any], columns: Mapping[str, str], where: str, default_subject: str, place: str) -> Item:
-    """The item of a record; `place` is the part of its id after the subject."""
-    column = {key: columns.get(key, key) for key in COLUMNS}
-    question = _cell(record, "question", column["question"], where)
-    if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{where}: the question must be a text, is {question!r}")
-    choices, labels = _choices(record, column["choices"], where)
-    answer = _answer_index(_cell(record, "answer", column["answer"], where), choices, labels, where)
-    if "subject" in columns and column["subject"]:
-        _cell(record, "subject", column["subject"], where)
-    subject = mmlu.spelled(str(record.get(column["subject"]) or "")) or mmlu.spelled(default_subject)
-    return Item(f"{subject}/{place}", subject, question, choices, answer)
-
-
-def _cell(record: Mapping[str, Any], key: str, column: str, where: str) -> object:
-    if column not in record:
-        names = _some([str(name) for name in record])
-        raise UserError(f"{where}: has no column {column!r} but {names}; set data.columns.{key}")
-    return record[column]
-
-
-def _choices(record: Mapping[str, Any], column: str, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The options' texts and labels; labels are empty where the data give none."""
-    found: Any
-    labels: Any = []
-    if "," in column:
-        found = [_cell(record, "choices", name.strip(), where) for name in column.split(",")]
-    else:
-        found = _cell(record, "choices", column, where)
-    if isinstance(found, list) and found and all(isinstance(option, dict) for option in found):
-        found = {key: [option.get(key) for option in found] for key in ("text", "label")}
-    if isinstance(found, dict):
-        found, labels = found.get("text"), found.get("label") or []
-    if not _are_texts(found) or not _are_texts(labels) or (labels and len(labels) != len(found)):
-        raise UserError(f"{where}: the options must be a list of texts, or texts with labels, are {str(found)[:80]}")
-    if not 2 <= len(found) <= len(LETTERS):
-        raise UserError(f"{where}: needs 2 to {len(LETTERS)} options, has {len(found)}")
-    return tuple(found), tuple(labels)
-
-
-def _are_texts(value: object) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def _answer_index(answer: object, choices: Sequence[str], labels: Sequence[str], where: str) -> int:
-    """The index of the right option. A label decides; else a letter or an option's text, if they do not disagree."""
-    found: set[int] = set()
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        found = {answer} & set(range(len(choices)))
-    elif isinstance(answer, str):
-        given = answer.strip()
-        found = {index for index, label in enumerate(labels) if label.strip() == given}
-        if not found:
-            found = {index for index, choice in enumerate(choices) if choice.strip() == given}
-            found |= {index for index in range(len(choices)) if LETTERS[index] == given.upper()}
-        if not found and given.isdecimal():
-            found = {int(given)} & set(range(len(choices)))
-    if len(found) != 1:
-        fault = "could be several of its options" if found else f"is none of its {len(choices)} options"
-        raise UserError(f"{where}: the answer {answer!r} {fault}; give the option's index, counted from 0")
-    return found.pop()
