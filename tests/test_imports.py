@@ -30,7 +30,8 @@ FLOORS = (
 WITHOUT_TORCH = (
     "artifacts", "comparison", "config", "config_files", "cli", "errors", "forgetting", "landscape.metrics", "metering",
     "objective", "progress", "report", "report.figures", "report.tables", "results", "seeding", "statistics", "tasks",
-    "tasks.embedded", "tasks.mmlu", "tasks.prompts", "tasks.records", "tasks.sources", "tasks.synthetic", "tasks.task", "transfer", "verdict",
+    "tasks.embedded", "tasks.mmlu", "tasks.prompts", "tasks.records",
+    "tasks.sources", "tasks.synthetic", "tasks.task", "transfer", "verdict",
 )  # fmt: skip
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
