@@ -35,14 +35,14 @@ def spoil(model: LanguageModel, change: Callable[[Logits, dict[str, Any]], Logit
 
 def assert_refused(model: LanguageModel, match: str, count: int = 20) -> None:
     with pytest.raises(UserError, match=match) as error:
-        check(model, make_encoded(model, count), 8)
+        check(model, make_encoded(model, count))
     assert "\n" not in str(error.value)
 
 
 def test_a_sound_model_passes(any_folder: Path) -> None:
     model = load(any_folder)
     encoded = make_encoded(model, 40)
-    report = check(model, encoded, 8)
+    report = check(model, encoded)
     assert report.items == GUARD_ITEMS == 16
     assert 0 <= report.batch_logit_difference <= 5e-5 < report.batch_tolerance == 1e-3
     assert report.repeat_loss_difference == 0
@@ -61,7 +61,7 @@ def test_checked_items_are_of_mixed_length_so_that_the_batch_is_padded(llama_fol
         return logits
 
     spoil(model, note)
-    check(model, encoded, 8)
+    check(model, encoded)
     assert [rows for rows, _ in shapes] == [1] * 16 + [16, 16]
     assert padded == [False] * 16 + [True, True]
     lengths = sorted(len(item.input_ids) for item in encoded)
@@ -76,7 +76,7 @@ def test_letter_mass_is_the_probability_of_the_letters(llama_folder: Path) -> No
         with torch.no_grad():
             probabilities = model.peft_model(input_ids=torch.tensor([item.input_ids])).logits[0, -1].softmax(dim=0)
         masses.append(float(probabilities[list(item.letter_ids)].sum()))
-    assert check(model, encoded, 8).letter_mass == pytest.approx(np.mean(masses), rel=1e-5)
+    assert check(model, encoded).letter_mass == pytest.approx(np.mean(masses), rel=1e-5)
     first_letter = encoded[0].letter_ids[0]
 
     def certain(logits: Logits, kwargs: dict[str, Any]) -> Logits:
@@ -85,20 +85,20 @@ def test_letter_mass_is_the_probability_of_the_letters(llama_folder: Path) -> No
         return logits + boost
 
     spoil(model, certain)
-    assert check(model, encoded, 8).letter_mass == pytest.approx(1, abs=1e-6)
+    assert check(model, encoded).letter_mass == pytest.approx(1, abs=1e-6)
 
 
 def test_items_with_different_numbers_of_options_pass(llama_folder: Path) -> None:
     """The surplus places are -inf in both passes; their difference is no number and no reason."""
     model = load(llama_folder)
-    report = check(model, make_encoded(model, 12, [2, 3, 4, 5]), 8)
+    report = check(model, make_encoded(model, 12, [2, 3, 4, 5]))
     assert report.batch_logit_difference <= 5e-5
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_items_are_enough(count: int, llama_folder: Path) -> None:
     model = load(llama_folder)
-    assert check(model, make_encoded(model, count), 8).items == count
+    assert check(model, make_encoded(model, count)).items == count
 
 
 def test_answers_that_depend_on_the_batch_are_refused(gpt2_folder: Path, llama_folder: Path) -> None:
@@ -108,7 +108,7 @@ def test_answers_that_depend_on_the_batch_are_refused(gpt2_folder: Path, llama_f
     assert_refused(model, "must not depend on its batch; letter logits alone and left-padded differ by")
     rotary = load(llama_folder)
     rotary._accepted -= {"position_ids"}
-    check(rotary, make_encoded(rotary, 20), 8)
+    check(rotary, make_encoded(rotary, 20))
 
 
 def test_a_mask_that_is_ignored_is_refused(llama_folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_difference_within_the_tolerance_passes(llama_folder: Path) -> None:
         if refused:
             assert_refused(model, "must not depend on its batch")
         else:
-            report = check(model, make_encoded(model, 20), 8)
+            report = check(model, make_encoded(model, 20))
             assert report.batch_logit_difference == pytest.approx(size, rel=0.2)
 
 
@@ -188,7 +188,7 @@ def test_padding_that_makes_nan_is_refused(llama_folder: Path) -> None:
 
 def test_bfloat16_is_allowed_its_own_rounding(llama_folder: Path) -> None:
     model = load(llama_folder, dtype="bfloat16")
-    report = check(model, make_encoded(model, 20), 8)
+    report = check(model, make_encoded(model, 20))
     assert report.batch_tolerance == 0.75
     assert report.batch_logit_difference < 0.3
 
@@ -197,7 +197,7 @@ def test_checking_leaves_the_model_as_it_was(llama_folder: Path) -> None:
     model = load(llama_folder, dropout=0.3)
     before = {name: tensor.clone() for name, tensor in model.peft_model.state_dict().items()}
     model.peft_model.train()
-    check(model, make_encoded(model, 5), 8)
+    check(model, make_encoded(model, 5))
     assert not model.peft_model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.peft_model.state_dict().items())
 
@@ -233,6 +233,6 @@ def test_several_groups_in_one_pass(llama_folder: Path) -> None:
 
 def test_report_is_plain_numbers(llama_folder: Path) -> None:
     model = load(llama_folder)
-    report = check(model, make_encoded(model, 3), 8)
+    report = check(model, make_encoded(model, 3))
     assert replace(report) == report
     assert all(type(value) in (int, float, tuple) for value in vars(report).values())

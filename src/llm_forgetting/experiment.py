@@ -96,7 +96,7 @@ def set_up(session: Session) -> Result:
     require_known_names(session.config.training)
     tasks, model, encoded = session.tasks, session.model, session.encoded
     every = [item for task in encoded for split in results.SPLITS for item in task.split(split)]
-    report = guards.check(model, every, session.config.evaluation.batch_size)
+    report = guards.check(model, every)
     warnings = []
     if report.letter_mass < guards.LETTER_MASS_WARNING:
         warnings.append(

@@ -37,7 +37,7 @@ class GuardReport:
     letter_token_ids: tuple[int, ...]
 
 
-def check(model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int) -> GuardReport:
+def check(model: LanguageModel, encoded: Sequence[EncodedItem]) -> GuardReport:
     """Run the checks on up to 16 items of mixed length; UserError where the model cannot be measured."""
     by_length = sorted(encoded, key=lambda item: len(item.input_ids))
     picks = np.linspace(0, len(by_length) - 1, min(GUARD_ITEMS, len(by_length))).round().astype(int)
