@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
     "lora": {"rank": 4},
     "data": {"source": "synthetic", "tasks": ["synthetic_1", "synthetic_2"], "train_items": 16, "test_items": 12},
     "training": {"batch_size": 8, "num_epochs": 3, "learning_rate": 0.01},
-    "landscape": {"resolution": 3, "directions": 3, "num_items": 8, "self_test_items": 4},
+    "landscape": {"max_evaluations": 23, "resolution": 9, "directions": 3, "num_items": 8, "self_test_items": 4},
     "output": {"dpi": 50},
 }
 
@@ -98,13 +98,22 @@ class Shell:
         return self.run("--config", self.tiny, "--output_dir", self.folder / "outputs", *arguments, **options)
 
     def __call__(
-        self, *arguments: object, moment: Moment | None = None, file_limit: int | None = None, seconds: float = 100
+        self,
+        *arguments: object,
+        moment: Moment | None = None,
+        file_limit: int | None = None,
+        figures: bool = False,
+        seconds: float = 100,
     ) -> Finished:
-        """`llm-forgetting ARGUMENTS`; `file_limit`: no file may grow beyond this many bytes (a full disk)."""
+        """`llm-forgetting ARGUMENTS`; `file_limit`: no file may grow beyond this many bytes (a full disk).
+
+        Without `figures` none are drawn: they take most of a tiny run's time.
+        """
         self._calls += 1
         out, err = self.folder / f"stdout_{self._calls}", self.folder / f"stderr_{self._calls}"
         words = [str(argument) for argument in arguments]
-        process = self._context.Process(target=_child, args=(words, (out, err), self.folder, moment, file_limit))
+        call = _Call(words, (out, err), self.folder, moment, file_limit, figures)
+        process = self._context.Process(target=_child, args=(call,))
         process.start()
         process.join(seconds)
         if process.exitcode is None:
@@ -114,21 +123,34 @@ class Shell:
         return Finished(process.exitcode, out.read_text(), err.read_text())
 
 
-def _child(
-    words: Sequence[str], streams: tuple[Path, Path], folder: Path, moment: Moment | None, file_limit: int | None
-) -> None:
-    for descriptor, path in enumerate(streams, start=1):
+@dataclass(frozen=True)
+class _Call:
+    """What a child process is to do, and under which conditions."""
+
+    words: Sequence[str]
+    streams: tuple[Path, Path]
+    folder: Path
+    moment: Moment | None
+    file_limit: int | None
+    figures: bool
+
+
+def _child(call: _Call) -> None:
+    for descriptor, path in enumerate(call.streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    os.chdir(folder)
-    if moment is not None:
-        getattr(_Sabotage(moment), moment.kind)()
-    if file_limit is not None:
+    os.chdir(call.folder)
+    if call.moment is not None:
+        getattr(_Sabotage(call.moment), call.moment.kind)()
+    if call.file_limit is not None:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (call.file_limit, call.file_limit))
+    from llm_forgetting import experiment
     from llm_forgetting.cli import main
 
-    sys.exit(main(words))
+    if not call.figures:
+        experiment.draw_landscapes = lambda results, folder, dpi: ["landscape_overview.png"]
+    sys.exit(main(call.words))
 
 
 class _Sabotage:
@@ -194,16 +216,18 @@ class _Sabotage:
         TrainerState.save_to_json = sabotaged  # type: ignore[method-assign]
 
     def landscape_point(self) -> None:
-        """At landscape point `count` of this process, the adapter moved away."""
-        from llm_forgetting import landscape_analysis
+        """At landscape point `count` of this process (0: never), the model moved away; every evaluation is told on stderr."""
+        from llm_forgetting import landscape_objective
 
-        score = landscape_analysis.score_tasks
+        score = landscape_objective.score
 
-        def sabotaged(*args: Any, **kwargs: Any) -> Any:
+        def sabotaged(model: Any, encoded: Any, *args: Any, **kwargs: Any) -> Any:
             self._count("a landscape point")
-            return score(*args, **kwargs)
+            found = score(model, encoded, *args, **kwargs)
+            os.write(2, f"evaluated {len(encoded)} items\n".encode())
+            return found
 
-        landscape_analysis.score_tasks = sabotaged
+        landscape_objective.score = sabotaged
 
     def loading(self) -> None:
         """When a model or a data source is opened."""

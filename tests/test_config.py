@@ -11,7 +11,6 @@ import yaml
 
 from llm_forgetting.cli import SHORT_FLAGS, parse_run
 from llm_forgetting.config import (
-    _LOWER_BOUNDS,
     DataConfig,
     ExperimentConfig,
     LandscapeConfig,
@@ -20,6 +19,7 @@ from llm_forgetting.config import (
     to_dict,
 )
 from llm_forgetting.config_files import PRESETS, config_help, dotted_paths, parse_config
+from llm_forgetting.config_rules import LOWER_BOUNDS
 from llm_forgetting.errors import UserError
 
 
@@ -289,18 +289,18 @@ def test_an_impossible_combination_dies_at_load_time_with_its_path(path: str, ar
     assert words in message
 
 
-@pytest.mark.parametrize("path", _LOWER_BOUNDS)
+@pytest.mark.parametrize("path", LOWER_BOUNDS)
 def test_a_number_below_its_bound_dies_at_load_time_with_its_path(path: str) -> None:
-    bound, inclusive = _LOWER_BOUNDS[path]
+    bound, inclusive = LOWER_BOUNDS[path]
     wrong = bound - 1 if inclusive else bound
     message = complaint(f"--{path}={wrong:g}")
     assert message.startswith(f"{path} must be {'at least' if inclusive else 'greater than'} {bound:g}")
     assert message.endswith(("was " + repr(int(wrong)), "was " + repr(float(wrong))))
 
 
-@pytest.mark.parametrize("path", [path for path, (_, inclusive) in _LOWER_BOUNDS.items() if inclusive])
+@pytest.mark.parametrize("path", [path for path, (_, inclusive) in LOWER_BOUNDS.items() if inclusive])
 def test_the_bound_itself_is_not_below_it(path: str) -> None:
-    bound, _ = _LOWER_BOUNDS[path]
+    bound, _ = LOWER_BOUNDS[path]
     others = {
         "data.train_items": ["--landscape.num_items", "1", "--landscape.self_test_items", "1"],
         "data.items_per_task": ["--data.train_items", "1", "--data.test_items", "1", "--landscape.num_items", "1",
@@ -312,7 +312,7 @@ def test_the_bound_itself_is_not_below_it(path: str) -> None:
 
 def test_nothing_that_counts_lacks_a_lower_bound() -> None:
     counts = {path for path, value in _leaves(to_dict(ExperimentConfig())) if type(value) in (int, float)}
-    assert counts - {"data.train_fraction"} <= set(_LOWER_BOUNDS)
+    assert counts - {"data.train_fraction"} <= set(LOWER_BOUNDS)
 
 
 def test_a_configuration_built_in_python_is_checked_too() -> None:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from runs import Moment, Shell, SmokeRun, read_results, same_results
+from runs import Finished, Moment, Shell, SmokeRun, read_results, same_results
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_forgetting.config import ExperimentConfig, to_dict
@@ -36,9 +36,21 @@ def schema() -> Any:
     )
 
 
+def figure_names(checkpoints: Sequence[str], tasks: Sequence[str]) -> set[str]:
+    """Stems of everything that is drawn."""
+    surfaces = {f"landscape_{c}_{t}_{kind}" for c in checkpoints for t in tasks for kind in ("contour", "3d")}
+    return {f"landscape_{name}" for name in ("overview", "checkpoint_plane", "path", "lines")} | surfaces
+
+
 def mistakes(results: dict[str, Any]) -> list[str]:
     found = jsonschema.Draft202012Validator(schema()).iter_errors(results)
     return [f"{error.json_path}: {error.message[:200]}" for error in found]
+
+
+def mistakes_in(field: str, value: Any) -> list[str]:
+    """Of one field of results.json; the whole of it takes a while."""
+    part = {"$defs": schema()["$defs"], **schema()["properties"][field]}
+    return [error.message for error in jsonschema.Draft202012Validator(part).iter_errors(value)]
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -49,18 +61,18 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_everything_that_was_promised_is_there(smoke_run: SmokeRun) -> None:
-    figures = [f"landscape_{c}_{t}_{kind}.png" for c in CHECKPOINTS[1:] for t in ("synthetic_1", "synthetic_2")
-               for kind in ("contour", "3d")]  # fmt: skip
+    stems = figure_names(CHECKPOINTS[1:], ("synthetic_1", "synthetic_2"))
     assert smoke_run.path.name.startswith("experiment_")
     files = {path.name for path in smoke_run.path.iterdir()}
     assert files == {
-        ".lock", "checkpoint_after_task1", "checkpoint_after_task2", "config.yaml", "items.jsonl", "landscape_overview.png",
-        "phases", "results.json", "results.md", "run.log", *figures,
+        ".lock", "checkpoint_after_task1", "checkpoint_after_task2", "config.yaml", "items.jsonl", "phases", "results.json",
+        "results.md", "run.log", *(f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")),
     }  # fmt: skip
-    assert set(smoke_run.results["figures"]) == {"landscape_overview.png", *figures}
+    assert set(smoke_run.results["figures"]) == {f"{stem}.png" for stem in stems}
     assert {path.name for path in (smoke_run.path / "phases").iterdir()} == {
         f"{name}.json" for name in ("setup", *(f"evaluate_{c}" for c in CHECKPOINTS), "train_task1", "train_task2",
-                                    "landscape_after_task1", "landscape_after_task2", "forgetting", "comparison")
+                                    "landscape_after_task1", "landscape_after_task2", "forgetting", "between_checkpoints",
+                                    "comparison")
     }  # fmt: skip
 
 
@@ -77,12 +89,15 @@ def test_every_figure_is_a_whole_picture(smoke_run: SmokeRun) -> None:
             assert image.format == "PNG"
             assert min(image.size) > 300
             assert len(np.unique(np.asarray(image.convert("L")))) > 20
+        pdf = (smoke_run.path / name).with_suffix(".pdf").read_bytes()
+        assert pdf.startswith(b"%PDF-")
+        assert pdf.rstrip().endswith(b"%%EOF")
 
 
 def test_nothing_is_a_pickle(smoke_run: SmokeRun) -> None:
     for path in smoke_run.path.rglob("*"):
         if path.is_file():
-            assert path.suffix in (".json", ".jsonl", ".md", ".yaml", ".log", ".png", ".safetensors", ""), path
+            assert path.suffix in (".json", ".jsonl", ".md", ".yaml", ".log", ".png", ".pdf", ".safetensors", ""), path
             assert not zipfile.is_zipfile(path), path
             assert not path.read_bytes().startswith(PICKLE_OPCODES), path
 
@@ -116,10 +131,21 @@ def test_results_json_is_what_its_schema_says(smoke_run: SmokeRun) -> None:
 
 
 def test_the_schema_is_strict(smoke_run: SmokeRun) -> None:
-    assert mistakes({**smoke_run.results, "extra": 1})
-    assert mistakes({key: value for key, value in smoke_run.results.items() if key != "answer"})
+    small = {**smoke_run.results, "landscapes": {}, "paths": [], "checkpoint_plane": None}
+    assert not mistakes(small)
+    assert mistakes({**small, "extra": 1})
+    assert mistakes({key: value for key, value in small.items() if key != "answer"})
     landscape = smoke_run.results["landscapes"]["after_task1"]
-    assert mistakes({**smoke_run.results, "landscapes": {"after_task1": {**landscape, "distance": "far"}}})
+    assert not mistakes_in("landscapes", {"after_task1": {**landscape, "surfaces": {}}})
+    assert mistakes_in("landscapes", {"after_task1": {**landscape, "surfaces": {}, "distance": "far"}})
+    (path,), plane = smoke_run.results["paths"], {**smoke_run.results["checkpoint_plane"], "surfaces": {}}
+    assert not mistakes_in("paths", [path])
+    for changes in ({"extra": 1}, {"nodes": []}, {"from": "nowhere"}, {"steps": None}):
+        assert mistakes_in("paths", [{**path, **changes}])
+    assert not mistakes_in("checkpoint_plane", plane)
+    assert not mistakes_in("checkpoint_plane", None)
+    for changes in ({"extra": 1}, {"checkpoints": {}}, {"fit": None}, {"alphas": [0]}, {"trajectory": [{}]}):
+        assert mistakes_in("checkpoint_plane", {**plane, **changes})
 
 
 def test_the_schema_describes_every_field() -> None:
@@ -211,19 +237,77 @@ def test_the_smoke_run_learns_and_forgets(smoke_run: SmokeRun) -> None:
     assert "fell from" in smoke_run.results["answer"]
 
 
+def mean_losses(run: SmokeRun) -> Callable[[str, Sequence[str]], float]:
+    """The mean loss of some items at a checkpoint, from items.jsonl."""
+    losses = {(r["checkpoint"], r["id"]): r["loss"] for r in records(run.path)}
+    return lambda checkpoint, items: float(np.mean([losses[checkpoint, identity] for identity in items]))
+
+
 def test_the_centre_of_a_surface_is_the_loss_of_its_items(smoke_run: SmokeRun) -> None:
-    losses = {(r["checkpoint"], r["id"]): r["loss"] for r in records(smoke_run.path)}
+    """As measured; the fitted surface passes it within its own error."""
+    mean_loss = mean_losses(smoke_run)
     for checkpoint, landscape in smoke_run.results["landscapes"].items():
         middle = len(landscape["alphas"]) // 2
         assert landscape["alphas"][middle] == landscape["betas"][middle] == 0
+        centre = landscape["points"].index([0, 0])
         for surface in landscape["surfaces"].values():
-            expected = np.mean([losses[checkpoint, identity] for identity in surface["items"]])
-            assert surface["loss"][middle][middle] == pytest.approx(expected, abs=1e-4)
+            expected = mean_loss(checkpoint, surface["items"])
+            assert surface["measured_loss"][centre] == pytest.approx(expected, abs=1e-4)
+            assert surface["loss"][middle][middle] == pytest.approx(expected, abs=surface["error"]["largest"])
             assert surface["metrics"]["centre"] == surface["loss"][middle][middle]
             assert surface["metrics"]["range"] == pytest.approx(np.ptp(surface["loss"]))
     first, second = smoke_run.results["landscapes"].values()
     assert first["reference_norm"] == second["reference_norm"] == first["adapter_norm"]
     assert first["relative_scale"] == 1
+
+
+def test_a_fit_counts_what_it_cost_and_says_whether_it_is_good_enough(smoke_run: SmokeRun) -> None:
+    settings = smoke_run.results["config"]["landscape"]
+    for name, landscape in smoke_run.results["landscapes"].items():
+        fit, surfaces = landscape["fit"], landscape["surfaces"].values()
+        assert landscape["method"] == "spectral"
+        assert fit["evaluations"] == len(landscape["points"]) <= settings["max_evaluations"]
+        assert landscape["evaluations"] == fit["evaluations"] + 4 * (settings["directions"] - 2)
+        assert fit["converged"] == all(s["error"]["relative"] <= settings["tolerance"] for s in surfaces)
+        artifact = json.loads((smoke_run.path / "phases" / f"landscape_{name}.json").read_text())["result"]
+        for task, surface in landscape["surfaces"].items():
+            raw = artifact["surfaces"][task]
+            z, rest, y = (np.array(raw[key]) for key in ("letter_logits", "rest", "answers"))
+            lse = np.log(np.exp(z).sum(axis=-1) + np.exp(rest))
+            losses = (lse - z[:, np.arange(len(y)), y]).mean(axis=1)
+            np.testing.assert_allclose(surface["measured_loss"], losses, atol=1e-9)
+            assert surface["lines"]["losses"][0][len(surface["lines"]["steps"]) // 2] == pytest.approx(
+                surface["metrics"]["centre"], abs=1e-9
+            )
+
+
+def test_paths_and_plane_meet_the_checkpoints(smoke_run: SmokeRun) -> None:
+    """Their losses there are those of items.jsonl, their lengths those of the updates."""
+    mean_loss = mean_losses(smoke_run)
+    (path,), plane = smoke_run.results["paths"], smoke_run.results["checkpoint_plane"]
+    first, second = (landscape["update_norm"] for landscape in smoke_run.results["landscapes"].values())
+    assert (path["from"], path["to"]) == CHECKPOINTS[1:]
+    assert (path["nodes"][0], path["nodes"][-1]) == (path["steps"][0], path["steps"][-1]) == (0, 1)
+    assert path["nodes"] == sorted(path["nodes"])
+    assert path["evaluations"] == len(path["nodes"])
+    for found in path["tasks"].values():
+        for end, checkpoint in ((0, path["from"]), (-1, path["to"])):
+            expected = mean_loss(checkpoint, found["items"])
+            assert found["at_nodes"]["loss"][end] == pytest.approx(expected, abs=1e-4)
+            assert found["loss"][end] == pytest.approx(expected, abs=2 * found["error"]["largest"] + 1e-3)
+    corners = plane["checkpoints"]
+    assert tuple(corners) == CHECKPOINTS
+    assert corners["initial"] == [0, 0]
+    assert corners["after_task1"] == pytest.approx([first, 0], rel=1e-6)
+    assert np.hypot(*corners["after_task2"]) == pytest.approx(second, rel=1e-6)
+    assert np.hypot(*np.subtract(corners["after_task2"], corners["after_task1"])) == pytest.approx(
+        path["update_norm"], rel=1e-6
+    )
+    for surface in plane["surfaces"].values():
+        for checkpoint, loss in surface["at_checkpoints"].items():
+            assert loss == pytest.approx(mean_loss(checkpoint, surface["items"]), abs=1e-4)
+        shown = [[value is not None for value in row] for row in surface["loss"]]
+        assert shown == plane["inside"]
 
 
 def test_landscapes_do_not_depend_on_the_gauge(smoke_run: SmokeRun) -> None:
@@ -310,8 +394,15 @@ KILLS = [
     (Moment("after_replace", "phases/train_task1.json"), "phases/train_task1.json"),
     (Moment("before_replace", "phases/evaluate_after_task1.json"), "phases/evaluate_after_task1.json"),
     (Moment("landscape_point", count=5), "a landscape point"),
+    # Ten points further, at a check point.
+    (Moment("landscape_point", count=15), "a landscape point"),
+    (Moment("before_replace", "phases/landscape_after_task1.json"), "phases/landscape_after_task1.json"),
     (Moment("before_replace", "checkpoint_after_task2"), "checkpoint_after_task2"),
     (Moment("after_replace", "phases/landscape_after_task2.json"), "phases/landscape_after_task2.json"),
+    # On the path between the checkpoints, which takes 9 to 23, and on the plane, which takes 26.
+    (Moment("landscape_point", count=4), "a landscape point"),
+    (Moment("landscape_point", count=25), "a landscape point"),
+    (Moment("before_replace", "phases/between_checkpoints.json"), "phases/between_checkpoints.json"),
     (Moment("before_replace", "results.json"), "results.json"),
 ]  # fmt: skip
 
@@ -342,6 +433,41 @@ def test_a_run_killed_again_and_again_ends_with_the_results_of_one_that_was_not(
     assert not list(folder.glob("phases/trainer*"))
 
 
+def test_a_scan_that_is_killed_goes_on_at_its_next_point(shell: Shell, tiny_run: Path) -> None:
+    """Not one point is evaluated twice, but the one whose line in the journal was cut short."""
+    expected = read_results(tiny_run)
+    points = sum(landscape["evaluations"] for landscape in expected["landscapes"].values())
+    points += sum(path["evaluations"] for path in expected["paths"])
+    points += expected["checkpoint_plane"]["fit"]["evaluations"] + 3
+    moments = {  # process by process: where it is killed, and which journal it leaves with how many lines
+        5: ("landscape_after_task1", 4),
+        # 20 points of the plane are left, the first off it follows.
+        22: ("landscape_after_task1", 24),
+        # Three points, six of the self-test, the second checkpoint's 27 and 6, the fourth of the path.
+        3 + 6 + 27 + 6 + 4: ("path_to_after_task2", 3),
+    }
+    finished: list[Finished] = []
+    folder: Path | None = None
+    for count, (journal, lines) in moments.items():
+        moment = Moment("landscape_point", count=count)
+        done = shell.run_tiny(moment=moment) if folder is None else shell.run("--resume", folder, moment=moment)
+        assert done.status == -9, done.stdout + done.stderr
+        finished.append(done)
+        folder = done.folder
+        (left,) = (folder / "phases").glob("*.journal")
+        text = left.read_text()
+        assert (left.stem, text.count("\n")) == (journal, lines)
+        if count == 5:
+            left.write_text(text[:-10])
+    finished.append(shell.run("--resume", folder, moment=Moment("landscape_point", count=0)))
+    assert finished[-1].status == 0, finished[-1].stderr
+    assert folder is not None
+    assert same_results(read_results(folder), expected)
+    assert not list((folder / "phases").glob("*.journal"))
+    items = 2 * expected["config"]["landscape"]["num_items"]
+    assert sum(done.stderr.count(f"evaluated {items} items\n") for done in finished) == points + 1
+
+
 def test_resuming_a_finished_run_computes_and_loads_nothing_and_leaves_the_results_equal(
     shell: Shell, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -370,7 +496,8 @@ def test_a_checkpoint_that_has_gone_is_named(shell: Shell) -> None:
 
 
 def test_three_tasks_need_nothing_new(shell: Shell) -> None:
-    done = shell.run_tiny("--tasks", "synthetic_1,synthetic_2,synthetic_3", "--training.num_epochs", "1")
+    tasks = ("synthetic_1", "synthetic_2", "synthetic_3")
+    done = shell.run_tiny("--tasks", ",".join(tasks), "--training.num_epochs", "1", figures=True)
     assert done.status == 0, done.stderr
     results = read_results(done.folder)
     assert mistakes(results) == []
@@ -381,7 +508,14 @@ def test_three_tasks_need_nothing_new(shell: Shell) -> None:
     assert list(results["landscapes"]) == ["after_task1", "after_task2", "after_task3"]
     assert [len(landscape["surfaces"]) for landscape in results["landscapes"].values()] == [3, 3, 3]
     assert len(results["landscape_comparison"]) == 2 * 3
-    assert len(results["figures"]) == 1 + 2 * 3 * 3
+    assert [(path["from"], path["to"]) for path in results["paths"]] == [
+        ("after_task1", "after_task2"),
+        ("after_task2", "after_task3"),
+    ]
+    assert {tuple(path["tasks"]) for path in results["paths"]} == {tasks}
+    assert tuple(results["checkpoint_plane"]["checkpoints"]) == ("initial", "after_task1", "after_task3")
+    assert tuple(results["checkpoint_plane"]["surfaces"]) == tasks
+    assert set(results["figures"]) == {f"{stem}.png" for stem in figure_names(tuple(results["landscapes"]), tasks)}
     assert all((done.folder / name).is_file() for name in results["figures"])
     assert all((done.folder / f"checkpoint_after_task{k}" / "adapter_model.safetensors").is_file() for k in (1, 2, 3))
     hashes = [results["initial_adapter_sha256"], *(entry["adapter_sha256"] for entry in results["training"])]

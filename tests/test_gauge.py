@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from tiny_models import load, make_encoded, tiny_llama
 
 from llm_forgetting import landscape_analysis
+from llm_forgetting.adapted_model import target_layers
+from llm_forgetting.batches import EncodedItem
 from llm_forgetting.config import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape import directions as directions_module
@@ -34,7 +36,7 @@ from llm_forgetting.landscape.gauge import (
     update_norm,
 )
 from llm_forgetting.landscape_analysis import analyse_landscape
-from llm_forgetting.language_model import LanguageModel, target_layers
+from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.seeding import derive_seed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -362,10 +364,17 @@ def test_mean_rise_is_one_number_in_adapter_space_and_four_in_raw_coordinates() 
 
 def tiny_landscape(model: LanguageModel, **changes: Any) -> dict[str, Any]:
     items = make_encoded(model, 6)
-    settings = {"resolution": 3, "directions": 3, "num_items": 3, "self_test_items": 3, "distance": 0.7, **changes}
+    settings = {
+        "method": "grid",
+        "resolution": 3,
+        "directions": 3,
+        "num_items": 3,
+        "self_test_items": 3,
+        "distance": 0.7,
+    }
     tasks = [("first", items[:3]), ("second", items[3:])]
     return analyse_landscape(
-        model, tasks, LandscapeConfig(**settings), reference_norm=None, advance=lambda steps, text: None
+        model, tasks, LandscapeConfig(**settings | changes), reference_norm=None, advance=lambda steps, text: None
     )
 
 
@@ -411,49 +420,100 @@ def test_gauge_self_test_fails_where_directions_are_raw(llama_folder: Path, monk
     assert not tiny_landscape(model)["gauge_self_test"]["passed"]
 
 
+class Recomputed:
+    """Losses of plain `tiny_llama` at points of the plane of `tiny_landscape`, B A put into its weights; no PEFT, no batch."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        items = make_encoded(model, 6)
+        self.groups = {"first": items[:3], "second": items[3:]}
+        self.adapter = canonicalise(model.adapter_factors())
+        self.directions = orthogonal_directions(self.adapter, 0, 3, adapter_norm(self.adapter))
+        self.backbone = tiny_llama()
+        self.modules = dict(self.backbone.named_modules())
+        self.frozen = {name: self.modules[name].weight.detach().clone() for name in self.adapter}
+
+    def losses(self, steps: list[float]) -> dict[str, float]:
+        for name, pair in point(self.adapter, list(zip(steps, self.directions, strict=False))).items():
+            self.modules[name].weight.data = self.frozen[name] + pair.B @ pair.A
+        with torch.no_grad():
+            return {task: sum(map(self._loss, group)) / len(group) for task, group in self.groups.items()}
+
+    def _loss(self, item: EncodedItem) -> float:
+        logits = self.backbone(input_ids=torch.tensor([item.input_ids])).logits[0, -1]
+        return float(F.cross_entropy(logits, torch.tensor(item.letter_ids[item.item.answer])))
+
+
 @quiet_peft
 def test_landscape_of_a_model_is_the_loss_at_the_points_it_names(llama_folder: Path) -> None:
     """Both tasks, one corner and the centre, recomputed by putting B A into the frozen weights."""
     model = load(llama_folder)
-    items = make_encoded(model, 6)
-    result = tiny_landscape(model)
-    adapter = canonicalise(model.adapter_factors())
-    d, e = orthogonal_directions(adapter, 0, 3, adapter_norm(adapter))[:2]
-    backbone = tiny_llama()
-    modules = dict(backbone.named_modules())
-    frozen = {name: modules[name].weight.detach().clone() for name in adapter}
+    result, again = tiny_landscape(model), Recomputed(model)
+    assert result["method"] == "grid"
     assert result["alphas"] == result["betas"] == [-0.7, 0.0, 0.7]
     for i, j in ((0, 2), (1, 1)):
-        moved = point(adapter, [(result["alphas"][i], d), (result["betas"][j], e)])
-        for name, pair in moved.items():
-            modules[name].weight.data = frozen[name] + pair.B @ pair.A
-        for task, group in (("first", items[:3]), ("second", items[3:])):
-            with torch.no_grad():
-                losses = [
-                    float(F.cross_entropy(logits, torch.tensor(item.letter_ids[item.item.answer])))
-                    for item in group
-                    for logits in [backbone(input_ids=torch.tensor([item.input_ids])).logits[0, -1]]
-                ]
-            assert result["surfaces"][task]["loss"][i][j] == pytest.approx(sum(losses) / 3, rel=1e-4)
-            assert result["surfaces"][task]["items"] == [item.item.id for item in group]
+        for task, expected in again.losses([result["alphas"][i], result["betas"][j]]).items():
+            surface = result["surfaces"][task]
+            assert surface["loss"][i][j] == pytest.approx(expected, rel=1e-4)
+            assert surface["items"] == [item.item.id for item in again.groups[task]]
     surface = result["surfaces"]["first"]
+    assert surface["error"] is result["fit"] is result["note"] is None
+    assert result["points"] == [[a, b] for a in result["alphas"] for b in result["betas"]]
+    assert surface["measured_loss"] == [loss for row in surface["loss"] for loss in row]
     assert surface["metrics"]["centre"] == surface["loss"][1][1]
     ends = [(surface["loss"][0][1], surface["loss"][2][1]), (surface["loss"][1][0], surface["loss"][1][2])]
     in_plane = [sum(pair) / 2 - surface["loss"][1][1] for pair in ends]
+    third = sum(again.losses([0, 0, step])["first"] for step in (-0.7, 0.7)) / 2 - surface["loss"][1][1]
+    rises = torch.tensor([*in_plane, third])
     assert surface["mean_rise"]["directions"] == 3
-    third = 3 * surface["mean_rise"]["value"] - sum(in_plane)
-    spread = torch.tensor([*in_plane, third]).std()
-    assert surface["mean_rise"]["stderr"] == pytest.approx(float(spread) / math.sqrt(3), rel=1e-4)
+    assert surface["mean_rise"]["value"] == pytest.approx(float(rises.mean()), rel=1e-4)
+    assert surface["mean_rise"]["stderr"] == pytest.approx(float(rises.std()) / math.sqrt(3), rel=1e-4)
     assert abs(result["direction_cosine"]) < 1e-6
     assert result["relative_scale"] == 1.0
-    assert result["evaluations"] == 9 + 2
+    # Nine cells; the third direction at four steps, its centre being the plane's.
+    assert result["evaluations"] == 9 + 4
+
+
+@quiet_peft
+def test_a_fitted_landscape_is_the_loss_at_every_point_up_to_the_error_it_states(llama_folder: Path) -> None:
+    """Evaluated points exactly; cells of the plane and steps of the lines that were not evaluated within the stated error."""
+    model = load(llama_folder)
+    result = tiny_landscape(model, method="spectral", resolution=9, distance=0.25, max_evaluations=60)
+    again = Recomputed(model)
+    fit = result["fit"]
+    assert result["method"] == "spectral"
+    assert fit["converged"]
+    assert fit["evaluations"] == len(result["points"]) <= 60
+    assert result["evaluations"] == fit["evaluations"] + 4
+    assert [0.0, 0.0] in result["points"]
+    for n in (0, 7, len(result["points"]) - 1):
+        for task, expected in again.losses(result["points"][n]).items():
+            assert result["surfaces"][task]["measured_loss"][n] == pytest.approx(expected, rel=1e-4)
+    for i, j in ((0, 8), (4, 4), (1, 6), (7, 3)):
+        for task, expected in again.losses([result["alphas"][i], result["betas"][j]]).items():
+            surface = result["surfaces"][task]
+            assert abs(surface["loss"][i][j] - expected) < 3 * surface["error"]["largest"] + 1e-4
+    for task, surface in result["surfaces"].items():
+        scale = min(surface["metrics"]["range"], 2.0)
+        assert 0 < surface["error"]["relative"] <= fit["tolerance"] == 0.01
+        assert surface["error"]["largest"] == pytest.approx(surface["error"]["relative"] * scale, rel=0.05)
+        assert surface["metrics"]["centre"] == surface["loss"][4][4]
+        lines = surface["lines"]
+        for direction, step, allowed in (
+            (0, 10, 3 * surface["error"]["largest"]),
+            (1, 70, 3 * surface["error"]["largest"]),
+            (2, 0, 1e-4),  # at a node
+            (2, 20, 1e-4),
+            (2, 33, 0.05 * scale),  # between nodes
+        ):
+            expected = again.losses([*[0.0] * direction, lines["steps"][step]])[task]
+            assert lines["losses"][direction][step] == pytest.approx(expected, abs=allowed)
 
 
 @quiet_peft
 def test_distance_is_counted_in_the_reference_norm(llama_folder: Path) -> None:
     model = load(llama_folder)
     items = make_encoded(model, 3)
-    config = LandscapeConfig(resolution=3, directions=2, num_items=3, self_test_items=1, distance=0.4)
+    config = LandscapeConfig(method="grid", resolution=3, directions=2, num_items=3, self_test_items=1, distance=0.4)
     own = adapter_norm(canonicalise(model.adapter_factors()))
 
     def loss(distance: float, reference: float | None) -> Any:

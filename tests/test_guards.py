@@ -33,6 +33,12 @@ def spoil(model: LanguageModel, change: Callable[[Logits, dict[str, Any]], Logit
     model.peft_model.get_base_model().register_forward_hook(hook, with_kwargs=True)
 
 
+def padding(model: LanguageModel) -> LanguageModel:
+    """`model` as one whose attention cannot be packed: its batches are padded."""
+    model.__dict__["packs"] = False
+    return model
+
+
 def assert_refused(model: LanguageModel, match: str, count: int = 20) -> None:
     with pytest.raises(UserError, match=match) as error:
         check(model, make_encoded(model, count))
@@ -49,23 +55,34 @@ def test_a_sound_model_passes(any_folder: Path) -> None:
     assert report.letter_token_ids == encoded[0].letter_ids
 
 
-def test_checked_items_are_of_mixed_length_so_that_the_batch_is_padded(llama_folder: Path) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_checked_items_are_of_mixed_length_alone_and_together(packed: bool, llama_folder: Path) -> None:
+    """Alone without padding; together in one row of tokens, or where the model cannot do that in rows that are padded."""
     model = load(llama_folder)
+    if not packed:
+        padding(model)
+    assert model.packs == packed
     encoded = make_encoded(model, 60)
     shapes: list[tuple[int, ...]] = []
-    padded: list[bool] = []
+    masks: list[torch.Tensor | None] = []
 
     def note(logits: Logits, kwargs: dict[str, Any]) -> Logits:
         shapes.append(tuple(kwargs["input_ids"].shape))
-        padded.append(bool((kwargs["attention_mask"] == 0).any()))
+        masks.append(kwargs["attention_mask"])
         return logits
 
     spoil(model, note)
     check(model, encoded)
-    assert [rows for rows, _ in shapes] == [1] * 16 + [16, 16]
-    assert padded == [False] * 16 + [True, True]
+    assert [rows for rows, _ in shapes] == [1] * 16 + ([1, 1] if packed else [16, 16])
+    padded = [mask is not None and bool((mask == 0).any()) for mask in masks]
+    assert padded == [False] * 16 + [not packed] * 2
     lengths = sorted(len(item.input_ids) for item in encoded)
-    assert (min(width for _, width in shapes), max(width for _, width in shapes)) == (lengths[0], lengths[-1])
+    alone, together = [width for _, width in shapes[:16]], shapes[-1][1]
+    assert (min(alone), max(alone)) == (lengths[0], lengths[-1])
+    if packed:  # less than all of them: what they share is there once
+        assert max(alone) + 15 < together < sum(alone)
+    else:
+        assert together == lengths[-1]
 
 
 def test_letter_mass_is_the_probability_of_the_letters(llama_folder: Path) -> None:
@@ -119,12 +136,15 @@ def test_a_mask_that_is_ignored_is_refused(llama_folder: Path) -> None:
     assert_refused(model, "must not depend on its batch")
 
 
-def test_a_difference_within_the_tolerance_passes(llama_folder: Path) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_difference_within_the_tolerance_passes(packed: bool, llama_folder: Path) -> None:
     for size, refused in ((2e-4, False), (5e-3, True)):
         model = load(llama_folder)
+        assert packed == (model if packed else padding(model)).packs
 
         def shift(logits: Logits, kwargs: dict[str, Any], size: float = size) -> Logits:
-            return logits + size * (len(logits) > 1)
+            together = logits.shape[1] > 1 if packed else len(logits) > 1
+            return logits + size * together
 
         spoil(model, shift)
         if refused:
@@ -176,7 +196,7 @@ def test_one_item_that_is_not_finite_is_enough(llama_folder: Path) -> None:
 
 def test_padding_that_makes_nan_is_refused(llama_folder: Path) -> None:
     """Rows that are wholly masked are NaN in some kernels: alone every item is sound, in a batch none of the short ones."""
-    model = load(llama_folder)
+    model = padding(load(llama_folder))
 
     def masked(logits: Logits, kwargs: dict[str, Any]) -> Logits:
         spoilt = (kwargs["attention_mask"] == 0).any(dim=1)
@@ -202,14 +222,16 @@ def test_checking_leaves_the_model_as_it_was(llama_folder: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.peft_model.state_dict().items())
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
-def test_score_keeps_the_order_of_the_items(batch_size: int, llama_folder: Path) -> None:
+def test_score_keeps_the_order_of_the_items(batch_size: int, packed: bool, llama_folder: Path) -> None:
     """Batches are made by length; the statistics come back in the order given, whatever the batch size."""
     model = load(llama_folder)
     encoded = make_encoded(model, 11, [4, 2, 5])
     held: list[int] = []
-    statistics = score(model, encoded, batch_size, held.append)
+    statistics = score(model, encoded, batch_size, held.append, packed=packed)
     assert sum(held) == 11
+    assert max(held) == min(batch_size, 11)
     for row, item in enumerate(encoded):
         with torch.no_grad():
             logits = model.peft_model(input_ids=torch.tensor([item.input_ids])).logits[0, -1]
@@ -229,6 +251,27 @@ def test_several_groups_in_one_pass(llama_folder: Path) -> None:
         np.testing.assert_allclose(found.losses, alone.losses, atol=1e-4)
         np.testing.assert_array_equal(found.answers, alone.answers)
         np.testing.assert_allclose(found.four_way_losses, alone.four_way_losses, atol=1e-4)
+
+
+def test_what_can_be_packed_is_packed_and_what_cannot_is_padded(llama_folder: Path) -> None:
+    """Both give one and the same answer; only the packed one computes nothing for padding."""
+    encoded = make_encoded(load(llama_folder), 9)
+    tokens: dict[bool, int] = {}
+    losses = {}
+    for packed in (True, False):
+        model = load(llama_folder) if packed else padding(load(llama_folder))
+        assert model.packs == packed
+        seen: list[int] = []
+
+        def note(logits: Logits, kwargs: dict[str, Any], seen: list[int] = seen) -> Logits:
+            seen.append(kwargs["input_ids"].numel())
+            return logits
+
+        spoil(model, note)
+        losses[packed] = score(model, encoded, 4).losses
+        tokens[packed] = sum(seen)
+    np.testing.assert_allclose(losses[True], losses[False], atol=1e-4)
+    assert tokens[True] < sum(len(item.input_ids) for item in encoded) < tokens[False]
 
 
 def test_report_is_plain_numbers(llama_folder: Path) -> None:

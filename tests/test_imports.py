@@ -105,8 +105,8 @@ def test_nothing_is_imported_from_a_floor_that_is_not_below(module: str) -> None
         assert same_folder or floor(other) < floor(module), f"{module} imports {other}"
 
 
-def test_only_language_model_knows_peft() -> None:
-    assert [module for module in MODULES if "peft" in foreign_imports(module)] == ["language_model"]
+def test_only_adapted_model_knows_peft() -> None:
+    assert [module for module in MODULES if "peft" in foreign_imports(module)] == ["adapted_model"]
 
 
 def test_landscapes_know_no_language_model() -> None:

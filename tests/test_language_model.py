@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from tiny_models import fill_adapter, llama2_tokenizer, load, make_encoded, tiny_gpt2, tiny_llama
 from transformers import AutoModelForCausalLM
 
+from llm_forgetting.adapted_model import target_layers
 from llm_forgetting.backbones import choose_device, choose_dtype
 from llm_forgetting.batches import collate
 from llm_forgetting.config import LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged
-from llm_forgetting.language_model import LanguageModel, target_layers
+from llm_forgetting.language_model import LanguageModel
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -150,8 +151,7 @@ def test_every_bit_is_restored(ending: type[BaseException] | None, any_folder: P
     else:
         perturb()
     assert model.adapter_sha256() == adapter
-    for name, tensor in model.peft_model.state_dict().items():
-        assert torch.equal(tensor, weights[name]), name
+    assert_bit_equal(model, weights)
 
 
 def test_an_interrupt_in_the_middle_of_a_move_is_undone_too(llama_folder: Path) -> None:
@@ -163,18 +163,40 @@ def test_an_interrupt_in_the_middle_of_a_move_is_undone_too(llama_folder: Path) 
     assert torch.equal(logits_of(model), expected)
 
 
-def test_a_backbone_of_low_precision_is_never_written(llama_folder: Path) -> None:
-    """In bfloat16 W + B A would round most of B A away: the adapter is moved beside it instead."""
+@pytest.mark.parametrize("ending", [None, ValueError, KeyboardInterrupt])
+def test_a_model_of_low_precision_is_moved_without_being_written(
+    ending: type[BaseException] | None, llama_folder: Path
+) -> None:
+    """In bfloat16 W + B A would round most of B A away: it is applied beside the model, of which not one bit changes."""
     model = load(llama_folder, dtype="bfloat16")
-    before, adapter = logits_of(model), model.adapter_sha256()
-    frozen = {n: p.detach().clone() for n, p in model.peft_model.named_parameters() if not p.requires_grad}
-    with model.perturbed() as move:
-        move({n: Factors(B=p.B + 0.5, A=p.A) for n, p in model.adapter_factors().items()})
-        assert model.adapter_sha256() != adapter
-        for name, parameter in model.peft_model.named_parameters():
-            assert name not in frozen or torch.equal(parameter, frozen[name])
-        assert float((logits_of(model) - before).abs().max()) > 0.05
-    assert model.adapter_sha256() == adapter
+    before = logits_of(model)
+    weights = {name: tensor.clone() for name, tensor in model.peft_model.state_dict().items()}
+
+    def perturb() -> None:
+        with model.perturbed() as move:
+            move(model.adapter_factors())
+            assert float((logits_of(model) - before).abs().max()) < 0.3
+            for shift in (0.5, torch.nan):
+                move({n: Factors(B=p.B + shift, A=p.A) for n, p in model.adapter_factors().items()})
+                assert not float((logits_of(model) - before).abs().max()) < 0.5
+                assert_bit_equal(model, weights)
+            if ending:
+                raise ending
+
+    if ending:
+        with pytest.raises(ending):
+            perturb()
+    else:
+        perturb()
+    assert_bit_equal(model, weights)
+    assert torch.equal(logits_of(model), before)
+
+
+def assert_bit_equal(model: LanguageModel, weights: dict[str, torch.Tensor]) -> None:
+    found = model.peft_model.state_dict()
+    assert found.keys() == weights.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, weights[name]), name
 
 
 def test_gradients_and_training_go_on_after_a_perturbation(llama_folder: Path) -> None:

@@ -21,7 +21,9 @@ from llm_forgetting.report.tables import (
     Table,
     accuracy_matrix,
     all_tables,
+    between_table,
     comparison_table,
+    flatness_table,
     forgetting_table,
     landscape_table,
     number,
@@ -102,19 +104,124 @@ def test_what_was_refused_is_a_dash_and_too_few_items_have_no_interval(results: 
 
 def test_summaries_landscapes_and_comparisons_are_all_there(results: Results) -> None:
     assert len(summary_table(results).rows) == 2 * 4
-    rows = landscape_table(results).rows
-    assert len(rows) == 2 * 2
-    metrics = results["landscapes"]["after_task2"]["surfaces"]["synthetic_1"]["metrics"]
-    (row,) = (row for row in rows if "synthetic 1" in row[0] and "after task 2" in row[0])
-    for name in ("centre", "maximum", "standard_deviation", "curvature_centre", "range"):
-        assert f"{metrics[name]:.2f}" in row
-    assert f"over {results['config']['landscape']['directions']} directions" in landscape_table(results).note
+    landscape, flatness = landscape_table(results), flatness_table(results)
+    assert len(landscape.rows) == len(flatness.rows) == 2 * 2
+    surface = results["landscapes"]["after_task2"]["surfaces"]["synthetic_1"]
+    metrics, rise = surface["metrics"], surface["mean_rise"]
+    (row,) = (row for row in landscape.rows if "synthetic 1" in row[0] and "after task 2" in row[0])
+    assert row[1:5] == tuple(f"{metrics[k]:.2f}" for k in ("centre", "maximum", "standard_deviation", "range"))
+    (row,) = (row for row in flatness.rows if "synthetic 1" in row[0] and "after task 2" in row[0])
+    assert row[1] == value_and_error(metrics["curvature_centre"], metrics["curvature_centre_error"])
+    assert "±" in row[1]
+    assert row[2] == value_and_error(rise["value"], rise["stderr"])
+    assert row[4] == f"{100 * metrics['share_within']:.0f}%"
+    assert f"over {results['config']['landscape']['directions']} directions" in flatness.note
     compared = results["landscape_comparison"]
     for entry, sharper in zip(compared, (True, False), strict=True):
         entry["sharper"] = sharper
     assert [row[-1] for row in comparison_table(results).rows] == ["sharper", "flatter"]
     compared[0]["sharper"] = None
     assert "no difference" in comparison_table(results).rows[0][-1]
+
+
+@pytest.mark.parametrize(
+    ("relative", "text"),
+    [(0.0034, "0.3%"), (0.01, "1%"), (0.0, "0%"), (0.0101, "1%, not converged"), (0.2417, "24%, not converged"),
+     ("nan", "nan%, not converged")],
+)  # fmt: skip
+def test_a_fitted_surface_says_what_it_cost_and_how_far_off_it_is(
+    results: Results, relative: float | str, text: str
+) -> None:
+    for count, landscape in enumerate(results["landscapes"].values(), start=31):
+        landscape["fit"].update(evaluations=count, tolerance=0.01)
+        for found in landscape["surfaces"].values():
+            found["error"]["relative"] = relative
+    table = landscape_table(results)
+    assert table.header[-1] == "error"
+    assert [row[-1] for row in table.rows] == [text] * 4
+    for words in ("41 x 41 cells from a fit to 31 or 32 evaluations", "largest at 8 of them", "asked for 1%"):
+        assert words in table.note
+
+
+def test_a_grid_has_neither_error_and_says_so(results: Results) -> None:
+    for landscape in results["landscapes"].values():
+        landscape.update(fit=None, method="grid", note=None)
+        for found in landscape["surfaces"].values():
+            found["error"] = None
+            found["metrics"].update(curvature_centre=1.5, curvature_centre_error=None, curvature_inner_error=None)
+    assert {row[-1] for row in landscape_table(results).rows} == {"-"}
+    assert "41 x 41 cells, each evaluated." in landscape_table(results).note
+    assert "fit" not in landscape_table(results).note
+    assert {row[1] for row in flatness_table(results).rows} == {"1.50"}
+
+
+def test_one_grid_among_fits_is_explained(results: Results) -> None:
+    entry = results["landscapes"]["after_task2"]
+    entry.update(
+        fit=None, note="2 of 15 points are not finite, so a grid of 7 x 7 cells was evaluated instead of a fit"
+    )
+    entry["alphas"] = entry["betas"] = [n / 3 for n in range(-3, 4)]
+    for found in entry["surfaces"].values():
+        found["error"] = None
+    table = landscape_table(results)
+    assert [row[-1] == "-" for row in table.rows] == [False, False, True, True]
+    spent = results["landscapes"]["after_task1"]["fit"]["evaluations"]
+    assert f"7 x 7 cells, each evaluated; 41 x 41 cells from a fit to {spent} evaluations" in table.note
+    assert "after task 2: 2 of 15 points are not finite, so a grid" in table.note
+
+
+@pytest.mark.parametrize(
+    ("space", "words"), [("adapter", "invariant"), ("weight", "filter-normalised"), ("raw", "another gauge")]
+)
+def test_only_what_is_invariant_is_called_so(results: Results, space: str, words: str) -> None:
+    for landscape in results["landscapes"].values():
+        landscape["space"] = space
+    note = landscape_table(results).note
+    assert note.startswith(f"{space} space (")
+    assert words in note
+    assert ("invariant" in note) == (space == "adapter")
+
+
+def test_a_basin_that_is_not_left_is_at_least_the_distance(results: Results) -> None:
+    for landscape, radius in zip(results["landscapes"].values(), (0.304, None), strict=True):
+        landscape["distance"] = 0.5
+        for found in landscape["surfaces"].values():
+            found["lines"]["basin_radius"]["value"] = radius
+    assert [row[3] for row in flatness_table(results).rows] == ["0.30", "0.30", "0.5 or more", "0.5 or more"]
+
+
+def test_barriers_and_the_best_compromise_are_told_per_path_and_task(results: Results) -> None:
+    table = between_table(results)
+    (path,) = results["paths"]
+    assert len(table.rows) == 2
+    for row, task in zip(table.rows, results["task_names"], strict=True):
+        found = path["tasks"][task]
+        assert row[0] == f"{task.replace('_', ' ')}, after task 1 to after task 2"
+        assert float(row[1]) == pytest.approx(found["barrier"]["value"], abs=0.005)
+        assert row[2] == f"{found['barrier']['at']:.2f}"
+        assert float(row[3].split("%")[0]) == pytest.approx(100 * found["error"]["relative"], abs=0.5)
+        assert row[4:] == (f"{path['repair']['t']:.2f}", f"{path['repair']['loss_on_the_others'][task]:.2f}")
+    assert f"after task 1 to after task 2: {path['evaluations']} evaluations." in table.note
+    plane = results["checkpoint_plane"]
+    assert (
+        f"plane through base model, after task 1, after task 2: {plane['fit']['evaluations']} evaluations" in table.note
+    )
+    path["repair"]["loss_on_the_others"]["synthetic_1"] = None
+    results["paths"] = [path, {**path, "from": "after_task2", "to": "after_task3"}]
+    rows = between_table(results).rows
+    assert [row[0].partition(", ")[2] for row in rows] == ["after task 1 to after task 2"] * 2 + [
+        "after task 2 to after task 3"
+    ] * 2
+    assert [row[5] for row in rows][::2] == ["-", "-"]
+
+
+def test_what_between_the_checkpoints_could_not_be_measured_is_said(results: Results) -> None:
+    sentence = "the path from after_task1 to after_task2 could not be measured: 2 of 5 points are not finite"
+    results.update(paths=[], checkpoint_plane=None, between_notes=[sentence])
+    table = between_table(results)
+    assert table.rows == ()
+    assert table.note.endswith(f"{sentence}.")
+    assert sentence in results_markdown(results)
 
 
 @pytest.mark.parametrize(
@@ -151,11 +258,14 @@ def test_tables_survive_everything_that_is_not_finite(results: Results) -> None:
             return [spoil(value) for value in node]
         return "nan" if isinstance(node, float) else node
 
-    for part in ("landscapes", "landscape_comparison"):
+    for part in ("landscapes", "landscape_comparison", "paths", "checkpoint_plane"):
         kept = {name: entry["distance"] for name, entry in results["landscapes"].items()}
+        tau = results["config"]["landscape"]["tau"]
         results[part] = spoil(results[part])
         for name, distance in kept.items():
             results["landscapes"][name]["distance"] = distance
+            for found in results["landscapes"][name]["surfaces"].values():
+                found["lines"]["basin_radius"]["tau"] = tau
     for split in ("train", "test"):
         results["forgetting"][split]["loss"] = spoil(results["forgetting"][split]["loss"])
     text = results_markdown(results)

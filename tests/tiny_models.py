@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from llm_forgetting.batches import EncodedItem, encode
 from llm_forgetting.config import LoraConfig, ModelConfig
-from llm_forgetting.language_model import LanguageModel, target_layers
+from llm_forgetting.adapted_model import target_layers
+from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.tasks.task import Item
 
 CHARACTERS = sorted(set(string.printable) - set("\t\r\x0b\x0c "))

@@ -73,9 +73,9 @@ class RunFolder:
         self._lock = FileLock(path / ".lock")
 
     @classmethod
-    def create(cls, parent: Path) -> "RunFolder":
-        """A new folder, named after the time; two that start within one second get different ones."""
-        stamp = time.strftime("experiment_%Y%m%d_%H%M%S")
+    def create(cls, parent: Path, prefix: str = "experiment") -> "RunFolder":
+        """A new folder `PREFIX_TIMESTAMP`; two that start within one second get different ones."""
+        stamp = time.strftime(f"{prefix}_%Y%m%d_%H%M%S")
         try:
             parent.mkdir(parents=True, exist_ok=True)
             for name in [stamp, *(f"{stamp}_{n}" for n in range(2, 1000))]:

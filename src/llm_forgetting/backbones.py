@@ -18,6 +18,8 @@ from llm_forgetting.seeding import derive_seed
 from llm_forgetting.tasks import embedded, synthetic
 
 Notify = Callable[[str], None]
+# The built-in backbones' folders in the cache.
+BUILT_IN = {"embedded": "SmolLM2-135M-Instruct", "synthetic": "synthetic-llama-v1"}
 
 
 def embedded_backbone(notify: Notify) -> Path:
@@ -25,12 +27,12 @@ def embedded_backbone(notify: Notify) -> Path:
 
     The GGUF of the wheel is converted once (about 20 s); the folder appears whole or not at all.
     """
-    return _built_once("SmolLM2-135M-Instruct", _dequantise, notify)
+    return _built_once(BUILT_IN["embedded"], _dequantise, notify)
 
 
 def synthetic_backbone(notify: Notify) -> Path:
     """A random two-layer Llama with a word tokenizer that covers the synthetic tasks."""
-    return _built_once("synthetic-llama-v1", _make_random_llama, notify)
+    return _built_once(BUILT_IN["synthetic"], _make_random_llama, notify)
 
 
 def _built_once(name: str, build: Callable[[Path, Notify], None], notify: Notify) -> Path:
@@ -122,6 +124,12 @@ def backbone_location(name: str, notify: Notify) -> str:
     if name == "synthetic":
         return str(synthetic_backbone(notify))
     return name
+
+
+def built_in_name(location: str) -> str | None:
+    """The built-in backbone whose cache folder `location` is (was, on the machine where an adapter was saved), if it is one."""
+    folder = Path(location).name if name_is_a_path(location) else ""
+    return next((name for name, built in BUILT_IN.items() if built == folder and not Path(location).is_dir()), None)
 
 
 def name_is_a_path(name: str) -> bool:

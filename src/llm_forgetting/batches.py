@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# How much a logit may differ between two ways of computing it, by precision of the backbone. Llama logits are of order 20:
+# float32 keeps them to 1e-4 or better, bfloat16 (8 bits) to a few tenths.
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.1, torch.bfloat16: 0.75}
+
+
 @dataclass(frozen=True)
 class EncodedItem:
     """Token ids of a prompt that ends in `Answer:`, and the one token of every option letter after it."""

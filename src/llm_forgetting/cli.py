@@ -1,18 +1,18 @@
-"""The command line: `llm-forgetting run` and `llm-forgetting tasks`."""
+"""The command line: `llm-forgetting run`, `repair`, `landscape`, `tasks`."""
 
 import argparse
-import logging
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from llm_forgetting import cli_scan
+from llm_forgetting.command_line import Parser, is_out_of_memory, log_file, quiet_libraries, say
 from llm_forgetting.config import ExperimentConfig, to_dict
 from llm_forgetting.config_files import DEFAULT_PRESET, PRESETS, config_help, parse_config
 from llm_forgetting.errors import UserError
@@ -36,8 +36,10 @@ SHORT_FLAGS: dict[str, tuple[str, ...]] = {
 _USAGE = """\
 usage: llm-forgetting COMMAND [options]
 
-  run      fine-tune on each task in turn, measure forgetting and the loss landscape   (the main job)
-  tasks    the subjects and groups that can be named as tasks, with their item counts
+  run        fine-tune on each task in turn, measure forgetting and the loss landscape   (the main job)
+  repair     go part of the way back: the adapter between two checkpoints that keeps both tasks
+  landscape  the loss landscape of anyone's saved LoRA adapter, on any tasks
+  tasks      the subjects and groups that can be named as tasks, with their item counts
 
 `llm-forgetting COMMAND --help` says more. Start with `llm-forgetting run` (ten minutes, nothing to set up)
 or `llm-forgetting run --config smoke` (under a minute, a toy)."""
@@ -46,9 +48,14 @@ or `llm-forgetting run --config smoke` (under a minute, a toy)."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `llm-forgetting`; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    commands: dict[str, Callable[[list[str]], int]] = {"run": run, "tasks": tasks}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "run": run,
+        "repair": cli_scan.repair,
+        "landscape": cli_scan.landscape,
+        "tasks": tasks,
+    }
     if not given or given[0] in ("-h", "--help"):
-        _say(_USAGE)
+        say(_USAGE)
         return 0 if given else 2
     command = commands.get(given[0])
     if command is None:
@@ -75,10 +82,6 @@ def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
         return 1
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-
-
 def _fail(message: str) -> int:
     sys.stderr.write(f"error: {message}\n")
     return 2
@@ -88,9 +91,9 @@ def run(arguments: list[str]) -> int:
     """`llm-forgetting run`: the main job."""
     options, config = parse_run(arguments)
     if options.print_config:
-        _say(_as_yaml(config))
+        say(_as_yaml(config))
         return 0
-    _quiet_libraries()
+    quiet_libraries()
     from llm_forgetting.terminal import Terminal
 
     terminal = Terminal()
@@ -114,13 +117,13 @@ def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal")
 
     again = f"llm-forgetting run --resume {shlex.quote(str(folder.path))}"
     try:
-        with folder.locked(), _log_file(folder.path / "run.log"):
+        with folder.locked(), log_file(folder.path / "run.log"):
             if not (folder.path / "config.yaml").exists():
                 save_config(config, folder)
-            _say(f"writing to {folder.path}")
+            say(f"writing to {folder.path}")
             results = _experiment_in(folder, config, terminal)
     except KeyboardInterrupt:
-        _say(f"\nstopped; nothing finished is lost. Go on with: {again}")
+        say(f"\nstopped; nothing finished is lost. Go on with: {again}")
         return 130
     except OSError as error:
         remedy = again if (folder.path / "config.yaml").exists() else "start again"
@@ -147,17 +150,13 @@ def _experiment_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Ter
     except (MemoryError, RuntimeError) as error:
         if "inline_container" in str(error):  # all that torch.save says where the disk is full
             raise OSError("a file of weights was not taken whole") from error
-        if not isinstance(error, MemoryError) and not _is_out_of_memory(error):
+        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
             raise
         raise UserError(
             "memory ran out; lower training.batch_size (and raise training.gradient_accumulation_steps by as much), "
             "evaluation.batch_size and landscape.batch_size, or turn on training.gradient_checkpointing; "
             f"{folder.path} keeps what was finished"
         ) from error
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return any(phrase in str(error).lower() for phrase in ("out of memory", "can't allocate memory"))
 
 
 def _as_yaml(config: ExperimentConfig) -> str:
@@ -167,7 +166,7 @@ def _as_yaml(config: ExperimentConfig) -> str:
 def _dry_run(config: ExperimentConfig, terminal: "Terminal") -> int:
     from llm_forgetting.estimate import estimate
 
-    _say(_as_yaml(config))
+    say(_as_yaml(config))
     for table in estimate(config, terminal.note):
         terminal.show_table(table)
     return 0
@@ -175,7 +174,7 @@ def _dry_run(config: ExperimentConfig, terminal: "Terminal") -> int:
 
 def tasks(arguments: list[str]) -> int:
     """`llm-forgetting tasks`: what can be named as a task."""
-    parser = _Parser(
+    parser = Parser(
         "llm-forgetting tasks", description="The subjects and groups that can be named as tasks, with item counts."
     )
     parser.add_argument("--source", default="embedded", choices=["embedded", "local", "hub", "synthetic"])
@@ -187,7 +186,7 @@ def tasks(arguments: list[str]) -> int:
     from llm_forgetting.tasks.mmlu import groups
     from llm_forgetting.terminal import Terminal
 
-    _quiet_libraries()
+    quiet_libraries()
     terminal = Terminal()
     source = source_of(DataConfig(source=parsed.source, path=parsed.path), terminal.note)
     counts = source.subjects()
@@ -200,19 +199,9 @@ def tasks(arguments: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose complaint is one line."""
-
-    def __init__(self, program: str, **kwargs: object) -> None:
-        super().__init__(prog=program, allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
 def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentConfig]:
     """The options of `run` and the configuration they resolve to; UserError for anything that does not fit."""
-    parser = _Parser(
+    parser = Parser(
         "llm-forgetting run",
         add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -238,7 +227,7 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
         main_options.add_argument(flag, metavar="VALUE", help=" and ".join(paths))
     options, dotted = parser.parse_known_args(list(arguments))
     if options.help:
-        _say(parser.format_help() + "\nevery field of the configuration, by its dotted path:\n\n" + config_help())
+        say(parser.format_help() + "\nevery field of the configuration, by its dotted path:\n\n" + config_help())
         raise SystemExit(0)
     if options.resume is not None:
         if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
@@ -251,35 +240,3 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
         raise UserError("--tasks names all tasks; give either it or --task1 and --task2")
     named = None if options.tasks is None else [name.strip() for name in options.tasks.split(",")]
     return options, parse_config(options.config, dotted, tasks=named, task_at={0: options.task1, 1: options.task2})
-
-
-def _quiet_libraries() -> None:
-    """Libraries' own bars and chatter would tear ours apart; what they warn of goes to run.log."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.captureWarnings(True)
-    logging.raiseExceptions = False  # a log that cannot be written must not tear the screen apart
-    import datasets
-    import transformers
-
-    messages: Any = transformers.logging
-    messages.set_verbosity_error()
-    messages.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
-@contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Everything that is logged, and every traceback, into `path`."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    logging.getLogger("llm_forgetting").setLevel(logging.INFO)
-    try:
-        yield
-    except Exception:
-        root.exception("the run stopped")
-        raise
-    finally:
-        root.removeHandler(handler)
-        handler.close()

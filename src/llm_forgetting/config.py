@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llm_forgetting.config_rules import problems
 from llm_forgetting.errors import UserError
 
 
@@ -133,29 +134,61 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class LandscapeConfig:
-    """The loss surfaces around every checkpoint.
+    """The loss surfaces around every checkpoint and between them.
 
     Args:
-        space: `adapter`: the adapter's own reachable set in gauge-invariant coordinates.
+        space: `adapter`: the adapter's own reachable set in gauge-invariant coordinates. `weight`: the merged weights, with
+            filter-normalised directions; float32 only. `raw`: A and B as written, not comparable between adapters.
+        method: `spectral`: smooth fits from few evaluations, with a measured error. `grid`: every cell evaluated.
         directions: Random directions; the first two span the plane, all of them enter the mean rise and its error.
-        distance: Half the side of the plane, in units of the reference checkpoint's adapter norm.
-        resolution: Points along each side of the plane; odd, so that the checkpoint itself is one.
+        distance: Half the side of the plane, in units of the reference checkpoint's norm; null is 1 in adapter and raw
+            space, 0.05 in weight space.
+        tolerance: A fit is good if its largest error at fresh random points is at most this share of the loss's range
+            (of 2 nats, if the range is larger).
+        max_evaluations: Most evaluations per fitted surface; one that needs more is marked as not converged.
+        resolution: Points along each side of the surface that is kept; odd, so that the checkpoint itself is one. `grid`
+            evaluates every one of them. null is 41 for spectral, 11 for grid.
+        tau: Rise of the loss, in nats, that bounds the basin.
+        checkpoint_plane: Also scan the plane through the initial, the first and the last checkpoint.
+        trajectory: Also project the adapter at the end of every epoch onto that plane, with its distance from the plane and
+            its true loss; an evaluation per epoch.
         items: Split whose items define the loss: `train` (the minimum that was reached) or `test`.
         num_items: Items per task; the same ones at every point and checkpoint.
         batch_size: Items per forward pass.
+        points_per_forward: Points of a scan that share one forward pass of the backbone (low-rank spaces only); null is 1 on
+            a CPU, 8 on a GPU.
         self_test_items: Items used to check that the numbers do not depend on the gauge of the adapter.
-        seed: Seeds directions and the choice of items.
+        seed: Seeds directions, check points and the choice of items.
     """
 
-    space: Literal["adapter"] = "adapter"
+    space: Literal["adapter", "weight", "raw"] = "adapter"
+    method: Literal["spectral", "grid"] = "spectral"
     directions: int = 4
-    distance: float = 1.0
-    resolution: int = 5
+    distance: float | None = None
+    tolerance: float = 0.01
+    max_evaluations: int = 60
+    resolution: int | None = None
+    tau: float = 0.1
+    checkpoint_plane: bool = True
+    trajectory: bool = False
     items: Literal["train", "test"] = "train"
     num_items: int = 12
-    batch_size: int = 8
+    batch_size: int = 16
+    points_per_forward: int | None = None
     self_test_items: int = 8
     seed: int = 0
+
+    @property
+    def reach(self) -> float:
+        """`distance`, or what null stands for."""
+        default = 0.05 if self.space == "weight" else 1.0
+        return default if self.distance is None else self.distance
+
+    @property
+    def cells(self) -> int:
+        """`resolution`, or what null stands for."""
+        default = 11 if self.method == "grid" else 41
+        return default if self.resolution is None else self.resolution
 
 
 @dataclass(frozen=True)
@@ -194,8 +227,11 @@ class ExperimentConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        for problem in _problems(self):
-            raise UserError(problem)
+        refuse_impossible(self)
+        if len(self.data.tasks) < 2:
+            raise UserError(
+                f"data.tasks must name at least two tasks (forgetting needs a second one), was {list(self.data.tasks)}"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -203,100 +239,50 @@ class ExperimentConfig:
         # Numbers as floats: 16 and 16.0 are one configuration, in Python and in YAML.
         content = {
             path: float(value) if type(value) is int else value
-            for path, value in _leaves(to_dict(self))
+            for path, value in leaves(to_dict(self))
             if not path.startswith("output.")
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-# Per dotted path: the smallest legal value, and whether it is legal itself.
-_LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
-    "lora.rank": (1, True),
-    "lora.alpha": (0, False),
-    "lora.dropout": (0, True),
-    "training.batch_size": (1, True),
-    "training.learning_rate": (0, False),
-    "training.num_epochs": (1, True),
-    "training.warmup_ratio": (0, True),
-    "training.weight_decay": (0, True),
-    "training.max_grad_norm": (0, True),
-    "training.gradient_accumulation_steps": (1, True),
-    "training.seed": (0, True),
-    "data.train_items": (1, True),
-    "data.test_items": (1, True),
-    "data.items_per_task": (2, True),
-    "data.few_shot": (0, True),
-    "data.max_tokens": (16, True),
-    "data.seed": (0, True),
-    "evaluation.batch_size": (1, True),
-    "landscape.directions": (2, True),
-    "landscape.distance": (0, False),
-    "landscape.resolution": (3, True),
-    "landscape.num_items": (1, True),
-    "landscape.batch_size": (1, True),
-    "landscape.self_test_items": (1, True),
-    "landscape.seed": (0, True),
-    "output.dpi": (50, True),
-}
+@dataclass(frozen=True)
+class ScanConfig:
+    """The loss landscape of a saved adapter, on any tasks.
+
+    Args:
+        model: The backbone; `embedded` stands for the one that the adapter names itself.
+        data: Tasks and splits.
+        landscape: Loss surfaces.
+        output: Where results go.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    landscape: LandscapeConfig = field(default_factory=LandscapeConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        refuse_impossible(self)
+        if not self.data.tasks:
+            raise UserError("at least one task must be named (--task NAME), none was")
 
 
-def _problems(config: ExperimentConfig) -> Iterator[str]:
-    """What makes `config` impossible, one line each."""
-    values = dict(_leaves(to_dict(config)))
-    for path, (bound, inclusive) in _LOWER_BOUNDS.items():
-        value = values[path]
-        if value is not None and not (value >= bound if inclusive else value > bound):
-            yield f"{path} must be {'at least' if inclusive else 'greater than'} {bound:g}, was {value!r}"
-    data, landscape = config.data, config.landscape
-    if config.lora.dropout >= 1:
-        yield f"lora.dropout must be below 1, was {config.lora.dropout!r}"
-    if not config.lora.target_modules:
-        yield "lora.target_modules must name at least one module, or be all-linear; was empty"
-    if config.training.warmup_ratio > 1:
-        yield f"training.warmup_ratio must be at most 1, was {config.training.warmup_ratio!r}"
-    if len(data.tasks) < 2:
-        yield f"data.tasks must name at least two tasks (forgetting needs a second one), was {list(data.tasks)}"
-    if not 0 < data.train_fraction < 1:
-        yield f"data.train_fraction must lie between 0 and 1, was {data.train_fraction!r}"
-    if data.source == "local" and data.path is None:
-        yield "data.path must name the MMLU folder or JSONL file when data.source is local, was null"
-    if data.source in ("embedded", "synthetic") and data.path is not None:
-        yield f"data.path has no meaning when data.source is {data.source}, was {data.path!r}; set data.source to local or hub"
-    if data.source != "hub" and (data.columns or data.hub_config):
-        yield f"data.columns and data.hub_config are for data.source=hub, which is {data.source}"
-    unknown = sorted(set(data.columns) - {"question", "choices", "answer", "subject"})
-    if unknown:
-        yield f"data.columns may name question, choices, answer and subject, named {', '.join(unknown)}"
-    if data.items_per_task is not None and (data.train_items or 1) + (data.test_items or 1) > data.items_per_task:
-        yield (
-            f"data.train_items + data.test_items must fit into data.items_per_task={data.items_per_task}, "
-            f"were {data.train_items} + {data.test_items}"
-        )
-    if landscape.resolution % 2 == 0:
-        yield f"landscape.resolution must be odd (the checkpoint is the centre cell), was {landscape.resolution}"
-    available = data.train_items if landscape.items == "train" else data.test_items
-    if available is not None and landscape.num_items > available:
-        yield (
-            f"landscape.num_items must be at most data.{landscape.items}_items={available}, was {landscape.num_items}"
-        )
-    if landscape.self_test_items > landscape.num_items:
-        yield (
-            f"landscape.self_test_items must be at most landscape.num_items={landscape.num_items}, "
-            f"was {landscape.self_test_items}"
-        )
-    if config.model.name == "synthetic" and data.source != "synthetic":
-        yield f"model.name=synthetic knows only the words of data.source=synthetic, which is {data.source}"
+def refuse_impossible(config: ExperimentConfig | ScanConfig) -> None:
+    """Raise UserError with the first reason why `config` cannot be run."""
+    sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
+    for problem in problems(sections, dict(leaves(to_dict(config)))):
+        raise UserError(problem)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping) and key != "columns":
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def to_dict(config: ExperimentConfig) -> dict[str, Any]:
+def to_dict(config: ExperimentConfig | ScanConfig) -> dict[str, Any]:
     """The configuration as plain nested dicts, lists, strings and numbers."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain

@@ -7,16 +7,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
 
-from llm_forgetting.config import ExperimentConfig
+from llm_forgetting.config import ExperimentConfig, ScanConfig
 from llm_forgetting.errors import UserError
 
 PRESETS = ("quickstart", "full", "smoke", "llama2-7b")
 DEFAULT_PRESET = "quickstart"
+Config = TypeVar("Config", ExperimentConfig, ScanConfig)
 
 
 def parse_config(
@@ -32,34 +33,47 @@ def parse_config(
     `tasks` replaces all of data.tasks, `task_at` some of them by position. UserError names the dotted path of whatever
     is unknown, of the wrong type, or impossible.
     """
-    parser = _parser()
-    try:
-        path = _config_path(name, resumed)
-        parsed = parser.parse_args([*([f"--config={path}"] if _has_fields(path) else []), *dotted])
-    except argparse.ArgumentError as error:
-        raise UserError(_one_line(str(error))) from error
+    path = _config_path(name, resumed)
+    parser, parsed = _parsed(ExperimentConfig, [*([f"--config={path}"] if _has_fields(path) else []), *dotted])
     names = list(parsed.data.tasks if tasks is None else tasks)
     for position, task in (task_at or {}).items():
         if task is not None:
             names[position : position + 1] = [task]
     parsed.data.tasks = tuple(names)
-    sections = parser.instantiate(parsed)
-    return ExperimentConfig(
-        **{field.name: getattr(sections, field.name) for field in dataclasses.fields(ExperimentConfig)}
-    )
+    return _built(ExperimentConfig, parser, parsed)
 
 
-def config_help() -> str:
+def parse_scan(dotted: Sequence[str], tasks: Sequence[str]) -> ScanConfig:
+    """The configuration of a landscape of a saved adapter: the defaults, overridden by `--dotted.path=value` arguments."""
+    parser, parsed = _parsed(ScanConfig, dotted)
+    parsed.data.tasks = tuple(tasks)
+    return _built(ScanConfig, parser, parsed)
+
+
+def config_help(cls: type = ExperimentConfig) -> str:
     """Every dotted path with its meaning, type and default."""
-    text: str = _parser().format_help()
+    text: str = _parser(cls).format_help()
     return text[text.index("\n\n") :].split("Path to a configuration file.", 1)[-1].strip("\n")
 
 
-def _parser() -> Any:
+def _parser(cls: type) -> Any:
     parser = ArgumentParser(prog="llm-forgetting run", exit_on_error=False, print_config=None, add_help=False)
     parser.add_argument("--config", action="config")
-    parser.add_class_arguments(ExperimentConfig)
+    parser.add_class_arguments(cls)
     return parser
+
+
+def _parsed(cls: type, arguments: Sequence[str]) -> tuple[Any, Any]:
+    parser = _parser(cls)
+    try:
+        return parser, parser.parse_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise UserError(_one_line(str(error))) from error
+
+
+def _built(cls: type[Config], parser: Any, parsed: Any) -> Config:
+    sections = parser.instantiate(parsed)
+    return cls(**{field.name: getattr(sections, field.name) for field in dataclasses.fields(cls)})
 
 
 def _config_path(name: str, resumed: bool) -> Path:

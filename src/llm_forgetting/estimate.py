@@ -91,6 +91,7 @@ def estimate(config: ExperimentConfig, notify: Callable[[str], None]) -> list[Ta
         if size
         else ("the model's size is not known here, so no time can be estimated.")
     )
+    note += f" Fits take as many points as they need, at most {config.landscape.max_evaluations} each; counted are the fewest."
     phases = Table("Phases", ("phase", "item passes", "time"), (*rows, ("all", "", total)), note)
     tasks = Table(
         "Tasks",
@@ -133,13 +134,9 @@ def _task_sizes(config: ExperimentConfig, notify: Callable[[str], None]) -> list
 
 def _work(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
     """(phase, item passes, equivalent forward tokens) for every kind of phase."""
-    from llm_forgetting.landscape_analysis import evaluations
-
-    landscape, checkpoints = config.landscape, len(sizes)
+    checkpoints = len(sizes)
     scored = sum(entry["train"] + entry["test"] for entry in sizes)
     scored_tokens = sum((entry["train"] + entry["test"]) * entry["tokens"] for entry in sizes)
-    points = evaluations(landscape)
-    point_tokens = sum(landscape.num_items * entry["tokens"] for entry in sizes)
     work = []
     for entry in sizes:
         passes = config.training.num_epochs * entry["train"]
@@ -149,10 +146,35 @@ def _work(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[s
     work.append(
         (f"evaluate {checkpoints + 1} checkpoints", (checkpoints + 1) * scored, (checkpoints + 1) * scored_tokens)
     )
-    self_test = 6 * landscape.self_test_items
-    passes = checkpoints * (points * landscape.num_items * len(sizes) + self_test)
-    tokens = checkpoints * (points * point_tokens + self_test * sizes[0]["tokens"])
-    work.append((f"landscape of {checkpoints} checkpoints ({points} points each)", passes, tokens))
+    return [*work, *_scans(config, sizes)]
+
+
+def _scans(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """What the landscapes around the checkpoints and between them cost at the least."""
+    from llm_forgetting.between_checkpoints import path_evaluations, plane_evaluations
+    from llm_forgetting.landscape_analysis import evaluations
+
+    landscape, checkpoints = config.landscape, len(sizes)
+    per_point = landscape.num_items * checkpoints
+    point_tokens = sum(landscape.num_items * entry["tokens"] for entry in sizes)
+
+    def scan(label: str, points: int) -> tuple[str, float, float]:
+        return label, points * per_point, points * point_tokens
+
+    each, self_test = evaluations(landscape), 6 * landscape.self_test_items
+    around = (
+        f"landscape of {checkpoints} checkpoints ({each} points each{'' if landscape.method == 'grid' else ' or more'})"
+    )
+    label, passes, tokens = scan(around, checkpoints * each)
+    work = [(label, passes + checkpoints * self_test, tokens + checkpoints * self_test * sizes[0]["tokens"])]
+    paths, path = checkpoints - 1, path_evaluations()
+    work.append(scan(f"paths between them ({paths} of {path} points or more)", paths * path))
+    if landscape.checkpoint_plane:
+        plane = plane_evaluations()
+        work.append(scan(f"plane through three of them ({plane} points or more)", plane))
+    if landscape.trajectory:
+        epochs = config.training.num_epochs * checkpoints
+        work.append(scan(f"the way of the training ({epochs} points)", epochs))
     return work
 
 

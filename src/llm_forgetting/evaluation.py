@@ -10,6 +10,7 @@ import torch
 from llm_forgetting.batches import EncodedItem, collate, length_buckets, split_logits
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.objective import AnswerStatistics
+from llm_forgetting.packing import packs
 
 
 def score(
@@ -17,24 +18,64 @@ def score(
     encoded: Sequence[EncodedItem],
     batch_size: int,
     advance: Callable[[int], None] = lambda items: None,
+    *,
+    packed: bool = True,
 ) -> AnswerStatistics:
-    """Statistics of all items in the order given; eval mode, no gradients, float32 logits, length buckets.
+    """Statistics of all items in the order given; eval mode, no gradients, float32 logits.
 
-    The batches depend only on the items' lengths, so they are the same at every call. `advance` is told how many items
-    each batch held.
+    Items are packed (no padding, shared beginnings once) where the model allows it and `packed` does, else padded in length
+    buckets. The batches depend only on the items, so they are the same at every call. `advance` is told how many items each
+    batch held.
     """
-    options = max(len(item.letter_ids) for item in encoded)
-    z = np.full((len(encoded), options), -np.inf)
-    rest = np.empty(len(encoded))
+    if packed and model.packs:
+        return score_points(model, encoded, batch_size, 1, advance)[0]
+    found = _Collector(encoded)
     model.peft_model.eval()
     with torch.inference_mode():
         for bucket in length_buckets([len(item.input_ids) for item in encoded], batch_size):
             batch = collate([encoded[index] for index in bucket], model.pad_id)
-            letters, others = split_logits(model.answer_logits(batch), batch.letter_ids.to(model.device))
-            z[bucket, : letters.shape[1]] = letters.double().cpu().numpy()
-            rest[bucket] = others.double().cpu().numpy()
+            found.take(bucket, model.answer_logits(batch), batch.letter_ids)
             advance(len(bucket))
-    return AnswerStatistics(z, rest, np.array([item.item.answer for item in encoded]))
+    return found.statistics
+
+
+def score_points(
+    model: LanguageModel,
+    encoded: Sequence[EncodedItem],
+    batch_size: int,
+    points: int,
+    advance: Callable[[int], None] = lambda items: None,
+) -> list[AnswerStatistics]:
+    """`score` in packs, at each of `points` points that the model was moved to side by side (`LanguageModel.beside`)."""
+    found = [_Collector(encoded) for _ in range(points)]
+    model.peft_model.eval()
+    with torch.inference_mode():
+        for pack in packs(encoded, batch_size):
+            (logits,) = model.packed_logits([pack], points)
+            for collector, rows in zip(found, logits, strict=True):
+                collector.take(pack.items, rows, pack.letter_ids)
+            advance(len(pack.items))
+    return [collector.statistics for collector in found]
+
+
+class _Collector:
+    """Letter logits and rest of the items, filled in batch by batch."""
+
+    def __init__(self, encoded: Sequence[EncodedItem]) -> None:
+        self._z = np.full((len(encoded), max(len(item.letter_ids) for item in encoded)), -np.inf)
+        self._rest = np.empty(len(encoded))
+        self._answers = np.array([item.item.answer for item in encoded])
+
+    def take(self, places: Sequence[int], logits: torch.Tensor, letter_ids: torch.Tensor) -> None:
+        """Logits (n, vocabulary) of the items at `places`."""
+        letters, others = split_logits(logits, letter_ids.to(logits.device))
+        index = list(places)
+        self._z[index, : letters.shape[1]] = letters.double().cpu().numpy()
+        self._rest[index] = others.double().cpu().numpy()
+
+    @property
+    def statistics(self) -> AnswerStatistics:
+        return AnswerStatistics(self._z, self._rest, self._answers)
 
 
 @dataclass(frozen=True)
@@ -56,10 +97,15 @@ def score_tasks(
     batch_size: int,
     advance: Callable[[int], None] = lambda items: None,
 ) -> list[AnswerStatistics]:
-    """`score` for several groups of items in one pass over their common length buckets."""
+    """`score` for several groups of items in one pass over all of them."""
     together = score(model, [item for group in groups for item in group], batch_size, advance)
-    bounds = np.cumsum([0, *(len(group) for group in groups)])
+    return split_groups(together, [len(group) for group in groups])
+
+
+def split_groups(together: AnswerStatistics, sizes: Sequence[int]) -> list[AnswerStatistics]:
+    """Statistics (..., n) of items that were scored together, cut into groups of the given sizes."""
+    bounds = np.cumsum([0, *sizes])
     return [
-        AnswerStatistics(together.letter_logits[a:b], together.rest[a:b], together.answers[a:b])
+        AnswerStatistics(together.letter_logits[..., a:b, :], together.rest[..., a:b], together.answers[a:b])
         for a, b in pairwise(bounds)
     ]

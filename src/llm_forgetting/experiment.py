@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ import yaml
 
 from llm_forgetting import guards, results
 from llm_forgetting.artifacts import RunFolder, whole_folder
+from llm_forgetting.between_checkpoints import analyse_between, no_update
 from llm_forgetting.comparison import compare_landscapes
 from llm_forgetting.config import ExperimentConfig, to_dict
 from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import score_tasks
 from llm_forgetting.forgetting import forgetting
+from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
 from llm_forgetting.progress import Progress, Silent
 from llm_forgetting.report.figures import draw_landscapes
 from llm_forgetting.report.tables import results_markdown
-from llm_forgetting.session import Session, checkpoint_name
+from llm_forgetting.session import INITIAL, Session, checkpoint_name
 from llm_forgetting.training import fine_tune, optimizer_steps, require_known_names
 from llm_forgetting.verdict import verdict
 
@@ -63,7 +66,10 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
         landscapes.append((checkpoint_name(k), landscape))
     items = [record for evaluation in records for record in evaluation]
     measured = phases.run("forgetting", "forgetting, with its uncertainty", lambda: measure(items, setup, config))
-    compared = phases.run("comparison", "compare the landscapes", lambda: compare_landscapes(landscapes))
+    between = phases.run(
+        "between_checkpoints", "compare the landscapes, and look between the checkpoints", lambda: look_between(session)
+    )
+    compared = folder.once("comparison", lambda: compare_landscapes(landscapes))
 
     phases.announce("save results and figures", kept=False)
     content = {
@@ -77,6 +83,7 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
         "forgetting": {split: measured[split] for split in results.SPLITS},
         "landscapes": {name: results.without_raw_logits(landscape) for name, landscape in landscapes},
         "landscape_comparison": compared,
+        **results.without_raw_logits(between),
     }
     content["warnings"] = setup["warnings"] + _late_warnings(content)
     content["figures"] = draw_landscapes(content, folder.path, dpi=config.output.dpi)
@@ -158,6 +165,7 @@ def train(session: Session, k: int) -> Result:
             stream=f"task{k}",
             scratch=scratch,
             advance=advance,
+            record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
         )
     session.trained(k)
     with whole_folder(session.checkpoint_folder(k)) as checkpoint:
@@ -165,6 +173,16 @@ def train(session: Session, k: int) -> Result:
         (checkpoint / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(session.config), sort_keys=False))
     shutil.rmtree(scratch, ignore_errors=True)
     return {"task": task.name, "optimizer_steps": steps, "adapter_sha256": model.adapter_sha256(), "log": history}
+
+
+def _recorder(session: Session, k: int) -> Callable[[int], None]:
+    """Keeps the adapter of every epoch until it is projected onto the checkpoint plane."""
+
+    def record(epoch: int) -> None:
+        with whole_folder(session.trajectory_folder(k) / f"epoch_{epoch:03d}") as folder:
+            write_update(folder / "update.safetensors", session.model.adapter_factors())
+
+    return record
 
 
 def evaluate(session: Session, k: int) -> list[Result]:
@@ -200,10 +218,40 @@ def evaluate(session: Session, k: int) -> list[Result]:
 
 def analyse(session: Session, k: int, reference_norm: float | None) -> Result:
     """Loss surfaces of every task around the checkpoint after task k."""
-    model, chosen = session.at(k), session.landscape_items()
-    named = [(task.name, items) for task, items in zip(session.encoded, chosen, strict=True)]
-    with session.progress.bar(f"landscape of {checkpoint_name(k)}", evaluations(session.config.landscape)) as advance:
-        return analyse_landscape(model, named, session.config.landscape, reference_norm=reference_norm, advance=advance)
+    model, named, settings = session.at(k), session.named_landscape_items(), session.config.landscape
+    name = f"landscape_{checkpoint_name(k)}"
+    with session.progress.bar(f"landscape of {checkpoint_name(k)}", evaluations(settings)) as advance:
+        return analyse_landscape(
+            model,
+            named,
+            settings,
+            reference_norm=reference_norm,
+            advance=advance,
+            journal=session.journal(name),
+        )
+
+
+def look_between(session: Session) -> Result:
+    """Paths between successive checkpoints, and the plane through the initial, the first and the last one."""
+    last = len(session.config.data.tasks)
+    updates = {checkpoint_name(k): session.at(k).adapter_factors() for k in range(1, last + 1)}
+    folders = {
+        f"task {k}, epoch {int(folder.name.removeprefix('epoch_'))}": folder
+        for k in range(1, last + 1)
+        for folder in sorted(session.trajectory_folder(k).glob("epoch_*"))
+    }
+    found = analyse_between(
+        session.model,
+        session.named_landscape_items(),
+        {INITIAL: no_update(updates[checkpoint_name(1)]), **updates},
+        session.config.landscape,
+        progress=session.progress,
+        journal=session.journal,
+        trajectory={name: partial(read_update, folder / "update.safetensors") for name, folder in folders.items()},
+    )
+    for k in range(1, last + 1):
+        shutil.rmtree(session.trajectory_folder(k), ignore_errors=True)
+    return found
 
 
 def measure(items: list[Result], setup: Result, config: ExperimentConfig) -> Result:

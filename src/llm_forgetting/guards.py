@@ -4,19 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from llm_forgetting.batches import EncodedItem
+from llm_forgetting.batches import ROUNDING, EncodedItem
 from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import score
 from llm_forgetting.language_model import LanguageModel
 
 GUARD_ITEMS = 16
 LETTER_MASS_WARNING = 0.5
-
-# Largest difference of a letter logit between batch size 1 and k, by precision of the backbone. Llama logits are of
-# order 20: float32 keeps them to 1e-4 or better, bfloat16 (8 bits) to a few tenths.
-_BATCH_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.1, torch.bfloat16: 0.75}
 
 
 @dataclass(frozen=True)
@@ -43,14 +38,15 @@ def check(model: LanguageModel, encoded: Sequence[EncodedItem]) -> GuardReport:
     picks = np.linspace(0, len(by_length) - 1, min(GUARD_ITEMS, len(by_length))).round().astype(int)
     # Long and short items side by side, so that the batch really is padded.
     chosen = [by_length[i] for i in np.unique(picks)]
-    alone, together, again = (score(model, chosen, size) for size in (1, len(chosen), len(chosen)))
+    alone = score(model, chosen, 1, packed=False)
+    together, again = (score(model, chosen, len(chosen)) for _ in range(2))
     if not (np.isfinite(alone.losses).all() and np.isfinite(together.losses).all()):
         raise UserError(
             f"the base model's losses must be finite, some are not in {model.dtype}; use model.dtype=float32"
         )
     there = np.isfinite(alone.letter_logits) | np.isfinite(together.letter_logits)
     difference = float(np.abs(alone.letter_logits[there] - together.letter_logits[there]).max())
-    tolerance = _BATCH_TOLERANCE[model.dtype]
+    tolerance = ROUNDING[model.dtype]
     if difference > tolerance:
         raise UserError(
             f"an item's answer must not depend on its batch; letter logits alone and left-padded differ by {difference:.3g} "

@@ -1,7 +1,8 @@
 """The landscape phase of an experiment: surfaces, their numbers, and the proof that they do not depend on the gauge."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,22 +10,51 @@ import torch
 
 from llm_forgetting.batches import EncodedItem
 from llm_forgetting.config import LandscapeConfig
-from llm_forgetting.evaluation import score_tasks
-from llm_forgetting.landscape.directions import inner, norm, orthogonal_directions
-from llm_forgetting.landscape.gauge import Adapter, Factors, adapter_norm, canonicalise, regauged, update_norm
-from llm_forgetting.landscape.metrics import mean_rise, surface_metrics
-from llm_forgetting.landscape.scan import Objective, scan_line, scan_plane
+from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged, update_norm
+from llm_forgetting.landscape.metrics import Curvature, basin_radius, fitted_curvature, mean_rise, surface_metrics
+from llm_forgetting.landscape.nodes import Journal, Nodes
+from llm_forgetting.landscape.scan import LINE_NODES, LineScan, PlaneScan, scan_lines, scan_plane
+from llm_forgetting.landscape.spaces import AdapterSpace, RawSpace, Space, WeightSpace, refuse_in_low_precision
+from llm_forgetting.landscape.spectral import FIRST_DEGREE, Fit, Rule, SpectralSurface, terms
+from llm_forgetting.landscape_objective import LandscapeObjective
 from llm_forgetting.language_model import LanguageModel
-from llm_forgetting.objective import SURFACES, AnswerStatistics
+from llm_forgetting.objective import SURFACES
 from llm_forgetting.progress import Advance
 from llm_forgetting.seeding import derive_seed
 
 SELF_TEST_TOLERANCE = 1e-4
+CHECK_POINTS = 8
 
 
 def evaluations(config: LandscapeConfig) -> int:
-    """Passes over the landscape items that one checkpoint costs, the (smaller) passes of the self-test not counted."""
-    return config.resolution**2 + 2 * (config.directions - 2)
+    """Fewest passes over the landscape items that one checkpoint costs, the (smaller) passes of the self-test not counted."""
+    plane = config.cells**2 if config.method == "grid" else terms(FIRST_DEGREE) + CHECK_POINTS
+    return plane + len(LINE_NODES) * (config.directions - 2)
+
+
+def rule_of(config: LandscapeConfig) -> Rule:
+    """When a fitted surface of this configuration is good enough."""
+    return Rule(tolerance=config.tolerance, checks=CHECK_POINTS, budget=config.max_evaluations, seed=config.seed)
+
+
+def space_of(model: LanguageModel, config: LandscapeConfig, factors: Mapping[str, Factors] | None = None) -> Space:
+    """The configured direction space at the live adapter, or at the same adapter written as `factors`."""
+    written = model.adapter_factors() if factors is None else dict(factors)
+    if config.space == "raw":
+        return RawSpace(written)
+    if config.space == "weight":
+        refuse_in_low_precision(model.dtype)
+        return WeightSpace(written, model.weight_row_norms())
+    return AdapterSpace(canonicalise(written))
+
+
+def objective_of(
+    model: LanguageModel, groups: Sequence[Sequence[EncodedItem]], config: LandscapeConfig
+) -> LandscapeObjective:
+    """The landscape objective; on a GPU several points share a forward of the backbone, unless told otherwise."""
+    default = 8 if model.device.type == "cuda" else 1
+    rows = default if config.points_per_forward is None else config.points_per_forward
+    return LandscapeObjective(model, groups, config.batch_size, 1 if config.space == "weight" else rows)
 
 
 def analyse_landscape(
@@ -34,59 +64,125 @@ def analyse_landscape(
     *,
     reference_norm: float | None,
     advance: Advance,
+    journal: Path | None = None,
 ) -> dict[str, Any]:
-    """Plane, mean rise and gauge self-test at the live adapter, for the tasks (name, items), as plain JSON values.
+    """Plane, lines and gauge self-test at the live adapter, for the tasks (name, items), as plain JSON values.
 
     `reference_norm` is |P| of the reference checkpoint, in units of which distances are counted; None: this one's own.
+    Every evaluation is written to `journal` when it is made, and one that stands there already is not made again.
     """
-    groups = [list(group) for _, group in items]
-    adapter = canonicalise(model.adapter_factors())
-    own = adapter_norm(adapter)
+    objective = objective_of(model, [group for _, group in items], config)
+    space = space_of(model, config)
+    own, distance = space.norm, config.reach
     length = own if reference_norm is None else reference_norm
-    directions = orthogonal_directions(adapter, config.seed, config.directions, length)
-    d, e, *others = directions
-    with model.perturbed() as move:
-
-        def objective(point: dict[str, Factors]) -> list[AnswerStatistics]:
-            move(point)
-            return score_tasks(model, groups, config.batch_size)
-
-        def step() -> None:
-            advance(1, "")
-
+    directions = space.directions(config.seed, max(config.directions, 2), length)
+    d, e = directions[:2]
+    kept = Journal(journal)
+    with objective.moving() as values_at:
+        nodes = Nodes(values_at, kept, lambda: advance(1, ""))
         plane = scan_plane(
-            objective, adapter, d, e, distance=config.distance, resolution=config.resolution, advance=step
+            nodes,
+            lambda row: space.point([(row[0], d), (row[1], e)]),
+            objective.losses,
+            distance=distance,
+            cells=config.cells,
+            method=config.method,
+            rule=rule_of(config),
         )
-        ends = [scan_line(objective, adapter, f, (-config.distance, config.distance), step) for f in others]
-    half = config.resolution // 2
-    surfaces = {}
-    for index, (name, group) in enumerate(items):
-        scan = plane.tasks[index]
-        loss = scan.surface("loss")
-        in_plane = [(loss[0, half], loss[-1, half]), (loss[half, 0], loss[half, -1])]
-        rises = np.array([*in_plane, *(tuple(line[index].surface("loss")) for line in ends)])
-        surfaces[name] = {
-            "items": [item.item.id for item in group],
-            **{kind: scan.surface(kind).tolist() for kind in SURFACES},
-            "metrics": dataclasses.asdict(surface_metrics(plane.alphas, plane.betas, loss)),
-            "mean_rise": dataclasses.asdict(mean_rise(float(loss[half, half]), rises)),
-            "letter_logits": scan.letter_logits.tolist(),
-            "rest": scan.rest.tolist(),
-            "answers": scan.answers.tolist(),
-        }
-    return {
+        lines = scan_lines(nodes, space, directions, plane, objective.losses, distance=distance)
+    result = {
         "space": config.space,
-        "distance": config.distance,
+        "method": "grid" if plane.surface is None else "spectral",
+        "distance": distance,
         "alphas": plane.alphas.tolist(),
         "betas": plane.betas.tolist(),
         "adapter_norm": own,
         "reference_norm": length,
         "relative_scale": own / length,
-        "update_norm": update_norm(adapter),
-        "direction_cosine": inner(d, e) / (norm(d) * norm(e)),
-        "evaluations": evaluations(config),
-        "surfaces": surfaces,
+        "update_norm": update_norm(canonicalise(model.adapter_factors())),
+        "direction_cosine": space.cosine(d, e),
+        "evaluations": nodes.evaluations,
+        "fit": None if plane.surface is None else describe_fit(plane.surface, config),
+        "note": plane.note,
+        "points": plane.points.tolist(),
+        "surfaces": {
+            name: {"items": [item.item.id for item in group], **_surface(index, objective, plane, lines, config)}
+            for index, (name, group) in enumerate(items)
+        },
         "gauge_self_test": gauge_self_test(model, items[0][1], config, length),
+    }
+    kept.clear()
+    return result
+
+
+def describe_fit(surface: SpectralSurface, config: LandscapeConfig) -> dict[str, Any]:
+    """Degree, cost and verdict of a fit."""
+    return {
+        "degree": surface.fit.degree,
+        "evaluations": surface.evaluations,
+        "check_points": surface.checks,
+        "tolerance": config.tolerance,
+        "converged": surface.converged,
+    }
+
+
+def describe_error(index: int, objective: LandscapeObjective, surface: SpectralSurface) -> dict[str, float]:
+    """Measured at the check points, for task number `index`: largest error of the loss, in nats and as a share of
+    min(range, 2 nats), and the share of items whose likeliest letter is wrong."""
+    truth, predicted = (
+        objective.statistics(values)[index]
+        for values in (
+            surface.values[-surface.checks :],
+            surface.fit(surface.points[-surface.checks :]),
+        )
+    )
+    return {
+        "largest": float(surface.error[index]),
+        "relative": float(surface.relative_error[index]),
+        "wrong_letters": float((truth.predictions != predicted.predictions).mean()),
+    }
+
+
+def _surface(
+    index: int, objective: LandscapeObjective, plane: PlaneScan, lines: LineScan, config: LandscapeConfig
+) -> dict[str, Any]:
+    """Everything about task number `index` on a scanned plane and its lines."""
+    scan, measured = (objective.statistics(values)[index] for values in (plane.values, plane.measured))
+    loss, surface, half = scan.surface("loss"), plane.surface, len(plane.alphas) // 2
+
+    def curvature(fit: Fit) -> Curvature:
+        return fitted_curvature(lambda points: objective.losses(fit(points))[:, index], config.reach)
+
+    profiles = lines.losses[:, :, index]
+    count = len(profiles)
+    with np.errstate(invalid="ignore"):
+        stderr = profiles.std(axis=0, ddof=1) / count**0.5
+    return {
+        **{kind: scan.surface(kind).tolist() for kind in SURFACES},
+        "error": None if surface is None else describe_error(index, objective, surface),
+        "metrics": dataclasses.asdict(
+            surface_metrics(
+                plane.alphas,
+                plane.betas,
+                loss,
+                tau=config.tau,
+                curvature=None if surface is None else curvature(surface.fit),
+                coarser=None if surface is None else curvature(surface.previous),
+            )
+        ),
+        "mean_rise": dataclasses.asdict(mean_rise(float(loss[half, half]), profiles[:, [0, -1]])),
+        "lines": {
+            "steps": lines.steps.tolist(),
+            "losses": profiles.tolist(),
+            "mean": profiles.mean(axis=0).tolist(),
+            "stderr": stderr.tolist(),
+            "nodes": lines.nodes.tolist(),
+            "basin_radius": {"tau": config.tau, "value": basin_radius(lines.steps, profiles, config.tau)},
+        },
+        "measured_loss": measured.surface("loss").tolist(),
+        "letter_logits": measured.letter_logits.tolist(),
+        "rest": measured.rest.tolist(),
+        "answers": measured.answers.tolist(),
     }
 
 
@@ -99,22 +195,20 @@ def gauge_self_test(
     `relative_difference` is of each number's own size. A second difference of a nearly flat line is a difference of equal
     numbers, so `passed` allows it float32's rounding of the loss too.
     """
-    factors = model.adapter_factors()
-    group = [list(items[: config.self_test_items])]
-    with model.perturbed() as move:
-
-        def objective(point: dict[str, Factors]) -> list[AnswerStatistics]:
-            move(point)
-            return score_tasks(model, group, config.batch_size)
-
-        found = [
-            _value_and_second_difference(objective, canonicalise(written), config, length)
-            for written in (factors, regauged(factors, derive_seed(config.seed, "gauge self-test")))
-        ]
+    factors, h = model.adapter_factors(), config.reach
+    objective = objective_of(model, [list(items[: config.self_test_items])], config)
+    points = []
+    for written in (factors, regauged(factors, derive_seed(config.seed, "gauge self-test"))):
+        space = space_of(model, config, written)
+        (direction,) = space.directions(config.seed, 1, length)
+        points += [space.point([(step, direction)]) for step in (-h, 0.0, h)]
+    with objective.moving() as values_at:
+        losses = [float(objective.losses(values)[0]) for values in values_at(points)]
+    found = [(high, (low - 2 * centre + high) / h**2, centre) for low, centre, high in (losses[:3], losses[3:])]
     (value, second, centre), (value_other, second_other, _) = found
-    rounding = 64 * torch.finfo(torch.float32).eps * (abs(centre) + abs(value)) / config.distance**2
+    rounding = 64 * torch.finfo(torch.float32).eps * (abs(centre) + abs(value)) / h**2
     return {
-        "items": len(group[0]),
+        "items": len(items[: config.self_test_items]),
         "value": [value, value_other],
         "value_relative_difference": _relative(value, value_other),
         "second_difference": [second, second_other],
@@ -125,15 +219,6 @@ def gauge_self_test(
             and abs(second - second_other) < SELF_TEST_TOLERANCE * abs(second) + rounding
         ),
     }
-
-
-def _value_and_second_difference(
-    objective: Objective, adapter: Adapter, config: LandscapeConfig, length: float
-) -> tuple[float, float, float]:
-    h = config.distance
-    (direction,) = orthogonal_directions(adapter, config.seed, 1, length)
-    low, centre, high = scan_line(objective, adapter, direction, (-h, 0.0, h))[0].surface("loss").tolist()
-    return high, (low - 2 * centre + high) / h**2, centre
 
 
 def _relative(a: float, b: float) -> float:

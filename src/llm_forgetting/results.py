@@ -78,11 +78,11 @@ def letter_mass_matrix(
     return [[float(np.mean(cells[checkpoint, task])) for task in task_names] for checkpoint in checkpoints]
 
 
-def without_raw_logits(landscape: Mapping[str, Any]) -> dict[str, Any]:
-    """A landscape's result as it stands in results.json: surfaces and numbers, no per-item logits."""
+def without_raw_logits(content: Any) -> Any:
+    """A phase's result as it stands in results.json: surfaces and numbers, no per-item logits, at any depth."""
     raw = ("letter_logits", "rest", "answers")
-    surfaces = {
-        task: {key: value for key, value in surface.items() if key not in raw}
-        for task, surface in landscape["surfaces"].items()
-    }
-    return {**landscape, "surfaces": surfaces}
+    if isinstance(content, Mapping):
+        return {key: without_raw_logits(value) for key, value in content.items() if key not in raw}
+    if isinstance(content, list) and content and isinstance(content[0], Mapping):
+        return [without_raw_logits(value) for value in content]
+    return content

@@ -1,11 +1,11 @@
 """The live side of a run: encoded tasks, and one model that is brought to whichever checkpoint a phase asks for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from llm_forgetting.batches import EncodedItem, encode
-from llm_forgetting.config import DataConfig, ExperimentConfig
+from llm_forgetting.config import DataConfig, ExperimentConfig, LandscapeConfig
 from llm_forgetting.evaluation import EncodedTask
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.progress import Progress
@@ -40,6 +40,12 @@ def tasks_of(data: DataConfig, source: Source) -> list[Task]:
         few_shot=data.few_shot,
         seed=data.seed,
     )
+
+
+def choose_landscape_items(items: Sequence[EncodedItem], task: str, settings: LandscapeConfig) -> list[EncodedItem]:
+    """The fixed, seeded subset of a task's items whose loss is the landscape."""
+    rows = generator(settings.seed, "landscape items", task).permutation(len(items))[: settings.num_items]
+    return [items[row] for row in sorted(rows)]
 
 
 class Session:
@@ -102,9 +108,16 @@ class Session:
     def landscape_items(self) -> list[list[EncodedItem]]:
         """Per task the fixed subset of items whose loss is the landscape, in a seeded order."""
         settings = self.config.landscape
-        chosen = []
-        for task in self.encoded:
-            items = task.split(settings.items)
-            rows = generator(settings.seed, "landscape items", task.name).permutation(len(items))[: settings.num_items]
-            chosen.append([items[row] for row in sorted(rows)])
-        return chosen
+        return [choose_landscape_items(task.split(settings.items), task.name, settings) for task in self.encoded]
+
+    def named_landscape_items(self) -> list[tuple[str, list[EncodedItem]]]:
+        """`landscape_items` with the names of their tasks."""
+        return [(task.name, items) for task, items in zip(self.encoded, self.landscape_items(), strict=True)]
+
+    def journal(self, name: str) -> Path:
+        """Where the evaluations of a scan that is not finished are kept."""
+        return self.folder / "phases" / f"{name}.journal"
+
+    def trajectory_folder(self, after_task: int) -> Path:
+        """Where the adapters at the ends of a task's epochs wait to be projected onto the checkpoint plane."""
+        return self.folder / "phases" / f"trajectory_task{after_task}"

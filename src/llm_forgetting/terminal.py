@@ -16,7 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from llm_forgetting.progress import Advance
-from llm_forgetting.report.tables import Table, accuracy_matrix, forgetting_table, landscape_table
+from llm_forgetting.report.tables import (
+    Table,
+    accuracy_matrix,
+    between_table,
+    flatness_table,
+    forgetting_table,
+    landscape_table,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,25 +58,25 @@ class Terminal:
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
         started = time.perf_counter()
-        latest = ""
+        latest, done = "", 0
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(label, total=total, text="")
 
             def advance(steps: int, text: str) -> None:
-                nonlocal latest
-                latest = text or latest
-                progress.update(task, advance=steps, text=latest)
+                nonlocal latest, done
+                latest, done = text or latest, done + steps
+                progress.update(task, total=max(total, done), completed=done, text=latest)
 
             yield advance
         seconds = time.perf_counter() - started
         ending = f", {latest}" if latest else ""
-        self.note(f"{label}: {total} steps in {spoken_seconds(seconds)}{ending}")
+        self.note(f"{label}: {done} steps in {spoken_seconds(seconds)}{ending}")
 
     def show_results(self, results: Mapping[str, Any], folder: Path) -> None:
         """The closing tables, the answer, and where everything is."""
         self.console.print()
-        for table in (accuracy_matrix(results), forgetting_table(results), landscape_table(results)):
-            self.show_table(table)
+        for make in (accuracy_matrix, forgetting_table, landscape_table, flatness_table, between_table):
+            self.show_table(make(results))
             self.console.print()
         for warning in results["warnings"]:
             self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")

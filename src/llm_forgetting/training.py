@@ -104,6 +104,16 @@ class _Watch(TrainerCallback):
             )
 
 
+class _EpochEnd(TrainerCallback):
+    """Tells the caller that an epoch's weights stand."""
+
+    def __init__(self, record: Callable[[int], None]) -> None:
+        self._record = record
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._record(round(state.epoch))
+
+
 def require_known_names(config: TrainingConfig) -> None:
     """Raise UserError for an optimiser or schedule that transformers does not know, before anything is loaded."""
     wanted: tuple[tuple[str, str, Any], ...] = (
@@ -134,8 +144,11 @@ def fine_tune(
     stream: str,
     scratch: Path,
     advance: Callable[[int, str], None] = lambda steps, text: None,
+    record: Callable[[int], None] = lambda epoch: None,
 ) -> list[dict[str, float]]:
     """Train the live adapter on `items` with a fresh optimiser and schedule; returns the log, one entry per step.
+
+    `record` is called at the end of every epoch (numbered from 1), while the live adapter is what that epoch made of it.
 
     `stream` names the random stream of item order and dropout. `scratch` holds Trainer's private resume files (one per
     epoch; optimiser and RNG states): a phase that was killed goes on from the last whole epoch. The caller deletes it.
@@ -149,7 +162,7 @@ def fine_tune(
         args=_arguments(config, steps, seed, scratch, model.device),
         train_dataset=list(items),
         data_collator=lambda batch: vars(collate(batch, model.pad_id)),
-        callbacks=[_Watch(advance)],
+        callbacks=[_Watch(advance), _EpochEnd(record)],
     )
     trainer.remove_callback(_printer(trainer))
     try:

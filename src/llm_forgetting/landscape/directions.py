@@ -8,7 +8,7 @@ so that dB A = G1 (dW^T dW)^1/2 / sqrt(d_out) and B dA = (dW dW^T)^1/2 G2 / sqrt
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -23,7 +23,7 @@ Direction = dict[str, Factors]
 ROWS_PER_CHUNK = 256
 
 
-def _gaussian_chunks(seed: int, rows: int, columns: int) -> Iterator[tuple[slice, torch.Tensor]]:
+def gaussian_chunks(seed: int, rows: int, columns: int) -> Iterator[tuple[slice, torch.Tensor]]:
     """A (rows, columns) standard normal float32 matrix, in row chunks, from one CPU stream (the same on every device)."""
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, rows, ROWS_PER_CHUNK):
@@ -36,10 +36,10 @@ def _module_direction(module: Canonical, name: str, seed: int, index: int) -> Fa
     rows, columns = module.U.shape[0], module.V.shape[0]
     U, V, root = module.U.float().cpu(), module.V.float().cpu(), module.S.float().cpu().sqrt()
     dB = torch.empty(rows, len(root))
-    for block, gaussian in _gaussian_chunks(derive_seed(seed, "direction", index, name, "B"), rows, columns):
+    for block, gaussian in gaussian_chunks(derive_seed(seed, "direction", index, name, "B"), rows, columns):
         dB[block] = gaussian @ V
     dA = torch.zeros(len(root), columns)
-    for block, gaussian in _gaussian_chunks(derive_seed(seed, "direction", index, name, "A"), rows, columns):
+    for block, gaussian in gaussian_chunks(derive_seed(seed, "direction", index, name, "A"), rows, columns):
         dA += U[block].T @ gaussian
     device = module.U.device
     return Factors(B=(dB * root / rows**0.5).to(device), A=(root[:, None] * dA / columns**0.5).to(device))
@@ -88,17 +88,19 @@ def sum_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def orthogonal_directions(adapter: Adapter, seed: int, count: int, length: float) -> list[Direction]:
-    """`count` random directions, mutually orthogonal in the Frobenius inner product, each rescaled to norm `length`.
-
-    Orthogonalised first (Gram-Schmidt, each projection divided by the squared norm), rescaled last and globally.
-    """
+    """`count` random directions, mutually orthogonal in the Frobenius inner product, each rescaled to norm `length`."""
     if not any(module.S.any() for module in adapter.values()):
         raise UserError(
             "the adapter must have been trained: its delta W = 0, so its own reachable set is flat and has no directions"
         )
+    return orthogonalised((random_direction(adapter, seed, index) for index in range(count)), length)
+
+
+def orthogonalised(drawn: Iterable[Direction], length: float) -> list[Direction]:
+    """Gram-Schmidt, each projection divided by the squared norm; rescaled last and globally."""
     directions: list[Direction] = []
-    for index in range(count):
-        direction = random_direction(adapter, seed, index)
+    for new in drawn:
+        direction = new
         for earlier in 2 * directions:  # twice: one pass in float32 leaves nearly parallel directions askew
             direction = combined([(1.0, direction), (-inner(direction, earlier) / inner(earlier, earlier), earlier)])
         directions.append(direction)

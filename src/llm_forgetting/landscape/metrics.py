@@ -1,5 +1,6 @@
-"""Numbers that summarise a surface."""
+"""Numbers that summarise a surface, an ensemble of lines, or a path."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,70 +8,130 @@ import numpy as np
 from llm_forgetting.objective import Floats
 
 FLAT_RANGE = 1e-5
+# Second differences of a fitted surface are taken over this share of the distance: it is smooth to float64's last digits.
+FINE_STEP = 1e-3
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Largest absolute eigenvalue of the 2 x 2 second-derivative matrix, nats per squared distance unit.
+
+    At the centre and over the disc of half the distance; the signed extreme eigenvalues at the centre tell a valley from a
+    saddle.
+    """
+
+    centre: float
+    inner: float
+    centre_eigenvalues: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class SurfaceMetrics:
-    """Five numbers of one loss surface on [-distance, distance]^2, nats (curvatures: nats per squared distance unit).
+    """Numbers of one loss surface on [-distance, distance]^2, nats (curvatures: nats per squared distance unit).
 
-    `standard_deviation` is taken under the uniform measure on the square (trapezoid weights on the grid).
-    `curvature_centre` and `curvature_inner` are the largest absolute eigenvalue of the 2 x 2 matrix of central second
-    differences, at the centre and over the nodes within half the distance; the signed extreme eigenvalues at the
-    centre tell a valley from a saddle. Non-finite cells are left out and counted in `non_finite_cells`.
+    `standard_deviation` is taken under the uniform measure on the square (trapezoid weights on the grid), `share_within` is
+    the share of the square whose loss is at most tau above the centre's. The errors of the curvatures are their change
+    between the last two degrees of the fit, None where there was no fit. Non-finite cells are left out and counted.
     """
 
     centre: float
     maximum: float
     standard_deviation: float
     curvature_centre: float
+    curvature_centre_error: float | None
     curvature_inner: float
+    curvature_inner_error: float | None
     range: float
     centre_eigenvalues: tuple[float, float]
+    share_within: float
     flat: bool
     non_finite_cells: int
 
 
-def surface_metrics(alphas: Floats, betas: Floats, values: Floats) -> SurfaceMetrics:
-    """Metrics of values[i, j] at (alphas[i], betas[j]) on a uniform odd grid centred at 0."""
+def surface_metrics(
+    alphas: Floats,
+    betas: Floats,
+    values: Floats,
+    *,
+    tau: float,
+    curvature: Curvature | None = None,
+    coarser: Curvature | None = None,
+) -> SurfaceMetrics:
+    """Metrics of values[i, j] at (alphas[i], betas[j]) on a uniform odd grid centred at 0.
+
+    `curvature` of the function behind the values, and of a `coarser` fit to it, where there is one; else second differences
+    over whole grid steps.
+    """
     finite = np.isfinite(values)
-    centre = len(alphas) // 2, len(betas) // 2
-    eigenvalues = _second_difference_eigenvalues(values, float(alphas[1] - alphas[0]), float(betas[1] - betas[0]))
-    radius = np.hypot(alphas[:, None], betas[None, :])[1:-1, 1:-1]
-    inner = np.abs(eigenvalues).max(axis=-1)[radius <= alphas[-1] / 2 * (1 + 1e-9)]
-    usable = inner[np.isfinite(inner)]
-    at_centre = eigenvalues[centre[0] - 1, centre[1] - 1]
+    centre = values[len(alphas) // 2, len(betas) // 2]
+    second = curvature or _grid_curvature(alphas, betas, values)
     spread = float(np.ptp(values[finite])) if finite.any() else float("nan")
+    weights = np.multiply.outer(_trapezoid(len(alphas)), _trapezoid(len(betas)))
+    with np.errstate(invalid="ignore"):
+        within = finite & (values <= centre + tau)
     return SurfaceMetrics(
-        centre=float(values[centre]),
+        centre=float(centre),
         maximum=float(values[finite].max()) if finite.any() else float("nan"),
-        standard_deviation=_weighted_deviation(values, finite),
-        curvature_centre=float(np.abs(at_centre).max()),
-        curvature_inner=float(usable.max()) if usable.size else float("nan"),
+        standard_deviation=_weighted_deviation(values[finite], weights[finite]),
+        curvature_centre=second.centre,
+        curvature_centre_error=None if coarser is None else abs(second.centre - coarser.centre),
+        curvature_inner=second.inner,
+        curvature_inner_error=None if coarser is None else abs(second.inner - coarser.inner),
         range=spread,
-        centre_eigenvalues=(float(at_centre[0]), float(at_centre[1])),
+        centre_eigenvalues=second.centre_eigenvalues,
+        share_within=float(weights[within].sum() / weights.sum()),
         flat=spread < FLAT_RANGE,
         non_finite_cells=int((~finite).sum()),
     )
 
 
-def _second_difference_eigenvalues(values: Floats, h: float, k: float) -> Floats:
-    """(m - 2, n - 2, 2) ascending eigenvalues of the 2 x 2 second-difference matrix at the interior nodes."""
-    f = values
+def fitted_curvature(loss: Callable[[Floats], Floats], distance: float) -> Curvature:
+    """Curvature of a smooth function of points (p, 2), by central differences over a thousandth of the distance."""
+    h = FINE_STEP * distance
+    axis = np.linspace(-0.5, 0.5, 21) * distance
+    places = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    places = places[np.hypot(*places.T) <= distance / 2 * (1 + 1e-9)]
+    shifts = h * np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)])
+    f = loss((places[:, None, :] + shifts).reshape(-1, 2)).reshape(len(places), len(shifts))
+    faa, fbb = (f[:, 1] - 2 * f[:, 0] + f[:, 2]) / h**2, (f[:, 3] - 2 * f[:, 0] + f[:, 4]) / h**2
+    fab = (f[:, 5] - f[:, 6] - f[:, 7] + f[:, 8]) / (4 * h**2)
+    eigenvalues = _eigenvalues(faa, fbb, fab)
+    centre = eigenvalues[int(np.argmin(np.hypot(*places.T)))]
+    return _as_curvature(centre, np.abs(eigenvalues).max(axis=1))
+
+
+def _grid_curvature(alphas: Floats, betas: Floats, values: Floats) -> Curvature:
+    """From second differences over whole grid steps; the inner disc is over the nodes within half the distance."""
+    h, k, f = float(alphas[1] - alphas[0]), float(betas[1] - betas[0]), values
     with np.errstate(invalid="ignore"):
         faa = (f[2:, 1:-1] - 2 * f[1:-1, 1:-1] + f[:-2, 1:-1]) / h**2
         fbb = (f[1:-1, 2:] - 2 * f[1:-1, 1:-1] + f[1:-1, :-2]) / k**2
         fab = (f[2:, 2:] - f[2:, :-2] - f[:-2, 2:] + f[:-2, :-2]) / (4 * h * k)
-        mean, half_gap = (faa + fbb) / 2, np.hypot((faa - fbb) / 2, fab)
-        return np.stack([mean - half_gap, mean + half_gap], axis=-1)
+        eigenvalues = _eigenvalues(faa, fbb, fab)
+    radius = np.hypot(alphas[:, None], betas[None, :])[1:-1, 1:-1]
+    inner = np.abs(eigenvalues).max(axis=-1)[radius <= alphas[-1] / 2 * (1 + 1e-9)]
+    return _as_curvature(eigenvalues[len(alphas) // 2 - 1, len(betas) // 2 - 1], inner)
 
 
-def _weighted_deviation(values: Floats, finite: np.ndarray) -> float:
-    if not finite.any():
+def _eigenvalues(faa: Floats, fbb: Floats, fab: Floats) -> Floats:
+    """(..., 2) ascending eigenvalues of the symmetric matrices [[faa, fab], [fab, fbb]]."""
+    mean, half_gap = (faa + fbb) / 2, np.hypot((faa - fbb) / 2, fab)
+    return np.stack([mean - half_gap, mean + half_gap], axis=-1)
+
+
+def _as_curvature(centre: Floats, inner: Floats) -> Curvature:
+    usable = inner[np.isfinite(inner)]
+    return Curvature(
+        centre=float(np.abs(centre).max()),
+        inner=float(usable.max()) if usable.size else float("nan"),
+        centre_eigenvalues=(float(centre[0]), float(centre[1])),
+    )
+
+
+def _weighted_deviation(values: Floats, weights: Floats) -> float:
+    if not values.size:
         return float("nan")
-    weights = np.multiply.outer(_trapezoid(values.shape[0]), _trapezoid(values.shape[1]))[finite]
-    kept = values[finite]
-    mean = np.average(kept, weights=weights)
-    return float(np.sqrt(np.average((kept - mean) ** 2, weights=weights)))
+    return float(np.sqrt(np.average((values - np.average(values, weights=weights)) ** 2, weights=weights)))
 
 
 def _trapezoid(n: int) -> Floats:
@@ -93,3 +154,40 @@ def mean_rise(centre: float, ends: Floats) -> MeanRise:
     with np.errstate(invalid="ignore"):  # a diverged end makes the result NaN or infinite, without a warning
         rises = ends.mean(axis=1) - centre
         return MeanRise(float(rises.mean()), float(rises.std(ddof=1) / len(rises) ** 0.5), len(rises))
+
+
+def basin_radius(steps: Floats, losses: Floats, tau: float) -> float | None:
+    """How far the mean loss over random directions stays within tau of the centre's: sup{a : mean f(b) <= f(0) + tau, b <= a}.
+
+    `losses` (directions, steps) at odd, symmetric `steps`; both signs of a direction count alike, as a random direction has no
+    sign. Between steps the mean is taken as linear. None where it is not left within the steps.
+    """
+    half = len(steps) // 2
+    radii = steps[half:]
+    mean = losses.mean(axis=0)
+    with np.errstate(invalid="ignore"):
+        rise = (mean[half:] + mean[half::-1]) / 2 - mean[half] - tau
+        outside = np.flatnonzero(~(rise <= 0))
+    if not outside.size:
+        return None
+    first = int(outside[0])
+    if first == 0 or not np.isfinite(rise[first]):
+        return float(radii[max(first - 1, 0)])
+    return float(
+        radii[first - 1] - rise[first - 1] * (radii[first] - radii[first - 1]) / (rise[first] - rise[first - 1])
+    )
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """max_t [L(t) - (1 - t) L(0) - t L(1)], nats, and where; at least 0, its value at the ends."""
+
+    value: float
+    at: float
+
+
+def barrier(steps: Floats, losses: Floats) -> Barrier:
+    """Barrier of `losses` at `steps` from 0 to 1 (Frankle et al. 2020; linear mode connectivity)."""
+    above = losses - (1 - steps) * losses[0] - steps * losses[-1]
+    highest = int(np.argmax(above))
+    return Barrier(float(above[highest]), float(steps[highest]))

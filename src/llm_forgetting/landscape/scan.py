@@ -1,84 +1,123 @@
-"""Losses over planes and lines through a checkpoint."""
+"""Values over planes and lines through a checkpoint: fitted from few evaluations, or cell by cell."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal
 
 import numpy as np
 
-from llm_forgetting.landscape.directions import Direction, point
-from llm_forgetting.landscape.gauge import Adapter, Factors
-from llm_forgetting.objective import AnswerStatistics, Floats
+from llm_forgetting.landscape.domains import Segment, square
+from llm_forgetting.landscape.nodes import Nodes
+from llm_forgetting.landscape.spaces import Point, Space
+from llm_forgetting.landscape.spectral import NotSmoothError, Rule, SpectralSurface, fit, fit_surface
+from llm_forgetting.objective import Floats
+
+Losses = Callable[[Floats], Floats]
+# Steps, in units of the distance, at which a line off the plane is evaluated; the centre is known already.
+LINE_NODES = (-1.0, -0.5, 0.5, 1.0)
+LINE_STEPS = 81
 
 
-class Objective(Protocol):
-    """The loss of fixed items, as a function of the adapter: one `AnswerStatistics` per task, from one pass."""
-
-    def __call__(self, point: dict[str, Factors], /) -> Sequence[AnswerStatistics]: ...
+def axis(distance: float, cells: int) -> Floats:
+    """`cells` (odd) even steps from -distance to distance, through an exact 0."""
+    half = cells // 2
+    return np.arange(-half, half + 1, dtype=np.float64) * (distance / half)
 
 
 @dataclass(frozen=True)
 class PlaneScan:
-    """Per task the statistics at theta + alphas[i] d + betas[j] e, leading axes (i, j)."""
+    """Values over a plane: result.values[i, j] (m,) at theta + alphas[i] d + betas[j] e.
+
+    `points` (p, 2) and `measured` (p, m) are what was evaluated. `surface` is the fit behind `values`, None where every cell
+    was evaluated; `note` says why a grid was taken after all.
+    """
 
     alphas: Floats
     betas: Floats
-    tasks: tuple[AnswerStatistics, ...]
-
-
-def stacked(points: Sequence[Sequence[AnswerStatistics]]) -> tuple[AnswerStatistics, ...]:
-    """Statistics of many points, one per task, with the points along a new first axis."""
-    return tuple(
-        AnswerStatistics(
-            letter_logits=np.stack([entry.letter_logits for entry in entries]),
-            rest=np.stack([entry.rest for entry in entries]),
-            answers=entries[0].answers,
-        )
-        for entries in zip(*points, strict=True)
-    )
+    values: Floats
+    points: Floats
+    measured: Floats
+    surface: SpectralSurface | None
+    note: str | None
 
 
 def scan_plane(
-    objective: Objective,
-    adapter: Adapter,
-    d: Direction,
-    e: Direction,
+    nodes: Nodes,
+    point: Callable[[Sequence[float]], Point],
+    losses: Losses,
     *,
     distance: float,
-    resolution: int,
-    advance: Callable[[], None] = lambda: None,
+    cells: int,
+    method: Literal["spectral", "grid"],
+    rule: Rule,
+    family: str = "plane",
 ) -> PlaneScan:
-    """Evaluate theta + a d + b e on the odd grid a, b in linspace(-distance, distance, resolution), exact centre.
+    """Scan [-distance, distance]^2; `point` maps (a, b) to theta + a d + b e.
 
-    result.tasks[t].surface("loss")[i, j] = L_t(theta + alphas[i] d + betas[j] e). `advance` is called after each point.
+    `spectral` fits a surface under `rule` and evaluates it on `cells` x `cells`; where a value is not finite nothing can be
+    fitted, and a grid that costs about the rule's budget is taken instead. `grid` evaluates every cell.
     """
-    half = resolution // 2
-    axis = np.arange(-half, half + 1, dtype=np.float64) * (distance / half)
-    points = []
-    for a in axis:
-        for b in axis:
-            points.append(objective(point(adapter, [(float(a), d), (float(b), e)])))
-            advance()
-    shape = (resolution, resolution)
-    tasks = tuple(
-        AnswerStatistics(
-            s.letter_logits.reshape(*shape, *s.letter_logits.shape[1:]), s.rest.reshape(*shape, -1), s.answers
+    note = None
+    if method == "spectral":
+        steps = axis(distance, cells)
+        try:
+            surface = fit_surface(lambda places: nodes.at(family, places, point), losses, square(distance), rule)
+        except NotSmoothError as error:
+            cells = max(5, 2 * ((int(rule.budget**0.5) - 1) // 2) + 1)
+            note = f"{error}, so a grid of {cells} x {cells} cells was evaluated instead of a fit"
+        else:
+            values = surface.fit(_mesh(steps)).reshape(cells, cells, -1)
+            return PlaneScan(steps, steps.copy(), values, surface.points, surface.values, surface, None)
+    steps = axis(distance, cells)
+    places = _mesh(steps)
+    measured = nodes.at(family, places, point)
+    return PlaneScan(steps, steps.copy(), measured.reshape(cells, cells, -1), places, measured, None, note)
+
+
+def _mesh(steps: Floats) -> Floats:
+    return np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class LineScan:
+    """Losses (directions, steps, K) along random directions, the first two those of the plane; `nodes` were evaluated."""
+
+    steps: Floats
+    losses: Floats
+    nodes: Floats
+
+
+def scan_lines(
+    nodes: Nodes, space: Space, directions: Sequence[Any], plane: PlaneScan, losses: Losses, *, distance: float
+) -> LineScan:
+    """Profiles along every direction: read off the plane for its own two, from four further evaluations each for the others.
+
+    Values are interpolated per function, not per loss, by the polynomial through the four and the centre; where one of them is
+    not finite, the losses themselves are, linearly.
+    """
+    if plane.surface is not None:
+        steps = axis(distance, LINE_STEPS)
+        zero = np.zeros_like(steps)
+        along = [plane.surface.fit(np.stack(pair, axis=1)) for pair in ((steps, zero), (zero, steps))]
+    else:
+        steps, half = plane.alphas, len(plane.alphas) // 2
+        along = [plane.values[:, half], plane.values[half]]
+    profiles = [losses(values) for values in along]
+    centre = plane.values[len(plane.alphas) // 2, len(plane.betas) // 2]
+    places = distance * np.array(LINE_NODES)
+    for number, direction in enumerate(directions[2:], start=2):
+        found = nodes.at(f"line {number}", places[:, None], lambda row, d=direction: space.point([(row[0], d)]))  # type: ignore[misc]
+        known = np.concatenate([found[:2], centre[None], found[2:]])
+        profiles.append(line_profile(np.array([*places[:2], 0.0, *places[2:]]), known, steps, losses))
+    return LineScan(steps, np.stack(profiles), places)
+
+
+def line_profile(places: Floats, values: Floats, steps: Floats, losses: Losses) -> Floats:
+    """(steps, K) losses along a line from values (p, m) at p places: those of the polynomial through them, per function."""
+    try:
+        return losses(
+            fit(Segment(float(places[0]), float(places[-1])), places[:, None], values, len(places) - 1)(steps[:, None])
         )
-        for s in stacked(points)
-    )
-    return PlaneScan(axis, axis.copy(), tasks)
-
-
-def scan_line(
-    objective: Objective,
-    adapter: Adapter,
-    d: Direction,
-    steps: Sequence[float],
-    advance: Callable[[], None] = lambda: None,
-) -> tuple[AnswerStatistics, ...]:
-    """Per task the statistics at theta + a d for every a in `steps`, leading axis the step."""
-    points = []
-    for a in steps:
-        points.append(objective(point(adapter, [(float(a), d)])))
-        advance()
-    return stacked(points)
+    except NotSmoothError:
+        found = losses(values)
+        return np.stack([np.interp(steps, places, column) for column in found.T], axis=1)

@@ -141,30 +141,123 @@ def landscape_table(results: Mapping[str, Any]) -> Table:
     rows = []
     for checkpoint, landscape in results["landscapes"].items():
         for task, surface in landscape["surfaces"].items():
-            m, rise = surface["metrics"], surface["mean_rise"]
+            m = surface["metrics"]
+            numbers = (m[name] for name in ("centre", "maximum", "standard_deviation", "range"))
             rows.append(
                 (
                     f"{spoken(task)}, {spoken(checkpoint)}",
-                    measured(m["centre"]),
-                    measured(m["maximum"]),
-                    measured(m["standard_deviation"]),
-                    measured(m["curvature_centre"]),
-                    measured(m["range"]),
+                    *(measured(value) for value in numbers),
+                    _fit_error(surface["error"], landscape["fit"]),
+                )
+            )
+    header = ("loss of", "centre", "max.", "s.d.", "range", "error")
+    first = next(iter(results["landscapes"].values()))
+    note = (
+        f"{_SPACES[first['space']]}, distance {first['distance']:g}; {_how_made(list(results['landscapes'].values()))}."
+    )
+    notes = [f"{spoken(name)}: {entry['note']}." for name, entry in results["landscapes"].items() if entry["note"]]
+    return Table("Loss landscape (nats)", header, tuple(rows), " ".join([note, *notes]))
+
+
+_SPACES = {
+    "adapter": "adapter space (invariant under LoRA's GL(r))",
+    "weight": "weight space (filter-normalised directions)",
+    "raw": "raw space (another gauge of the same adapter has another landscape)",
+}
+
+
+def _how_made(landscapes: Sequence[Mapping[str, Any]]) -> str:
+    """Where the cells of the surfaces come from, and what the column "error" is."""
+    fits = [landscape["fit"] for landscape in landscapes if landscape["fit"] is not None]
+    grids = sorted({len(landscape["alphas"]) for landscape in landscapes if landscape["fit"] is None})
+    said = [f"{cells} x {cells} cells, each evaluated" for cells in grids]
+    if fits:
+        cells = max(len(landscape["alphas"]) for landscape in landscapes if landscape["fit"] is not None)
+        spent = " or ".join(str(count) for count in sorted({fit["evaluations"] for fit in fits}))
+        said.append(
+            f"{cells} x {cells} cells from a fit to {spent} evaluations; error: the largest at {fits[0]['check_points']} of "
+            f"them, random points that the fit had not seen, as a share of the range (at most 2 nats), asked for "
+            f"{_share(fits[0]['tolerance'])}"
+        )
+    return "; ".join(said)
+
+
+def _fit_error(error: Mapping[str, Any] | None, fit: Mapping[str, Any] | None) -> str:
+    """`0.3%`, `24%, not converged`, or "-" where nothing was fitted."""
+    if error is None or fit is None:
+        return "-"
+    converged = float(error["relative"]) <= float(fit["tolerance"])
+    return f"{_share(error['relative'])}{'' if converged else ', not converged'}"
+
+
+def _share(value: float | str) -> str:
+    """A share in percent, with a decimal where it is small."""
+    percent = 100 * float(value)
+    return f"{percent:.1f}%".replace(".0%", "%") if abs(percent) < 9.95 else f"{percent:.0f}%"
+
+
+def flatness_table(results: Mapping[str, Any]) -> Table:
+    """What says how sharp every surface is at its checkpoint."""
+    rows = []
+    for checkpoint, landscape in results["landscapes"].items():
+        for task, surface in landscape["surfaces"].items():
+            m, rise, basin = surface["metrics"], surface["mean_rise"], surface["lines"]["basin_radius"]
+            error = m["curvature_centre_error"]
+            rows.append(
+                (
+                    f"{spoken(task)}, {spoken(checkpoint)}",
+                    measured(m["curvature_centre"]) if error is None else value_and_error(m["curvature_centre"], error),
                     value_and_error(rise["value"], rise["stderr"]),
+                    f"{landscape['distance']:g} or more" if basin["value"] is None else number(basin["value"]),
+                    _share(m["share_within"]),
                 )
             )
     first = next(iter(results["landscapes"].values()))
-    header = ("loss of", "centre", "max.", "s.d.", "curv.", "range", "mean rise")
-    cells = len(first["alphas"])
+    surface = next(iter(first["surfaces"].values()))
+    tau = surface["lines"]["basin_radius"]["tau"]
+    header = ("loss of", "curvature", "mean rise", "basin radius", "share of plane")
     note = (
-        f"{first['space']} space (invariant under LoRA's GL(r)), distance {first['distance']:g}, {cells} x {cells} cells; "
-        f"mean rise at that distance over {_directions(first)} directions; curv.: largest |eigenvalue| at the centre."
+        f"curvature: largest |eigenvalue| at the centre, its error what the fit's last degree changed; mean rise at "
+        f"distance {first['distance']:g} over {surface['mean_rise']['directions']} directions, with its standard error; basin "
+        f"radius: how far their mean loss stays within {tau:g} nats of the centre's; share of plane: how much of it does."
     )
-    return Table("Loss landscape (nats)", header, tuple(rows), note)
+    return Table("Flatness (nats)", header, tuple(rows), note)
 
 
-def _directions(landscape: Mapping[str, Any]) -> int:
-    return int(next(iter(landscape["surfaces"].values()))["mean_rise"]["directions"])
+def between_table(results: Mapping[str, Any]) -> Table:
+    """The loss on the way from each checkpoint to the next, and the point that keeps all tasks best."""
+    rows = []
+    for path in results["paths"]:
+        best = path["repair"]
+        for task, found in path["tasks"].items():
+            rows.append(
+                (
+                    f"{spoken(task)}, {spoken(path['from'])} to {spoken(path['to'])}",
+                    measured(found["barrier"]["value"]),
+                    number(found["barrier"]["at"]),
+                    _fit_error(found["error"], path),
+                    number(best["t"]),
+                    number(best["loss_on_the_others"][task]),
+                )
+            )
+    header = ("loss of, on the way", "barrier", "at t", "error", "t*", "loss at t*")
+    notes = [
+        "t = 0: the earlier checkpoint, t = 1: the later; barrier: the most that the loss rises above the straight line "
+        "between its two ends; t*: the least mean loss of the tasks, chosen on half of the items; loss at t*: on the other."
+    ]
+    notes += [
+        f"{spoken(path['from'])} to {spoken(path['to'])}: {path['evaluations']} evaluations."
+        for path in results["paths"]
+    ]
+    plane = results["checkpoint_plane"]
+    if plane is not None:
+        errors = [
+            f"{spoken(task)} {_fit_error(found['error'], plane['fit'])}" for task, found in plane["surfaces"].items()
+        ]
+        names = ", ".join(map(spoken, plane["checkpoints"]))
+        notes.append(f"plane through {names}: {plane['fit']['evaluations']} evaluations, error {'; '.join(errors)}.")
+    notes += [f"{sentence}." for sentence in results["between_notes"]]
+    return Table("Between the checkpoints (nats)", header, tuple(rows), " ".join(notes))
 
 
 def comparison_table(results: Mapping[str, Any]) -> Table:
@@ -174,19 +267,27 @@ def comparison_table(results: Mapping[str, Any]) -> Table:
         (
             f"{spoken(entry['task'])}, {spoken(entry['before'])} to {spoken(entry['after'])}",
             value_and_error(entry["mean_rise"]["change"], entry["mean_rise"]["stderr"]),
-            number(entry["metrics"]["curvature_centre"]["change"]),
-            number(entry["metrics"]["centre"]["change"]),
+            measured(entry["metrics"]["curvature_centre"]["change"]),
+            measured(entry["metrics"]["centre"]["change"]),
             words[entry["sharper"]],
         )
         for entry in results["landscape_comparison"]
     )
-    header = ("surface", "mean rise", "max. curvature", "centre", "verdict (2 stderr)")
+    header = ("surface", "mean rise", "curvature", "centre", "verdict (2 stderr)")
     return Table("Change of the landscape (nats)", header, rows)
 
 
 def all_tables(results: Mapping[str, Any]) -> list[Table]:
     """Every table, in reading order."""
-    makers = (accuracy_matrix, forgetting_table, summary_table, landscape_table, comparison_table)
+    makers = (
+        accuracy_matrix,
+        forgetting_table,
+        summary_table,
+        landscape_table,
+        flatness_table,
+        comparison_table,
+        between_table,
+    )
     return [make(results) for make in makers]
 
 

@@ -1,0 +1,150 @@
+"""Commands on what is there already: `llm-forgetting landscape ADAPTER_DIR` and `llm-forgetting repair RUN`."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_forgetting.command_line import Parser, log_file, quiet_libraries, say
+from llm_forgetting.config import ExperimentConfig, ScanConfig, to_dict
+from llm_forgetting.config_files import config_help, parse_config, parse_scan
+from llm_forgetting.errors import UserError
+
+if TYPE_CHECKING:
+    from llm_forgetting.terminal import Terminal
+
+
+def landscape(arguments: list[str]) -> int:
+    """`llm-forgetting landscape`: surfaces around a saved adapter, and on the way to another."""
+    options, config = parse_landscape(arguments)
+    quiet_libraries()
+    from llm_forgetting.artifacts import RunFolder
+    from llm_forgetting.scan_adapter import save_scan, scan_adapter
+    from llm_forgetting.terminal import Terminal
+
+    terminal = Terminal()
+    adapters = [Path(options.adapter), *([Path(options.to)] if options.to else [])]
+    if options.resume:
+        folder = RunFolder(Path(options.resume))
+        if not folder.phases.is_dir():
+            raise UserError(f"--resume needs the folder of an earlier scan, {options.resume} is not one")
+    else:
+        folder = RunFolder.create(Path(config.output.folder), prefix="landscape")
+    with folder.locked(), log_file(folder.path / "run.log"):
+        say(f"writing to {folder.path}")
+        try:
+            content = scan_adapter(config, adapters, folder, terminal)
+        except KeyboardInterrupt:
+            again = " ".join(
+                ["llm-forgetting landscape", *arguments, *([] if options.resume else ["--resume", str(folder.path)])]
+            )
+            say(f"\nstopped; nothing evaluated is lost. Go on with: {again}")
+            return 130
+        save_scan(content, folder, dpi=config.output.dpi)
+    _show(terminal, content, folder.path)
+    return 0
+
+
+def _show(terminal: "Terminal", content: dict[str, Any], folder: Path) -> None:
+    from llm_forgetting.report.tables import between_table, landscape_table
+
+    for table in (landscape_table(content), *([between_table(content)] if content["paths"] else [])):
+        terminal.show_table(table)
+    for warning in content["warnings"]:
+        terminal.warn(warning)
+    say(f"Everything is in {folder}: landscape.json and {len(content['figures'])} figures, as PNG and PDF.")
+
+
+def parse_landscape(arguments: list[str]) -> tuple[argparse.Namespace, ScanConfig]:
+    """The options of `landscape` and the configuration they resolve to."""
+    parser = Parser(
+        "llm-forgetting landscape",
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="llm-forgetting landscape ADAPTER_DIR --task NAME [--task NAME ...] [--to ADAPTER_DIR] [--DOTTED.PATH VALUE ...]",
+        description="The loss landscape around a saved PEFT LoRA adapter, on any tasks: with --to also the path to another "
+        "adapter on the same backbone, and the plane through both and the backbone itself.",
+    )
+    parser.add_argument("adapter", nargs="?", metavar="ADAPTER_DIR", help="a folder with adapter_model.safetensors")
+    main_options = parser.add_argument_group("main options")
+    main_options.add_argument("-h", "--help", action="store_true", help="show this help and stop")
+    main_options.add_argument("--task", action="append", default=[], metavar="NAME", help="see `llm-forgetting tasks`")
+    main_options.add_argument("--to", metavar="ADAPTER_DIR", help="a second adapter on the same backbone")
+    main_options.add_argument("--resume", metavar="DIR", help="go on with a scan that was stopped, options as before")
+    main_options.add_argument("--model_name", metavar="NAME", help="model.name; default: what the adapter names itself")
+    main_options.add_argument("--output_dir", metavar="DIR", help="output.folder")
+    main_options.add_argument("--seed", metavar="N", help="data.seed and landscape.seed")
+    options, dotted = parser.parse_known_args(arguments)
+    if options.help:
+        say(
+            parser.format_help()
+            + "\nevery field of the configuration, by its dotted path:\n\n"
+            + config_help(ScanConfig)
+        )
+        raise SystemExit(0)
+    if options.adapter is None:
+        raise UserError("the folder of a saved LoRA adapter must be given (see llm-forgetting landscape --help)")
+    pairs = {"model.name": options.model_name, "output.folder": options.output_dir}
+    pairs |= {"data.seed": options.seed, "landscape.seed": options.seed}
+    dotted += [f"--{path}={value}" for path, value in pairs.items() if value is not None]
+    return options, parse_scan(dotted, options.task)
+
+
+def repair(arguments: list[str]) -> int:
+    """`llm-forgetting repair`: export and score the adapter at t* of a finished run."""
+    parser = Parser(
+        "llm-forgetting repair",
+        description="Export the adapter part of the way from one checkpoint to the next at which both tasks are kept best, as "
+        "the run's path phase found it, and score it on items that had no part in choosing it.",
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument(
+        "--rank", type=_positive, help="cut the adapter to this rank; default: exact, both ranks together"
+    )
+    parser.add_argument("--t", type=_share, help="take this point of the path instead of t*, between 0 and 1")
+    options = parser.parse_args(arguments)
+    folder = Path(options.run)
+    config = parse_config(str(folder / "config.yaml"), [], resumed=True)
+    if not (folder / "results.json").is_file():
+        raise UserError(
+            f"{folder} must hold a finished run (results.json), go on with: llm-forgetting run --resume {folder}"
+        )
+    return _repair_in(folder, config, options)
+
+
+def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespace) -> int:
+    quiet_libraries()
+    from llm_forgetting.artifacts import RunFolder, encode_json
+    from llm_forgetting.experiment import load_results
+    from llm_forgetting.repair import path_of
+    from llm_forgetting.repair import repair as repair_run
+    from llm_forgetting.report.repair import repair_table
+    from llm_forgetting.session import Session
+    from llm_forgetting.terminal import Terminal
+
+    terminal, run = Terminal(), RunFolder(folder)
+    path = path_of(load_results(folder))
+    with run.locked(), log_file(folder / "run.log"):
+        found = repair_run(Session(config, folder, terminal), path, rank=options.rank, t=options.t)
+        run.write("repair.json", encode_json({"config": to_dict(config), **found}))
+    terminal.show_table(repair_table(json.loads((folder / "repair.json").read_text(encoding="utf-8"))))
+    say(
+        f"The adapter is in {folder / found['adapter']} (PeftModel.from_pretrained loads it), the numbers in repair.json."
+    )
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, was {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, was {text!r}")
+    return value

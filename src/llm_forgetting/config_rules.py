@@ -1,0 +1,102 @@
+"""What makes a configuration impossible, as far as that can be known without data and model."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Per dotted path: the smallest legal value, and whether it is legal itself.
+LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
+    "lora.rank": (1, True),
+    "lora.alpha": (0, False),
+    "lora.dropout": (0, True),
+    "training.batch_size": (1, True),
+    "training.learning_rate": (0, False),
+    "training.num_epochs": (1, True),
+    "training.warmup_ratio": (0, True),
+    "training.weight_decay": (0, True),
+    "training.max_grad_norm": (0, True),
+    "training.gradient_accumulation_steps": (1, True),
+    "training.seed": (0, True),
+    "data.train_items": (1, True),
+    "data.test_items": (1, True),
+    "data.items_per_task": (2, True),
+    "data.few_shot": (0, True),
+    "data.max_tokens": (16, True),
+    "data.seed": (0, True),
+    "evaluation.batch_size": (1, True),
+    "landscape.directions": (2, True),
+    "landscape.distance": (0, False),
+    "landscape.resolution": (3, True),
+    "landscape.num_items": (1, True),
+    "landscape.tolerance": (0, False),
+    "landscape.max_evaluations": (23, True),
+    "landscape.tau": (0, False),
+    "landscape.batch_size": (1, True),
+    "landscape.points_per_forward": (1, True),
+    "landscape.self_test_items": (1, True),
+    "landscape.seed": (0, True),
+    "output.dpi": (50, True),
+}
+
+
+def problems(sections: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
+    """What makes a configuration impossible, one line each.
+
+    `sections` are those that it has, by name; `values` its fields by their dotted paths.
+    """
+    for path, (bound, inclusive) in LOWER_BOUNDS.items():
+        value = values.get(path)
+        if value is not None and not (value >= bound if inclusive else value > bound):
+            yield f"{path} must be {'at least' if inclusive else 'greater than'} {bound:g}, was {value!r}"
+    if "training" in sections:
+        yield from _training_problems(sections["lora"], sections["training"])
+    yield from _data_problems(sections["data"])
+    yield from _landscape_problems(sections["data"], sections["landscape"])
+    if sections["model"].name == "synthetic" and sections["data"].source != "synthetic":
+        yield (
+            f"model.name=synthetic knows only the words of data.source=synthetic, which is {sections['data'].source}"
+        )
+
+
+def _training_problems(lora: Any, training: Any) -> Iterator[str]:
+    if lora.dropout >= 1:
+        yield f"lora.dropout must be below 1, was {lora.dropout!r}"
+    if not lora.target_modules:
+        yield "lora.target_modules must name at least one module, or be all-linear; was empty"
+    if training.warmup_ratio > 1:
+        yield f"training.warmup_ratio must be at most 1, was {training.warmup_ratio!r}"
+
+
+def _data_problems(data: Any) -> Iterator[str]:
+    if not 0 < data.train_fraction < 1:
+        yield f"data.train_fraction must lie between 0 and 1, was {data.train_fraction!r}"
+    if data.source == "local" and data.path is None:
+        yield "data.path must name the MMLU folder or JSONL file when data.source is local, was null"
+    if data.source in ("embedded", "synthetic") and data.path is not None:
+        yield f"data.path has no meaning when data.source is {data.source}, was {data.path!r}; set data.source to local or hub"
+    if data.source != "hub" and (data.columns or data.hub_config):
+        yield f"data.columns and data.hub_config are for data.source=hub, which is {data.source}"
+    unknown = sorted(set(data.columns) - {"question", "choices", "answer", "subject"})
+    if unknown:
+        yield f"data.columns may name question, choices, answer and subject, named {', '.join(unknown)}"
+    if data.items_per_task is not None and (data.train_items or 1) + (data.test_items or 1) > data.items_per_task:
+        yield (
+            f"data.train_items + data.test_items must fit into data.items_per_task={data.items_per_task}, "
+            f"were {data.train_items} + {data.test_items}"
+        )
+
+
+def _landscape_problems(data: Any, landscape: Any) -> Iterator[str]:
+    if landscape.resolution is not None and landscape.resolution % 2 == 0:
+        yield f"landscape.resolution must be odd (the checkpoint is the centre cell), was {landscape.resolution}"
+    available = data.train_items if landscape.items == "train" else data.test_items
+    if available is not None and landscape.num_items > available:
+        yield (
+            f"landscape.num_items must be at most data.{landscape.items}_items={available}, was {landscape.num_items}"
+        )
+    if landscape.self_test_items > landscape.num_items:
+        yield (
+            f"landscape.self_test_items must be at most landscape.num_items={landscape.num_items}, "
+            f"was {landscape.self_test_items}"
+        )
+    if landscape.trajectory and not landscape.checkpoint_plane:
+        yield "landscape.trajectory needs landscape.checkpoint_plane=true, it is false: there is no plane to project onto"

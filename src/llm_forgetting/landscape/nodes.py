@@ -1,0 +1,73 @@
+"""Evaluations that are made once: looked up in a journal first, so that a scan that was stopped goes on at its next point."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llm_forgetting.landscape.spaces import Point
+from llm_forgetting.objective import Floats
+
+ValuesAt = Callable[[Iterable[Point]], Iterator[Floats]]
+
+
+class Journal:
+    """A text file with a line per evaluation, appended at once; a last line that was cut short is written anew.
+
+    Numbers are written so that they come back bit for bit. Without a path nothing is kept.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._known: dict[str, Floats] = {}
+        if path is not None and path.exists():
+            whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+            for line in whole.splitlines():
+                key, values = json.loads(line)
+                self._known[key] = np.array(values, dtype=np.float64)
+            path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+
+    def get(self, key: str) -> Floats | None:
+        """The values kept under `key`."""
+        return self._known.get(key)
+
+    def put(self, key: str, values: Floats) -> None:
+        """Keep `values` (m,)."""
+        self._known[key] = values
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([key, values.tolist()]) + "\n")
+
+    def clear(self) -> None:
+        """Forget everything: the scan is finished and its result kept elsewhere."""
+        self._known.clear()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+class Nodes:
+    """Values (p, m) at coordinates of a named family of points, each evaluated once."""
+
+    def __init__(self, values_at: ValuesAt, journal: Journal | None = None, advance: Callable[[], None] = lambda: None):
+        self._values_at = values_at
+        self._journal = journal or Journal()
+        self._advance = advance
+        self.evaluations = 0
+
+    def at(self, family: str, coordinates: Floats, point: Callable[[Sequence[float]], Point]) -> Floats:
+        """(p, m) values at `coordinates` (p, d); `point` maps one row of them to what is evaluated.
+
+        Points are made one at a time, when their turn comes.
+        """
+        rows = [tuple(map(float, row)) for row in coordinates]
+        keys = [" ".join([family, *(repr(x + 0.0) for x in row)]) for row in rows]
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if self._journal.get(key) is None}
+        self.evaluations += len(set(keys))
+        for _ in range(len(set(keys)) - len(missing)):
+            self._advance()
+        for key, values in zip(missing, self._values_at(point(row) for row in missing.values()), strict=True):
+            self._journal.put(key, values)
+            self._advance()
+        found = [self._journal.get(key) for key in keys]
+        return np.stack([values for values in found if values is not None])

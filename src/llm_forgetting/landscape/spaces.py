@@ -1,0 +1,210 @@
+"""Direction spaces: what a random direction is, how long a checkpoint is in it, and what lies at a step along directions."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llm_forgetting.errors import UserError
+from llm_forgetting.landscape import directions as adapter_directions
+from llm_forgetting.landscape.directions import Direction, gaussian_chunks, orthogonal_directions, point
+from llm_forgetting.landscape.gauge import Adapter, Factors, adapter_norm
+from llm_forgetting.seeding import derive_seed
+
+Point = Mapping[str, Factors]
+
+
+class Space(Protocol):
+    """Coordinates around one checkpoint. Directions are opaque to whoever scans: only the space knows what they are."""
+
+    @property
+    def norm(self) -> float:
+        """|P|: the Frobenius norm of the checkpoint over all modules, in this space's coordinates."""
+        ...
+
+    def directions(self, seed: int, count: int, length: float) -> list[Any]:
+        """`count` random directions, mutually orthogonal, each of norm `length`."""
+        ...
+
+    def point(self, steps: Sequence[tuple[float, Any]]) -> Point:
+        """The checkpoint moved by sum a_i d_i."""
+        ...
+
+    def cosine(self, d: Any, e: Any) -> float:
+        """Cosine of two directions."""
+        ...
+
+
+@dataclass(frozen=True)
+class AdapterSpace:
+    """The adapter's own reachable set, in canonical factors: independent of the gauge (see `directions`)."""
+
+    adapter: Adapter
+
+    @property
+    def norm(self) -> float:
+        """sqrt(2 sum of singular values)."""
+        return adapter_norm(self.adapter)
+
+    def directions(self, seed: int, count: int, length: float) -> list[Direction]:
+        """Directions drawn from ambient Gaussians; UserError where delta W = 0."""
+        return orthogonal_directions(self.adapter, seed, count, length)
+
+    def point(self, steps: Sequence[tuple[float, Direction]]) -> Point:
+        """(B + sum a dB)(A + sum a dA): of the same rank."""
+        return point(self.adapter, list(steps))
+
+    def cosine(self, d: Direction, e: Direction) -> float:
+        """In the Frobenius product over both factors."""
+        return _cosine(d, e)
+
+
+@dataclass(frozen=True)
+class RawSpace:
+    """A and B as they were written down, with Gaussian directions: not comparable between gauges, for old papers only."""
+
+    factors: Mapping[str, Factors]
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm over both factors."""
+        return adapter_directions.norm(self.factors)
+
+    def directions(self, seed: int, count: int, length: float) -> list[Direction]:
+        """Independent standard normal entries of A and B, made orthogonal, then rescaled."""
+
+        def draw(index: int) -> Direction:
+            return {
+                name: Factors(
+                    *(
+                        _normal(part, derive_seed(seed, "raw", index, name, n))
+                        for n, part in zip("BA", vars(f).values(), strict=True)
+                    )
+                )
+                for name, f in self.factors.items()
+            }
+
+        return adapter_directions.orthogonalised(map(draw, range(count)), length)
+
+    def point(self, steps: Sequence[tuple[float, Direction]]) -> Point:
+        """A and B moved by sum a (dA, dB)."""
+        return adapter_directions.combined([(1.0, self.factors), *((a, d) for a, d in steps if a != 0)])
+
+    def cosine(self, d: Direction, e: Direction) -> float:
+        """In the Frobenius product over both factors."""
+        return _cosine(d, e)
+
+
+def _normal(like: torch.Tensor, seed: int) -> torch.Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+def _cosine(d: Direction, e: Direction) -> float:
+    return adapter_directions.inner(d, e) / (adapter_directions.norm(d) * adapter_directions.norm(e))
+
+
+@dataclass(frozen=True)
+class WeightDirection:
+    """A combination of the Gaussians of stream `seed`: only its coefficients, the first of Gaussian number 0."""
+
+    seed: int
+    coefficients: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Displaced(Factors):
+    """delta W = B A + noise of one module, the noise too large to keep: `blocks` draws it anew, some rows at a time."""
+
+    row_norms: torch.Tensor
+    module: str
+    noise: WeightDirection
+
+    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """(rows, their noise (rows, d_in)), on the CPU in float32."""
+        used = [index for index, weight in enumerate(self.noise.coefficients) if weight]
+        for rows, blocks in scaled_gaussians(self.noise.seed, self.module, used, self.row_norms, self.A.shape[1]):
+            total = torch.zeros_like(blocks[0])
+            for index, block in zip(used, blocks, strict=True):
+                total.add_(block, alpha=self.noise.coefficients[index])
+            yield rows, total
+
+
+def scaled_gaussians(
+    seed: int, module: str, indices: Sequence[int], row_norms: torch.Tensor, columns: int
+) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+    """Block by block the Gaussians number `indices` of one module, every row scaled to the norm of the weight's row.
+
+    Streams are named (seed, `weight`, index, module); blocks are of 256 rows.
+    """
+    streams = [gaussian_chunks(derive_seed(seed, "weight", n, module), len(row_norms), columns) for n in indices]
+    for blocks in zip(*streams, strict=True):
+        rows = blocks[0][0]
+        yield rows, [block.mul_((row_norms[rows] / block.norm(dim=1))[:, None]) for _, block in blocks]
+
+
+class WeightSpace:
+    """The merged weights W' = W + delta W: Gaussian directions with the row norms of W' (filter normalisation, Li et al. 2018).
+
+    `row_norms` (d_out,) per module are those of W'. Nothing of the size of the weights is kept: Gaussians are drawn from their
+    seed whenever they are needed.
+    """
+
+    def __init__(self, factors: Mapping[str, Factors], row_norms: Mapping[str, torch.Tensor]) -> None:
+        self._factors = factors
+        self._row_norms = {name: norms.float().cpu() for name, norms in row_norms.items()}
+
+    @property
+    def norm(self) -> float:
+        """|W'| over all adapted modules."""
+        return math.sqrt(sum(float(norms.double().square().sum()) for norms in self._row_norms.values()))
+
+    def _products(self, seed: int, indices: Sequence[int]) -> NDArray[np.float64]:
+        gram = np.zeros((len(indices), len(indices)))
+        for name, pair in self._factors.items():
+            for _, blocks in scaled_gaussians(seed, name, indices, self._row_norms[name], pair.A.shape[1]):
+                flat = torch.stack([block.reshape(-1) for block in blocks])
+                gram += (flat @ flat.T).double().numpy()
+        return gram
+
+    def directions(self, seed: int, count: int, length: float) -> list[WeightDirection]:
+        """The first two orthogonal, the others independent draws (which are orthogonal to about 1e-4 anyway)."""
+        gram = self._products(seed, range(min(count, 2)))
+        # Rows of the inverse Cholesky factor are orthonormal combinations, the k-th of the first k Gaussians.
+        plane = np.linalg.inv(np.linalg.cholesky(gram)) * length
+        own = self.norm  # of every Gaussian: its rows have the norms of W'
+        others = [(*[0.0] * index, length / own) for index in range(2, count)]
+        return [WeightDirection(seed, tuple(map(float, row))) for row in [*plane, *others]]
+
+    def point(self, steps: Sequence[tuple[float, WeightDirection]]) -> Point:
+        """W' moved by sum a_i d_i."""
+        moved = [(a, d) for a, d in steps if a != 0]
+        if not moved:
+            return self._factors
+        total = np.zeros(max(len(d.coefficients) for _, d in moved))
+        for a, d in moved:
+            total[: len(d.coefficients)] += a * np.array(d.coefficients)
+        noise = WeightDirection(moved[0][1].seed, tuple(map(float, total)))
+        return {
+            name: Displaced(B=pair.B, A=pair.A, row_norms=self._row_norms[name], module=name, noise=noise)
+            for name, pair in self._factors.items()
+        }
+
+    def cosine(self, d: WeightDirection, e: WeightDirection) -> float:
+        """In the Frobenius product over all modules."""
+        used = range(max(len(d.coefficients), len(e.coefficients)))
+        gram = self._products(d.seed, used)
+        x, y = (np.array([*v.coefficients, *[0.0] * (len(used) - len(v.coefficients))]) for v in (d, e))
+        return float(x @ gram @ y / math.sqrt((x @ gram @ x) * (y @ gram @ y)))
+
+
+def refuse_in_low_precision(dtype: torch.dtype) -> None:
+    """UserError where weight space cannot be written into the weights without rounding the step away."""
+    if dtype not in (torch.float32, torch.float64):
+        raise UserError(
+            f"landscape.space=weight needs weights in float32 (model.dtype=float32), theirs is "
+            f"{str(dtype).removeprefix('torch.')}, in which a small step is rounded away; or use landscape.space=adapter"
+        )

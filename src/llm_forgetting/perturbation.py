@@ -1,0 +1,97 @@
+"""Moving a model with LoRA layers to other updates delta W, and back without a trace.
+
+The layers are PEFT's (`get_base_layer`, `fan_in_fan_out`), their own adapters switched off by the caller.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.landscape.spaces import Displaced
+
+Point = Mapping[str, Factors]
+
+
+def _weight(layer: Any) -> torch.Tensor:
+    weight: torch.Tensor = layer.get_base_layer().weight
+    return weight
+
+
+@torch.no_grad()
+def merged_weight(layer: Any, update: Factors) -> torch.Tensor:
+    """W + B A of one layer, (d_out, d_in), whichever way round the layer keeps W."""
+    weight = _weight(layer).detach()
+    upright = weight.T if layer.fan_in_fan_out else weight
+    return upright + (update.B @ update.A).to(upright)
+
+
+@contextmanager
+def merged(layers: Mapping[str, Any]) -> Iterator[Callable[[Point], None]]:
+    """A setter that writes W + B A (and noise, in weight space) into every layer, from a snapshot of W taken now.
+
+    On leaving, W is copied back from the snapshot: an inverse step would drift. Costs one copy of these weights.
+    """
+    weights = [_weight(layer) for layer in layers.values()]
+    snapshot = [weight.detach().clone() for weight in weights]
+
+    @torch.no_grad()
+    def move(point: Point) -> None:
+        for (name, layer), weight, original in zip(layers.items(), weights, snapshot, strict=True):
+            update = point[name]
+            B, A = update.B.to(weight), update.A.to(weight)
+            left, right = (A.T, B.T) if layer.fan_in_fan_out else (B, A)
+            torch.addmm(original, left, right, out=weight)
+            if isinstance(update, Displaced):
+                upright = weight.T if layer.fan_in_fan_out else weight
+                for rows, block in update.blocks():
+                    upright[rows] += block.to(weight)
+
+    try:
+        yield move
+    finally:
+        with torch.no_grad():
+            for weight, original in zip(weights, snapshot, strict=True):
+                weight.copy_(original)
+
+
+@contextmanager
+def beside(layers: Mapping[str, Any]) -> Iterator[Callable[[Sequence[Point]], None]]:
+    """A setter that adds (x A_p^T) B_p^T to what every layer makes of row p of the batch; W is never written.
+
+    One point serves every row. Several points are one batch with a row for each, so they share one forward of the backbone.
+    """
+    stacks: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def move(points: Sequence[Point]) -> None:
+        for name, layer in layers.items():
+            device = _weight(layer).device
+            updates = [point[name] for point in points]
+            if any(isinstance(update, Displaced) for update in updates):
+                raise TypeError("a step of weight space has no low rank, it cannot be applied beside the weights")
+            rank = max(update.A.shape[0] for update in updates)
+            A = torch.stack([F.pad(update.A, (0, 0, 0, rank - update.A.shape[0])) for update in updates])
+            B = torch.stack([F.pad(update.B, (0, rank - update.B.shape[1])) for update in updates])
+            stacks[name] = (A.to(device), B.to(device))
+
+    def hook(name: str) -> Callable[[Any, tuple[Any, ...], torch.Tensor], torch.Tensor]:
+        def add(module: Any, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+            A, B = stacks[name]
+            x = arguments[0].to(A.dtype)
+            if len(A) == 1:
+                update = F.linear(F.linear(x, A[0]), B[0])
+            else:
+                update = torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
+            return output + update.to(output.dtype)
+
+        return add
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield move
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,172 @@
+"""Losses along the straight path from one checkpoint to the next."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from llm_forgetting.objective import Floats
+from llm_forgetting.report.layout import Caption, lay_out, together
+from llm_forgetting.report.quality import Quality, quality
+from llm_forgetting.report.style import DASHES, LINE_COLOURS, MARKERS, SMALL, direction_ticks, even_ticks
+from llm_forgetting.report.tables import SPLIT_WORDS, measured, spoken
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One task along a path: loss and accuracy at its steps (fitted) and at its nodes (measured), and the barrier."""
+
+    task: str
+    loss: Floats
+    accuracy: Floats
+    loss_at_nodes: Floats
+    accuracy_at_nodes: Floats | None
+    barrier: float
+    barrier_at: float
+    resolved: bool
+
+
+@dataclass(frozen=True)
+class Way:
+    """The straight path from one checkpoint to the next, t from 0 to 1."""
+
+    start: str
+    end: str
+    steps: Floats
+    nodes: Floats
+    profiles: tuple[Profile, ...]
+    repair: float
+    caption: Caption
+
+
+def ways_of(results: Mapping[str, Any]) -> list[Way]:
+    """Every measured path in results.json."""
+    split = SPLIT_WORDS[results["config"]["landscape"]["items"]]
+    return [_way(path, split) for path in results.get("paths") or []]
+
+
+def _way(path: Mapping[str, Any], split: str) -> Way:
+    profiles = tuple(_profile(task, entry) for task, entry in path["tasks"].items())
+    state = _worst_quality(path)
+    items = sorted({len(entry["items"]) for entry in path["tasks"].values()})
+    barriers = [together(f"{spoken(p.task)} {measured(p.barrier)}") for p in profiles if p.resolved]
+    return Way(
+        start=path["from"],
+        end=path["to"],
+        steps=np.array(path["steps"], dtype=float),
+        nodes=np.array(path["nodes"], dtype=float),
+        profiles=profiles,
+        repair=float(path["repair"]["t"]),
+        caption=Caption(
+            f"{spoken(path['from'])} to {spoken(path['to'])}",
+            (
+                f"{' or '.join(map(str, items))} {split} items per task",
+                state.fact,
+                f"barrier in nats: {', '.join(barriers)}" if barriers else "no barrier",
+            ),
+            state.alarms,
+            above=14,
+        ),
+    )
+
+
+def _worst_quality(path: Mapping[str, Any]) -> Quality:
+    """Of the task whose fit errs most, as one fit stands behind all."""
+    entry = max(path["tasks"].values(), key=lambda task: float(task["error"]["relative"]))
+    fit = {"evaluations": len(path["nodes"]), "converged": path["converged"], "tolerance": path["tolerance"]}
+    return quality(fit, entry["error"], np.array(entry["loss"], dtype=float))
+
+
+def _profile(task: str, entry: Mapping[str, Any]) -> Profile:
+    at_nodes = entry["at_nodes"]
+    return Profile(
+        task=task,
+        loss=np.array(entry["loss"], dtype=float),
+        accuracy=np.array(entry["accuracy"], dtype=float),
+        loss_at_nodes=np.array(at_nodes["loss"], dtype=float),
+        accuracy_at_nodes=np.array(at_nodes["accuracy"], dtype=float) if "accuracy" in at_nodes else None,
+        barrier=float(entry["barrier"]["value"]),
+        barrier_at=float(entry["barrier"]["at"]),
+        # A barrier within the fit's own error is not told from none.
+        resolved=float(entry["barrier"]["value"]) > float(entry["error"]["largest"]),
+    )
+
+
+def paths_figure(ways: Sequence[Way]) -> Figure:
+    """A column per path: every task's loss, and below it its accuracy."""
+    captions = {
+        (row, column): (Caption(""), way.caption)[row == 0] for column, way in enumerate(ways) for row in (0, 1)
+    }
+    tasks = [profile.task for profile in ways[0].profiles]
+    panels = lay_out(
+        captions,
+        aspect=0.62,
+        x_label="share of the way, t",
+        y_labels=["loss (nats per item)", "accuracy"],
+        right=0.1,
+        below=0.1 + 0.15 * -(-len(tasks) // 2),
+    )
+    for column, way in enumerate(ways):
+        upper, lower = panels.axes[0, column], panels.axes[1, column]
+        for number, profile in enumerate(way.profiles):
+            _profile_lines(upper, lower, way, profile, number)
+        for axes in (upper, lower):
+            axes.axvline(way.repair, color="black", linewidth=0.8, linestyle=(0, (1.2, 1.6)), zorder=1)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlim(-0.02, 1.02)
+            direction_ticks(axes.xaxis)
+            even_ticks(axes.yaxis, 5)
+        lower.set_ylim(-0.04, 1.04)
+        _name_repair(upper, way.repair)
+    panels.level([0])
+    _path_legend(panels.figure, tasks)
+    return panels.figure
+
+
+def _profile_lines(upper: Axes, lower: Axes, way: Way, profile: Profile, number: int) -> None:
+    """Lines for the fit, dots where it was measured, the barrier as an arrow up from the straight line between the ends."""
+    look = line_look(number)
+    dots = {"linestyle": "none", "marker": MARKERS[number % len(MARKERS)], "color": look["color"], "markersize": 3.2}
+    upper.plot(way.steps, profile.loss, **look)
+    upper.plot(way.nodes, profile.loss_at_nodes, **dots)
+    lower.plot(way.steps, profile.accuracy, drawstyle="steps-mid", **look)
+    if profile.accuracy_at_nodes is not None:
+        lower.plot(way.nodes, profile.accuracy_at_nodes, **dots)
+    if profile.resolved:
+        upper.plot([0, 1], profile.loss[[0, -1]], color=look["color"], linewidth=0.6, linestyle=":")
+        top = float(np.interp(profile.barrier_at, way.steps, profile.loss))
+        ends = [(profile.barrier_at, top - profile.barrier), (profile.barrier_at, top)]
+        upper.annotate(
+            "",
+            ends[1],
+            ends[0],
+            arrowprops={"arrowstyle": "<->", "color": look["color"], "lw": 0.8, "shrinkA": 0, "shrinkB": 0},
+        )
+
+
+def line_look(number: int) -> dict[str, Any]:
+    """Colour and dashes of line `number`."""
+    return {
+        "color": LINE_COLOURS[number % len(LINE_COLOURS)],
+        "linestyle": DASHES[number % len(DASHES)],
+        "linewidth": 1.4,
+    }
+
+
+def _name_repair(axes: Axes, t: float) -> None:
+    side = "left" if t < 0.2 else "right" if t > 0.8 else "center"
+    axes.annotate(
+        f"t* = {t:.2f}", (t, 1), (0, 2), xycoords=("data", "axes fraction"), textcoords="offset points", ha=side,
+        va="bottom", fontsize=SMALL,
+    )  # fmt: skip
+
+
+def _path_legend(figure: Figure, tasks: Sequence[str]) -> None:
+    handles: list[Any] = [
+        Line2D([], [], marker=MARKERS[n % len(MARKERS)], markersize=3.2, **line_look(n)) for n in range(len(tasks))
+    ]
+    figure.legend(handles, [spoken(task) for task in tasks], loc="lower center", ncols=2, handlelength=3)

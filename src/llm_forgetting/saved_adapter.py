@@ -1,0 +1,125 @@
+"""Saved LoRA adapters in PEFT's folder format, read and written without PEFT: its names and scales, safetensors only."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.landscape.lowrank import Update
+
+WEIGHTS, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
+PREFIX = "base_model.model."
+# A weight's name, in a saved file or (with the adapter's name in it) in a live model's state dict.
+_NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight")
+
+State = Mapping[str, Any]  # of tensors
+# A state dict or factors; for PEFT models also the folder of a saved adapter, or None: the bare backbone.
+Checkpoint = State | str | os.PathLike[str] | None
+
+
+def weight_name(module: str, factor: str) -> str:
+    """How PEFT calls factor `A` or `B` of a backbone's module in a saved adapter."""
+    return f"{PREFIX}{module}.lora_{factor}.weight"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The adapter's own settings; UserError where `folder` holds no adapter, or one whose weights are a pickle."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            if name == WEIGHTS and (folder / PICKLE).is_file():
+                raise UserError(
+                    f"the adapter in {folder} must be {WEIGHTS}; {PICKLE} is a pickle, which runs code when it is read: save "
+                    f"it again with a current PEFT"
+                )
+            raise UserError(
+                f"a folder with a saved LoRA adapter is needed ({CONFIG}, {WEIGHTS}), {folder} has no {name}"
+            )
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} must be a JSON file, it cannot be read: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else config
+        raise UserError(
+            f"the adapter in {folder} must be plain LoRA (delta W = s B A), its peft_type is {kind}: "
+            f"landscapes of it are not defined here"
+        )
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights of a saved adapter, by PEFT's names, on the CPU."""
+    try:
+        return dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the adapter in {folder} must be a whole {WEIGHTS}: {error}") from error
+
+
+def read_update(folder: Path) -> Update:
+    """delta W = B A of every module of a saved adapter, its own scale absorbed, in float32."""
+    config = read_config(folder)
+    return update_from(read_weights(folder), lambda module, rank: saved_scale(config, module, rank), str(folder))
+
+
+def saved_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """s = alpha / r, alpha / sqrt(r) for rsLoRA, of one module under an adapter's settings."""
+    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
+    found = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    alpha = float(next(found, config["lora_alpha"]))
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def update_from(state: State, scale: Callable[[str, int], float], source: str) -> Update:
+    """delta W = B A from LoRA weights by PEFT's names; `scale` gives s of a (module, rank).
+
+    UserError where a weight is no LoRA matrix or has no partner; `source` is what it then calls them.
+    """
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in state.items():
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise UserError(f"{source} must hold the A and B of a LoRA adapter and nothing else, it holds {name}")
+        parts.setdefault(match["module"], {})[match["factor"]] = tensor.detach().float()
+    alone = [module for module, pair in parts.items() if len(pair) != 2]
+    if alone or not parts:
+        raise UserError(
+            f"{source} must hold both A and B of every module, of {alone[0] if alone else 'none'} it does not"
+        )
+    return {
+        module: Factors(B=pair["B"] * scale(module, pair["A"].shape[0]), A=pair["A"].clone())
+        for module, pair in parts.items()
+    }
+
+
+def fitted(update: Mapping[str, Any], live: Update, source: str) -> Update:
+    """`update` in the order, precision and place of `live`; UserError where it is not of the same modules and shapes."""
+    sizes, found = ({name: (len(pair.B), pair.A.shape[1]) for name, pair in part.items()} for part in (live, update))
+    wrong = sorted(name for name in sizes.keys() | found.keys() if sizes.get(name) != found.get(name))
+    if wrong:
+        raise UserError(
+            f"{source} must adapt the same modules as the model, {len(wrong)} differ: {wrong[0]} is {found.get(wrong[0])}, "
+            f"must be {sizes.get(wrong[0])}"
+        )
+    return {name: Factors(update[name].B.to(pair.B), update[name].A.to(pair.A)) for name, pair in live.items()}
+
+
+def write_weights(folder: Path, update: Update) -> None:
+    """The factors of `update` as the weights of an adapter of scale 1."""
+    save_file(
+        {
+            weight_name(module, factor): getattr(pair, factor).detach().float().cpu().contiguous()
+            for module, pair in update.items()
+            for factor in "AB"
+        },
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )

@@ -1,0 +1,84 @@
+"""The landscape of anyone's saved adapter: the same phases as an experiment's, without the experiment."""
+
+from pathlib import Path
+from typing import Any
+
+from llm_forgetting import results
+from llm_forgetting.artifacts import RunFolder, encode_json
+from llm_forgetting.batches import EncodedItem, encode
+from llm_forgetting.between_checkpoints import analyse_between, no_update
+from llm_forgetting.config import ScanConfig, to_dict
+from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
+from llm_forgetting.language_model import LanguageModel
+from llm_forgetting.progress import Progress
+from llm_forgetting.report.figures import draw_landscapes
+from llm_forgetting.session import choose_landscape_items, source_of, tasks_of
+
+Result = dict[str, Any]
+NAMES = ("adapter", "other")
+
+
+def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, progress: Progress) -> Result:
+    """Surfaces of every task around each adapter (one or two), and for two the path and the plane with the backbone.
+
+    Every scan is kept in `folder` when it is done, every evaluation when it is made. Returns what landscape.json holds.
+    """
+    settings = config.landscape
+    model = LanguageModel.open_adapter(adapters[0], config.model)
+    items = _items(config, model, progress)
+    updates = {}
+    for name, adapter in zip(NAMES, adapters, strict=False):
+        model.load_adapter_weights(adapter)
+        updates[name] = model.adapter_factors()
+    landscapes: dict[str, Result] = {}
+    for name, adapter in zip(NAMES, adapters, strict=False):
+        model.load_adapter_weights(adapter)
+        reference = landscapes[NAMES[0]]["reference_norm"] if landscapes else None
+        with progress.bar(f"landscape of {adapter.name}", evaluations(settings)) as advance:
+            landscapes[name] = folder.once(
+                f"landscape_{name}",
+                lambda reference=reference, advance=advance, name=name: analyse_landscape(  # type: ignore[misc]
+                    model, items, settings, reference_norm=reference, advance=advance,
+                    journal=folder.phases / f"landscape_{name}.journal",
+                ),
+            )  # fmt: skip
+    between = folder.once(
+        "between_checkpoints",
+        lambda: analyse_between(
+            model,
+            items,
+            {"backbone": no_update(updates[NAMES[0]]), **updates},
+            settings,
+            progress=progress,
+            journal=lambda name: folder.phases / f"{name}.journal",
+        ),
+    )
+    content = {
+        "schema_version": results.SCHEMA_VERSION,
+        "config": to_dict(config),
+        "versions": results.versions(),
+        "environment": results.environment(),
+        "model": model.description(),
+        "adapters": dict(zip(NAMES, map(str, adapters), strict=False)),
+        "landscapes": landscapes,
+        **between,
+        "warnings": between["between_notes"],
+    }
+    return dict(results.without_raw_logits(content))
+
+
+def _items(config: ScanConfig, model: LanguageModel, progress: Progress) -> list[tuple[str, list[EncodedItem]]]:
+    tasks = tasks_of(config.data, source_of(config.data, progress.note))
+    chosen = []
+    for task in tasks:
+        split = task.split(config.landscape.items)
+        encoded = encode(model.tokenizer, split, task.shots, config.data.max_tokens)
+        chosen.append((task.name, choose_landscape_items(encoded, task.name, config.landscape)))
+    return chosen
+
+
+def save_scan(content: Result, folder: RunFolder, *, dpi: int) -> None:
+    """landscape.json and the figures."""
+    content["figures"] = draw_landscapes(content, folder.path, dpi=dpi)
+    content["timings"] = folder.timings()
+    folder.write("landscape.json", encode_json(content))
