@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run test lint bench-landscape clean
 
 run: $(VENV)/installed          ## environment, install, the main job; ARGS="--config smoke" and the like are passed on
 	$(BIN)/llm-forgetting run $(ARGS)
@@ -13,6 +13,9 @@ test: $(VENV)/installed-dev     ## style, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+bench-landscape: $(VENV)/installed      ## landscapes: a plain loop, loss-landscapes and ours; ARGS="--repeats 1 --cells 2" for a quick look
+	$(BIN)/python benchmarks/landscape.py $(ARGS)
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)

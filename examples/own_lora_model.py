@@ -51,9 +51,9 @@ def main(folder: Path) -> None:
     train, held_out = sequences(128, seed=1), sequences(32, seed=2)
     batches = {"train": [collate(train[:32])], "held_out": [collate(held_out[:20]), collate(held_out[20:])]}
     adapted = model()
-    callback = lf.FlatnessCallback(None, batches, every=16, directions=4, folder=folder / "trajectory")
+    callback = lf.FlatnessCallback(None, batches, every=8, directions=4, folder=folder / "trajectory")
     arguments = TrainingArguments(
-        output_dir=str(folder / "trainer"), per_device_train_batch_size=16, num_train_epochs=6, learning_rate=1e-2,
+        output_dir=str(folder / "trainer"), per_device_train_batch_size=16, num_train_epochs=4, learning_rate=1e-2,
         lr_scheduler_type="constant", logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
         use_cpu=True, seed=0,
     )  # fmt: skip

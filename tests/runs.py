@@ -102,17 +102,16 @@ class Shell:
         *arguments: object,
         moment: Moment | None = None,
         file_limit: int | None = None,
-        figures: bool = False,
         seconds: float = 100,
     ) -> Finished:
         """`llm-forgetting ARGUMENTS`; `file_limit`: no file may grow beyond this many bytes (a full disk).
 
-        Without `figures` none are drawn: they take most of a tiny run's time.
+        Figures are made, but not rendered into files, which would take most of a tiny run's time (`smoke_run` does).
         """
         self._calls += 1
         out, err = self.folder / f"stdout_{self._calls}", self.folder / f"stderr_{self._calls}"
         words = [str(argument) for argument in arguments]
-        call = _Call(words, (out, err), self.folder, moment, file_limit, figures)
+        call = _Call(words, (out, err), self.folder, moment, file_limit)
         process = self._context.Process(target=_child, args=(call,))
         process.start()
         process.join(seconds)
@@ -132,7 +131,6 @@ class _Call:
     folder: Path
     moment: Moment | None
     file_limit: int | None
-    figures: bool
 
 
 def _child(call: _Call) -> None:
@@ -145,11 +143,10 @@ def _child(call: _Call) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (call.file_limit, call.file_limit))
-    from llm_forgetting import experiment
     from llm_forgetting.cli import main
+    from llm_forgetting.report import figures
 
-    if not call.figures:
-        experiment.draw_landscapes = lambda results, folder, dpi: ["landscape_overview.png"]
+    figures.save = lambda figure, stem, dpi: None
     sys.exit(main(call.words))
 
 

@@ -12,10 +12,12 @@ import yaml
 from filelock import FileLock
 from runs import ROOT, TINY, Moment, Shell, read_results, same_results
 
+from llm_forgetting.between_checkpoints import path_evaluations, plane_evaluations
 from llm_forgetting.cli import SHORT_FLAGS
-from llm_forgetting.config import ModelConfig
+from llm_forgetting.config import LandscapeConfig, ModelConfig
 from llm_forgetting.config_files import dotted_paths
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape_analysis import evaluations
 
 QUESTIONS = 12
 
@@ -54,16 +56,17 @@ def dry(shell: Shell, mmlu: Path, *arguments: object) -> str:
 def test_without_a_command_the_usage_is_shown_and_the_status_is_2(shell: Shell) -> None:
     done = shell()
     assert (done.status, done.stderr) == (2, "")
-    assert "run " in done.stdout
-    assert "tasks " in done.stdout
+    for command in ("run", "repair", "landscape", "tasks"):
+        assert f"{command} " in done.stdout
 
 
 def test_help_is_no_mistake(shell: Shell) -> None:
-    assert shell("--help").status == shell("run", "--help").status == shell("tasks", "--help").status == 0
+    for command in ([], ["run"], ["repair"], ["landscape"], ["tasks"]):
+        assert shell(*command, "--help").status == 0
 
 
 def test_an_unknown_command_is_named_with_those_there_are(shell: Shell) -> None:
-    assert shell("runn").complaint == "a command is needed, one of run, tasks; was 'runn'"
+    assert shell("runn").complaint == "a command is needed, one of run, repair, landscape, tasks; was 'runn'"
 
 
 def test_help_shows_short_flags_and_every_dotted_path(shell: Shell) -> None:
@@ -288,7 +291,38 @@ def test_a_dry_run_prints_configuration_sizes_time_and_memory_and_writes_nothing
     for words in ("num_epochs: 12", "Tasks", "Phases", "Memory", "fine-tune on synthetic_1 (36 steps)", "GB"):
         assert words in done.stdout
     assert re.search(r"synthetic_1 +48 +48 +\d+", done.stdout)
-    assert re.search(r"landscape of 2 checkpoints \(53 points each\) +[\d,]+ +\d+ s", done.stdout)
+    # 15 + 8 on the plane and 4 for each direction off it; 2 tasks of 32 items, and six passes over 8 for the self-test.
+    passes = 2 * (31 * 64 + 6 * 8)
+    assert re.search(rf"landscape of 2 checkpoints \(31 points each or more\) +{passes:,} +\d+ s", done.stdout)
+    assert re.search(rf"paths between them \(1 of 9 points or more\) +{9 * 64} +\d+ s", done.stdout)
+    assert re.search(rf"plane through three of them \(26 points or more\) +{26 * 64:,} +\d+ s", done.stdout)
+    assert "at most 120 each; counted are the fewest" in " ".join(done.stdout.split())
+
+
+def test_a_dry_run_counts_what_will_be_scanned(shell: Shell) -> None:
+    tasks = ["--tasks", "synthetic_1,synthetic_2,synthetic_3"]
+    grid = ["--landscape.method", "grid", "--landscape.resolution", "7", "--landscape.directions", "5"]
+    done = shell.run("--config", "smoke", "--dry_run", *tasks, *grid, "--landscape.trajectory", "true")
+    assert done.status == 0, done.stderr
+    for words in (
+        f"landscape of 3 checkpoints ({7 * 7 + 3 * 4} points each)",
+        "paths between them (2 of 9 points or more)",
+        f"the way of the training ({3 * 12} points)",
+    ):
+        assert words in done.stdout
+    done = shell.run("--config", "smoke", "--dry_run", "--landscape.checkpoint_plane", "false")
+    assert "plane through" not in done.stdout
+    assert "the way of the training" not in done.stdout
+
+
+def test_the_fewest_evaluations_are_what_a_run_at_least_takes(tiny_run: Path) -> None:
+    """TINY's budget leaves no choice: exactly the fewest on the planes, no fewer on the path."""
+    results = read_results(tiny_run)
+    settings = LandscapeConfig(**results["config"]["landscape"])
+    assert {landscape["evaluations"] for landscape in results["landscapes"].values()} == {evaluations(settings)}
+    assert results["checkpoint_plane"]["fit"]["evaluations"] + 3 == plane_evaluations()
+    (path,) = results["paths"]
+    assert path_evaluations() <= path["evaluations"] <= settings.max_evaluations
 
 
 def test_a_dry_run_of_a_gated_7b_model_needs_no_network_and_no_model(shell: Shell) -> None:

@@ -203,6 +203,8 @@ def test_what_print_config_prints_is_a_file_that_resolves_to_the_same(
         ("data:\n  tasks: anatomy\n", ["data.tasks must be a list", "'anatomy'"]),
         ("data:\n  train_items: few\n", ["data.train_items must be a whole number or null", "'few'"]),
         ("model:\n  dtype: int8\n", ["model.dtype must be one of", "bfloat16", "'int8'"]),
+        ("landscape:\n  space: weights\n", ["landscape.space must be one of", "weight", "'weights'"]),
+        ("landscape:\n  method: exact\n", ["landscape.method must be one of", "spectral", "grid", "'exact'"]),
     ],
 )
 def test_a_file_with_a_mistake_dies_in_one_line_that_names_it(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -275,6 +277,11 @@ IMPOSSIBLE = [
     ("data.columns", ["--data.source", "hub", "--data.columns", "{text: q}"], "named text"),
     ("data.items_per_task", ["--data.items_per_task", "49"], "were 40 + 10"),
     ("landscape.resolution", ["--landscape.resolution", "6"], "must be odd"),
+    (
+        "landscape.trajectory",
+        ["--landscape.trajectory", "true", "--landscape.checkpoint_plane", "false"],
+        "needs landscape.checkpoint_plane=true",
+    ),
     ("landscape.num_items", ["--landscape.num_items", "41"], "at most data.train_items=40, was 41"),
     ("landscape.num_items", ["--landscape.items", "test", "--landscape.num_items", "11"], "data.test_items=10, was 11"),
     ("landscape.self_test_items", ["--landscape.num_items", "4"], "at most landscape.num_items=4, was 8"),
@@ -320,6 +327,24 @@ def test_a_configuration_built_in_python_is_checked_too() -> None:
         ExperimentConfig(landscape=LandscapeConfig(resolution=4))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reach", "cells"),
+    [
+        ([], 1.0, 41),
+        (["--landscape.space", "raw"], 1.0, 41),
+        (["--landscape.space", "weight"], 0.05, 41),
+        (["--landscape.method", "grid"], 1.0, 11),
+        (["--landscape.space", "weight", "--landscape.method", "grid"], 0.05, 11),
+        (["--landscape.distance", "0.3", "--landscape.resolution", "7"], 0.3, 7),
+        (["--landscape.space=weight", "--landscape.distance=0.3", "--landscape.resolution=7"], 0.3, 7),
+        (["--config", "smoke", "--landscape.distance", "null", "--landscape.resolution", "null"], 1.0, 41),
+    ],
+)
+def test_what_null_stands_for_depends_on_space_and_method(arguments: list[str], reach: float, cells: int) -> None:
+    settings = resolved(*arguments).landscape
+    assert (settings.reach, settings.cells) == (reach, cells)
+
+
 # --- the object -------------------------------------------------------------------------------------------------------
 
 
@@ -331,7 +356,8 @@ def test_the_configuration_is_frozen() -> None:
 @pytest.mark.parametrize(
     "change",
     ["--model.dtype=float32", "--lora.alpha=17", "--training.learning_rate=1e-5", "--data.seed=1", "--data.test_items=9",
-     "--evaluation.batch_size=9", "--landscape.distance=0.5", "--tasks=anatomy,abstract_algebra"],
+     "--evaluation.batch_size=9", "--landscape.distance=0.5", "--landscape.method=grid", "--landscape.tolerance=0.02",
+     "--landscape.trajectory=true", "--landscape.points_per_forward=2", "--tasks=anatomy,abstract_algebra"],
 )  # fmt: skip
 def test_the_fingerprint_changes_with_whatever_can_change_a_number(change: str) -> None:
     assert resolved(change).fingerprint != ExperimentConfig().fingerprint

@@ -81,7 +81,8 @@ CURVATURES = np.array([0.2, 1.0, 3.0])
 @pytest.mark.parametrize("tau", [0.05, 0.1, 0.7, 1.3])
 def test_basin_radius_of_quadratics(tau: float) -> None:
     expected = np.sqrt(2 * tau / CURVATURES.mean())
-    assert basin_radius(STEPS, ensemble(CURVATURES), tau) == pytest.approx(expected, abs=1e-3)
+    linear_between_steps = 0.05**2 / 8 / expected
+    assert basin_radius(STEPS, ensemble(CURVATURES), tau) == pytest.approx(expected, abs=1.01 * linear_between_steps)
 
 
 def test_basin_radius_is_exact_where_a_step_lies_on_its_border() -> None:

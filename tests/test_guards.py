@@ -136,6 +136,18 @@ def test_a_mask_that_is_ignored_is_refused(llama_folder: Path) -> None:
     assert_refused(model, "must not depend on its batch")
 
 
+def test_packing_that_is_wrong_on_real_items_is_refused(llama_folder: Path) -> None:
+    """Items alone are computed the plain way, so that a fault of every pack, a single item's too, shows."""
+    model = load(llama_folder)
+    assert model.packs  # on its own short probe
+
+    def shift(logits: Logits, kwargs: dict[str, Any]) -> Logits:
+        return logits + 0.01 * torch.arange(logits.shape[-1]) * (kwargs["attention_mask"] is None)
+
+    spoil(model, shift)
+    assert_refused(model, "must not depend on its batch")
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_difference_within_the_tolerance_passes(packed: bool, llama_folder: Path) -> None:
     for size, refused in ((2e-4, False), (5e-3, True)):

@@ -1,4 +1,4 @@
-"""Tables and figures, from results.json and nothing else."""
+"""Tables, from results.json and nothing else."""
 
 import copy
 import json
@@ -6,17 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm, Normalize
-from matplotlib.figure import Figure
-from PIL import Image
 from rich.console import Console
 from runs import SmokeRun
 
-from llm_forgetting.report import figures
-from llm_forgetting.report.figures import Surface, draw_landscapes, shared_norm, slug, surfaces_of
 from llm_forgetting.report.tables import (
     Table,
     accuracy_matrix,
@@ -34,35 +27,11 @@ from llm_forgetting.report.tables import (
 from llm_forgetting.terminal import Terminal, spoken_seconds
 
 Results = dict[str, Any]
-AXIS = np.linspace(-1, 1, 5)
 
 
 @pytest.fixture
 def results(smoke_run: SmokeRun) -> Results:
     return copy.deepcopy(smoke_run.results)
-
-
-def surface(values: Any, task: str = "a") -> Surface:
-    return Surface(
-        "after_task1", task, 8, "trained", AXIS, AXIS, np.asarray(values, dtype=float), "mean rise 1 ± 0.1 nats"
-    )
-
-
-def every_loss(results: Results, value: Any) -> None:
-    """Make all cells of all surfaces `value(i, j)`."""
-    for landscape in results["landscapes"].values():
-        size = len(landscape["alphas"])
-        for found in landscape["surfaces"].values():
-            found["loss"] = [[value(i, j) for j in range(size)] for i in range(size)]
-
-
-def pixel(figure: Figure, alpha: float, beta: float) -> Any:
-    """Red, green and blue of a figure's first axes at (alpha, beta), 0 to 255."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    x, y = figure.axes[0].transData.transform((alpha, beta))
-    image = np.asarray(canvas.buffer_rgba()).astype(int)
-    return image[image.shape[0] - 1 - round(y), round(x), :3]
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------
@@ -332,145 +301,3 @@ def test_a_bar_ends_with_a_line_that_says_how_long_it_took() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89.4, "89 s"), (90, "1 min 30 s"), (3725, "62 min 5 s")])
 def test_seconds_are_spoken(seconds: float, text: str) -> None:
     assert spoken_seconds(seconds) == text
-
-
-# --- one colour scale ---------------------------------------------------------------------------------------------------------
-
-
-def test_losses_of_one_size_share_a_linear_scale() -> None:
-    norm = shared_norm([surface(np.full((5, 5), 1.0)), surface(np.full((5, 5), 7.9))])
-    assert type(norm) is Normalize
-    assert (norm.vmin, norm.vmax) == (1.0, 7.9)
-
-
-def test_losses_of_many_sizes_share_a_logarithmic_scale() -> None:
-    norm = shared_norm([surface(np.full((5, 5), 1.0)), surface(np.full((5, 5), 8.1))])
-    assert isinstance(norm, LogNorm)
-    assert (norm.vmin, norm.vmax) == (1.0, 8.1)
-    # 1% of the largest is dark enough for everything below it.
-    norm = shared_norm([surface(np.full((5, 5), 1e-9)), surface(np.full((5, 5), 5.0))])
-    assert (norm.vmin, norm.vmax) == (0.05, 5.0)
-
-
-def test_a_loss_of_zero_has_no_logarithm() -> None:
-    assert type(shared_norm([surface(np.zeros((5, 5))), surface(np.full((5, 5), 5.0))])) is Normalize
-
-
-def test_the_scale_leaves_out_what_is_not_finite() -> None:
-    values = np.ones((5, 5))
-    values[0], values[1], values[2] = np.nan, np.inf, 3.0
-    norm = shared_norm([surface(values)])
-    assert (norm.vmin, norm.vmax) == (1.0, 3.0)
-    assert shared_norm([surface(np.full((5, 5), np.nan))]).vmax == 1
-
-
-def test_a_flat_surface_has_a_scale_around_it() -> None:
-    norm = shared_norm([surface(np.full((5, 5), 2.0))])
-    assert (norm.vmin, norm.vmax) == (1.5, 2.5)
-
-
-def test_one_scale_is_used_for_every_surface(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    norms = []
-    for name in ("_single_contour", "_single_3d", "_overview"):
-        real = getattr(figures, name)
-        monkeypatch.setattr(figures, name, lambda what, norm, real=real: (norms.append(norm), real(what, norm))[1])
-    draw_landscapes(results, tmp_path, dpi=50)
-    assert len(norms) == len(results["figures"])
-    assert len({id(norm) for norm in norms}) == 1
-    values = [found["loss"] for entry in results["landscapes"].values() for found in entry["surfaces"].values()]
-    assert norms[0].vmax == np.max(values)
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_first_direction_points_to_the_right() -> None:
-    """values[i, j] belongs to alphas[i], betas[j]; a surface that rises along the first axis is brighter on the right."""
-    rising = surface(np.repeat(AXIS[:, None], 5, axis=1))
-    figure = figures._single_contour(rising, Normalize(-1, 1))
-    left, right, up, down = (pixel(figure, *at).sum() for at in ((-0.9, 0.3), (0.9, 0.3), (0.1, 0.9), (0.1, -0.9)))
-    assert right > left + 150
-    assert abs(up - down) < 40
-
-
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_cells_that_are_not_finite_are_hatched_and_not_coloured(wrong: float) -> None:
-    values = np.full((5, 5), 1.0) + np.add.outer(AXIS, AXIS)
-    values[4, 4] = wrong
-    figure = figures._single_contour(surface(values), Normalize(-1, 3))
-    assert figure.axes[0].patch.get_hatch()
-    # viridis has no grey; the ground on which hatches are drawn is.
-    assert np.ptp(pixel(figure, 0.95, 0.95)) < 15
-    assert np.ptp(pixel(figure, -0.95, -0.95)) > 40
-    whole = figures._single_contour(surface(np.add.outer(AXIS, AXIS)), Normalize(-2, 2))
-    assert not whole.axes[0].patch.get_hatch()
-
-
-SPOILT = {
-    "nan in a corner": lambda i, j: "nan" if (i, j) == (0, 0) else 1.0 + i + j,
-    "inf in the middle": lambda i, j: "inf" if (i, j) == (3, 3) else 1.0 + i + j,
-    "a row of nan": lambda i, j: "nan" if i == 0 else 1.0 + i + j,
-    "nothing but nan": lambda i, j: "nan",
-    "nothing but inf": lambda i, j: "inf",
-    "flat": lambda i, j: 2.0,
-    "flat at zero": lambda i, j: 0.0,
-    "nearly flat": lambda i, j: 2.0 + 1e-9 * i,
-    "flat but for rounding": lambda i, j: 2.0 + 1e-13 * j,
-    "enormous": lambda i, j: 1e30 * (1 + i),
-    "many sizes": lambda i, j: 10.0 ** (i - j),
-}
-
-
-@pytest.mark.parametrize("kind", SPOILT)
-def test_every_kind_of_surface_is_drawn(results: Results, tmp_path: Path, kind: str) -> None:
-    """Warnings are errors here, so a figure that matplotlib complains about fails too."""
-    every_loss(results, SPOILT[kind])
-    for checkpoint in list(results["landscapes"])[1:]:
-        del results["landscapes"][checkpoint]
-    for task in results["task_names"][1:]:
-        del results["landscapes"]["after_task1"]["surfaces"][task]
-    for name in draw_landscapes(results, tmp_path, dpi=50):
-        with Image.open(tmp_path / name) as image:
-            image.load()
-            assert image.format == "PNG"
-
-
-def test_long_task_names_and_many_tasks_are_drawn(results: Results, tmp_path: Path) -> None:
-    long = "high_school_government_and_politics_and_everything_else_there_is"
-    entry = results["landscapes"]["after_task1"]
-    (first, *_) = entry["surfaces"].values()
-    entry["surfaces"] = {f"{long}_{number}": first for number in range(3)}
-    results["landscapes"] = {"after_task1": entry}
-    names = draw_landscapes(results, tmp_path, dpi=50)
-    assert f"landscape_after_task1_{long}_2_3d.png" in names
-    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
-
-
-def test_a_figure_that_cannot_be_written_leaves_the_old_one(
-    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "landscape_overview.png").write_text("old")
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError("full")
-
-    monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="full"):
-        draw_landscapes(results, tmp_path, dpi=50)
-    assert (tmp_path / "landscape_overview.png").read_text() == "old"
-
-
-def test_a_surface_is_titled_with_its_items(results: Results) -> None:
-    found = surfaces_of(results)
-    assert len(found) == 4
-    assert "32 trained items" in found[0].title
-    assert "after task 1: loss of synthetic 1" in found[0].title
-    results["config"]["landscape"]["items"] = "test"
-    assert "32 held-out items" in surfaces_of(results)[0].title
-
-
-@pytest.mark.parametrize(
-    ("name", "text"), [("group:philosophy", "group-philosophy"), ("a/../b c", "a-b-c"), ("x_1", "x_1")]
-)
-def test_a_task_s_name_makes_a_harmless_file_name(name: str, text: str) -> None:
-    assert slug(name) == text

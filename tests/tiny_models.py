@@ -10,9 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llm_forgetting.adapted_model import target_layers
 from llm_forgetting.batches import EncodedItem, encode
 from llm_forgetting.config import LoraConfig, ModelConfig
-from llm_forgetting.adapted_model import target_layers
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.tasks.task import Item
 

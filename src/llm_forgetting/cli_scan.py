@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ def landscape(arguments: list[str]) -> int:
             )
             say(f"\nstopped; nothing evaluated is lost. Go on with: {again}")
             return 130
+        except UserError:
+            if not any(folder.phases.iterdir()):
+                shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
+            raise
         save_scan(content, folder, dpi=config.output.dpi)
     _show(terminal, content, folder.path)
     return 0
@@ -104,6 +109,10 @@ def repair(arguments: list[str]) -> int:
     parser.add_argument("--t", type=_share, help="take this point of the path instead of t*, between 0 and 1")
     options = parser.parse_args(arguments)
     folder = Path(options.run)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"repair needs the folder of a finished run (with config.yaml and results.json), {folder} is not one"
+        )
     config = parse_config(str(folder / "config.yaml"), [], resumed=True)
     if not (folder / "results.json").is_file():
         raise UserError(
@@ -118,7 +127,7 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     from llm_forgetting.experiment import load_results
     from llm_forgetting.repair import path_of
     from llm_forgetting.repair import repair as repair_run
-    from llm_forgetting.report.repair import repair_table
+    from llm_forgetting.report.repair import repair_tables
     from llm_forgetting.session import Session
     from llm_forgetting.terminal import Terminal
 
@@ -127,7 +136,8 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     with run.locked(), log_file(folder / "run.log"):
         found = repair_run(Session(config, folder, terminal), path, rank=options.rank, t=options.t)
         run.write("repair.json", encode_json({"config": to_dict(config), **found}))
-    terminal.show_table(repair_table(json.loads((folder / "repair.json").read_text(encoding="utf-8"))))
+    for table in repair_tables(json.loads((folder / "repair.json").read_text(encoding="utf-8"))):
+        terminal.show_table(table)
     say(
         f"The adapter is in {folder / found['adapter']} (PeftModel.from_pretrained loads it), the numbers in repair.json."
     )

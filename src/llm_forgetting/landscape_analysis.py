@@ -10,11 +10,12 @@ import torch
 
 from llm_forgetting.batches import EncodedItem
 from llm_forgetting.config import LandscapeConfig
+from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged, update_norm
 from llm_forgetting.landscape.metrics import Curvature, basin_radius, fitted_curvature, mean_rise, surface_metrics
 from llm_forgetting.landscape.nodes import Journal, Nodes
 from llm_forgetting.landscape.scan import LINE_NODES, LineScan, PlaneScan, scan_lines, scan_plane
-from llm_forgetting.landscape.spaces import AdapterSpace, RawSpace, Space, WeightSpace, refuse_in_low_precision
+from llm_forgetting.landscape.spaces import AdapterSpace, RawSpace, Space, WeightSpace
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, Fit, Rule, SpectralSurface, terms
 from llm_forgetting.landscape_objective import LandscapeObjective
 from llm_forgetting.language_model import LanguageModel
@@ -43,7 +44,11 @@ def space_of(model: LanguageModel, config: LandscapeConfig, factors: Mapping[str
     if config.space == "raw":
         return RawSpace(written)
     if config.space == "weight":
-        refuse_in_low_precision(model.dtype)
+        if not model.can_merge:
+            raise UserError(
+                "landscape.space=weight needs adapted weights in float32 (model.dtype=float32) that no other module shares; in "
+                "lower precision a small step would be rounded away. Or use landscape.space=adapter"
+            )
         return WeightSpace(written, model.weight_row_norms())
     return AdapterSpace(canonicalise(written))
 

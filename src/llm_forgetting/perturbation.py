@@ -53,9 +53,22 @@ def merged(layers: Mapping[str, Any]) -> Iterator[Callable[[Point], None]]:
     try:
         yield move
     finally:
-        with torch.no_grad():
+        _restore(weights, snapshot)
+
+
+@torch.no_grad()
+def _restore(weights: Sequence[torch.Tensor], snapshot: Sequence[torch.Tensor]) -> None:
+    """Copy the snapshot back, all of it, however often Ctrl-C is pressed meanwhile."""
+    interrupt: KeyboardInterrupt | None = None
+    while True:
+        try:
             for weight, original in zip(weights, snapshot, strict=True):
                 weight.copy_(original)
+            break
+        except KeyboardInterrupt as pressed:
+            interrupt = pressed
+    if interrupt is not None:
+        raise interrupt
 
 
 @contextmanager

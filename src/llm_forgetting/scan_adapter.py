@@ -1,5 +1,6 @@
 """The landscape of anyone's saved adapter: the same phases as an experiment's, without the experiment."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from llm_forgetting.artifacts import RunFolder, encode_json
 from llm_forgetting.batches import EncodedItem, encode
 from llm_forgetting.between_checkpoints import analyse_between, no_update
 from llm_forgetting.config import ScanConfig, to_dict
+from llm_forgetting.errors import UserError
 from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.progress import Progress
@@ -26,22 +28,18 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
     settings = config.landscape
     model = LanguageModel.open_adapter(adapters[0], config.model)
     items = _items(config, model, progress)
-    updates = {}
-    for name, adapter in zip(NAMES, adapters, strict=False):
-        model.load_adapter_weights(adapter)
-        updates[name] = model.adapter_factors()
+    updates = {name: model.update_of(adapter) for name, adapter in zip(NAMES, adapters, strict=False)}
     landscapes: dict[str, Result] = {}
+    warnings: list[str] = []
     for name, adapter in zip(NAMES, adapters, strict=False):
-        model.load_adapter_weights(adapter)
-        reference = landscapes[NAMES[0]]["reference_norm"] if landscapes else None
-        with progress.bar(f"landscape of {adapter.name}", evaluations(settings)) as advance:
-            landscapes[name] = folder.once(
-                f"landscape_{name}",
-                lambda reference=reference, advance=advance, name=name: analyse_landscape(  # type: ignore[misc]
-                    model, items, settings, reference_norm=reference, advance=advance,
-                    journal=folder.phases / f"landscape_{name}.journal",
-                ),
-            )  # fmt: skip
+        try:
+            model.load_adapter_weights(adapter)
+        except UserError as error:  # another rank: the way to it can be measured, its own surroundings not
+            warnings.append(f"no landscape of its own: {error}")
+            continue
+        landscapes[name] = folder.once(
+            f"landscape_{name}", partial(_around, model, items, config, name, landscapes, folder, progress)
+        )
     between = folder.once(
         "between_checkpoints",
         lambda: analyse_between(
@@ -62,9 +60,31 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
         "adapters": dict(zip(NAMES, map(str, adapters), strict=False)),
         "landscapes": landscapes,
         **between,
-        "warnings": between["between_notes"],
+        "warnings": warnings + between["between_notes"],
     }
     return dict(results.without_raw_logits(content))
+
+
+def _around(  # noqa: PLR0917 -- one call, above
+    model: LanguageModel,
+    items: list[tuple[str, list[EncodedItem]]],
+    config: ScanConfig,
+    name: str,
+    before: dict[str, Result],
+    folder: RunFolder,
+    progress: Progress,
+) -> Result:
+    """The landscape of the live adapter, in units of the first one's norm."""
+    reference = next(iter(before.values()))["reference_norm"] if before else None
+    with progress.bar(f"landscape of {name}", evaluations(config.landscape)) as advance:
+        return analyse_landscape(
+            model,
+            items,
+            config.landscape,
+            reference_norm=reference,
+            advance=advance,
+            journal=folder.phases / f"landscape_{name}.journal",
+        )
 
 
 def _items(config: ScanConfig, model: LanguageModel, progress: Progress) -> list[tuple[str, list[EncodedItem]]]:

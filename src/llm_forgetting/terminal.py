@@ -97,7 +97,9 @@ class Terminal:
         drawn.caption, drawn.caption_justify, drawn.caption_style = escape(table.note) or None, "left", "dim"
         for index, name in enumerate(table.header):
             numeric = all(re.match(r"[-+.\d]|inf|nan", row[index]) for row in table.rows)
-            drawn.add_column(escape(name), justify="right" if index and numeric else "left")
+            # Short values are not broken over lines; a narrow terminal breaks names and intervals.
+            width = min(max((len(row[index]) for row in table.rows), default=0), 12) if index else None
+            drawn.add_column(escape(name), justify="right" if index and numeric else "left", min_width=width)
         for row in table.rows:
             drawn.add_row(*(escape(cell) for cell in row))
         self.console.print(drawn)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llm_forgetting.errors import UserError
 from llm_forgetting.landscape import directions as adapter_directions
 from llm_forgetting.landscape.directions import Direction, gaussian_chunks, orthogonal_directions, point
 from llm_forgetting.landscape.gauge import Adapter, Factors, adapter_norm
@@ -199,12 +198,3 @@ class WeightSpace:
         gram = self._products(d.seed, used)
         x, y = (np.array([*v.coefficients, *[0.0] * (len(used) - len(v.coefficients))]) for v in (d, e))
         return float(x @ gram @ y / math.sqrt((x @ gram @ x) * (y @ gram @ y)))
-
-
-def refuse_in_low_precision(dtype: torch.dtype) -> None:
-    """UserError where weight space cannot be written into the weights without rounding the step away."""
-    if dtype not in (torch.float32, torch.float64):
-        raise UserError(
-            f"landscape.space=weight needs weights in float32 (model.dtype=float32), theirs is "
-            f"{str(dtype).removeprefix('torch.')}, in which a small step is rounded away; or use landscape.space=adapter"
-        )

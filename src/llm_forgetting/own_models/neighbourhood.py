@@ -75,10 +75,16 @@ def neighbourhood(model: torch.nn.Module, losses: MeanLosses, count: int, choice
             if adapted is None
             else _around_adapter(adapted, losses, count, choice)
         )
+    if choice.space is not None or choice.parameters is not None or choice.unit is not None:
+        raise UserError(
+            "space=, parameters= and reference_norm= are for random and gradient directions, not for given ones"
+        )
     given = [choice.directions] if isinstance(choice.directions, Mapping) else list(choice.directions)
     if len(given) != count:
         raise UserError(f"{count} directions are needed, {len(given)} were given")
     if any(isinstance(part, Factors) for direction in given for part in direction.values()):
+        if choice.normalise is not None:
+            raise UserError("normalise= is for directions of parameters, not for those of delta W")
         return _along_updates(model, given)
     return _along_tensors(model, given, choice.normalise)
 
@@ -99,6 +105,8 @@ def _around_adapter(model: "AdaptedModel", losses: MeanLosses, count: int, choic
         )
     factors = model.adapter_factors()
     if choice.space == "weight":
+        if choice.directions == "gradient":
+            raise UserError("directions='gradient' of an adapter needs space='adapter', was 'weight'")
         if not model.can_merge:
             raise UserError("space='weight' needs float32 weights that no other module shares; take space='adapter'")
         name = "the merged weights, row norms of W + delta W"
@@ -113,7 +121,8 @@ def _around_adapter(model: "AdaptedModel", losses: MeanLosses, count: int, choic
     downhill = _adapter_gradient(model, adapter, losses)
     drawn = [downhill, *(random_direction(adapter, choice.seed, index) for index in range(1, count))]
     found = orthogonalised(drawn, choice.unit or space.norm)
-    return _neighbourhood(space, found, model.perturbed, f"downhill along the gradient{_then(count)} in {name}")
+    description = f"downhill along the gradient{_then(count)} in {name}"
+    return _neighbourhood(space, found, model.perturbed, description, choice.unit)
 
 
 def _around_module(model: torch.nn.Module, losses: MeanLosses, count: int, choice: Choice) -> Neighbourhood:
@@ -167,7 +176,7 @@ def _random(space: Space, perturbed: Mover, count: int, choice: Choice, name: st
 
 
 def _neighbourhood(
-    space: Space, found: Sequence[Any], perturbed: Mover, description: str, unit: float | None = None
+    space: Space, found: Sequence[Any], perturbed: Mover, description: str, unit: float | None
 ) -> Neighbourhood:
     return Neighbourhood(
         perturbed=perturbed,

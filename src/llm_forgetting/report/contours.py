@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.path import Path as Outline
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from llm_forgetting.landscape.metrics import FLAT_RANGE
 from llm_forgetting.objective import Floats
@@ -32,9 +32,9 @@ def shared_norm(surfaces: Iterable[Floats]) -> Normalize:
     if values.size == 0:
         return Normalize(0, 1)
     low, high = float(values.min()), float(values.max())
-    if high - low < 1e-12:
+    if high - low < FLAT_RANGE:
         return Normalize(low - 0.5, high + 0.5)
-    if low > 0 and high / low > LOG_RATIO:
+    if _many_sizes(low, high):
         return LogNorm(max(low, LOWEST_SHARE * high), high, clip=True)
     return Normalize(low, high)
 
@@ -53,13 +53,25 @@ def fill_levels(norm: Normalize) -> Floats:
 
 
 def own_levels(values: Floats) -> Floats:
-    """Round levels across a surface's own range; none where it is flat."""
+    """Round levels across a surface's own range: even, or 1, 2, 5 and so on where it spans many sizes; none if flat."""
     finite = values[np.isfinite(values)]
     if not finite.size or np.ptp(finite) <= FLAT_RANGE:
         return np.empty(0)
     low, high = float(finite.min()), float(finite.max())
-    levels = np.asarray(MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(low, high))
+    if not _many_sizes(low, high):
+        return _between(MaxNLocator(7, steps=[1, 2, 5, 10]), low, high)
+    low = max(low, LOWEST_SHARE * high)
+    coarse, fine = (_between(LogLocator(subs=subs), low, high) for subs in ((1.0, 2.0, 5.0), (1.0, 2.0, 3.0, 5.0, 7.0)))
+    return coarse if len(coarse) > 3 else fine
+
+
+def _between(locator: Locator, low: float, high: float) -> Floats:
+    levels = np.asarray(locator.tick_values(low, high))
     return levels[(levels > low) & (levels < high)]
+
+
+def _many_sizes(low: float, high: float) -> bool:
+    return low > 0 and high / low > LOG_RATIO
 
 
 def ink(norm: Normalize, level: float) -> str:
@@ -105,12 +117,15 @@ def draw_contours(
 def _label(axes: Axes, lines: ContourSet, norm: Normalize, within: Floats, avoid: Floats) -> None:
     """Write each level once on its line, if there is room."""
     levels = np.asarray(lines.levels)
+    even = np.allclose(np.diff(levels, 2), 0, atol=1e-9 * np.ptp(levels))
     decimals = next((n for n in range(9) if np.allclose(levels, np.round(levels, n), rtol=0, atol=1e-12)), 9)
     gap = 0.17 * float(np.sqrt(np.ptp(within, axis=0).prod()))
     places = _label_places(lines.allsegs, Outline(within), avoid, gap)
     if not places:
         return
-    for text in axes.clabel(lines, manual=places, fontsize=SMALL, fmt=f"%.{decimals}f", inline_spacing=3):
+    for text in axes.clabel(
+        lines, manual=places, fontsize=SMALL, fmt=f"%.{decimals}f" if even else "%g", inline_spacing=3
+    ):
         fill = mpl.colormaps[COLOURS](float(norm(float(text.get_text()))))
         text.set_path_effects([withStroke(linewidth=1.5, foreground=to_hex(fill))])
 

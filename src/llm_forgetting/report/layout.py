@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
+from llm_forgetting.landscape.metrics import FLAT_RANGE
 from llm_forgetting.report.style import ALARM, COLUMN, HEADING, LABEL, PAGE, QUIET, SMALL
 
 # Inches between panels; a panel is never narrower than NARROWEST, even if the figure grows wider than a page.
@@ -71,7 +72,7 @@ def wrapped(text: str, width: float, size: float, weight: str = "normal") -> lis
     lines: list[str] = []
     for word in _breakable(text, width, size, weight):
         joined = f"{lines[-1]} {word}" if lines else word
-        if lines and _width(joined, size, weight) <= width:
+        if lines and text_width(joined, size, weight) <= width:
             lines[-1] = joined
         else:
             lines.append(word)
@@ -85,12 +86,13 @@ def together(text: str) -> str:
 
 def _breakable(text: str, width: float, size: float, weight: str) -> Iterable[str]:
     for word in filter(None, text.split(" ")):
-        length = _width(word, size, weight)
+        length = text_width(word, size, weight)
         yield from [word] if length <= width else textwrap.wrap(word, max(4, int(0.9 * len(word) * width / length)))
 
 
 @lru_cache(maxsize=4096)
-def _width(text: str, size: float, weight: str = "normal") -> float:
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Inches of `text` in one line."""
     font = FontProperties(family="DejaVu Sans", weight=weight)
     extents: Any = TextPath((0, 0), text, size=size, prop=font).get_extents()
     return float(extents.width) / 72
@@ -99,7 +101,7 @@ def _width(text: str, size: float, weight: str = "normal") -> float:
 def axis_label(name: str, unit: str, length: float) -> str:
     """`name (unit)`, in two lines where it is longer than an axis of `length` inches."""
     one = f"{name} ({unit})"
-    return one if _width(one, LABEL) < length else f"{name}\n({unit})"
+    return one if text_width(one, LABEL) < length else f"{name}\n({unit})"
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,6 @@ class Panels:
 
     figure: Figure
     axes: Mapping[tuple[int, int], Axes]
-    width: float
 
     def bar_axes(self, *, beside: float = 0.14, highest: float = 3.0) -> Axes:
         """Room for a colour scale `beside` inches right of the panels, as high as they are but at most `highest` inches."""
@@ -120,11 +121,13 @@ class Panels:
         return self.figure.add_axes((right, (low + top - share) / 2, 0.12 / wide, share))
 
     def level(self, rows: Iterable[int]) -> None:
-        """Give all panels of `rows` one y axis: the lowest and highest limits of any."""
+        """Give all panels of `rows` one y axis: the lowest and highest limits of any, at least as far apart as is not flat."""
         chosen = [axes for (row, _), axes in self.axes.items() if row in set(rows)]
         lows, highs = zip(*(axes.get_ylim() for axes in chosen), strict=True)
+        low, high = min(lows), max(highs)
+        spare = 0.5 if high - low < FLAT_RANGE else 0.0
         for axes in chosen:
-            axes.set_ylim(min(lows), max(highs))
+            axes.set_ylim(low - spare, high + spare)
 
 
 def panel_width(columns: int, margins: float) -> float:
@@ -167,7 +170,7 @@ def lay_out(
         panel.tick_params(labelbottom=lowest, labelleft=first)
         panel.set(xlabel=x_label if lowest else "", ylabel=y_labels[row] if first else "")
         axes[row, column] = panel
-    return Panels(figure, axes, width)
+    return Panels(figure, axes)
 
 
 def table_of(pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:

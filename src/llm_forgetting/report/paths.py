@@ -10,10 +10,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from llm_forgetting.objective import Floats
-from llm_forgetting.report.layout import Caption, lay_out, together
+from llm_forgetting.report.layout import Caption, lay_out, text_width, together, wrapped
 from llm_forgetting.report.quality import Quality, quality
-from llm_forgetting.report.style import DASHES, LINE_COLOURS, MARKERS, SMALL, direction_ticks, even_ticks
+from llm_forgetting.report.style import (
+    COLUMN,
+    DASHES,
+    LEGEND,
+    LINE_COLOURS,
+    MARKERS,
+    PAGE,
+    SMALL,
+    direction_ticks,
+    even_ticks,
+)
 from llm_forgetting.report.tables import SPLIT_WORDS, measured, spoken
+
+# Inches that a legend's line, its gaps and margins take beside the text.
+_HANDLE = 0.75
 
 
 @dataclass(frozen=True)
@@ -34,8 +47,6 @@ class Profile:
 class Way:
     """The straight path from one checkpoint to the next, t from 0 to 1."""
 
-    start: str
-    end: str
     steps: Floats
     nodes: Floats
     profiles: tuple[Profile, ...]
@@ -53,10 +64,8 @@ def _way(path: Mapping[str, Any], split: str) -> Way:
     profiles = tuple(_profile(task, entry) for task, entry in path["tasks"].items())
     state = _worst_quality(path)
     items = sorted({len(entry["items"]) for entry in path["tasks"].values()})
-    barriers = [together(f"{spoken(p.task)} {measured(p.barrier)}") for p in profiles if p.resolved]
+    barriers = [together(f"{measured(p.barrier)} nats ({spoken(p.task)})") for p in profiles if p.resolved]
     return Way(
-        start=path["from"],
-        end=path["to"],
         steps=np.array(path["steps"], dtype=float),
         nodes=np.array(path["nodes"], dtype=float),
         profiles=profiles,
@@ -66,7 +75,7 @@ def _way(path: Mapping[str, Any], split: str) -> Way:
             (
                 f"{' or '.join(map(str, items))} {split} items per task",
                 state.fact,
-                f"barrier in nats: {', '.join(barriers)}" if barriers else "no barrier",
+                f"barrier: {', '.join(barriers)}" if barriers else "no barrier",
             ),
             state.alarms,
             above=14,
@@ -77,7 +86,7 @@ def _way(path: Mapping[str, Any], split: str) -> Way:
 def _worst_quality(path: Mapping[str, Any]) -> Quality:
     """Of the task whose fit errs most, as one fit stands behind all."""
     entry = max(path["tasks"].values(), key=lambda task: float(task["error"]["relative"]))
-    fit = {"evaluations": len(path["nodes"]), "converged": path["converged"], "tolerance": path["tolerance"]}
+    fit = {"evaluations": len(path["nodes"]), "tolerance": path["tolerance"]}
     return quality(fit, entry["error"], np.array(entry["loss"], dtype=float))
 
 
@@ -101,14 +110,14 @@ def paths_figure(ways: Sequence[Way]) -> Figure:
     captions = {
         (row, column): (Caption(""), way.caption)[row == 0] for column, way in enumerate(ways) for row in (0, 1)
     }
-    tasks = [profile.task for profile in ways[0].profiles]
+    key = _Key.of([profile.task for profile in ways[0].profiles], COLUMN if len(ways) == 1 else PAGE)
     panels = lay_out(
         captions,
         aspect=0.62,
         x_label="share of the way, t",
         y_labels=["loss (nats per item)", "accuracy"],
         right=0.1,
-        below=0.1 + 0.15 * -(-len(tasks) // 2),
+        below=0.1 + 0.15 * key.lines,
     )
     for column, way in enumerate(ways):
         upper, lower = panels.axes[0, column], panels.axes[1, column]
@@ -123,7 +132,7 @@ def paths_figure(ways: Sequence[Way]) -> Figure:
         lower.set_ylim(-0.04, 1.04)
         _name_repair(upper, way.repair)
     panels.level([0])
-    _path_legend(panels.figure, tasks)
+    key.draw(panels.figure)
     return panels.figure
 
 
@@ -165,8 +174,24 @@ def _name_repair(axes: Axes, t: float) -> None:
     )  # fmt: skip
 
 
-def _path_legend(figure: Figure, tasks: Sequence[str]) -> None:
-    handles: list[Any] = [
-        Line2D([], [], marker=MARKERS[n % len(MARKERS)], markersize=3.2, **line_look(n)) for n in range(len(tasks))
-    ]
-    figure.legend(handles, [spoken(task) for task in tasks], loc="lower center", ncols=2, handlelength=3)
+@dataclass(frozen=True)
+class _Key:
+    """The tasks' names for a legend `wide` inches wide: in two columns if they fit, else one below the other, in lines."""
+
+    names: tuple[str, ...]
+    columns: int
+    lines: int
+
+    @classmethod
+    def of(cls, tasks: Sequence[str], wide: float) -> "_Key":
+        names = [spoken(task) for task in tasks]
+        columns = 2 if all(text_width(name, LEGEND) < wide / 2 - _HANDLE for name in names) else 1
+        broken = tuple("\n".join(wrapped(name, wide - _HANDLE, LEGEND)) for name in names)
+        return cls(broken, columns, -(-sum(1 + name.count("\n") for name in broken) // columns))
+
+    def draw(self, figure: Figure) -> None:
+        handles: list[Any] = [
+            Line2D([], [], marker=MARKERS[n % len(MARKERS)], markersize=3.2, **line_look(n))
+            for n in range(len(self.names))
+        ]
+        figure.legend(handles, self.names, loc="lower center", ncols=self.columns, handlelength=3)

@@ -18,7 +18,7 @@ from llm_forgetting.objective import Floats
 from llm_forgetting.report.contours import HATCH, colour_bar, draw_contours, own_levels, shared_norm
 from llm_forgetting.report.layout import BAR, Caption, axis_label, lay_out, panel_width
 from llm_forgetting.report.quality import quality
-from llm_forgetting.report.style import CHECKPOINT, SMALL, even_ticks
+from llm_forgetting.report.style import CHECKPOINT, SMALL, ticks_between
 from llm_forgetting.report.tables import SPLIT_WORDS, measured, spoken
 
 _HALO = withStroke(linewidth=2.2, foreground="white")
@@ -126,6 +126,8 @@ def _window(bowl: Bowl, width: float) -> tuple[Floats, Floats]:
 def _bowl_panel(axes: Axes, bowl: Bowl, norm: Normalize) -> None:
     """The surface inside its outline and nowhere else, the checkpoints by name, and the way between them."""
     _fill(axes, bowl, norm)
+    # What is cut off has jagged edges.
+    axes.add_patch(Polygon(bowl.outline, closed=True, fill=False, edgecolor="white", linewidth=1.0, zorder=3))
     corners = list(bowl.checkpoints.values())
     for start, end in pairwise(corners):
         arrow = FancyArrowPatch(
@@ -140,8 +142,8 @@ def _bowl_panel(axes: Axes, bowl: Bowl, norm: Normalize) -> None:
     for place in corners:
         axes.plot(*place, zorder=6, **CHECKPOINT)
     axes.spines[["top", "right"]].set_visible(False)
-    even_ticks(axes.xaxis, 6)
-    even_ticks(axes.yaxis, 6)
+    ticks_between(axes.xaxis, bowl.outline[:, 0].min(), bowl.outline[:, 0].max())
+    ticks_between(axes.yaxis, bowl.outline[:, 1].min(), bowl.outline[:, 1].max())
 
 
 def _names(axes: Axes, bowl: Bowl, *, close: float) -> None:

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from scipy.ndimage import map_coordinates
 
+from llm_forgetting.landscape.metrics import FLAT_RANGE
 from llm_forgetting.objective import Floats
 from llm_forgetting.report.contours import COLOURS, colour_bar, own_levels
 from llm_forgetting.report.layout import lay_out
-from llm_forgetting.report.style import CHECKPOINT, direction_ticks, even_ticks
+from llm_forgetting.report.style import CHECKPOINT, direction_ticks, ticks_between
 from llm_forgetting.report.surfaces import Surface
 
 ELEVATION, AZIMUTH = 30, -55
@@ -29,13 +30,11 @@ def single_3d(surface: Surface, norm: Normalize, rise: float) -> Figure:
     place = (panel.x0 - 0.02, panel.y0 - 0.07, panel.width + 0.08, panel.height + 0.1)
     axes: Any = panels.figure.add_axes(place, projection="3d", computed_zorder=False, proj_type="ortho")
     finite = surface.values[np.isfinite(surface.values)]
-    low, height = float(finite.min()) if finite.size else 0.0, rise if rise > 0 else 1.0
+    low, height = float(finite.min()) if finite.size else 0.0, rise if rise > FLAT_RANGE else 1.0
     floor = low - 0.4 * height
     _box(axes, surface)
     axes.set_zlim(floor, low + 1.02 * height)
-    even_ticks(axes.zaxis, 5)
-    ticks = np.asarray(axes.get_zticks())
-    axes.set_zticks(ticks[(ticks > low - 0.01 * height) & (ticks < low + 1.02 * height)])
+    ticks_between(axes.zaxis, low, low + height)
     _floor(axes, surface, floor)
     _relief(axes, surface, norm, height)
     _mesh(axes, surface)
@@ -52,8 +51,8 @@ def _box(axes: Any, surface: Surface) -> None:
     axes.set(xlim=surface.alphas[[0, -1]], ylim=surface.betas[[0, -1]])
     axes.view_init(elev=ELEVATION, azim=AZIMUTH)
     axes.set_box_aspect(PROPORTIONS, zoom=1.0)
-    direction_ticks(axes.xaxis, prune="both")
-    direction_ticks(axes.yaxis, prune="both")
+    direction_ticks(axes.xaxis, inside=True)
+    direction_ticks(axes.yaxis, inside=True)
     for axis, pad in ((axes.xaxis, -6), (axes.yaxis, -4), (axes.zaxis, -4)):
         axis.labelpad = pad
         axis.set_tick_params(pad=-2)

@@ -1,35 +1,38 @@
-"""The table of a repair, as rows of text."""
+"""The tables of a repair, as rows of text."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from llm_forgetting.report.tables import SPLIT_WORDS, Table, number, spoken
+from llm_forgetting.report.tables import SPLIT_WORDS, Table, number, spoken, value_and_error
 from llm_forgetting.statistics import MINIMUM_ITEMS
 
 
-def repair_table(found: Mapping[str, Any]) -> Table:
+def repair_tables(found: Mapping[str, Any]) -> list[Table]:
     """Accuracy and loss of both ends, their average and the repaired adapter, on items that had no part in choosing it."""
     names = (found["from"], found["to"], "average", "repaired")
-    rows = []
+    head = ("task", "items", "t = 0", "t = 1", "t = 0.5", f"t = {found['t']:g}")
+    accuracies, losses = [], []
     for record in found["scores"]:
-        cells = [
-            f"{number(record['accuracy'][name]['value'])} / {number(record['loss'][name]['value'])}" for name in names
-        ]
-        rows.append(
+        start = (f"{spoken(record['task'])}, {SPLIT_WORDS[record['split']]}", str(len(record["items"])))
+        accuracies.append((*start, *(number(record["accuracy"][name]["value"]) for name in names), _gain(record)))
+        change = record["loss_change"]
+        losses.append(
             (
-                f"{spoken(record['task'])}, {SPLIT_WORDS[record['split']]}",
-                str(len(record["items"])),
-                *cells,
-                _gain(record),
+                *start,
+                *(number(record["loss"][name]["value"]) for name in names),
+                value_and_error(change["value"], change["stderr"]),
             )
         )
-    kind = f"rank {found['rank']}, {_exactness(found)}"
-    header = ("task", "items", *map(spoken, names[:2]), "average", f"t = {found['t']:g}", "gained back")
+    chosen = f"t = {found['t']:g}"
     note = (
-        f"t = {found['t']:g} of the way, chosen by {found['chosen_by']}; {kind}. Scored on items that had no part in choosing it; "
-        f"gained back: accuracy at t minus accuracy {spoken(found['to'])}, 95% interval, counts below {MINIMUM_ITEMS} items."
+        f"t = 0: {spoken(names[0])}, t = 1: {spoken(names[1])}. {chosen} was chosen by {found['chosen_by']}; what chose it "
+        f"is not scored. The adapter there: rank {found['rank']}, {_exactness(found)}. Gained back: accuracy there minus at "
+        f"t = 1; brackets: 95% interval, counts below {MINIMUM_ITEMS} items."
     )
-    return Table("Repair: accuracy / loss in nats", header, tuple(rows), note)
+    return [
+        Table("Repair: accuracy", (*head, "gained back"), tuple(accuracies)),
+        Table("Repair: loss (nats)", (*head, "change"), tuple(losses), note),
+    ]
 
 
 def _exactness(found: Mapping[str, Any]) -> str:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
-from matplotlib.axis import Axis
+import numpy as np
+from matplotlib.axis import Axis, XAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
@@ -14,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 # Inches: the text width of a two-column paper, and one of its columns.
 PAGE, COLUMN = 7.0, 3.45
 # Points.
-HEADING, LABEL, SMALL = 8.5, 8.0, 7.2
+HEADING, LABEL, LEGEND, SMALL = 8.5, 8.0, 7.5, 7.2
 # Okabe & Ito (2008), the darker ones first; with the dashes and markers below lines also differ in grey.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (8, 3)), (0, (3, 1, 1, 1)))
@@ -37,7 +38,7 @@ _STYLE: Any = {
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
     "ytick.minor.size": 1.5,
-    "legend.fontsize": 7.5,
+    "legend.fontsize": LEGEND,
     "legend.frameon": False,
     "hatch.linewidth": 0.5,
     "figure.facecolor": "white",
@@ -62,8 +63,11 @@ def save(figure: Figure, stem: Path, dpi: int) -> None:
     settings: Mapping[str, Any] = {"pdf": {"dpi": PRINT_DPI, "metadata": {"CreationDate": None}}, "png": {"dpi": dpi}}
     for kind, options in settings.items():
         partial = stem.with_name(f".{stem.name}.{kind}")
-        figure.savefig(partial, format=kind, bbox_inches=cut, **options)
-        partial.replace(stem.with_name(f"{stem.name}.{kind}"))
+        try:
+            figure.savefig(partial, format=kind, bbox_inches=cut, **options)
+            partial.replace(stem.with_name(f"{stem.name}.{kind}"))
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def even_ticks(axis: Axis, most: int) -> None:
@@ -72,10 +76,30 @@ def even_ticks(axis: Axis, most: int) -> None:
     axis.set_major_formatter(ScalarFormatter(useOffset=False))
 
 
-def direction_ticks(axis: Axis, prune: Literal["both"] | None = None) -> None:
-    """A few ticks at round places, written as short as can be: panels side by side leave little room."""
-    axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], prune=prune))
-    axis.set_major_formatter(lambda place, _: f"{round(place, 9):g}".replace("-", "\N{MINUS SIGN}"))
+def ticks_between(axis: Axis, low: float, high: float) -> None:
+    """Ticks at round places from `low` to `high` only, where the axis itself is longer."""
+    places = np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high))
+    slack = 0.02 * (high - low)
+    axis.set_ticks(places[(places > low - slack) & (places < high + slack)])
+    axis.set_major_formatter(ScalarFormatter(useOffset=False))
+
+
+def direction_ticks(axis: Axis, *, inside: bool = False) -> None:
+    """A few ticks at round places of a direction, written as short as can be; none near the ends where only `inside` is room.
+
+    The outermost labels of an x axis stand inside the panel, clear of its neighbour's.
+    """
+    low, high = axis.get_view_interval()
+    places = np.asarray(MaxNLocator(5 if inside else 4, steps=[1, 2, 5, 10]).tick_values(low, high))
+    reach = (0.45 if inside else 0.5 + 1e-6) * (high - low)
+    places = places[np.abs(places - (low + high) / 2) <= reach]
+    axis.set_ticks(places, [f"{round(place, 9):g}".replace("-", "\N{MINUS SIGN}") for place in places])
+    if isinstance(axis, XAxis):
+        for place, tick in zip(places, axis.get_major_ticks(len(places)), strict=True):
+            if abs(place - low) < 1e-6 * (high - low):
+                tick.label1.set_horizontalalignment("left")
+            elif abs(place - high) < 1e-6 * (high - low):
+                tick.label1.set_horizontalalignment("right")
 
 
 def step_unit(space: str) -> str:

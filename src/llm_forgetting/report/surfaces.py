@@ -84,7 +84,7 @@ def single_contour(surface: Surface, norm: Normalize) -> Figure:
     facts = tuple(fact.replace("evaluations", "evaluations (dots)") for fact in surface.caption.facts)
     panels = _contours({(0, 0): replace(surface, caption=replace(surface.caption, facts=facts))}, norm)
     dots: Any = {"color": "black", "markersize": 1.8, "markeredgecolor": "white", "markeredgewidth": 0.3}
-    panels.axes[0, 0].plot(*surface.points.T, "o", clip_on=False, **dots)
+    panels.axes[0, 0].plot(*surface.points.T, "o", clip_on=False, zorder=3, **dots)
     return panels.figure
 
 
@@ -114,7 +114,7 @@ def _contour(axes: Axes, surface: Surface, norm: Normalize) -> None:
     within, centre = corners * (surface.alphas[-1], surface.betas[-1]), np.zeros((1, 2))
     levels = own_levels(surface.values)
     draw_contours(axes, surface.alphas, surface.betas, surface.values, norm, levels=levels, within=within, avoid=centre)
-    axes.plot(0, 0, **CHECKPOINT)
+    axes.plot(0, 0, zorder=4, **CHECKPOINT)
     axes.set(xlim=surface.alphas[[0, -1]], ylim=surface.betas[[0, -1]])
     direction_ticks(axes.xaxis)
     direction_ticks(axes.yaxis)
