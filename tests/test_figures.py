@@ -200,7 +200,7 @@ def a_drawing(values: Any, **changes: Any) -> Surface:
     )  # fmt: skip
 
 
-AXIS = np.linspace(-1, 1, 5)
+AXIS, NINE = np.linspace(-1, 1, 5), np.linspace(-1, 1, 9)
 
 
 # --- one colour scale ---------------------------------------------------------------------------------------------------------
@@ -323,14 +323,16 @@ def test_the_steepest_surface_fills_its_box(results: Results, monkeypatch: pytes
 def test_mesh_lines_behind_the_surface_are_hidden() -> None:
     axis = np.linspace(-1, 1, 21)
 
-    def hidden(values: Any) -> int:
-        lines = single_3d(a_drawing(values), Normalize(0, 8), float(np.ptp(values)) or 1.0).findobj(Line3D)
+    def hidden(values: Any, rise: float) -> int:
+        lines = single_3d(a_drawing(values), Normalize(0, 8), rise).findobj(Line3D)
         return sum(int(np.isnan(np.asarray(line.get_data_3d()[2], dtype=float)).sum()) for line in lines)  # type: ignore[attr-defined]
 
-    assert hidden(np.zeros((21, 21))) == 0
-    assert hidden(np.add.outer(axis, axis)) == 0
-    assert hidden(4 * np.add.outer(axis**2, axis**2)) > 50
-    assert hidden(-4 * np.add.outer(axis**2, axis**2)) > 50
+    assert hidden(np.zeros((21, 21)), 1.0) == 0
+    assert hidden(np.add.outer(axis, axis), 4.0) == 0
+    # So steep towards the camera that it is seen from below, and nothing is in front of it.
+    assert hidden(np.add.outer(axis, -axis), 0.5) == 0
+    assert hidden(4 * np.add.outer(axis**2, axis**2), 8.0) > 50
+    assert hidden(-4 * np.add.outer(axis**2, axis**2), 8.0) > 50
 
 
 def test_checkpoints_are_marked_at_the_centre_of_every_surface(results: Results) -> None:
@@ -366,6 +368,8 @@ def test_every_contour_label_is_whole_and_on_its_panel(results: Results) -> None
         labels = [text for text in axes.texts if text.get_rotation() or text.get_text()[0].isdigit()]
         labels = [text for text in labels if text.get_transform() == axes.transData]
         assert len(labels) >= 2
+        places = np.array([(0, 0), *(text.get_position() for text in labels)])
+        assert min(np.hypot(*(one - other)) for one, other in combinations(places, 2)) > 0.25
         inside = axes.get_window_extent()
         for box in (text.get_window_extent() for text in labels):
             assert inside.x0 < box.x0
@@ -499,7 +503,9 @@ def test_long_names_are_neither_cut_nor_written_over_each_other(
     endless = "x" * 90
     first = results["landscapes"]["after_task1"]["surfaces"]["algebra"]
     surfaces = {long: first, endless: first}
-    results["landscapes"] = {f"after_task{k}": a_landscape(surfaces) for k in (1, 2, 3)}
+    first["lines"]["steps"] = [0.05 * step for step in first["lines"]["steps"]]
+    entry = {**a_landscape(surfaces), "alphas": (0.05 * NINE).tolist(), "betas": (0.05 * NINE).tolist()}
+    results["landscapes"] = {f"after_task{k}": entry for k in (1, 2, 3)}
     plane, path = results["checkpoint_plane"], results["paths"][0]
     plane["surfaces"] = dict.fromkeys(surfaces, plane["surfaces"]["algebra"])
     path["tasks"] = dict.fromkeys(surfaces, path["tasks"]["algebra"])
@@ -519,8 +525,7 @@ def test_long_names_are_neither_cut_nor_written_over_each_other(
         assert len(written) > 15
         for (one, a), (other, b) in combinations(written.items(), 2):
             across, up = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-            # Boxes are a little higher than their letters.
-            assert across < 1 or up < 3, (stem, one.get_text(), other.get_text())
+            assert across < 1 or up < 1, (stem, one.get_text(), other.get_text())
         # What sticks out is not cut, as files are cut to what is drawn; but it would make them wider than a page.
         assert min(box.x0 for box in written.values()) > -0.03 * wide
         assert max(box.x1 for box in written.values()) < 1.03 * wide
@@ -587,6 +592,18 @@ def test_both_tasks_are_on_one_scale_in_equal_units(results: Results) -> None:
     image = drawn(figure)
     for axes, own, other in ((figure.axes[0], [8, 1.5], [3.9, 6.8]), (figure.axes[1], [3.9, 6.8], [8, 1.5])):
         assert pixel(image, axes, *own).sum() < pixel(image, axes, *other).sum() - 60
+
+
+def test_the_scale_covers_both_tasks(results: Results) -> None:
+    surface = results["checkpoint_plane"]["surfaces"]["anatomy"]
+    surface["loss"] = [[None if cell is None else cell + 3 for cell in row] for row in surface["loss"]]
+    figure = the_plane(results)
+    image = drawn(figure)
+    (low, high), (low_2, high_2) = (
+        sorted(pixel(image, axes, *place).sum() for place in ((1.2, 1.0), (3.9, 6.8), (8, 1.5)))[::2]
+        for axes in figure.axes[:2]
+    )
+    assert low + 30 < high < low_2 - 30 < high_2 - 60
 
 
 def test_nothing_is_drawn_outside_of_what_was_scanned(results: Results) -> None:

@@ -239,7 +239,6 @@ def test_the_third_being_the_first_is_refused() -> None:
         CheckpointPlane(UPDATES[0], UPDATES[1], UPDATES[0])
 
 
-@pytest.mark.xfail(strict=True, reason="lengths are held against 0, not against the updates' size")
 @pytest.mark.parametrize("case", ["one function in two gauges", "near one another on a line"])
 def test_checkpoints_that_differ_by_rounding_are_refused(case: str) -> None:
     x, y = UPDATES[:2]

@@ -326,7 +326,6 @@ def test_a_window_as_long_as_the_longest_item_packs(tmp_path: Path) -> None:
     assert_scored_as_one_by_one(mistral(tmp_path, 20), make("trees", 9, [11, 4]), 4)
 
 
-@pytest.mark.xfail(strict=True, raises=CannotPackError, reason="the window is tried out on short rows only")
 def test_items_longer_than_a_window_that_packs_short_ones_are_padded(tmp_path: Path) -> None:
     model = mistral(tmp_path, 20)
     assert_scored_as_one_by_one(model, make("trees", 9, [12, 4]), 4)

@@ -95,8 +95,8 @@ def test_summaries_landscapes_and_comparisons_are_all_there(results: Results) ->
 
 @pytest.mark.parametrize(
     ("relative", "text"),
-    [(0.0034, "0.3%"), (0.01, "1%"), (0.0, "0%"), (0.0101, "1%, not converged"), (0.2417, "24%, not converged"),
-     ("nan", "nan%, not converged")],
+    [(0.0034, "0.3%"), (0.00034, "0.03%"), (0.01, "1%"), (0.0, "0%"), (0.0101, "1%, not converged"),
+     (0.2417, "24%, not converged"), ("nan", "nan%, not converged")],
 )  # fmt: skip
 def test_a_fitted_surface_says_what_it_cost_and_how_far_off_it_is(
     results: Results, relative: float | str, text: str

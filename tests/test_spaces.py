@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_models import load
 
+from llm_forgetting import landscape_analysis
 from llm_forgetting.adapted_model import target_layers
 from llm_forgetting.config import LandscapeConfig
 from llm_forgetting.errors import UserError
@@ -24,7 +25,6 @@ from llm_forgetting.landscape.spaces import (
     WeightSpace,
     scaled_gaussians,
 )
-from llm_forgetting.landscape_analysis import space_of
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.seeding import derive_seed
 
@@ -259,8 +259,8 @@ def test_weights_of_a_moved_model_are_the_dense_ones(any_folder: Path) -> None:
 def test_weight_space_is_refused_where_steps_would_be_rounded_away(dtype: str, llama_folder: Path) -> None:
     config = LandscapeConfig(space="weight")
     with pytest.raises(UserError, match=r"needs adapted weights in float32 \(model\.dtype=float32\)"):
-        space_of(load(llama_folder, dtype=dtype), config)
-    assert isinstance(space_of(load(llama_folder), config), WeightSpace)
+        landscape_analysis.space_of(load(llama_folder, dtype=dtype), config)
+    assert isinstance(landscape_analysis.space_of(load(llama_folder), config), WeightSpace)
 
 
 # Raw coordinates

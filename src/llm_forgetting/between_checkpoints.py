@@ -27,7 +27,6 @@ from llm_forgetting.objective import SURFACES, AnswerStatistics, Floats
 from llm_forgetting.progress import Advance, Progress
 
 PATH_STEPS = 101
-PATH_CHECKS = 4
 # The three checkpoints' triangle is scanned with this share of its heights around it.
 MARGIN = 0.1
 
@@ -36,7 +35,7 @@ Items = Sequence[tuple[str, Sequence[EncodedItem]]]
 
 def path_evaluations() -> int:
     """Fewest passes over the landscape items that one path costs."""
-    return terms(FIRST_DEGREE, 1) + PATH_CHECKS
+    return terms(FIRST_DEGREE, 1) + CHECK_POINTS
 
 
 def plane_evaluations() -> int:
@@ -110,14 +109,13 @@ def analyse_path(
     """
     objective = objective_of(model, [group for _, group in items], dataclasses.replace(config, space="adapter"))
     kept = Journal(journal)
-    rule = dataclasses.replace(rule_of(config), checks=PATH_CHECKS)
     with objective.moving() as values_at:
         nodes = Nodes(values_at, kept, lambda: advance(1, ""))
         found = fit_surface(
             lambda places: nodes.at("path", places, lambda row: along(first, second, row[0])),
             objective.losses,
             Segment(0.0, 1.0),
-            rule,
+            rule_of(config),
         )
     steps = np.linspace(0, 1, PATH_STEPS)
     profiles, measured = (objective.statistics(v) for v in (found.fit(steps[:, None]), found.values))

@@ -172,7 +172,7 @@ class LandscapeConfig:
     checkpoint_plane: bool = True
     trajectory: bool = False
     items: Literal["train", "test"] = "train"
-    num_items: int = 12
+    num_items: int = 8
     batch_size: int = 16
     points_per_forward: int | None = None
     self_test_items: int = 8

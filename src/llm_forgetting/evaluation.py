@@ -1,5 +1,6 @@
 """Scoring: letter logits of every item, at the live checkpoint or at another point of adapter space."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +11,9 @@ import torch
 from llm_forgetting.batches import EncodedItem, collate, length_buckets, split_logits
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.objective import AnswerStatistics
-from llm_forgetting.packing import packs
+from llm_forgetting.packing import CannotPackError, packs
+
+log = logging.getLogger(__name__)
 
 
 def score(
@@ -28,7 +31,11 @@ def score(
     batch held.
     """
     if packed and model.packs:
-        return score_points(model, encoded, batch_size, 1, advance)[0]
+        try:
+            return score_points(model, encoded, batch_size, 1, advance)[0]
+        except CannotPackError as error:  # a window that the short rows tried out fitted into, and these items do not
+            log.info("items are padded from here on: %s", error)
+            model.packs = False
     found = _Collector(encoded)
     model.peft_model.eval()
     with torch.inference_mode():

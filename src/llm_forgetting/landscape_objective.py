@@ -7,11 +7,13 @@ from itertools import islice
 import numpy as np
 
 from llm_forgetting.batches import EncodedItem
+from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import score, score_points, split_groups
 from llm_forgetting.landscape.nodes import ValuesAt
 from llm_forgetting.landscape.spaces import Point
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.objective import AnswerStatistics, Floats
+from llm_forgetting.packing import CannotPackError
 
 
 class LandscapeObjective:
@@ -47,13 +49,22 @@ class LandscapeObjective:
                 while chunk := list(islice(waiting, self._rows if together else 1)):
                     move(chunk)
                     if together:
-                        found = score_points(self._model, self._items, self._batch_size, len(chunk))
+                        found = self._side_by_side(len(chunk))
                     else:
                         found = [score(self._model, self._items, self._batch_size)]
                     for entry in found:
                         yield np.concatenate([entry.letter_logits.reshape(-1), entry.rest])
 
             yield values_at
+
+    def _side_by_side(self, points: int) -> list[AnswerStatistics]:
+        try:
+            return score_points(self._model, self._items, self._batch_size, points)
+        except CannotPackError as error:
+            raise UserError(
+                f"points can share a forward pass only where items can be packed, and {error} forbids it; set "
+                f"landscape.points_per_forward=1"
+            ) from error
 
     @contextmanager
     def _alone(self) -> Iterator[Callable[[Sequence[Point]], None]]:

@@ -9,6 +9,10 @@ from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.lowrank import Update, combination, inner
 
 
+# Updates in float32 that differ by less than this share of their size differ by rounding.
+SAME = 1e-6
+
+
 @dataclass(frozen=True)
 class Projection:
     """Coordinates of an update on the plane and what is left over: |delta W - its image|_F."""
@@ -34,14 +38,15 @@ class CheckpointPlane:
 
         w = (-1.0, 1.0, 0.0)
         length = math.sqrt(max(product(w, w), 0.0))
-        if length == 0:
+        size = math.sqrt(max(g[i][i] for i in range(3)))
+        if length <= SAME * size:
             raise UserError("the checkpoints of a plane must differ; the first two are the same update")
         u = tuple(x / length for x in w)
         w = (-1.0, 0.0, 1.0)
         along = product(u, w)
         across = tuple(x - along * y for x, y in zip(w, u, strict=True))
         height = math.sqrt(max(product(across, across), 0.0))
-        if height <= 1e-6 * length:
+        if height <= SAME * max(size, length):
             raise UserError("the checkpoints of a plane must not lie on one line; use a path instead")
         self._axes = (u, tuple(x / height for x in across))
         self.corners = ((0.0, 0.0), (length, 0.0), (along, height))

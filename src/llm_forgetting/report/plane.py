@@ -189,7 +189,7 @@ def _continued(bowl: Bowl) -> Floats:
     """`values`, and outside a smooth continuation: cells that the outline cuts need all their corners to be drawn."""
     grid = np.stack(np.meshgrid(bowl.alphas, bowl.betas, indexing="ij"), axis=-1)
     known = bowl.inside & np.isfinite(bowl.values)
-    values = np.where(known, bowl.values, np.nan)
+    values = bowl.values.copy()
     if known.any() and np.linalg.matrix_rank(grid[known] - grid[known][0]) == 2:
         values[~bowl.inside] = RBFInterpolator(grid[known], values[known], neighbors=12)(grid[~bowl.inside])
     return values

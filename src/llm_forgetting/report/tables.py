@@ -191,8 +191,10 @@ def _fit_error(error: Mapping[str, Any] | None, fit: Mapping[str, Any] | None) -
 
 
 def _share(value: float | str) -> str:
-    """A share in percent, with a decimal where it is small."""
+    """A share in percent, with a decimal or a digit where it is small."""
     percent = 100 * float(value)
+    if 0 < abs(percent) < 0.095:
+        return f"{percent:.1g}%"
     return f"{percent:.1f}%".replace(".0%", "%") if abs(percent) < 9.95 else f"{percent:.0f}%"
 
 
