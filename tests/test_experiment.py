@@ -399,7 +399,7 @@ KILLS = [
     (Moment("before_replace", "phases/landscape_after_task1.json"), "phases/landscape_after_task1.json"),
     (Moment("before_replace", "checkpoint_after_task2"), "checkpoint_after_task2"),
     (Moment("after_replace", "phases/landscape_after_task2.json"), "phases/landscape_after_task2.json"),
-    # On the path between the checkpoints, which takes 9 to 23, and on the plane, which takes 26.
+    # On the path between the checkpoints, which takes 13 to 23, and on the plane, which takes 26.
     (Moment("landscape_point", count=4), "a landscape point"),
     (Moment("landscape_point", count=25), "a landscape point"),
     (Moment("before_replace", "phases/between_checkpoints.json"), "phases/between_checkpoints.json"),

@@ -31,7 +31,7 @@ def quality(fit: Mapping[str, Any] | None, error: Mapping[str, Any] | None, valu
     whole = f"of {RANGE_CAP:g} nats" if finite.size and np.ptp(finite) > RANGE_CAP else "of the range"
     if not relative <= float(fit["tolerance"]):
         return Quality(count, (f"NOT CONVERGED: {together(f'error {_percent(relative)} {whole}')}",))
-    return Quality(f"{count}, {together(f'error ≤ {_percent_above(relative)} {whole}')}")
+    return Quality(f"{count}, {together(f'error {_percent_above(relative)} {whole}')}")
 
 
 def _percent(share: float) -> str:
@@ -39,7 +39,7 @@ def _percent(share: float) -> str:
 
 
 def _percent_above(share: float) -> str:
-    """Rounded up to one digit, as befits a bound; no smaller than 0.01%."""
+    """Rounded up to one digit, never down; no smaller than 0.01%."""
     percent = 100 * max(share, 1e-4)
     unit = 10.0 ** math.floor(math.log10(percent))
     return f"{math.ceil(percent / unit - 1e-6) * unit:g}%"
