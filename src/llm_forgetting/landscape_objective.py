@@ -48,10 +48,11 @@ class LandscapeObjective:
                 waiting = iter(points)
                 while chunk := list(islice(waiting, self._rows if together else 1)):
                     move(chunk)
-                    if together:
-                        found = self._side_by_side(len(chunk))
-                    else:
-                        found = [score(self._model, self._items, self._batch_size)]
+                    found = (
+                        self._side_by_side(len(chunk))
+                        if together
+                        else [score(self._model, self._items, self._batch_size)]
+                    )
                     for entry in found:
                         yield np.concatenate([entry.letter_logits.reshape(-1), entry.rest])
 

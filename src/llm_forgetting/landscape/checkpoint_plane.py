@@ -8,7 +8,6 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.lowrank import Update, combination, inner
 
-
 # Updates in float32 that differ by less than this share of their size differ by rounding.
 SAME = 1e-6
 
