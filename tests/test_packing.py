@@ -14,6 +14,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
@@ -170,6 +172,13 @@ def test_common_beginnings_leave_every_sequence_a_token(sequences: list[tuple[in
     assert common_beginning(sequences) == length
 
 
+def test_packs_are_made_subject_by_subject_and_longest_first() -> None:
+    items = CASES["subjects mixed"]
+    order = [n for pack in packs(items, 3) for n in pack.items]
+    assert order == sorted(order, key=lambda n: (items[n].item.subject, -len(items[n].input_ids)))
+    assert [len({items[n].item.subject for n in pack.items}) for pack in packs(items, 3)] == [1, 1, 1]
+
+
 def test_packs_depend_on_the_items_alone() -> None:
     first, again = (packs(CASES["subjects mixed"], 4) for _ in range(2))
     for one, other in zip(first, again, strict=True):
@@ -291,10 +300,11 @@ def other(folder: Path, backbone: Any, attention: Any = "sdpa") -> LanguageModel
     return model
 
 
-@pytest.mark.parametrize("kind", ["Qwen2", "GPTNeoX", "Mistral"])
+@pytest.mark.parametrize("kind", ["Qwen2", "GPTNeoX", "Granite", "Mistral"])
 def test_other_architectures_pack(tmp_path: Path, kind: str) -> None:
     made = {
         "Qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED)),
+        "Granite": lambda: GraniteForCausalLM(GraniteConfig(**GROUPED, attention_multiplier=1.5)),
         "GPTNeoX": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)),
         "Mistral": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=100)),
     }
@@ -320,6 +330,22 @@ def test_attention_that_segments_do_not_know_is_padded(tmp_path: Path, kind: str
     assert attention(model) == before
     assert_scored_as_one_by_one(model, CASES["subjects mixed"], 4)
     assert_scored_as_one_by_one(model, CASES["worked examples"], 4)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"position_bias": torch.zeros(1)}, {"sliding_window": 3}]
+)
+def test_attention_with_more_than_a_causal_past_is_refused(asked: dict[str, Any]) -> None:
+    """Also where the numbers of a trial would be nearly the same."""
+    (pack,) = packs(make("trees", 2, [2, 2]), 4)
+    q = torch.randn(1, 2, pack.input_ids.shape[1], 4, generator=torch.Generator().manual_seed(0))
+    token = packing._layout_in_use.set(pack.layout)
+    try:
+        assert packing.segment_attention(None, q, q, q, None)[0].shape == (1, 6, 2, 4)
+        with pytest.raises(CannotPackError, match=next(iter(asked)).replace("_w", ".w")):
+            packing.segment_attention(None, q, q, q, None, **asked)
+    finally:
+        packing._layout_in_use.reset(token)
 
 
 def test_a_window_as_long_as_the_longest_item_packs(tmp_path: Path) -> None:

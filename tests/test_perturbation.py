@@ -221,6 +221,30 @@ def test_every_bit_is_restored(model: LanguageModel, way: str, kind: type[BaseEx
     assert_same(model, before)
 
 
+def test_ctrl_c_while_weights_are_restored_leaves_none_unrestored(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything(model)
+    copy, calls = torch.Tensor.copy_, []
+
+    def impatient(self: Tensor, other: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) in (2, 4):
+            raise KeyboardInterrupt
+        return copy(self, other)
+
+    def walk() -> None:
+        with model.perturbed() as move:
+            move(updates(model, 0))
+            monkeypatch.setattr(torch.Tensor, "copy_", impatient)
+
+    with pytest.raises(KeyboardInterrupt):
+        walk()
+    monkeypatch.undo()
+    assert len(calls) > 4
+    assert_same(model, before)
+
+
 @both_ways
 def test_a_model_in_training_is_left_in_training(llama_folder: Path, way: str) -> None:
     model = load(llama_folder)
