@@ -468,6 +468,39 @@ def test_a_scan_that_is_killed_goes_on_at_its_next_point(shell: Shell, tiny_run:
     assert sum(done.stderr.count(f"evaluated {items} items\n") for done in finished) == points + 1
 
 
+@pytest.mark.parametrize(
+    ("moment", "journals"),
+    [
+        # On the plane: the path is finished, and stays so.
+        (Moment("landscape_point", count=27 + 6 + 27 + 6 + 30), {"path_to_after_task2", "checkpoint_plane"}),
+        (Moment("before_replace", "phases/between_checkpoints.json"), {"path_to_after_task2", "checkpoint_plane"}),
+        (Moment("before_replace", "phases/landscape_after_task1.json"), {"landscape_after_task1"}),
+    ],
+)
+def test_what_was_evaluated_is_kept_until_its_phase_is(
+    shell: Shell, trajectory_run: Path, moment: Moment, journals: set[str]
+) -> None:
+    stopped = shell.run_tiny("--landscape.trajectory", "true", moment=moment)
+    assert stopped.status == -9
+    assert {path.stem for path in (stopped.folder / "phases").glob("*.journal")} == journals
+    lines = sum(path.read_text().count("\n") for path in (stopped.folder / "phases").glob("*.journal"))
+    again = shell.run("--resume", stopped.folder, moment=Moment("landscape_point", count=0))
+    expected = read_results(trajectory_run)
+    assert same_results(read_results(stopped.folder), expected)
+    points = sum(path["evaluations"] for path in expected["paths"]) + 26 + 6
+    points += 27 * (2 if "landscape_after_task1" in journals else 0)
+    assert again.stderr.count("evaluated 16 items\n") == points - lines
+    for left in ("*.journal", "trajectory*"):
+        assert not list((stopped.folder / "phases").glob(left))
+
+
+@pytest.fixture(scope="module")
+def trajectory_run(shell: Shell) -> Path:
+    done = shell.run_tiny("--landscape.trajectory", "true")
+    assert done.status == 0, done.stderr
+    return done.folder
+
+
 def test_resuming_a_finished_run_computes_and_loads_nothing_and_leaves_the_results_equal(
     shell: Shell, tiny_run: Path, tmp_path: Path
 ) -> None:

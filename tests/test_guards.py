@@ -73,9 +73,9 @@ def test_checked_items_are_of_mixed_length_alone_and_together(packed: bool, llam
 
     spoil(model, note)
     check(model, encoded)
-    assert [rows for rows, _ in shapes] == [1] * 16 + ([1, 1] if packed else [16, 16])
+    assert [rows for rows, _ in shapes] == [1] * 16 + [16] + ([1, 1] if packed else [16, 16])
     padded = [mask is not None and bool((mask == 0).any()) for mask in masks]
-    assert padded == [False] * 16 + [not packed] * 2
+    assert padded == [False] * 16 + [True] + [not packed] * 2
     lengths = sorted(len(item.input_ids) for item in encoded)
     alone, together = [width for _, width in shapes[:16]], shapes[-1][1]
     assert (min(alone), max(alone)) == (lengths[0], lengths[-1])
@@ -122,7 +122,7 @@ def test_answers_that_depend_on_the_batch_are_refused(gpt2_folder: Path, llama_f
     """Positions ignored: GPT-2 then takes the padding for text (this once cost LLaMA-2 7B 20 points of MMLU)."""
     model = load(gpt2_folder)
     model._accepted -= {"position_ids"}
-    assert_refused(model, "must not depend on its batch; letter logits alone and left-padded differ by")
+    assert_refused(model, "must not depend on its batch; letter logits alone and in a batch differ by")
     rotary = load(llama_folder)
     rotary._accepted -= {"position_ids"}
     check(rotary, make_encoded(rotary, 20))
@@ -133,6 +133,20 @@ def test_a_mask_that_is_ignored_is_refused(llama_folder: Path) -> None:
     base = model.peft_model.get_base_model()
     whole = base.forward
     base.forward = lambda attention_mask, **kwargs: whole(attention_mask=torch.ones_like(attention_mask), **kwargs)
+    assert_refused(model, "must not depend on its batch")
+
+
+def test_padding_is_checked_also_where_scoring_packs(llama_folder: Path) -> None:
+    """Training's batches are padded: a model that ignores the mask must not pass because packs need none."""
+    model = load(llama_folder)
+    base = model.peft_model.get_base_model()
+    whole = base.forward
+
+    def without_mask(attention_mask: Any = None, **kwargs: Any) -> Any:
+        return whole(attention_mask=None if attention_mask is None else torch.ones_like(attention_mask), **kwargs)
+
+    base.forward = without_mask
+    assert model.packs
     assert_refused(model, "must not depend on its batch")
 
 

@@ -31,7 +31,7 @@ def model(llama_folder: Path) -> LanguageModel:
 def groups(model: LanguageModel) -> list[list[EncodedItem]]:
     """Three tasks of different sizes; items with 2 to 5 options."""
     items = make_encoded(model, 9, options=[4, 2, 5, 3])
-    return [items[:4], items[4:5], items[5:]]
+    return [items[:5], items[5:6], items[6:]]
 
 
 def points(model: LanguageModel, ranks: Sequence[int] = (2, 3, 1, 2, 2)) -> list[dict[str, Factors]]:
@@ -67,12 +67,12 @@ def test_leading_axes_are_kept(model: LanguageModel, groups: list[list[EncodedIt
     objective = LandscapeObjective(model, groups, 4)
     values = np.random.default_rng(0).normal(size=(3, 2, 9 * 6))
     assert objective.losses(values).shape == (3, 2, 3)
-    for found, size in zip(objective.statistics(values), (4, 1, 4), strict=True):
+    for found, size in zip(objective.statistics(values), (5, 1, 3), strict=True):
         assert found.letter_logits.shape == (3, 2, size, 5)
         assert found.rest.shape == (3, 2, size)
     np.testing.assert_array_equal(objective.losses(values)[2, 1], objective.losses(values[2, 1]))
-    # item 4 is the only one of the second task: its five letters and its rest
-    z, rest, answer = values[2, 1, 20:25], values[2, 1, 45 + 4], groups[1][0].item.answer
+    # item 5 is the only one of the second task: its five letters and its rest
+    z, rest, answer = values[2, 1, 25:30], values[2, 1, 45 + 5], groups[1][0].item.answer
     expected = np.log(np.exp(z).sum() + np.exp(rest)) - z[answer]
     assert objective.losses(values)[2, 1, 1] == pytest.approx(expected, rel=1e-12)
 

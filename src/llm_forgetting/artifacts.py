@@ -125,6 +125,8 @@ class RunFolder:
             with Meter() as meter:
                 result = compute()
             write_text(path, encode_json({"phase": name, **meter.reading(), "result": result}))
+            for journal in self.phases.glob("*.journal"):  # what it held is in the artifact now
+                journal.unlink()
         return json.loads(path.read_text(encoding="utf-8"))["result"]
 
     def has(self, name: str) -> bool:

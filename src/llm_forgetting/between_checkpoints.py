@@ -121,7 +121,7 @@ def analyse_path(
     profiles, measured = (objective.statistics(v) for v in (found.fit(steps[:, None]), found.values))
     order = np.argsort(found.points[:, 0])
     difference = combination([(1.0, second), (-1.0, first)])
-    result = {
+    return {
         "update_norm": norm(difference),
         "steps": steps.tolist(),
         "nodes": found.points[order, 0].tolist(),
@@ -141,8 +141,6 @@ def analyse_path(
         },
         "repair": _best_compromise([name for name, _ in items], steps, profiles),
     }
-    kept.clear()
-    return result
 
 
 def _best_compromise(names: Sequence[str], steps: Floats, profiles: Sequence[AnswerStatistics]) -> dict[str, Any]:
@@ -204,7 +202,7 @@ def analyse_checkpoint_plane(
     alphas, betas = domain.axes(config.cells)
     places = np.stack(np.meshgrid(alphas, betas, indexing="ij"), axis=-1)
     inside = domain.contains(places.reshape(-1, 2)).reshape(places.shape[:2])
-    result = {
+    return {
         "alphas": alphas.tolist(),
         "betas": betas.tolist(),
         "inside": inside.tolist(),
@@ -222,8 +220,6 @@ def analyse_checkpoint_plane(
         },
         "trajectory": visited,
     }
-    kept.clear()
-    return result
 
 
 def _inside_surfaces(

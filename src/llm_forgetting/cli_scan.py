@@ -20,7 +20,7 @@ def landscape(arguments: list[str]) -> int:
     options, config = parse_landscape(arguments)
     quiet_libraries()
     from llm_forgetting.artifacts import RunFolder
-    from llm_forgetting.scan_adapter import save_scan, scan_adapter
+    from llm_forgetting.scan_adapter import refuse_other_scan, save_scan, scan_adapter
     from llm_forgetting.terminal import Terminal
 
     terminal = Terminal()
@@ -29,6 +29,7 @@ def landscape(arguments: list[str]) -> int:
         folder = RunFolder(Path(options.resume))
         if not folder.phases.is_dir():
             raise UserError(f"--resume needs the folder of an earlier scan, {options.resume} is not one")
+        refuse_other_scan(config, adapters, folder)
     else:
         folder = RunFolder.create(Path(config.output.folder), prefix="landscape")
     with folder.locked(), log_file(folder.path / "run.log"):
@@ -51,9 +52,13 @@ def landscape(arguments: list[str]) -> int:
 
 
 def _show(terminal: "Terminal", content: dict[str, Any], folder: Path) -> None:
-    from llm_forgetting.report.tables import between_table, landscape_table
+    from llm_forgetting.report.tables import between_table, flatness_table, landscape_table
 
-    for table in (landscape_table(content), *([between_table(content)] if content["paths"] else [])):
+    for table in (
+        landscape_table(content),
+        flatness_table(content),
+        *([between_table(content)] if content["paths"] else []),
+    ):
         terminal.show_table(table)
     for warning in content["warnings"]:
         terminal.warn(warning)

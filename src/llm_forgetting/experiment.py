@@ -69,6 +69,8 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     between = phases.run(
         "between_checkpoints", "compare the landscapes, and look between the checkpoints", lambda: look_between(session)
     )
+    for k in range(1, len(config.data.tasks) + 1):
+        shutil.rmtree(session.trajectory_folder(k), ignore_errors=True)
     compared = folder.once("comparison", lambda: compare_landscapes(landscapes))
 
     phases.announce("save results and figures", kept=False)
@@ -240,7 +242,7 @@ def look_between(session: Session) -> Result:
         for k in range(1, last + 1)
         for folder in sorted(session.trajectory_folder(k).glob("epoch_*"))
     }
-    found = analyse_between(
+    return analyse_between(
         session.model,
         session.named_landscape_items(),
         {INITIAL: no_update(updates[checkpoint_name(1)]), **updates},
@@ -249,9 +251,6 @@ def look_between(session: Session) -> Result:
         journal=session.journal,
         trajectory={name: partial(read_update, folder / "update.safetensors") for name, folder in folders.items()},
     )
-    for k in range(1, last + 1):
-        shutil.rmtree(session.trajectory_folder(k), ignore_errors=True)
-    return found
 
 
 def measure(items: list[Result], setup: Result, config: ExperimentConfig) -> Result:

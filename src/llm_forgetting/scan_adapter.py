@@ -1,5 +1,7 @@
 """The landscape of anyone's saved adapter: the same phases as an experiment's, without the experiment."""
 
+import hashlib
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from llm_forgetting.session import choose_landscape_items, source_of, tasks_of
 
 Result = dict[str, Any]
 NAMES = ("adapter", "other")
+IDENTITY = "scan.json"
 
 
 def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, progress: Progress) -> Result:
@@ -26,6 +29,8 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
     Every scan is kept in `folder` when it is done, every evaluation when it is made. Returns what landscape.json holds.
     """
     settings = config.landscape
+    if not (folder.path / IDENTITY).exists():
+        folder.write(IDENTITY, encode_json(_identity(config, adapters)))
     model = LanguageModel.open_adapter(adapters[0], config.model)
     items = _items(config, model, progress)
     updates = {name: model.update_of(adapter) for name, adapter in zip(NAMES, adapters, strict=False)}
@@ -63,6 +68,26 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
         "warnings": warnings + between["between_notes"],
     }
     return dict(results.without_raw_logits(content))
+
+
+def refuse_other_scan(config: ScanConfig, adapters: list[Path], folder: RunFolder) -> None:
+    """UserError where `folder` holds a scan of other adapters or of another configuration (its output aside)."""
+    path = folder.path / IDENTITY
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != _identity(config, adapters):
+        raise UserError(
+            f"--resume must be given the adapters and options that the scan in {folder.path} was started with ({IDENTITY}), "
+            f"they differ; give the same ones, or leave --resume out"
+        )
+
+
+def _identity(config: ScanConfig, adapters: list[Path]) -> Result:
+    """What decides a scan's numbers: the configuration, and the bytes of the adapters."""
+    content = to_dict(config)
+    del content["output"]
+    weights = [adapter / "adapter_model.safetensors" for adapter in adapters]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None for path in weights]
+    identity: Result = json.loads(json.dumps({"config": content, "adapters": hashes}))
+    return identity
 
 
 def _around(  # noqa: PLR0917 -- one call, above

@@ -53,7 +53,12 @@ class Nodes:
         self._values_at = values_at
         self._journal = journal or Journal()
         self._advance = advance
-        self.evaluations = 0
+        self._asked: set[str] = set()
+
+    @property
+    def evaluations(self) -> int:
+        """Different points asked for so far, those that stood in the journal included."""
+        return len(self._asked)
 
     def at(self, family: str, coordinates: Floats, point: Callable[[Sequence[float]], Point]) -> Floats:
         """(p, m) values at `coordinates` (p, d); `point` maps one row of them to what is evaluated.
@@ -63,7 +68,7 @@ class Nodes:
         rows = [tuple(map(float, row)) for row in coordinates]
         keys = [" ".join([family, *(repr(x + 0.0) for x in row)]) for row in rows]
         missing = {key: row for key, row in zip(keys, rows, strict=True) if self._journal.get(key) is None}
-        self.evaluations += len(set(keys))
+        self._asked |= set(keys)
         for _ in range(len(set(keys)) - len(missing)):
             self._advance()
         for key, values in zip(missing, self._values_at(point(row) for row in missing.values()), strict=True):

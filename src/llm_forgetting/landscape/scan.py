@@ -67,6 +67,8 @@ def scan_plane(
             note = f"{error}, so a grid of {cells} x {cells} cells was evaluated instead of a fit"
         else:
             values = surface.fit(_mesh(steps)).reshape(cells, cells, -1)
+            # The checkpoint is the first node; a least-squares fit need not pass through it.
+            values[cells // 2, cells // 2] = surface.values[0]
             return PlaneScan(steps, steps.copy(), values, surface.points, surface.values, surface, None)
     steps = axis(distance, cells)
     places = _mesh(steps)
@@ -99,6 +101,8 @@ def scan_lines(
         steps = axis(distance, LINE_STEPS)
         zero = np.zeros_like(steps)
         along = [plane.surface.fit(np.stack(pair, axis=1)) for pair in ((steps, zero), (zero, steps))]
+        for values in along:
+            values[LINE_STEPS // 2] = plane.values[len(plane.alphas) // 2, len(plane.betas) // 2]
     else:
         steps, half = plane.alphas, len(plane.alphas) // 2
         along = [plane.values[:, half], plane.values[half]]
