@@ -8,13 +8,16 @@ import pytest
 import torch
 from tiny_models import load, make_encoded
 
+from llm_forgetting import landscape_objective
 from llm_forgetting.batches import EncodedItem
+from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import score
 from llm_forgetting.landscape.gauge import Factors, canonicalise
 from llm_forgetting.landscape.nodes import Journal, Nodes
 from llm_forgetting.landscape.spaces import AdapterSpace, WeightSpace
 from llm_forgetting.landscape_objective import LandscapeObjective
 from llm_forgetting.language_model import LanguageModel
+from llm_forgetting.packing import CannotPackError
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -103,6 +106,20 @@ def test_several_points_per_forward_need_a_model_that_packs(
         found = np.stack(list(values_at(asked)))
     finite = np.isfinite(expected)
     np.testing.assert_allclose(found[finite], expected[finite], atol=1e-5)
+
+
+def test_points_cannot_share_a_forward_of_items_that_cannot_be_packed(
+    model: LanguageModel, groups: list[list[EncodedItem]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise CannotPackError("attention with a sliding window")
+
+    monkeypatch.setattr(landscape_objective, "score_points", refuse)
+    with (
+        LandscapeObjective(model, groups, 4, 3).moving() as values_at,
+        pytest.raises(UserError, match="a sliding window forbids it; set landscape"),
+    ):
+        next(values_at(points(model)))
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -150,6 +150,9 @@ def test_every_point_of_a_family_is_evaluated_once(path: Path) -> None:
     np.testing.assert_array_equal(nodes.at("line 2", places, make), wave(places))
     assert evaluator.asked == [(0.5,), (0.0,)]
     assert nodes.evaluations == len(steps) == 2
+    nodes.at("line 2", places[:1], make)
+    assert (nodes.evaluations, len(evaluator.asked)) == (2, 2)
+    steps.pop()
     nodes.at("line 3", np.array([[0.5]]), make)
     assert len(evaluator.asked) == nodes.evaluations == len(steps) == 3
 

@@ -1,6 +1,7 @@
 """Moving a model: merged or beside, one point or several, and back without a trace; what it costs in memory."""
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import load, make_encoded, save, tiny_llama
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from llm_forgetting import perturbation
 from llm_forgetting.adapted_model import target_layers
@@ -380,6 +383,47 @@ def live_bytes() -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made inside it held at any time, those of a moment included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given, made = tree_leaves((args, kwargs)), func(*args, **(kwargs or {}))
+        old = {t.untyped_storage()._cdata for t in given if isinstance(t, Tensor)}
+        for tensor in tree_leaves(made):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and storage._cdata not in old | self.live.keys():
+                self.live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, storage._cdata)
+        self.most = max(self.most, sum(self.live.values()))
+        return made
+
+
+def test_a_move_needs_a_few_rows_for_a_moment() -> None:
+    rows, columns = 8192, 1024
+    layers, pair = {"one": Layer(rows, columns)}, Factors(B=torch.ones(rows, 8), A=torch.ones(8, columns))
+    noisy = {"one": Displaced(pair.B, pair.A, torch.ones(rows), "one", WeightDirection(0, (0.5, 0.1)))}
+    with Peak() as peak, perturbation.merged(layers) as move:
+        snapshot = peak.most
+        move({"one": pair})
+        move(noisy)
+    assert snapshot == 4 * rows * columns
+    assert snapshot < peak.most < 1.3 * snapshot
+
+
+def test_drawing_weight_directions_needs_a_few_rows() -> None:
+    rows, columns = 8192, 1024
+    pair = Factors(B=torch.ones(rows, 1), A=torch.ones(1, columns))
+    space = WeightSpace({"w": pair}, {"w": torch.ones(rows)})
+    with Peak() as peak:
+        space.directions(0, 2, 1.0)
+    assert 0 < peak.most < 0.4 * 4 * rows * columns
+
+
 def test_a_scan_costs_one_copy_of_the_weights_it_touches() -> None:
     """Low-rank steps and steps in weight space, 64 MB of weights: the snapshot, and nothing else of that size."""
     rows, columns = 8192, 1024
@@ -398,6 +442,5 @@ def test_a_scan_costs_one_copy_of_the_weights_it_touches() -> None:
         assert 0.95 * touched < live_bytes() - before < 1.05 * touched
         block = next(iter(noisy["one"].blocks()))[1]
         assert block.numel() * 4 < 0.05 * touched
-    del move  # it keeps the snapshot
     assert live_bytes() - before < 0.05 * touched
     assert all(bool((layer.weight == 0.01).all()) for layer in layers.values())

@@ -54,6 +54,7 @@ def merged(layers: Mapping[str, Any]) -> Iterator[Callable[[Point], None]]:
         yield move
     finally:
         _restore(weights, snapshot)
+        snapshot.clear()  # whoever keeps `move` keeps no weights
 
 
 @torch.no_grad()

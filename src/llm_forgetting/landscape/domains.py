@@ -102,7 +102,7 @@ class Triangle:
         return first, second
 
     def widened(self, margin: float) -> "Triangle":
-        """The triangle stretched from its centroid so that every height grows by `margin` on both ends."""
+        """The triangle stretched from its centroid by 1 + 2 `margin`: every height grows by twice the margin in all."""
         corners = np.array(self.corners)
         centroid = corners.mean(axis=0)
         first, second, third = (tuple(map(float, c)) for c in centroid + (1 + 2 * margin) * (corners - centroid))

@@ -6,7 +6,7 @@ letter mass follow from them at any resolution, and the loss cannot become negat
 
 They are fitted by Chebyshev series. A polynomial of total degree n in two variables has (n + 1)(n + 2) / 2 coefficients.
 Discrete Leja points (Bos, De Marchi, Sommariva & Vianello 2010) are as many, fit it without wild swings in between (Lebesgue
-constants 7, 10, 9, 16 for degrees 4, 5, 6, 8 on the square), and are nested: the points of degree n begin those of degree
+constants 7, 10, 9, 18, 16 for degrees 4 to 8 on the square), and are nested: the points of degree n begin those of degree
 n + 1, so a surface that needs more wastes nothing.
 """
 
@@ -131,8 +131,8 @@ class SpectralSurface:
 
     `error` (K,) is the largest error of every loss at the check points (nats), which no coefficient of `fit` has seen;
     `previous` is the fit one degree lower, to the same data: its difference from `fit` is the error of derivatives.
-    `points` (p, 2) and `values` (p, m) are all evaluations in the order they were made, the last `checks` of them the check
-    points behind `error`. `ranges` (K,) are the losses' ranges over the domain.
+    `points` (p, 2) and `values` (p, m) are all evaluations: nodes, earlier check points, and as the last `checks` of them the
+    check points behind `error`. `ranges` (K,) are the losses' ranges over the domain.
     """
 
     fit: Fit
