@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint bench-landscape clean
+.PHONY: run test bench-landscape bench-curvature clean
 
 run: $(VENV)/installed          ## environment, install, the main job; ARGS="--config smoke" and the like are passed on
 	$(BIN)/llm-forgetting run $(ARGS)
@@ -16,6 +16,9 @@ test: $(VENV)/installed-dev     ## style, types, tests
 
 bench-landscape: $(VENV)/installed      ## landscapes: a plain loop, loss-landscapes and ours; ARGS="--repeats 1 --cells 2" for a quick look
 	$(BIN)/python benchmarks/landscape.py $(ARGS)
+
+bench-curvature: $(VENV)/installed      ## Hessian-vector products: hessian-eigenthings and ours
+	$(BIN)/python benchmarks/curvature.py $(ARGS)
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -71,7 +71,11 @@ def main() -> int:
         print_case(record)
         record["loss_at_checkpoint"] = losses = contestants.losses_at_checkpoint()
         distances = (settings.reach, 2 * settings.reach)
-        record["planes"] = planes = [measure(contestants, distance, settings.seed, options) for distance in distances]
+        turns = (options.repeats, options.far_repeats)
+        record["planes"] = planes = [
+            measure(contestants, distance, settings.seed, repeats, options.cells)
+            for distance, repeats in zip(distances, turns, strict=True)
+        ]
     for plane in planes:
         print_plane(plane)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -89,11 +93,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--repeats", type=int, default=3, help="turns of every contestant (default 3)")
+    parser.add_argument("--far-repeats", type=int, default=1, help="turns at twice the distance (default 1)")
     parser.add_argument("--cells", type=int, default=30, help="cells of the plain loop, over all repeats (default 30)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every contestant")
     options = parser.parse_args()
-    if not 1 <= options.repeats <= options.cells:
-        parser.error("--cells must be at least --repeats, and that at least 1")
+    if not all(1 <= repeats <= options.cells for repeats in (options.repeats, options.far_repeats)):
+        parser.error("--cells must be at least --repeats and --far-repeats, and those at least 1")
     return options
 
 
@@ -135,16 +140,16 @@ class Contestants:
         }
 
 
-def measure(on: Contestants, distance: float, seed: int, options: argparse.Namespace) -> Record:
+def measure(on: Contestants, distance: float, seed: int, turns: int, cells: int) -> Record:
     """All repeats at one distance: raw seconds, and what follows from them."""
     repeats: list[Record] = []
-    cells: Iterator[list[tuple[float, float]]] = iter(())
-    for number in range(options.repeats):
-        tell(f"distance {distance:g}, repeat {number + 1} of {options.repeats}")
+    shares: Iterator[list[tuple[float, float]]] = iter(())
+    for number in range(turns):
+        tell(f"distance {distance:g}, repeat {number + 1} of {turns}")
         sgemm = on.plain.ask("sgemm", shape=on.case.sgemm_shape, repeats=SGEMMS)
         scan, own = time_ours(on.case, distance, seed)
-        cells = cells if number else further_cells(scan, distance, options)
-        chosen = next(cells)
+        shares = shares if number else further_cells(scan, distance, cells, turns)
+        chosen = next(shares)
         plain = on.plain.ask("losses", cells=chosen)
         errors = np.abs(scan.losses(np.array(chosen)) - plain["losses"]).tolist()
         peer = on.peer.ask("scan", steps=2, distance=distance, seed=number)
@@ -173,12 +178,12 @@ def time_ours(case: Case, distance: float, seed: int) -> tuple[Scan, Record]:
     return scan, found
 
 
-def further_cells(scan: Scan, distance: float, options: argparse.Namespace) -> Iterator[list[tuple[float, float]]]:
-    """Per repeat a share of `options.cells` random cells of the 21 x 21 grid, none of which ours has evaluated."""
+def further_cells(scan: Scan, distance: float, cells: int, turns: int) -> Iterator[list[tuple[float, float]]]:
+    """Per turn a share of `cells` random cells of the 21 x 21 grid, none of which ours has evaluated."""
     grid = mesh(distance, GRIDS["21x21"])
     known = np.abs(grid[:, None] - scan.points).max(axis=2).min(axis=1) < 1e-9 * distance
-    drawn = generator(0, "benchmark cells", distance).permutation(grid[~known])[: options.cells]
-    return (share.tolist() for share in np.array_split(drawn, options.repeats))
+    drawn = generator(0, "benchmark cells", distance).permutation(grid[~known])[:cells]
+    return (share.tolist() for share in np.array_split(drawn, turns))
 
 
 if __name__ == "__main__":

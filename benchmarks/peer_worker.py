@@ -1,32 +1,28 @@
-"""One contestant of `make bench-landscape` in a process of its own.
+"""One of our peers in a process of its own.
 
-    python peer_worker.py plain_loop|loss_landscapes CASE
+    python peer_worker.py plain_loop|loss_landscapes|hessian_eigenthings CASE
 
 It runs in the peers' environment and knows nothing of our package.
-CASE is a folder with case.json (backbone, adapter, threads, the items as tokens) and plane.safetensors (the checkpoint's
-factors and two directions, delta W = B A). Questions come on stdin and answers go to stdout, one JSON object a line. What
-is timed is said at each method; loading and collating are not.
+CASE is a folder with case.json (backbone, adapter, threads, the items as tokens) and, for planes, plane.safetensors (the
+checkpoint's factors and two directions, delta W = B A). Questions come on stdin and answers go to stdout (see `serving`).
+What is timed is said at each method; loading and collating are not.
 """
 
 import json
-import os
-import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from loss_landscapes import GeneralModelWrapper, ModelWrapper, random_plane
 from loss_landscapes.metrics import Metric
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from serving import Metered, direction, serve
 from transformers import AutoModelForCausalLM
 
 ADAPTER = "default"
@@ -180,24 +176,40 @@ def unchanged(modules: list[torch.nn.Module]) -> Iterator[None]:
 CONTESTANTS: dict[str, type[Contestant]] = {"plain_loop": PlainLoop, "loss_landscapes": LossLandscapes}
 
 
-def main() -> None:
-    """Load, say which versions these are, then answer until stdin ends."""
-    # Whatever else is printed goes to stderr: stdout is for answers.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+class HessianEigenthings(Contestant):
+    """Products by hessian-eigenthings' HessianOperator with its Hugging Face loss, over the LoRA matrices as they are."""
 
-    def say(answer: Any) -> None:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.model.set_attn_implementation("eager")  # the fused kernels have no double backward
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
 
-    contestant = CONTESTANTS[sys.argv[1]](Path(sys.argv[2]))
-    say({package: version(package) for package in ("torch", "transformers", "peft", "numpy", "loss-landscapes")})
-    for line in sys.stdin:
-        question = json.loads(line)
-        say(getattr(contestant, question.pop("call"))(**question))
+    def product(self, method: str, seed: int, into: str) -> dict[str, Any]:
+        """H v of the mean loss of all items, in micro-batches as collated; `method` as the library names it.
 
+        Timed and metered: the product. It is written to the safetensors file `into`, by the parameters' names in PEFT.
+        """
+        from hessian_eigenthings.loss_fns import hf_lm_loss
+        from hessian_eigenthings.operators import HessianOperator
+
+        if len({len(batch["input_ids"]) for batch in self.batches}) > 1:
+            raise ValueError("the library gives micro-batches one weight each, so they must be of one size")
+        operator = HessianOperator(self.model, self.batches, hf_lm_loss(), method=method)
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        step = torch.cat([direction(name, p.shape, seed).reshape(-1) for name, p in trained.items()])
+        with Metered() as metered:
+            found = operator.matvec(step)
+        parts = found.detach().split([p.numel() for p in trained.values()])
+        save_file({name: part.clone() for name, part in zip(trained, parts, strict=True)}, into)
+        return metered.figures
+
+
+CONTESTANTS = {
+    "plain_loop": PlainLoop,
+    "loss_landscapes": LossLandscapes,
+    "hessian_eigenthings": HessianEigenthings,
+}
 
 if __name__ == "__main__":
-    main()
+    serve(CONTESTANTS, ("torch", "transformers", "peft", "numpy", "loss-landscapes", "hessian-eigenthings"))

@@ -39,15 +39,12 @@ def given_directions(python: Path) -> dict[str, float]:
 
 
 class Worker:
-    """A process of the peers' environment that holds one contestant and its own model, and works only while it is asked.
+    """A process that holds one contestant and its own model, and works only while it is asked (see `serving`)."""
 
-    One JSON object per line goes in ({"call": name, ...arguments}) and one comes out.
-    """
-
-    def __init__(self, python: Path, contestant: str, case: Path) -> None:
+    def __init__(self, python: Path, contestant: str, case: Path, script: str = "peer_worker.py") -> None:
         self._name = contestant
         self._process = subprocess.Popen(
-            [str(python), str(HERE / "peer_worker.py"), contestant, str(case)],
+            [str(python), str(HERE / script), contestant, str(case)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -19,10 +19,10 @@ from llm_forgetting.between_checkpoints import (
     analyse_between,
     analyse_checkpoint_plane,
     analyse_path,
+    choosers,
     no_update,
     path_evaluations,
     plane_evaluations,
-    selection_half,
 )
 from llm_forgetting.config import LandscapeConfig
 from llm_forgetting.landscape.gauge import Factors
@@ -67,11 +67,16 @@ def test_along_is_the_straight_line() -> None:
     assert [along(FIRST, SECOND, t)["q"].A.shape[0] for t in (0.0, 0.5, 1.0)] == [2, 5, 3]
 
 
-@pytest.mark.parametrize(("count", "expected"), [(1, [0]), (2, [0]), (5, [0, 2, 4]), (6, [0, 2, 4])])
-def test_every_second_item_chooses(count: int, expected: list[int]) -> None:
-    half = selection_half(count)
-    assert half.shape == (count,)
-    assert np.flatnonzero(half).tolist() == expected
+@pytest.mark.parametrize(
+    ("count", "pool", "expected"),
+    [(1, 1, [0]), (2, 2, [0]), (5, 9, [0, 2, 4]), (6, 6, [0, 2, 4]), (5, 10, range(5)), (8, 40, range(8))],
+)
+def test_all_items_choose_where_others_are_left_to_judge_else_every_second(
+    count: int, pool: int, expected: list[int]
+) -> None:
+    chosen = choosers(count, pool)
+    assert chosen.shape == (count,)
+    assert np.flatnonzero(chosen).tolist() == list(expected)
 
 
 def test_a_fresh_adapter_is_no_update() -> None:
@@ -166,7 +171,7 @@ def test_a_path_is_the_loss_along_the_line(bowls: Bowls) -> None:
     assert found["steps"] == pytest.approx(np.linspace(0, 1, 101).tolist())
     assert found["converged"]
     assert found["update_norm"] == pytest.approx(float(np.linalg.norm(ENDS[1] - ENDS[0])), rel=1e-10)
-    assert found["evaluations"] == len(bowls.visited) == path_evaluations() == 13
+    assert found["evaluations"] == len(bowls.visited) == path_evaluations() == 21
     for task, column, group in zip(("trees", "birds"), expected.T, named(), strict=True):
         record = found["tasks"][task]
         assert record["loss"] == pytest.approx(column.tolist(), abs=1e-9)
@@ -208,6 +213,7 @@ def test_the_best_compromise_is_chosen_on_one_half_and_judged_on_the_other(bowls
     assert found["mean_loss_on_selection"] == pytest.approx(chosen[best], abs=1e-9)
     others = {"trees": losses[best][0][1::2].mean(), "birds": losses[best][1][1::2].mean()}
     assert found["loss_on_the_others"] == pytest.approx(others, abs=1e-9)
+    assert found["loss"] == pytest.approx({"trees": losses[best][0].mean(), "birds": losses[best][1].mean()}, abs=1e-9)
     everyone = [np.mean([task.mean() for task in at]) for at in losses]
     judges = [np.mean([task[1::2].mean() for task in at]) for at in losses]
     assert len({best, int(np.argmin(everyone)), int(np.argmin(judges))}) > 1
@@ -287,22 +293,27 @@ def test_the_plane_knows_its_checkpoints(bowls: Bowls) -> None:
 
 
 def test_the_plane_is_drawn_on_the_triangle_and_a_margin(bowls: Bowls) -> None:
-    """Barycentric weights of the widened triangle: each may fall below 0 by a tenth of a height, twice in all."""
+    """Barycentric weights of the widened triangle: each may fall below 0 by a tenth of a height, twice in all; without the
+    fifth of the widened triangle at the base model, which is 1 - w_0 < 2 / 3 + 1.2 (1 / 5 - 2 / 3)."""
     found = plane(config=LandscapeConfig(resolution=31))
     corners = np.array(list(found["checkpoints"].values()))
     system = np.vstack([corners.T, np.ones(3)])
     for i, a in enumerate(found["alphas"]):
         for j, b in enumerate(found["betas"]):
             weights = np.linalg.solve(system, [a, b, 1.0])
-            least = 1 / 3 - 1.2 / 3
-            if abs(weights.min() - least) > 1e-6:
-                assert found["inside"][i][j] == (weights.min() > least)
+            least, most = 1 / 3 - 1.2 / 3, 1 / 3 + 1.2 * (2 / 3 - 1 / 5)
+            if abs(weights.min() - least) > 1e-6 and abs(weights[0] - most) > 1e-6:
+                assert found["inside"][i][j] == (weights.min() > least and weights[0] < most)
     steps = [np.diff(found[axis]) for axis in ("alphas", "betas")]
     assert max(len(found[axis]) for axis in ("alphas", "betas")) == 31
     for step in steps:
         np.testing.assert_allclose(step, steps[0][0], rtol=0.05)
     for point in found["points"]:
-        assert np.linalg.solve(system, [*point, 1.0]).min() > 1 / 3 - 1.2 / 3 - 1e-9
+        weights = np.linalg.solve(system, [*point, 1.0])
+        assert weights.min() > 1 / 3 - 1.2 / 3 - 1e-9
+        assert weights[0] < 1 / 3 + 1.2 * (2 / 3 - 1 / 5) + 1e-9
+    outline = [np.linalg.solve(system, [*corner, 1.0]) for corner in found["outline"]]
+    assert sorted(round(float(weights[0]), 9) for weights in outline) == pytest.approx([least, least, most, most])
 
 
 def test_updates_of_the_trajectory_are_projected(bowls: Bowls) -> None:

@@ -291,12 +291,13 @@ def test_a_dry_run_prints_configuration_sizes_time_and_memory_and_writes_nothing
     for words in ("num_epochs: 12", "Tasks", "Phases", "Memory", "fine-tune on synthetic_1 (36 steps)", "GB"):
         assert words in done.stdout
     assert re.search(r"synthetic_1 +48 +48 +\d+", done.stdout)
-    # 15 + 8 on a plane, 5 + 8 on a path, 4 for each direction off the plane; 2 tasks of 32 items; the self-test passes six
+    # 15 + 8 on a plane, 13 + 8 on a path, 4 for each direction off the plane; 2 tasks of 32 items; the self-test passes six
     # times over 8.
     passes = 2 * (31 * 64 + 6 * 8)
     assert re.search(rf"landscape of 2 checkpoints \(31 points each or more\) +{passes:,} +\d+ s", done.stdout)
-    assert re.search(rf"paths between them \(1 of 13 points or more\) +{13 * 64} +\d+ s", done.stdout)
+    assert re.search(rf"paths between them \(1 of 21 points or more\) +{21 * 64:,} +\d+ s", done.stdout)
     assert re.search(rf"plane through three of them \(26 points or more\) +{26 * 64:,} +\d+ s", done.stdout)
+    assert re.search(rf"forecasts +{2 * 5 * 32} +\d+ s", done.stdout)
     assert "at most 120 each; counted are the fewest" in " ".join(done.stdout.split())
 
 
@@ -307,7 +308,7 @@ def test_a_dry_run_counts_what_will_be_scanned(shell: Shell) -> None:
     assert done.status == 0, done.stderr
     for words in (
         f"landscape of 3 checkpoints ({7 * 7 + 3 * 4} points each)",
-        "paths between them (2 of 13 points or more)",
+        "paths between them (2 of 21 points or more)",
         f"the way of the training ({3 * 12} points)",
     ):
         assert words in done.stdout

@@ -72,7 +72,7 @@ def test_everything_that_was_promised_is_there(smoke_run: SmokeRun) -> None:
     assert {path.name for path in (smoke_run.path / "phases").iterdir()} == {
         f"{name}.json" for name in ("setup", *(f"evaluate_{c}" for c in CHECKPOINTS), "train_task1", "train_task2",
                                     "landscape_after_task1", "landscape_after_task2", "forgetting", "between_checkpoints",
-                                    "comparison")
+                                    "forecast", "comparison")
     }  # fmt: skip
 
 

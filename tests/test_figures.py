@@ -121,7 +121,14 @@ def a_plane(cells: int = 21) -> Results:
 
     surfaces = {task: surface(CORNERS[f"after_task{k}"]) for k, task in enumerate(TASKS, start=1)}
     axes = {"alphas": alphas.tolist(), "betas": betas.tolist(), "inside": inside.tolist()}
-    return {**axes, "checkpoints": CORNERS, "fit": copy.deepcopy(FIT), "surfaces": surfaces, "trajectory": []}
+    return {
+        **axes,
+        "outline": wide.tolist(),
+        "checkpoints": CORNERS,
+        "fit": copy.deepcopy(FIT),
+        "surfaces": surfaces,
+        "trajectory": [],
+    }
 
 
 BASE: Results = {

@@ -277,7 +277,7 @@ def test_segments_restore_whatever_attention_there_was(models: dict[str, Languag
     backbone.set_attn_implementation("eager")
     try:
         with segments(backbone):
-            assert backbone.config._attn_implementation == packing.ATTENTION
+            assert backbone.config._attn_implementation == "llm_forgetting_segment_attention"
         assert backbone.config._attn_implementation == "eager"
     finally:
         backbone.set_attn_implementation("sdpa")

@@ -10,17 +10,16 @@ import pytest
 from rich.console import Console
 from runs import SmokeRun
 
+from llm_forgetting.report.markdown import all_tables, results_markdown
 from llm_forgetting.report.tables import (
     Table,
     accuracy_matrix,
-    all_tables,
     between_table,
     comparison_table,
     flatness_table,
     forgetting_table,
     landscape_table,
     number,
-    results_markdown,
     summary_table,
     value_and_error,
 )
@@ -108,7 +107,7 @@ def test_a_fitted_surface_says_what_it_cost_and_how_far_off_it_is(
     table = landscape_table(results)
     assert table.header[-1] == "error"
     assert [row[-1] for row in table.rows] == [text] * 4
-    for words in ("41 x 41 cells from a fit to 31 or 32 evaluations", "largest at 8 of them", "asked for 1%"):
+    for words in ("41 x 41 cells from a fit to 31 or 32 evaluations", "not seen (8 or more)", "asked for 1%"):
         assert words in table.note
 
 
@@ -166,22 +165,25 @@ def test_barriers_and_the_best_compromise_are_told_per_path_and_task(results: Re
     for row, task in zip(table.rows, results["task_names"], strict=True):
         found = path["tasks"][task]
         assert row[0] == f"{task.replace('_', ' ')}, after task 1 to after task 2"
-        assert float(row[1]) == pytest.approx(found["barrier"]["value"], abs=0.005)
-        assert row[2] == f"{found['barrier']['at']:.2f}"
-        assert float(row[3].split("%")[0]) == pytest.approx(100 * found["error"]["relative"], abs=0.5)
-        assert row[4:] == (f"{path['repair']['t']:.2f}", f"{path['repair']['loss_on_the_others'][task]:.2f}")
-    assert f"after task 1 to after task 2: {path['evaluations']} evaluations." in table.note
+        losses = (found["loss"][0], path["repair"]["loss"][task], found["loss"][-1])
+        assert row[1:4] == tuple(f"{loss:.2f}" for loss in losses)
+        assert float(row[4]) == pytest.approx(found["barrier"]["value"], abs=0.005)
+        assert row[5] == f"{found['barrier']['at']:.2f}"
+        assert float(row[6].split("%")[0]) == pytest.approx(100 * found["error"]["relative"], abs=0.5)
+    chosen = " + ".join(map(str, path["repair"]["selection_items"]))
+    assert (
+        f"after task 1 to after task 2: t* = {path['repair']['t']:.2f} has the least mean loss of the tasks on {chosen} items; "
+        f"{path['evaluations']} evaluations." in table.note
+    )
     plane = results["checkpoint_plane"]
     assert (
         f"plane through base model, after task 1, after task 2: {plane['fit']['evaluations']} evaluations" in table.note
     )
-    path["repair"]["loss_on_the_others"]["synthetic_1"] = None
     results["paths"] = [path, {**path, "from": "after_task2", "to": "after_task3"}]
     rows = between_table(results).rows
     assert [row[0].partition(", ")[2] for row in rows] == ["after task 1 to after task 2"] * 2 + [
         "after task 2 to after task 3"
     ] * 2
-    assert [row[5] for row in rows][::2] == ["-", "-"]
 
 
 def test_what_between_the_checkpoints_could_not_be_measured_is_said(results: Results) -> None:

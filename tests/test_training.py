@@ -1,7 +1,7 @@
 """Fine-tuning: gradients and losses against plain torch, what may change, order, and going on after a kill."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from tiny_models import load, make_encoded
 
-from llm_forgetting.batches import Batch, EncodedItem
+from llm_forgetting import training
+from llm_forgetting.answer_loss import answer_losses
+from llm_forgetting.batches import EncodedItem
 from llm_forgetting.config import TrainingConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import score
@@ -103,6 +105,26 @@ def test_training_loss_is_the_loss_that_is_evaluated(llama_folder: Path, train: 
     before = float(score(model, items, 5).surface("loss"))
     (entry,) = train(model, items, batch_size=12, num_epochs=1)
     assert entry["loss"] == pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_losses_of_a_batch_are_the_items_own_in_their_order(any_folder: Path, packed: bool) -> None:
+    model = load(any_folder)
+    items = make_encoded(model, 6)
+    assert model.packs
+    found = answer_losses(model, items, packed=packed)
+    torch.testing.assert_close(found, plain_losses(model, items), atol=1e-5, rtol=1e-5)
+    found[2].backward()
+    gradient = gradient_of(model)
+    model.peft_model.zero_grad()
+    plain_losses(model, [items[2]])[0].backward()
+    torch.testing.assert_close(gradient, gradient_of(model), atol=1e-5, rtol=1e-4)
+    assert gradient.abs().max() > 0.01
+
+
+def gradient_of(model: LanguageModel) -> torch.Tensor:
+    """Of all adapter weights, in one vector."""
+    return torch.cat([p.grad.reshape(-1).clone() for p in model.peft_model.parameters() if p.grad is not None])
 
 
 def test_training_learns_and_changes_the_adapter_alone(any_folder: Path, train: Train) -> None:
@@ -216,20 +238,21 @@ def test_short_batch_comes_last() -> None:
             assert batch == sorted(batch, reverse=True)
 
 
-def test_trainer_follows_the_sampler_epoch_by_epoch(llama_folder: Path, train: Train) -> None:
+def test_trainer_follows_the_sampler_epoch_by_epoch(
+    llama_folder: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load(llama_folder)
     items = make_encoded(model, 22)
     texts = [item.input_ids for item in items]
     assert len(set(texts)) == 22
     seen: list[list[int]] = []
-    whole = model.answer_logits
+    whole = training.answer_losses
 
-    def recording(batch: Batch) -> torch.Tensor:
-        rows = zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True)
-        seen.append([texts.index(tuple(ids[len(ids) - sum(mask) :])) for ids, mask in rows])
-        return whole(batch)
+    def recording(model: LanguageModel, items: Sequence[EncodedItem], *, packed: bool) -> torch.Tensor:
+        seen.append([texts.index(item.input_ids) for item in items])
+        return whole(model, items, packed=packed)
 
-    model.answer_logits = recording  # type: ignore[method-assign]
+    monkeypatch.setattr(training, "answer_losses", recording)
     train(model, items, stream="task2", seed=5, num_epochs=2)
     sampler = LengthBucketSampler([len(text) for text in texts], 4, derive_seed(5, "training", "task2") % 2**32)
     expected = []
@@ -308,6 +331,7 @@ def test_gradient_checkpointing_only_saves_memory(any_folder: Path, train: Train
     models, calls = [], []
     for checkpointing in (False, True):
         model = load(any_folder)
+        assert model.packs  # tried out here, not while forwards are counted
         forwards: list[int] = []
         norms = (".layers.0.input_layernorm", ".h.0.ln_1")
         norm = next(module for name, module in model.peft_model.named_modules() if name.endswith(norms))

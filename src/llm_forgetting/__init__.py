@@ -9,6 +9,8 @@ training script (any torch module or PEFT model, any loss, any batches) there ar
     line = lf.scan_line(model, loss, batches, direction="gradient")
     bowls = lf.checkpoint_plane(model, loss, {"old": a, "new": b}, checkpoints=[before, between, after])
     flat = lf.flatness(model, loss, batches)                             # mean rise with its standard error
+    spectrum = lf.hessian_spectrum(model, loss, batches)                 # eigenvalues, trace, spectral density
+    step = lf.forecast(model, loss, batches, direction=lf.checkpoint_difference(model, before, after))
     trainer.add_callback(lf.FlatnessCallback(loss, batches, every=50))
 
 They leave the model as it was, bit for bit. Nothing is imported before it is used: `import llm_forgetting` needs no torch.
@@ -26,12 +28,17 @@ if TYPE_CHECKING:
     from llm_forgetting.own_models.line import scan_line
     from llm_forgetting.own_models.plane import scan_plane
     from llm_forgetting.own_models.results import CheckpointSurface, Flatness, Line, Surface, Trajectory
+    from llm_forgetting.own_models.second_order import ForecastOfStep, HessianSpectrum, forecast, hessian_spectrum
 
 _HOMES = {
     "UserError": "errors",
     "FlatnessCallback": "own_models.callback",
     "checkpoint_plane": "own_models.checkpoint_surface",
     "checkpoint_difference": "own_models.checkpoints",
+    "ForecastOfStep": "own_models.second_order",
+    "HessianSpectrum": "own_models.second_order",
+    "forecast": "own_models.second_order",
+    "hessian_spectrum": "own_models.second_order",
     "flatness": "own_models.flatness",
     "scan_line": "own_models.line",
     "scan_plane": "own_models.plane",
@@ -45,6 +52,8 @@ __all__ = [
     "CheckpointSurface",
     "Flatness",
     "FlatnessCallback",
+    "ForecastOfStep",
+    "HessianSpectrum",
     "Line",
     "Surface",
     "Trajectory",
@@ -52,6 +61,8 @@ __all__ = [
     "checkpoint_difference",
     "checkpoint_plane",
     "flatness",
+    "forecast",
+    "hessian_spectrum",
     "scan_line",
     "scan_plane",
 ]

@@ -218,7 +218,7 @@ class AdaptedModel:
             with self.beside() as move_all:
                 yield lambda point: move_all([point])
             return
-        with self._adapter_off(), perturbation.merged(target_layers(self.peft_model)) as move:
+        with self.bare(), perturbation.merged(target_layers(self.peft_model)) as move:
             yield move
 
     @contextmanager
@@ -227,11 +227,11 @@ class AdaptedModel:
 
         With several points the batch must have as many rows; they then share one forward of the backbone.
         """
-        with self._adapter_off(), perturbation.beside(target_layers(self.peft_model)) as move:
+        with self.bare(), perturbation.beside(target_layers(self.peft_model)) as move:
             yield move
 
     @contextmanager
-    def _adapter_off(self) -> Iterator[None]:
+    def bare(self) -> Iterator[None]:
         """The bare backbone; which parameters are trained is as before afterwards (PEFT trains all that it enables)."""
         trained = [(parameter, parameter.requires_grad) for parameter in self.peft_model.parameters()]
         try:

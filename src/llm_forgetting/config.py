@@ -150,6 +150,7 @@ class LandscapeConfig:
             evaluates every one of them. null is 41 for spectral, 11 for grid.
         tau: Rise of the loss, in nats, that bounds the basin.
         checkpoint_plane: Also scan the plane through the initial, the first and the last checkpoint.
+        plane_tolerance: `tolerance` of that plane, which is drawn and not measured on.
         trajectory: Also project the adapter at the end of every epoch onto that plane, with its distance from the plane and
             its true loss; an evaluation per epoch.
         items: Split whose items define the loss: `train` (the minimum that was reached) or `test`.
@@ -170,6 +171,7 @@ class LandscapeConfig:
     resolution: int | None = None
     tau: float = 0.1
     checkpoint_plane: bool = True
+    plane_tolerance: float = 0.1
     trajectory: bool = False
     items: Literal["train", "test"] = "train"
     num_items: int = 8
@@ -189,6 +191,45 @@ class LandscapeConfig:
         """`resolution`, or what null stands for."""
         default = 11 if self.method == "grid" else 41
         return default if self.resolution is None else self.resolution
+
+
+@dataclass(frozen=True)
+class CurvatureConfig:
+    """Second derivatives of the loss of the landscape items.
+
+    Args:
+        forecast: Forecast how every earlier task's loss changes on the way to the next checkpoint, from slope and curvature at
+            its start; two Hessian-vector products per task.
+        spectrum: Also eigenvalues, trace, spectral density and sharpness at every checkpoint; a product costs about four
+            forward passes, and there are as many as the numbers below add up to.
+        micro_batch: Items per pass; smaller takes less memory and changes no number beyond rounding.
+        lanczos_steps: Products of the run behind the extreme eigenvalues and most of the trace.
+        eigenvalues: How many of the largest and of the smallest are told.
+        density_runs: Further, shorter runs for the spectral density.
+        density_steps: Products of each of those.
+        trace_probes: Products for what is left of the trace, and its standard error.
+        weight_probes: Products for the trace in the merged weights.
+        power_steps: Products for the largest eigenvalue in the merged weights; keeps two copies of the adapted weights.
+        radius: Distance of worst-case and average-case sharpness, in units of the adapter's norm.
+        ascent_steps: Projected gradient steps of the worst case.
+        sharpness_directions: Random directions of the average case.
+        seed: Seeds starting vectors, probes and directions.
+    """
+
+    forecast: bool = True
+    spectrum: bool = False
+    micro_batch: int = 16
+    lanczos_steps: int = 30
+    eigenvalues: int = 3
+    density_runs: int = 2
+    density_steps: int = 12
+    trace_probes: int = 10
+    weight_probes: int = 8
+    power_steps: int = 8
+    radius: float = 0.05
+    ascent_steps: int = 4
+    sharpness_directions: int = 8
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -215,6 +256,7 @@ class ExperimentConfig:
         data: Tasks and splits.
         evaluation: Scoring.
         landscape: Loss surfaces.
+        curvature: Second derivatives, and what they forecast.
         output: Where results go.
     """
 
@@ -224,6 +266,7 @@ class ExperimentConfig:
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     landscape: LandscapeConfig = field(default_factory=LandscapeConfig)
+    curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:

@@ -28,12 +28,25 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "landscape.resolution": (3, True),
     "landscape.num_items": (1, True),
     "landscape.tolerance": (0, False),
+    "landscape.plane_tolerance": (0, False),
     "landscape.max_evaluations": (23, True),
     "landscape.tau": (0, False),
     "landscape.batch_size": (1, True),
     "landscape.points_per_forward": (1, True),
     "landscape.self_test_items": (1, True),
     "landscape.seed": (0, True),
+    "curvature.micro_batch": (1, True),
+    "curvature.lanczos_steps": (2, True),
+    "curvature.eigenvalues": (1, True),
+    "curvature.density_runs": (0, True),
+    "curvature.density_steps": (2, True),
+    "curvature.trace_probes": (2, True),
+    "curvature.weight_probes": (2, True),
+    "curvature.power_steps": (1, True),
+    "curvature.radius": (0, False),
+    "curvature.ascent_steps": (0, True),
+    "curvature.sharpness_directions": (2, True),
+    "curvature.seed": (0, True),
     "output.dpi": (50, True),
 }
 
@@ -47,6 +60,8 @@ def problems(sections: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator
         value = values.get(path)
         if value is not None and not (value >= bound if inclusive else value > bound):
             yield f"{path} must be {'at least' if inclusive else 'greater than'} {bound:g}, was {value!r}"
+    if "curvature" in sections and sections["curvature"].eigenvalues > sections["curvature"].lanczos_steps:
+        yield "curvature.eigenvalues must be at most curvature.lanczos_steps, which finds as many"
     if "training" in sections:
         yield from _training_problems(sections["lora"], sections["training"])
     yield from _data_problems(sections["data"])

@@ -20,6 +20,8 @@ CHARACTERS_PER_TOKEN = 4.0
 # adapter, but none are formed for them. A forward reaches about this share of the machine's own matrix rate.
 TRAINING_PASSES = 2.4
 EFFICIENCY = 0.65
+# A Hessian-vector product: values and derivatives forward, and both back.
+FORWARDS_PER_PRODUCT = 4
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 
 
@@ -146,7 +148,7 @@ def _work(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[s
     work.append(
         (f"evaluate {checkpoints + 1} checkpoints", (checkpoints + 1) * scored, (checkpoints + 1) * scored_tokens)
     )
-    return [*work, *_scans(config, sizes)]
+    return [*work, *_scans(config, sizes), *_derivatives(config, sizes)]
 
 
 def _scans(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
@@ -175,6 +177,25 @@ def _scans(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[
     if landscape.trajectory:
         epochs = config.training.num_epochs * checkpoints
         work.append(scan(f"the way of the training ({epochs} points)", epochs))
+    return work
+
+
+def _derivatives(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """What spectra and forecasts cost, in forward passes of the landscape items."""
+    from llm_forgetting.curvature_analysis import curvature_evaluations
+
+    items, curvature = config.landscape.num_items, config.curvature
+    work: list[tuple[str, float, float]] = []
+    if curvature.spectrum:
+        products = curvature_evaluations(curvature)
+        passes = products * FORWARDS_PER_PRODUCT * items
+        tokens = passes * sum(entry["tokens"] for entry in sizes)
+        work.append((f"curvature of {len(sizes)} checkpoints ({products} products each)", passes * len(sizes), tokens))
+    if curvature.forecast:
+        # Two splits of every earlier task: a product, and the loss at the end.
+        each = [2 * (FORWARDS_PER_PRODUCT + 1) * items * (len(sizes) - k) for k in range(1, len(sizes))]
+        tokens = sum(count * entry["tokens"] for count, entry in zip(each, sizes, strict=False))
+        work.append(("forecasts", sum(each), tokens))
     return work
 
 

@@ -1,6 +1,5 @@
 """Scoring: letter logits of every item, at the live checkpoint or at another point of adapter space."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,10 +9,8 @@ import torch
 
 from llm_forgetting.batches import EncodedItem, collate, length_buckets, split_logits
 from llm_forgetting.language_model import LanguageModel
-from llm_forgetting.objective import AnswerStatistics
+from llm_forgetting.objective import AnswerStatistics, Floats
 from llm_forgetting.packing import CannotPackError, packs
-
-log = logging.getLogger(__name__)
 
 
 def score(
@@ -34,8 +31,7 @@ def score(
         try:
             return score_points(model, encoded, batch_size, 1, advance)[0]
         except CannotPackError as error:  # a window that the short rows tried out fitted into, and these items do not
-            log.info("items are padded from here on: %s", error)
-            model.packs = False
+            model.cannot_pack(error)
     found = _Collector(encoded)
     model.peft_model.eval()
     with torch.inference_mode():
@@ -63,6 +59,14 @@ def score_points(
                 collector.take(pack.items, rows, pack.letter_ids)
             advance(len(pack.items))
     return [collector.statistics for collector in found]
+
+
+def answer_distributions(model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int) -> Floats:
+    """(n, vocabulary) logits after `Answer:` of all items, in the order given."""
+    model.peft_model.eval()
+    with torch.inference_mode():
+        batches = (collate(encoded[n : n + batch_size], model.pad_id) for n in range(0, len(encoded), batch_size))
+        return np.concatenate([model.answer_logits(batch).double().cpu().numpy() for batch in batches])
 
 
 class _Collector:

@@ -16,6 +16,13 @@ from llm_forgetting.artifacts import RunFolder, whole_folder
 from llm_forgetting.between_checkpoints import analyse_between, no_update
 from llm_forgetting.comparison import compare_landscapes
 from llm_forgetting.config import ExperimentConfig, to_dict
+from llm_forgetting.curvature_analysis import (
+    analyse_curvature,
+    analyse_forecast,
+    curvature_evaluations,
+    forecast_evaluations,
+    with_weights,
+)
 from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import score_tasks
 from llm_forgetting.forgetting import forgetting
@@ -23,8 +30,8 @@ from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
 from llm_forgetting.progress import Progress, Silent
 from llm_forgetting.report.figures import draw_landscapes
-from llm_forgetting.report.tables import results_markdown
-from llm_forgetting.session import INITIAL, Session, checkpoint_name
+from llm_forgetting.report.markdown import results_markdown
+from llm_forgetting.session import INITIAL, Session, checkpoint_name, choose_landscape_items
 from llm_forgetting.training import fine_tune, optimizer_steps, require_known_names
 from llm_forgetting.verdict import verdict
 
@@ -56,6 +63,7 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     records = [folder.once("evaluate_initial", lambda: evaluate(session, 0))]
     trained: list[Result] = []
     landscapes: list[tuple[str, Result]] = []
+    spectra: dict[str, Result] = {}
     for k, name in enumerate(setup["task_names"], start=1):
         trained.append(phases.run(f"train_task{k}", f"fine-tune on task {k}, {name}", _bind(train, session, k)))
         records.append(phases.run(f"evaluate_after_task{k}", "evaluate on every task", _bind(evaluate, session, k)))
@@ -64,6 +72,8 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
             f"landscape_after_task{k}", f"loss landscape after task {k}", _bind(analyse, session, k, reference)
         )
         landscapes.append((checkpoint_name(k), landscape))
+        if config.curvature.spectrum:
+            spectra[checkpoint_name(k)] = folder.once(f"curvature_after_task{k}", _bind(differentiate, session, k))
     items = [record for evaluation in records for record in evaluation]
     measured = phases.run("forgetting", "forgetting, with its uncertainty", lambda: measure(items, setup, config))
     between = phases.run(
@@ -71,6 +81,7 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     )
     for k in range(1, len(config.data.tasks) + 1):
         shutil.rmtree(session.trajectory_folder(k), ignore_errors=True)
+    foreseen = folder.once("forecast", lambda: foresee(session, between)) if config.curvature.forecast else []
     compared = folder.once("comparison", lambda: compare_landscapes(landscapes))
 
     phases.announce("save results and figures", kept=False)
@@ -86,6 +97,8 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
         "landscapes": {name: results.without_raw_logits(landscape) for name, landscape in landscapes},
         "landscape_comparison": compared,
         **results.without_raw_logits(between),
+        "curvature": spectra,
+        "forecasts": with_weights(foreseen, spectra),
     }
     content["warnings"] = setup["warnings"] + _late_warnings(content)
     content["figures"] = draw_landscapes(content, folder.path, dpi=config.output.dpi)
@@ -249,8 +262,53 @@ def look_between(session: Session) -> Result:
         session.config.landscape,
         progress=session.progress,
         journal=session.journal,
+        pools=[len(task.split(session.config.landscape.items)) for task in session.encoded],
         trajectory={name: partial(read_update, folder / "update.safetensors") for name, folder in folders.items()},
     )
+
+
+def differentiate(session: Session, k: int) -> Result:
+    """Spectrum and sharpness of the task just learnt at the checkpoint after task k."""
+    settings, items = session.config.curvature, session.landscape_items()
+    with session.progress.bar(f"curvature of {checkpoint_name(k)}", curvature_evaluations(settings)) as advance:
+        return analyse_curvature(
+            session.at(k),
+            items[k - 1],
+            items[k] if k < len(items) else None,
+            settings,
+            batch_size=session.config.landscape.batch_size,
+            advance=advance,
+        )
+
+
+def foresee(session: Session, between: Result) -> list[Result]:
+    """For every step from one trained checkpoint to the next: what its start forecasts of all tasks learnt before."""
+    config, named = session.config, session.named_landscape_items()
+    own = config.landscape.items
+    other = "test" if own == "train" else "train"
+    paths = {path["from"]: path for path in between["paths"]}
+    found = []
+    for k in range(1, len(config.data.tasks)):
+        old = {
+            task.name: {own: items, other: choose_landscape_items(task.split(other), task.name, config.landscape)}
+            for task, (_, items) in list(zip(session.encoded, named, strict=True))[:k]
+        }
+        first, second = (session.at(n).adapter_factors() for n in (k, k + 1))
+        with session.progress.bar(f"forecast from {checkpoint_name(k)}", forecast_evaluations(k)) as advance:
+            foreseen = analyse_forecast(
+                session.model,
+                first,
+                second,
+                old,
+                named[k][1],
+                paths.get(checkpoint_name(k)),
+                config.curvature,
+                tau=config.landscape.tau,
+                batch_size=config.landscape.batch_size,
+                advance=advance,
+            )
+        found.append({"from": checkpoint_name(k), "to": checkpoint_name(k + 1), **foreseen})
+    return found
 
 
 def measure(items: list[Result], setup: Result, config: ExperimentConfig) -> Result:

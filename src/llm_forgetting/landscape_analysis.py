@@ -107,7 +107,7 @@ def analyse_landscape(
         "update_norm": update_norm(canonicalise(model.adapter_factors())),
         "direction_cosine": space.cosine(d, e),
         "evaluations": nodes.evaluations,
-        "fit": None if plane.surface is None else describe_fit(plane.surface, config),
+        "fit": None if plane.surface is None else describe_fit(plane.surface, config.tolerance),
         "note": plane.note,
         "points": plane.points.tolist(),
         "surfaces": {
@@ -118,13 +118,13 @@ def analyse_landscape(
     }
 
 
-def describe_fit(surface: SpectralSurface, config: LandscapeConfig) -> dict[str, Any]:
+def describe_fit(surface: SpectralSurface, tolerance: float) -> dict[str, Any]:
     """Degree, cost and verdict of a fit."""
     return {
         "degree": surface.fit.degree,
         "evaluations": surface.evaluations,
         "check_points": surface.checks,
-        "tolerance": config.tolerance,
+        "tolerance": tolerance,
         "converged": surface.converged,
     }
 

@@ -111,15 +111,17 @@ class LanguageModel(AdaptedModel):
         """(n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""
         return answer_position_logits(self.peft_model, batch.to(self.device), self._accepted)
 
+    def probes(self) -> list[EncodedItem]:
+        """Three short rows of random tokens with a common beginning, on which it is tried out what a model can do."""
+        vocabulary = int(self.peft_model.get_base_model().config.vocab_size)
+        drawn = torch.randint(vocabulary, (24,), generator=torch.Generator().manual_seed(0)).tolist()
+        item = Item("probe/test/0", "probe", "", ("", ""), 0)
+        return [EncodedItem(item, (*drawn[:6], *drawn[a:b]), (0, 1)) for a, b in ((6, 7), (7, 15), (15, 20))]
+
     @cached_property
     def packs(self) -> bool:
         """Whether the model computes packed items (see `packing`): tried out on three short rows of tokens."""
-        backbone = self.peft_model.get_base_model()
-        vocabulary = int(backbone.config.vocab_size)
-        random = torch.Generator().manual_seed(0)
-        drawn = torch.randint(vocabulary, (24,), generator=random).tolist()
-        item = Item("probe/test/0", "probe", "", ("", ""), 0)
-        probes = [EncodedItem(item, (*drawn[:6], *drawn[a:b]), (0, 1)) for a, b in ((6, 7), (7, 15), (15, 20))]
+        probes = self.probes()
         if not {"position_ids", "logits_to_keep"} <= self._accepted:
             return False
         try:
@@ -135,6 +137,11 @@ class LanguageModel(AdaptedModel):
             log.info("items are padded, not packed: packed logits differ by %.2g", difference)
             return False
         return True
+
+    def cannot_pack(self, error: CannotPackError) -> None:
+        """Items are padded from here on: one did not fit where the short rows that were tried out had."""
+        log.info("items are padded from here on: %s", error)
+        self.packs = False
 
     def packed_logits(self, packed: Sequence[Pack], rows: int = 1) -> list[torch.Tensor]:
         """Per pack the (rows, n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""

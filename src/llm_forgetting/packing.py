@@ -7,7 +7,7 @@ lets every model exchange.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 
 from llm_forgetting.batches import EncodedItem
-
-ATTENTION = "llm_forgetting_packed"
 
 
 class CannotPackError(Exception):
@@ -130,6 +128,16 @@ _layout_in_use: ContextVar[Layout] = ContextVar("layout")
 _FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
+def layout_for(arguments: Mapping[str, Any]) -> Layout:
+    """The layout of the pack that is being computed; CannotPackError where the layer's `arguments` ask for more."""
+    layout = _layout_in_use.get()
+    asked = [name for name in _FOREIGN if arguments.get(name) is not None]
+    window = arguments.get("sliding_window")
+    if asked or (window is not None and window < layout.keys.shape[1]):
+        raise CannotPackError(f"attention with {', '.join(asked) or 'a sliding window'}")
+    return layout
+
+
 def segment_attention(  # noqa: PLR0917 -- transformers' signature
     module: Any,
     query: torch.Tensor,
@@ -144,11 +152,7 @@ def segment_attention(  # noqa: PLR0917 -- transformers' signature
 
     Returns (b, T, heads, d). Differentiable.
     """
-    layout = _layout_in_use.get()
-    asked = [name for name in _FOREIGN if kwargs.get(name) is not None]
-    window = kwargs.get("sliding_window")
-    if asked or (window is not None and window < layout.keys.shape[1]):
-        raise CannotPackError(f"attention with {', '.join(asked) or 'a sliding window'}")
+    layout = layout_for(kwargs)
     b, heads, _, d = query.shape
     grouped: Any = {"scale": scaling, "enable_gqa": key.shape[1] != heads}
     n, longest = layout.queries.shape
@@ -171,15 +175,20 @@ def segment_attention(  # noqa: PLR0917 -- transformers' signature
 
 
 @contextmanager
-def segments(backbone: Any) -> Iterator[None]:
-    """`backbone` (a transformers model) with attention by segments; its own kernel comes back afterwards."""
+def segments(backbone: Any, attention: Callable[..., Any] | None = None) -> Iterator[None]:
+    """`backbone` (a transformers model) with attention by segments; its own kernel comes back afterwards.
+
+    `attention` takes the place of `segment_attention`.
+    """
     from transformers import AttentionInterface
 
     if not getattr(backbone, "_supports_attention_backend", False):
         raise CannotPackError(f"{type(backbone).__name__} does not let its attention be exchanged")
-    AttentionInterface.register(ATTENTION, segment_attention)
+    function = attention or segment_attention
+    name = f"llm_forgetting_{function.__name__}"
+    AttentionInterface.register(name, function)
     before = backbone.config._attn_implementation
-    backbone.set_attn_implementation(ATTENTION)
+    backbone.set_attn_implementation(name)
     try:
         yield
     finally:
@@ -187,7 +196,7 @@ def segments(backbone: Any) -> Iterator[None]:
 
 
 def packed_answer_logits(model: Any, pack: Pack, rows: int = 1) -> torch.Tensor:
-    """(rows, n, vocabulary) float32 logits that follow each item's `Answer:`, inside `segments`.
+    """(rows, n, vocabulary) logits, float32 or better, that follow each item's `Answer:`, inside `segments`.
 
     `rows` > 1 repeats the row of tokens, for models that do something else in each row.
     """
@@ -201,4 +210,5 @@ def packed_answer_logits(model: Any, pack: Pack, rows: int = 1) -> torch.Tensor:
         ).logits
     finally:
         _layout_in_use.reset(token)
-    return logits.float()  # type: ignore[no-any-return]
+    precise: torch.Tensor = logits if logits.dtype == torch.float64 else logits.float()
+    return precise

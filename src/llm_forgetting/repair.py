@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from llm_forgetting.artifacts import whole_folder
-from llm_forgetting.between_checkpoints import along, selection_half
+from llm_forgetting.between_checkpoints import along, choosers
 from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import score_tasks
 from llm_forgetting.landscape.lowrank import Update, truncated
@@ -21,8 +21,7 @@ def repair(session: Session, path: Mapping[str, Any], *, rank: int | None, t: fl
     """Export the adapter at t* (or `t`) of a measured `path` of a run, and score it beside both ends and their average.
 
     Exact by concatenation (the ranks of both ends together), or cut to `rank` by singular values, with the error stated. It is
-    judged on items that had no part in choosing t*: the trained items without the selection half of the landscape items, and
-    the held-out ones.
+    judged on items that had no part in choosing t* (`choosers` says which had): all other trained items, and the held-out ones.
     """
     config = session.config
     number = {checkpoint_name(k): k for k in range(1, len(config.data.tasks) + 1)}
@@ -46,7 +45,7 @@ def repair(session: Session, path: Mapping[str, Any], *, rank: int | None, t: fl
         "from": path["from"],
         "to": path["to"],
         "t": chosen,
-        "chosen_by": "the selection half of the landscape items" if t is None else "the user",
+        "chosen_by": "landscape items, which do not judge it" if t is None else "the user",
         "rank": max(pair.A.shape[0] for pair in update.values()),
         "truncation_error": error,
         "adapter": folder.name,
@@ -90,9 +89,10 @@ def judging_items(session: Session) -> list[tuple[str, str, list[Any]]]:
     """(task, split, items) that had no part in choosing t*."""
     judged = []
     for task, items in zip(session.encoded, session.landscape_items(), strict=True):
-        choosers = {item.item.id for item, chose in zip(items, selection_half(len(items)), strict=True) if chose}
+        pool = len(task.split(session.config.landscape.items))
+        chose = {item.item.id for item, choice in zip(items, choosers(len(items), pool), strict=True) if choice}
         for split in ("train", "test"):
-            left = [item for item in task.split(split) if item.item.id not in choosers]
+            left = [item for item in task.split(split) if item.item.id not in chose]
             if left:
                 judged.append((task.name, split, left))
     return judged

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from llm_forgetting.progress import Advance
+from llm_forgetting.report.forecasts import curvature_table, forecast_table
 from llm_forgetting.report.tables import (
     Table,
     accuracy_matrix,
@@ -75,7 +76,9 @@ class Terminal:
     def show_results(self, results: Mapping[str, Any], folder: Path) -> None:
         """The closing tables, the answer, and where everything is."""
         self.console.print()
-        for make in (accuracy_matrix, forgetting_table, landscape_table, flatness_table, between_table):
+        makers = [accuracy_matrix, forgetting_table, landscape_table, flatness_table, between_table]
+        makers += [forecast_table] * bool(results["forecasts"]) + [curvature_table] * bool(results["curvature"])
+        for make in makers:
             self.show_table(make(results))
             self.console.print()
         for warning in results["warnings"]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from llm_forgetting.batches import Batch, EncodedItem, collate
+from llm_forgetting.answer_loss import answer_losses
+from llm_forgetting.batches import EncodedItem
 from llm_forgetting.config import TrainingConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.language_model import LanguageModel
@@ -58,10 +58,17 @@ class LengthBucketSampler(Sampler[int]):
 
 
 class AnswerTrainer(Trainer):
-    """Trainer whose loss is the mean full-vocabulary cross-entropy of the answer token, from answer-position logits."""
+    """Trainer whose loss is the mean full-vocabulary cross-entropy of the answer token, from answer-position logits.
 
-    def __init__(self, language_model: LanguageModel, sampler: LengthBucketSampler, **kwargs: Any) -> None:
+    Items are packed where the model allows it, except where activations are to be computed again in the backward pass, which
+    would not know the pack.
+    """
+
+    def __init__(
+        self, language_model: LanguageModel, sampler: LengthBucketSampler, *, packed: bool, **kwargs: Any
+    ) -> None:
         super().__init__(model=language_model.peft_model, **kwargs)
+        self._packed = packed
         # The loss is a mean per batch; without this Trainer would not divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._language_model = language_model
@@ -70,16 +77,13 @@ class AnswerTrainer(Trainer):
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, torch.Tensor | Any],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Mean over the batch of -log p(answer letter | prompt), nats."""
-        batch = Batch(**inputs)
-        logits = self._language_model.answer_logits(batch)
-        answers = batch.letter_ids.gather(1, batch.answers[:, None])[:, 0].to(logits.device)
-        loss = F.cross_entropy(logits, answers)
-        return (loss, logits) if return_outputs else loss
+        losses = answer_losses(self._language_model, inputs["items"], packed=self._packed)
+        return (losses.mean(), losses) if return_outputs else losses.mean()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketSampler:
         return self._sampler
@@ -154,6 +158,7 @@ def fine_tune(
     epoch; optimiser and RNG states): a phase that was killed goes on from the last whole epoch. The caller deletes it.
     """
     seed = derive_seed(config.seed, "training", stream) % 2**32
+    _ = model.packs  # tried out before dropout is on and random numbers count
     sampler = LengthBucketSampler([len(item.input_ids) for item in items], config.batch_size, seed)
     steps = optimizer_steps(len(items), config)
     trainer = AnswerTrainer(
@@ -161,7 +166,8 @@ def fine_tune(
         sampler,
         args=_arguments(config, steps, seed, scratch, model.device),
         train_dataset=list(items),
-        data_collator=lambda batch: vars(collate(batch, model.pad_id)),
+        packed=not config.gradient_checkpointing,
+        data_collator=lambda batch: {"items": batch},
         callbacks=[_Watch(advance), _EpochEnd(record)],
     )
     trainer.remove_callback(_printer(trainer))

@@ -191,3 +191,9 @@ def barrier(steps: Floats, losses: Floats) -> Barrier:
     above = losses - (1 - steps) * losses[0] - steps * losses[-1]
     highest = int(np.argmax(above))
     return Barrier(float(above[highest]), float(steps[highest]))
+
+
+def second_derivative(losses: Floats, step: float) -> tuple[float, float]:
+    """Slope and curvature at the middle of three losses `step` apart."""
+    before, centre, after = map(float, losses)
+    return (after - before) / (2 * step), (after - 2 * centre + before) / step**2

@@ -55,7 +55,7 @@ def vandermonde(points: Floats, degree: int) -> Floats:
     return np.stack([x[:, i] * y[:, j] for i, j in pairs], axis=1)
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=4)
 def leja_points(shape: str = "square") -> Floats:
     """(terms(14), d) nested points of a reference region; the first `terms(n)` determine the polynomials of degree n.
 
@@ -116,20 +116,22 @@ def fit(domain: Domain, points: Floats, values: Floats, degree: int) -> Fit:
 class Rule:
     """When a fit is good enough: its largest error at `checks` fresh random points is at most `tolerance` x min(range, 2 nats).
 
-    At most `budget` evaluations are spent, check points included.
+    At most `budget` evaluations are spent, check points included. No degree below `first_degree` is tried.
     """
 
     tolerance: float = 0.01
     checks: int = 8
     budget: int = 64
     seed: int = 0
+    first_degree: int = FIRST_DEGREE
 
 
 @dataclass(frozen=True)
 class SpectralSurface:
     """A fit with its measured error.
 
-    `error` (K,) is the largest error of every loss at the check points (nats), which no coefficient of `fit` has seen;
+    `error` (K,) is the largest error of every loss (nats) where the fit had not seen the loss: at the check points, and at
+    earlier ones, which have become data, by the fit to all others but each one;
     `previous` is the fit one degree lower, to the same data: its difference from `fit` is the error of derivatives.
     `points` (p, 2) and `values` (p, m) are all evaluations: nodes, earlier check points, and as the last `checks` of them the
     check points behind `error`. `ranges` (K,) are the losses' ranges over the domain.
@@ -163,16 +165,19 @@ def fit_surface(
     `evaluate` maps points (p, 2) to values (p, m) of the smooth functions, `losses` values (q, m) to the K losses (q, K)
     whose error counts. Evaluations go to nodes as long as the fit of the degree before, extrapolated at the rate at which
     errors fell so far, promises no success; then `checks` fresh random points are tried, and if they say no they become
-    data like all others. Raises NotSmoothError where a value is not finite.
+    data like all others. From then on earlier check points, each left out in turn, count as much: where eight points found an
+    error once, another eight may just have missed it.
+
+    Raises NotSmoothError where a value is not finite.
     """
     design, everywhere = domain.place(leja_points(domain.shape)), domain.place(mesh(domain.shape, 33))
 
     def size(degree: int) -> int:
         return terms(degree, design.shape[1])
 
-    if size(FIRST_DEGREE) + rule.checks > rule.budget:
-        raise ValueError(f"at least {size(FIRST_DEGREE) + rule.checks} evaluations are needed, may be {rule.budget}")
-    degree, attempt = FIRST_DEGREE, 0
+    degree, attempt = rule.first_degree, 0
+    if size(degree) + rule.checks > rule.budget:
+        raise ValueError(f"at least {size(degree) + rule.checks} evaluations are needed, may be {rule.budget}")
     surface: SpectralSurface | None = None
     nodes, values = design[: size(degree)], evaluate(design[: size(degree)])
     tried, tried_values = nodes[:0], values[:0]
@@ -191,7 +196,8 @@ def fit_surface(
         checks = domain.place(random_points(domain.shape, generator(rule.seed, "check points", attempt), rule.checks))
         measured = evaluate(checks)
         truth = _finite(losses(measured))
-        error = np.abs(losses(found(checks)) - truth).max(axis=0)
+        fresh_error = np.abs(losses(found(checks)) - truth).max(axis=0)
+        error = np.maximum(fresh_error, _left_out(found, data, data_values, len(tried), losses))
         ranges = np.ptp(np.concatenate([losses(data_values), truth, losses(found(everywhere))]), axis=0)
         surface = SpectralSurface(
             fit=found,
@@ -207,6 +213,18 @@ def fit_surface(
             return surface
         tried, tried_values = np.concatenate([tried, checks]), np.concatenate([tried_values, measured])
         attempt += 1
+
+
+def _left_out(found: Fit, points: Floats, values: Floats, last: int, losses: Callable[[Floats], Floats]) -> Floats:
+    """(K,) largest error of every loss at the `last` of `points`, each predicted by the fit to all others."""
+    if not last:
+        return np.zeros(losses(values).shape[1])
+    basis, _ = np.linalg.qr(vandermonde(found.domain.unit(points), found.degree))
+    leverage = (basis[-last:] ** 2).sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        predicted = (found(points[-last:]) - leverage * values[-last:]) / (1 - leverage)
+    predicted[:, found.absent] = -np.inf
+    return np.asarray(np.abs(losses(predicted) - losses(values[-last:])).max(axis=0))
 
 
 def _forecast(domain: Domain, degree: int, nodes: Floats, values: Floats, losses: Callable[[Floats], Floats]) -> float:

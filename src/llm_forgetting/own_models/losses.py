@@ -57,6 +57,36 @@ class MeanLosses:
 
     def gradient(self, leaves: Sequence[torch.Tensor], before: Callable[[], None] = lambda: None) -> list[torch.Tensor]:
         """d/d leaf of the mean of the tasks' losses; `before` is called before every batch. UserError where it is 0."""
+
+        def first(loss: torch.Tensor) -> Sequence[torch.Tensor | None]:
+            return torch.autograd.grad(loss, leaves, allow_unused=True)
+
+        total = self._derivatives(leaves, first, before)
+        if not any(part.any() for part in total):
+            raise UserError("directions='gradient' needs a gradient, it is 0 here; take random directions")
+        return total
+
+    def hessian(
+        self, leaves: Sequence[torch.Tensor], step: Sequence[torch.Tensor], before: Callable[[], None] = lambda: None
+    ) -> list[torch.Tensor]:
+        """The Hessian of the mean of the tasks' losses times `step`, a tensor per leaf; see `gradient`."""
+
+        def second(loss: torch.Tensor) -> Sequence[torch.Tensor | None]:
+            found = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+            slopes = [(g * v).sum() for g, v in zip(found, step, strict=True) if g is not None and g.requires_grad]
+            if not slopes:
+                return [None] * len(leaves)
+            return torch.autograd.grad(torch.stack(slopes).sum(), leaves, allow_unused=True)
+
+        return self._derivatives(leaves, second, before)
+
+    def _derivatives(
+        self,
+        leaves: Sequence[torch.Tensor],
+        differentiate: Callable[[torch.Tensor], Sequence[torch.Tensor | None]],
+        before: Callable[[], None],
+    ) -> list[torch.Tensor]:
+        """The mean over the tasks of what `differentiate` makes of the sums of their batches, divided once by their counts."""
         total = [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
         for name in self.names:
             sums, weight = [torch.zeros_like(part) for part in total], 0.0
@@ -64,15 +94,13 @@ class MeanLosses:
                 with torch.enable_grad(), self._interruptible():
                     before()
                     loss, count = self._measured(batch)
-                    found = torch.autograd.grad(loss, leaves, allow_unused=True) if count else [None] * len(leaves)
+                    found = differentiate(loss) if count else [None] * len(leaves)
                 for part, gradient in zip(sums, found, strict=True):
                     if gradient is not None:
                         part.add_(gradient)
                 weight += count
             for part, gradient in zip(total, sums, strict=True):
                 part.add_(gradient, alpha=1 / (weight * len(self.names)))
-        if not any(part.any() for part in total):
-            raise UserError("directions='gradient' needs a gradient, it is 0 here; take random directions")
         return total
 
     def _pass(self, name: str) -> Floats:

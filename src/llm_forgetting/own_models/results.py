@@ -14,7 +14,7 @@ from llm_forgetting.landscape.spectral import Fit
 from llm_forgetting.objective import Floats
 
 
-class _Saved:
+class Saved:
     """Records that write themselves."""
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
@@ -67,7 +67,7 @@ class Evaluations:
     note: str | None
 
 
-class _Scan(_Saved):
+class _Scan(Saved):
     """A record with the evaluations that it rests on."""
 
     evaluated: Evaluations
@@ -167,7 +167,7 @@ class CheckpointSurface(_Scan):
 
 
 @dataclass(frozen=True)
-class Flatness(_Saved):
+class Flatness(Saved):
     """How much the loss rises around a checkpoint, from several random directions; one direction is one sample.
 
     `mean_rise` is the mean over the directions of (L(+distance) + L(-distance)) / 2 - L(0), `mean_rise_stderr` its standard
@@ -200,7 +200,7 @@ class Flatness(_Saved):
 
 
 @dataclass(frozen=True)
-class Trajectory(_Saved):
+class Trajectory(Saved):
     """Where recorded points of a training lie on the plane through three checkpoints, and how well the plane stands for them.
 
     Point k, after `steps[k]` optimiser steps, has the `coordinates[k]` (a, b) and lies `residuals[k]` off the plane (distances

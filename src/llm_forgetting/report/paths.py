@@ -41,6 +41,7 @@ class Profile:
     barrier: float
     barrier_at: float
     resolved: bool
+    quadratic: Floats | None
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,17 @@ class Way:
 def ways_of(results: Mapping[str, Any]) -> list[Way]:
     """Every measured path in results.json."""
     split = SPLIT_WORDS[results["config"]["landscape"]["items"]]
-    return [_way(path, split) for path in results.get("paths") or []]
+    foreseen = {entry["from"]: entry["tasks"] for entry in results.get("forecasts") or []}
+    return [_way(path, split, foreseen.get(path["from"], {})) for path in results.get("paths") or []]
 
 
-def _way(path: Mapping[str, Any], split: str) -> Way:
-    profiles = tuple(_profile(task, entry) for task, entry in path["tasks"].items())
+def _way(path: Mapping[str, Any], split: str, foreseen: Mapping[str, Any]) -> Way:
+    forecasts = {task: found["path"] for task, splits in foreseen.items() for found in splits.values() if found["path"]}
+    profiles = tuple(_profile(task, entry, forecasts.get(task)) for task, entry in path["tasks"].items())
+    held = [
+        together(f"{spoken(task)} to t = {float(found['validity']['fraction']):.2f}")
+        for task, found in forecasts.items()
+    ]
     state = _worst_quality(path)
     items = sorted({len(entry["items"]) for entry in path["tasks"].values()})
     barriers = [together(f"{measured(p.barrier)} nats ({spoken(p.task)})") for p in profiles if p.resolved]
@@ -76,6 +83,7 @@ def _way(path: Mapping[str, Any], split: str) -> Way:
                 f"{' or '.join(map(str, items))} {split} items per task",
                 state.fact,
                 f"barrier: {', '.join(barriers)}" if barriers else "no barrier",
+                *([f"thin: quadratic forecast, holds for {', '.join(held)}"] if held else []),
             ),
             state.alarms,
             above=14,
@@ -90,7 +98,7 @@ def _worst_quality(path: Mapping[str, Any]) -> Quality:
     return quality(fit, entry["error"], np.array(entry["loss"], dtype=float))
 
 
-def _profile(task: str, entry: Mapping[str, Any]) -> Profile:
+def _profile(task: str, entry: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> Profile:
     at_nodes = entry["at_nodes"]
     return Profile(
         task=task,
@@ -102,6 +110,7 @@ def _profile(task: str, entry: Mapping[str, Any]) -> Profile:
         barrier_at=float(entry["barrier"]["at"]),
         # A barrier within the fit's own error is not told from none.
         resolved=float(entry["barrier"]["value"]) > float(entry["error"]["largest"]),
+        quadratic=None if forecast is None else np.array(forecast["quadratic"], dtype=float),
     )
 
 
@@ -142,6 +151,9 @@ def _profile_lines(upper: Axes, lower: Axes, way: Way, profile: Profile, number:
     dots = {"linestyle": "none", "marker": MARKERS[number % len(MARKERS)], "color": look["color"], "markersize": 3.2}
     upper.plot(way.steps, profile.loss, **look)
     upper.plot(way.nodes, profile.loss_at_nodes, **dots)
+    if profile.quadratic is not None:
+        shown = np.where(profile.quadratic <= 1.1 * profile.loss.max(), profile.quadratic, np.nan)
+        upper.plot(way.steps, shown, color=look["color"], linewidth=0.7, scaley=False)
     lower.plot(way.steps, profile.accuracy, drawstyle="steps-mid", **look)
     if profile.accuracy_at_nodes is not None:
         lower.plot(way.nodes, profile.accuracy_at_nodes, **dots)

@@ -31,7 +31,7 @@ _TALLEST, _FLATTEST = 1.35, 0.45
 
 @dataclass(frozen=True)
 class Bowl:
-    """One task's loss on the plane: values[i, j] at (alphas[i], betas[j]) where `inside`; `outline` (3, 2) surrounds them."""
+    """One task's loss on the plane: values[i, j] at (alphas[i], betas[j]) where `inside`, whose border is `outline` (p, 2)."""
 
     alphas: Floats
     betas: Floats
@@ -71,18 +71,12 @@ def _bowl(task: str, surface: Mapping[str, Any], plane: Mapping[str, Any], split
         betas=betas,
         values=np.where(inside, values, np.nan),
         inside=inside,
-        outline=_outline(alphas, np.stack(list(checkpoints.values()))),
+        outline=np.array(plane["outline"], dtype=float),
         checkpoints=checkpoints,
         losses={name: float(loss) for name, loss in surface["at_checkpoints"].items()},
         trajectory=trajectory.reshape(-1, 2),
         caption=Caption(f"loss of {spoken(task)}", tuple(filter(None, facts)), state.alarms),
     )
-
-
-def _outline(alphas: Floats, corners: Floats) -> Floats:
-    """The scanned triangle: the checkpoints' own, stretched from its centroid until it is as wide as the grid around it."""
-    centroid = corners.mean(axis=0)
-    return np.asarray(centroid + np.ptp(alphas) / np.ptp(corners[:, 0]) * (corners - centroid))
 
 
 def plane_figure(bowls: Sequence[Bowl]) -> Figure:

@@ -175,8 +175,8 @@ def _how_made(landscapes: Sequence[Mapping[str, Any]]) -> str:
         cells = max(len(landscape["alphas"]) for landscape in landscapes if landscape["fit"] is not None)
         spent = " or ".join(str(count) for count in sorted({fit["evaluations"] for fit in fits}))
         said.append(
-            f"{cells} x {cells} cells from a fit to {spent} evaluations; error: the largest at {fits[0]['check_points']} of "
-            f"them, random points that the fit had not seen, as a share of the range (at most 2 nats), asked for "
+            f"{cells} x {cells} cells from a fit to {spent} evaluations; error: the largest at random points that the fit had "
+            f"not seen ({fits[0]['check_points']} or more), as a share of the range (at most 2 nats), asked for "
             f"{_share(fits[0]['tolerance'])}"
         )
     return "; ".join(said)
@@ -235,22 +235,24 @@ def between_table(results: Mapping[str, Any]) -> Table:
             rows.append(
                 (
                     f"{spoken(task)}, {spoken(path['from'])} to {spoken(path['to'])}",
+                    *(number(loss) for loss in (found["loss"][0], best["loss"][task], found["loss"][-1])),
                     measured(found["barrier"]["value"]),
                     number(found["barrier"]["at"]),
                     _fit_error(found["error"], path),
-                    number(best["t"]),
-                    number(best["loss_on_the_others"][task]),
                 )
             )
-    header = ("loss of, on the way", "barrier", "at t", "error", "t*", "loss at t*")
+    header = ("loss of, on the way", "at t = 0", "at t*", "at t = 1", "barrier", "there", "error")
     notes = [
         "t = 0: the earlier checkpoint, t = 1: the later; barrier: the most that the loss rises above the straight line "
-        "between its two ends; t*: the least mean loss of the tasks, chosen on half of the items; loss at t*: on the other."
+        "between its two ends, and where."
     ]
-    notes += [
-        f"{spoken(path['from'])} to {spoken(path['to'])}: {path['evaluations']} evaluations."
-        for path in results["paths"]
-    ]
+    for path in results["paths"]:
+        best, way = path["repair"], f"{spoken(path['from'])} to {spoken(path['to'])}"
+        chosen = " + ".join(map(str, best["selection_items"]))
+        notes.append(
+            f"{way}: t* = {number(best['t'])} has the least mean loss of the tasks on {chosen} items; {path['evaluations']} "
+            f"evaluations."
+        )
     plane = results["checkpoint_plane"]
     if plane is not None:
         errors = [
@@ -277,47 +279,3 @@ def comparison_table(results: Mapping[str, Any]) -> Table:
     )
     header = ("surface", "mean rise", "curvature", "centre", "verdict (2 stderr)")
     return Table("Change of the landscape (nats)", header, rows)
-
-
-def all_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Every table, in reading order."""
-    makers = (
-        accuracy_matrix,
-        forgetting_table,
-        summary_table,
-        landscape_table,
-        flatness_table,
-        comparison_table,
-        between_table,
-    )
-    return [make(results) for make in makers]
-
-
-def results_markdown(results: Mapping[str, Any]) -> str:
-    """results.md: the answer, every table, the figures, the warnings, and how to do it again."""
-    parts = [f"# {results['answer']}", ""]
-    for table in all_tables(results):
-        parts += [f"## {table.title}", "", *_markdown_rows(table), "", *([table.note, ""] if table.note else [])]
-    parts += ["## Figures", "", *(f"![{name}]({name})" for name in results["figures"]), ""]
-    if results["warnings"]:
-        parts += ["## Warnings", "", *(f"- {warning}" for warning in results["warnings"]), ""]
-    model = results["model"]
-    parts += [
-        "## How",
-        "",
-        f"- Data: {results['source']}",
-        f"- Model: {model['name']} ({model['architecture']}, {model['parameters']:,} parameters, {model['dtype']}), "
-        f"LoRA on {model['adapted_modules']} modules ({model['adapter_parameters']:,} parameters)",
-        f"- {results['protocol']['train_split']}",
-        f"- {results['protocol']['optimizer']}; {results['protocol']['adapter']}",
-        "- Again: `llm-forgetting run --config config.yaml` with the `config.yaml` beside this file",
-        "",
-    ]
-    return "\n".join(parts)
-
-
-def _markdown_rows(table: Table) -> Sequence[str]:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-    return [line(table.header), line(["---"] * len(table.header)), *(line(row) for row in table.rows)]

@@ -1,0 +1,77 @@
+"""Our side of `make bench-curvature` in a process of its own, so that its memory can be told.
+
+    python our_worker.py llm_forgetting CASE
+
+CASE is the folder that `peer_worker` gets; products are of the same parameters, in the same coordinates.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from serving import Metered, direction, serve
+
+from llm_forgetting.batches import EncodedItem
+from llm_forgetting.config import LoraConfig, ModelConfig
+from llm_forgetting.curvature.products import Method, differentiates, products_at
+from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.language_model import LanguageModel
+from llm_forgetting.tasks.task import Item
+
+PREFIX = "base_model.model."
+
+
+class Ours:
+    """`products_at` the adapter as it is written down."""
+
+    def __init__(self, folder: Path) -> None:
+        case = json.loads((folder / "case.json").read_text())
+        torch.set_num_threads(case["threads"])
+        adapter = Path(case["adapter"])
+        saved = json.loads((adapter / "adapter_config.json").read_text())
+        targets = saved["target_modules"]
+        lora = LoraConfig(
+            rank=saved["r"],
+            alpha=saved["lora_alpha"],
+            target_modules=targets if isinstance(targets, str) else tuple(targets),
+            use_rslora=saved.get("use_rslora", False),
+        )
+        self.model = LanguageModel.load(ModelConfig(name="embedded", dtype="float32", device="cpu"), lora, seed=0)
+        self.model.load_adapter_weights(adapter)
+        self.scale = float(saved["lora_alpha"]) / saved["r"] ** (0.5 if lora.use_rslora else 1)
+        self.size = case["batch_size"]
+        self.items = [
+            EncodedItem(Item(f"case/test/{n}", "case", "", ("", ""), 0), tuple(item["prompt"]), (item["answer"],))
+            for n, item in enumerate(case["items"])
+        ]
+        self.tangent = differentiates(self.model)
+
+    def product(self, method: Method, seed: int, into: str) -> dict[str, Any]:
+        """H v in the coordinates of lora_A and lora_B, of which our B is `scale` times the second.
+
+        Timed and metered: the product, and going to the point and back.
+        """
+        factors = self.model.adapter_factors()
+        names = {(n, part): f"{PREFIX}{n}.lora_{part}.default.weight" for n in factors for part in "BA"}
+        step = {
+            name: Factors(
+                self.scale * direction(names[name, "B"], pair.B.shape, seed),
+                direction(names[name, "A"], pair.A.shape, seed),
+            )
+            for name, pair in factors.items()
+        }
+        with (
+            Metered() as metered,
+            products_at(self.model, self.items, factors, micro_batch=self.size, method=method) as at,
+        ):
+            found = at.hessian(step)
+        parts = {names[n, "B"]: self.scale * pair.B for n, pair in found.items()}
+        parts |= {names[n, "A"]: pair.A for n, pair in found.items()}
+        save_file({name: part.contiguous() for name, part in parts.items()}, into)
+        return {**metered.figures, "tangent_pass": self.tangent}
+
+
+if __name__ == "__main__":
+    serve({"llm_forgetting": Ours}, ("torch", "transformers", "peft", "numpy"))

@@ -1,0 +1,58 @@
+"""Steps of an adapter as flat vectors, and random ones of the merged weights."""
+
+from collections.abc import Mapping
+
+import torch
+
+from llm_forgetting.landscape.directions import Direction
+from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.landscape.lowrank import Update
+from llm_forgetting.seeding import derive_seed
+
+
+class Coordinates:
+    """The order in which the factors of all modules stand in one vector: module by module, B before A."""
+
+    def __init__(self, factors: Mapping[str, Factors]) -> None:
+        self._shapes = {name: (pair.B.shape, pair.A.shape) for name, pair in factors.items()}
+        self.blocks: dict[str, list[slice]] = {}
+        end = 0
+        for name, shapes in self._shapes.items():
+            start, end = end, end + sum(shape.numel() for shape in shapes)
+            self.blocks[name] = [slice(start, end)]
+        self.dimension = end
+
+    def vector(self, step: Mapping[str, Factors]) -> torch.Tensor:
+        """(dimension,)."""
+        return torch.cat([part.reshape(-1) for name in self._shapes for part in (step[name].B, step[name].A)])
+
+    def step(self, vector: torch.Tensor) -> Direction:
+        """The factors that `vector` holds; views of it."""
+        found: Direction = {}
+        for name, (of_B, of_A) in self._shapes.items():
+            block = vector[self.blocks[name][0]]
+            found[name] = Factors(block[: of_B.numel()].view(of_B), block[of_B.numel() :].view(of_A))
+        return found
+
+
+def moved(factors: Mapping[str, Factors], step: Mapping[str, Factors]) -> Update:
+    """Both factors of every module, moved by a step."""
+    return {name: Factors(pair.B + step[name].B, pair.A + step[name].A) for name, pair in factors.items()}
+
+
+def random_update(like: Mapping[str, Factors], seed: int, number: int, rank: int) -> Update:
+    """A direction V of the merged weights with E vec(V) vec(V)^T = 1, as factors of low rank: independent signs / sqrt(rank).
+
+    <V, H V> is then an unbiased estimate of tr H that stores nothing of the size of the weights; the lower the rank, the larger
+    its variance.
+    """
+    found = {}
+    for name, pair in like.items():
+        generator = torch.Generator().manual_seed(derive_seed(seed, "weight probe", number, name))
+
+        def signs(rows: int, columns: int, generator: torch.Generator = generator) -> torch.Tensor:
+            return 2.0 * torch.randint(2, (rows, columns), generator=generator) - 1.0
+
+        B, A = signs(pair.B.shape[0], rank), signs(rank, pair.A.shape[1])
+        found[name] = Factors((B / rank**0.5).to(pair.B), A.to(pair.A))
+    return found

@@ -1,0 +1,293 @@
+"""The curvature phases of an experiment: what the landscape at a checkpoint forecasts, and its spectrum and sharpness."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from llm_forgetting.batches import EncodedItem
+from llm_forgetting.config import CurvatureConfig
+from llm_forgetting.curvature import forecast as forecasts
+from llm_forgetting.curvature.along import Along, Weights
+from llm_forgetting.curvature.products import Products, products_at
+from llm_forgetting.curvature.sharpness import average_case, critical_sharpness, worst_case
+from llm_forgetting.curvature.vectors import Coordinates, moved, random_update
+from llm_forgetting.evaluation import answer_distributions, score
+from llm_forgetting.krylov import (
+    Eigenvalue,
+    Trace,
+    density,
+    eigenvector,
+    extreme_eigenvalues,
+    lanczos,
+    mean_trace,
+    random_start,
+    traces,
+)
+from llm_forgetting.landscape.directions import Direction
+from llm_forgetting.landscape.gauge import canonicalise
+from llm_forgetting.landscape.lowrank import Update, combination, norm
+from llm_forgetting.landscape.spaces import AdapterSpace
+from llm_forgetting.language_model import LanguageModel
+from llm_forgetting.progress import Advance
+
+Items = Sequence[EncodedItem]
+Result = dict[str, Any]
+# Of the random directions behind the trace in the merged weights.
+PROBE_RANK = 16
+
+
+def forecast_evaluations(old_tasks: int) -> int:
+    """Steps of the progress bar of `analyse_forecast`: two splits per old task, and the divergence."""
+    return 2 * old_tasks + 1
+
+
+def analyse_forecast(  # noqa: PLR0917 -- named at its one call
+    model: LanguageModel,
+    first: Update,
+    second: Update,
+    old: Mapping[str, Mapping[str, Items]],
+    new: Items,
+    path: Mapping[str, Any] | None,
+    config: CurvatureConfig,
+    *,
+    tau: float,
+    batch_size: int,
+    advance: Advance,
+) -> Result:
+    """What the landscape at `first` says about the losses of the `old` tasks (name, split, items) at `second`.
+
+    Exact slope and curvature along D = delta W_2 - delta W_1 in the merged weights, per task and split, beside the change of
+    loss of the same items; for the items whose `path` was measured also the path's own derivatives, and how far along it the
+    quadratic holds within `tau` nats. `new` are items of the task that was learnt in between.
+    """
+    difference = combination([(1.0, second), (-1.0, first)])
+    distance = norm(difference)
+    found: dict[str, dict[str, Result]] = {}
+    for task, splits in old.items():
+        found[task] = {}
+        for split, items in splits.items():
+            with products_at(model, items, first, micro_batch=config.micro_batch) as products:
+                along = products.along_update(difference)
+            with model.perturbed() as move:
+                move(second)
+                after = score(model, items, batch_size).losses
+            found[task][split] = {
+                "items": [item.item.id for item in items],
+                "loss": along.loss,
+                **dataclasses.asdict(forecasts.forecast(along, float(after.mean()) - along.loss)),
+                "path": _on_the_path(path, task, items, along, tau),
+            }
+            advance(1, "")
+    kl = _divergence(model, first, second, new, batch_size)
+    advance(1, "")
+    return {
+        "update_norm": distance,
+        "divergence": dict(zip(("value", "stderr", "items"), (*forecasts.mean_stderr(kl), len(kl)), strict=True)),
+        "tasks": found,
+    }
+
+
+def _on_the_path(path: Mapping[str, Any] | None, task: str, items: Items, along: Along, tau: float) -> Result | None:
+    """The path's derivatives at its start and the quadratic beside it, where it is the path of the same items."""
+    measured = None if path is None else path["tasks"].get(task)
+    if path is None or measured is None or measured["items"] != [item.item.id for item in items]:
+        return None
+    steps, losses = np.array(path["steps"]), np.array(measured["loss"])
+    start = measured["at_start"]
+    return {
+        "slope": start["slope"],
+        "curvature": start["curvature"],
+        "curvature_error": start["curvature_error"],
+        "disagreement": abs(start["curvature"] - along.curvature) / max(abs(along.curvature), 1e-12),
+        "quadratic": forecasts.quadratic(along, steps).tolist(),
+        "validity": dataclasses.asdict(forecasts.validity(steps, losses, along, tau)),
+    }
+
+
+def _divergence(model: LanguageModel, first: Update, second: Update, items: Items, batch_size: int) -> np.ndarray:
+    logits = []
+    with model.perturbed() as move:
+        for update in (first, second):
+            move(update)
+            logits.append(answer_distributions(model, items, batch_size))
+    return forecasts.divergence(*logits)
+
+
+def with_weights(found: Sequence[Result], spectra: Mapping[str, Result]) -> list[Result]:
+    """Forecasts together with what needs trace and largest eigenvalue in the merged weights, where those were measured.
+
+    They belong to the task that was learnt last at the checkpoint, so only its entries get them.
+    """
+    told = []
+    for entry in found:
+        spectrum = spectra.get(entry["from"])
+        bound = None
+        if spectrum is not None:
+            weights, distance = spectrum["weights"], entry["update_norm"]
+            trace, n = Trace(**weights["trace"]), weights["dimension"]
+            *_, task = entry["tasks"]
+            learnt = next(found for found in entry["tasks"][task].values() if found["items"] == spectrum["items"])
+            along = Along(learnt["loss"], learnt["first_order"], learnt["curvature"])
+            relative = spectrum["sharpness"]["relative_critical"]
+            bound = {
+                "task": task,
+                "quadratic_bound": forecasts.quadratic_bound(weights["largest"]["value"], distance),
+                "average_rise": dataclasses.asdict(forecasts.average_rise(trace, n, distance)),
+                "alignment": forecasts.alignment(along, distance, trace, n),
+                "relative_critical_sharpness": None if relative is None else relative["value"],
+            }
+        told.append({**entry, "rivals": bound})
+    return told
+
+
+def curvature_evaluations(config: CurvatureConfig) -> int:
+    """Hessian-vector products of one `analyse_curvature`."""
+    adapter = config.lanczos_steps + config.density_runs * config.density_steps + config.trace_probes + 2
+    return adapter + config.weight_probes + config.power_steps
+
+
+def analyse_curvature(
+    model: LanguageModel,
+    items: Items,
+    following: Items | None,
+    config: CurvatureConfig,
+    *,
+    batch_size: int,
+    advance: Advance,
+) -> Result:
+    """Spectrum, trace, density and sharpness of the loss of `items` at the live adapter, in canonical factors; trace and
+    largest eigenvalue in the merged weights.
+
+    `following` are items of the task that is learnt next, for the relative critical sharpness.
+    """
+    base = {name: module.factors for name, module in canonicalise(model.adapter_factors()).items()}
+    coordinates = Coordinates(base)
+
+    def tell() -> None:
+        advance(1, "")
+
+    with products_at(model, items, base, micro_batch=config.micro_batch) as products:
+
+        def product(vector: torch.Tensor) -> torch.Tensor:
+            return coordinates.vector(products.hessian(coordinates.step(vector)))
+
+        gradient = coordinates.vector(products.gradient())
+        along_gradient = product(gradient)
+        again = product(gradient)
+        tell()
+        tell()
+        whole = lanczos(product, random_start(gradient, config.seed, 0), config.lanczos_steps, tell)
+        others = [
+            lanczos(product, random_start(gradient, config.seed, n), config.density_steps, tell)
+            for n in range(1, config.density_runs + 1)
+        ]
+        trace, by_module = traces(
+            product, whole, coordinates.blocks, probes=config.trace_probes, seed=config.seed, advance=tell
+        )
+        weights = _weights(products, base, coordinates.step(eigenvector(whole, 0)), config, tell)
+    sharpness = _sharpness(model, items, following, base, gradient, along_gradient, config, batch_size)
+    largest, smallest = extreme_eigenvalues(whole, config.eigenvalues)
+    spectral = density([whole, *others])
+    return {
+        "items": [item.item.id for item in items],
+        "dimension": coordinates.dimension,
+        "gradient_norm": float(gradient.norm()),
+        "largest": [dataclasses.asdict(value) for value in largest],
+        "smallest": [dataclasses.asdict(value) for value in smallest],
+        "trace": dataclasses.asdict(trace),
+        "trace_by_module": {name: dataclasses.asdict(value) for name, value in by_module.items()},
+        "density": {"eigenvalues": spectral.eigenvalues.tolist(), "weights": spectral.weights.tolist()},
+        "repeated_product_difference": float((along_gradient - again).norm() / along_gradient.norm().clamp(min=1e-30)),
+        "weights": weights,
+        "sharpness": sharpness,
+    }
+
+
+def _weights(
+    products: Products, base: Update, top: Direction, config: CurvatureConfig, advance: Callable[[], None]
+) -> Result:
+    """Trace and largest eigenvalue in the merged weights of the adapted modules."""
+    samples = []
+    for number in range(config.weight_probes):
+        samples.append(products.along_update(random_update(base, config.seed, number, PROBE_RANK)).curvature)
+        advance()
+    # The steepest step of the factors, as a step of the weights, is where the power iteration begins.
+    x = {name: top[name].B @ base[name].A + base[name].B @ top[name].A for name in base}
+    found = Eigenvalue(0.0, math.inf)
+    for _ in range(config.power_steps):
+        _scale(x, 1 / _norm(x))
+        image = products.weight_hessian(x)
+        value = sum(float((x[name] * image[name]).sum(dtype=torch.float64)) for name in x)
+        for name, part in x.items():
+            part.mul_(-value).add_(image[name])
+        found = Eigenvalue(value, _norm(x))
+        x = image
+        advance()
+    return {
+        "dimension": sum(len(pair.B) * pair.A.shape[1] for pair in base.values()),
+        "trace": dataclasses.asdict(mean_trace(samples)),
+        "largest": dataclasses.asdict(found),
+    }
+
+
+def _norm(x: Weights) -> float:
+    return math.sqrt(sum(float(part.square().sum(dtype=torch.float64)) for part in x.values()))
+
+
+def _scale(x: Weights, factor: float) -> None:
+    for part in x.values():
+        part.mul_(factor)
+
+
+def _sharpness(  # noqa: PLR0917 -- one call, above
+    model: LanguageModel,
+    items: Items,
+    following: Items | None,
+    base: Update,
+    gradient: torch.Tensor,
+    along_gradient: torch.Tensor,
+    config: CurvatureConfig,
+    batch_size: int,
+) -> Result:
+    """Worst case, average case and along gradients, all within canonical factors; the radius is a share of their norm."""
+    coordinates = Coordinates(base)
+    space = AdapterSpace(canonicalise(base))
+    radius = config.radius * space.norm
+
+    def gradient_at(offset: torch.Tensor) -> torch.Tensor:
+        with products_at(model, items, moved(base, coordinates.step(offset)), micro_batch=config.micro_batch) as there:
+            return coordinates.vector(there.gradient())
+
+    def loss_at(offset: torch.Tensor) -> float:
+        with model.perturbed() as move:
+            move(moved(base, coordinates.step(offset)))
+            return float(score(model, items, batch_size).losses.mean())
+
+    worst = worst_case(loss_at, gradient_at, gradient, radius, config.ascent_steps)
+    centre = loss_at(torch.zeros_like(gradient))
+    drawn = [coordinates.vector(d) for d in space.directions(config.seed, config.sharpness_directions, radius)]
+    average = average_case([loss_at(d) - centre for d in drawn], radius)
+    slope, curvature = _dot(gradient, gradient), _dot(gradient, along_gradient)
+    found = {
+        "items_per_step": len(items),
+        "worst_case": dataclasses.asdict(worst),
+        "average_case": dataclasses.asdict(average),
+        "critical": dataclasses.asdict(critical_sharpness(loss_at, gradient, slope, curvature)),
+        "relative_critical": None,
+    }
+    if following is not None:
+        with products_at(model, following, base, micro_batch=config.micro_batch) as products:
+            other = coordinates.vector(products.gradient())
+        with products_at(model, items, base, micro_batch=config.micro_batch) as products:
+            image = coordinates.vector(products.hessian(coordinates.step(other)))
+        relative = critical_sharpness(loss_at, other, _dot(gradient, other), _dot(other, image))
+        found["relative_critical"] = dataclasses.asdict(relative)
+    return found
+
+
+def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
+    return float((x.double() * y.double()).sum())

@@ -1,0 +1,87 @@
+"""Tables of what the landscape at a checkpoint forecasts, and of its curvature."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_forgetting.report.tables import SPLIT_WORDS, Table, measured, number, spoken, value_and_error
+
+
+def forecast_table(results: Mapping[str, Any]) -> Table:
+    """Per step, earlier task and split: first and second order, what happened, and how far the quadratic held."""
+    rows, notes = [], []
+    for entry in results["forecasts"]:
+        for task, splits in entry["tasks"].items():
+            for split, found in splits.items():
+                path = found["path"]
+                rows.append(
+                    (
+                        f"{spoken(task)}, {SPLIT_WORDS[split]}, {spoken(entry['from'])} to {spoken(entry['to'])}",
+                        str(len(found["items"])),
+                        *(measured(found[key]) for key in ("first_order", "second_order", "observed")),
+                        "-" if path is None else _holds(path["validity"]),
+                    )
+                )
+        divergence = entry["divergence"]
+        notes.append(
+            f"{spoken(entry['from'])} to {spoken(entry['to'])}: |D| = {number(entry['update_norm'])}, KL on the new task's "
+            f"items {value_and_error(divergence['value'], divergence['stderr'])}."
+        )
+        if entry["rivals"] is not None:
+            notes.append(_rivals(entry["rivals"]))
+    note = (
+        "change of the mean loss, from slope and curvature at the earlier checkpoint along the way to the later one: first "
+        "order g.D, second order g.D + D.HD / 2; holds until: the share of the way up to which the second order is within "
+        f"{results['config']['landscape']['tau']:g} nats."
+    )
+    header = ("forecast of forgetting", "items", "1st order", "2nd order", "observed", "holds until")
+    return Table("Forecast from the landscape (nats)", header, tuple(rows), " ".join([note, *notes]))
+
+
+def _holds(validity: Mapping[str, Any]) -> str:
+    fraction = float(validity["fraction"])
+    return "the end" if fraction >= 1 else f"t = {fraction:.2f}"
+
+
+def _rivals(found: Mapping[str, Any]) -> str:
+    average, critical = found["average_rise"], found["relative_critical_sharpness"]
+    aligned = "too uncertain to say" if found["alignment"] is None else f"{float(found['alignment']):.3g}"
+    random = value_and_error(average["value"], average["stderr"])
+    return (
+        f"{spoken(found['task'])}: lambda_max |D|^2 / 2 = {float(found['quadratic_bound']):.3g}, which a quadratic at its "
+        f"minimum would not exceed; a random step of this length {random}; how many times more curved the way taken is: "
+        f"{aligned}; relative critical sharpness: {'-' if critical is None else f'{float(critical):.3g}'}."
+    )
+
+
+def curvature_table(results: Mapping[str, Any]) -> Table:
+    """Extreme eigenvalues, trace and sharpness of every checkpoint's own task."""
+    rows = []
+    for name, found in results["curvature"].items():
+        sharpness = found["sharpness"]
+        average, critical = sharpness["average_case"], sharpness["critical"]["value"]
+        rows.append(
+            (
+                spoken(name),
+                *(
+                    value_and_error(found[end][0]["value"], found[end][0]["residual"])
+                    for end in ("largest", "smallest")
+                ),
+                value_and_error(found["trace"]["value"], found["trace"]["stderr"]),
+                measured(sharpness["worst_case"]["ascent"]),
+                value_and_error(average["value"], average["stderr"]),
+                "-" if critical is None else measured(critical),
+            )
+        )
+    header = ("own task,", "largest", "smallest", "trace", "worst case", "average case", "critical")
+    radius = results["config"]["curvature"]["radius"]
+    note = (
+        "extreme eigenvalues and trace of the Hessian in canonical adapter coordinates; worst and average case: rise of the "
+        f"loss at {radius:g} of the adapter's norm; critical: 2 / the first step against the gradient that does not pay."
+    )
+    return Table("Curvature (nats)", header, tuple(rows), note)
+
+
+def _eigenvalue(found: Mapping[str, Any]) -> str:
+    """With its residual where that shows."""
+    value, residual = float(found["value"]), float(found["residual"])
+    return f"{value:.3g}" if residual < 5e-3 * abs(value) else value_and_error(value, residual)

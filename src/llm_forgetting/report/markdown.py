@@ -1,0 +1,62 @@
+"""results.md: every table of a run, its figures, and how to do it again."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llm_forgetting.report.forecasts import curvature_table, forecast_table
+from llm_forgetting.report.tables import (
+    Table,
+    accuracy_matrix,
+    between_table,
+    comparison_table,
+    flatness_table,
+    forgetting_table,
+    landscape_table,
+    summary_table,
+)
+
+
+def all_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Every table, in reading order."""
+    makers = (
+        accuracy_matrix,
+        forgetting_table,
+        summary_table,
+        landscape_table,
+        flatness_table,
+        comparison_table,
+        between_table,
+        *([forecast_table] if results["forecasts"] else []),
+        *([curvature_table] if results["curvature"] else []),
+    )
+    return [make(results) for make in makers]
+
+
+def results_markdown(results: Mapping[str, Any]) -> str:
+    """results.md: the answer, every table, the figures, the warnings, and how to do it again."""
+    parts = [f"# {results['answer']}", ""]
+    for table in all_tables(results):
+        parts += [f"## {table.title}", "", *_markdown_rows(table), "", *([table.note, ""] if table.note else [])]
+    parts += ["## Figures", "", *(f"![{name}]({name})" for name in results["figures"]), ""]
+    if results["warnings"]:
+        parts += ["## Warnings", "", *(f"- {warning}" for warning in results["warnings"]), ""]
+    model = results["model"]
+    parts += [
+        "## How",
+        "",
+        f"- Data: {results['source']}",
+        f"- Model: {model['name']} ({model['architecture']}, {model['parameters']:,} parameters, {model['dtype']}), "
+        f"LoRA on {model['adapted_modules']} modules ({model['adapter_parameters']:,} parameters)",
+        f"- {results['protocol']['train_split']}",
+        f"- {results['protocol']['optimizer']}; {results['protocol']['adapter']}",
+        "- Again: `llm-forgetting run --config config.yaml` with the `config.yaml` beside this file",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _markdown_rows(table: Table) -> Sequence[str]:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    return [line(table.header), line(["---"] * len(table.header)), *(line(row) for row in table.rows)]
