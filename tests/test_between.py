@@ -190,7 +190,7 @@ def test_a_path_is_the_loss_along_the_line(bowls: Bowls) -> None:
 def test_what_was_evaluated_on_a_path_stands_in_the_order_of_t(bowls: Bowls) -> None:
     found = path()
     assert found["nodes"] == sorted(found["nodes"])
-    assert found["nodes"][0] == 0.0
+    assert found["nodes"][0] == pytest.approx(-0.1)
     assert found["nodes"][-1] == 1.0
     for task, k in (("trees", 0), ("birds", 1)):
         record = found["tasks"][task]

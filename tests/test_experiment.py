@@ -281,20 +281,44 @@ def test_a_fit_counts_what_it_cost_and_says_whether_it_is_good_enough(smoke_run:
             )
 
 
+def test_the_forecast_is_of_what_was_measured(smoke_run: SmokeRun) -> None:
+    """Its starting loss and observed change are those of items.jsonl, its curvature the path's own, its length the path's."""
+    mean_loss = mean_losses(smoke_run)
+    (found,), (path,) = smoke_run.results["forecasts"], smoke_run.results["paths"]
+    assert (found["from"], found["to"]) == (path["from"], path["to"]) == CHECKPOINTS[1:]
+    assert found["update_norm"] == pytest.approx(path["update_norm"], rel=1e-6)
+    assert found["rivals"] is None
+    assert found["divergence"]["value"] > 1 > found["divergence"]["stderr"] > 0
+    assert list(found["tasks"]) == ["synthetic_1"]
+    for split, forecast in found["tasks"]["synthetic_1"].items():
+        before, after = (mean_loss(checkpoint, forecast["items"]) for checkpoint in CHECKPOINTS[1:])
+        assert forecast["loss"] == pytest.approx(before, abs=1e-4)
+        assert forecast["observed"] == pytest.approx(after - before, abs=1e-4)
+        assert forecast["second_order"] == pytest.approx(forecast["first_order"] + forecast["curvature"] / 2)
+        assert (forecast["path"] is None) == (split == "test")
+    along = found["tasks"]["synthetic_1"]["train"]["path"]
+    start = path["tasks"]["synthetic_1"]["at_start"]
+    assert (along["slope"], along["curvature"]) == (start["slope"], start["curvature"])
+    assert along["disagreement"] < 0.05
+    assert 0 < along["validity"]["fraction"] < 1
+    assert f"t = {along['validity']['fraction']:.2f}" in smoke_run.stdout
+
+
 def test_paths_and_plane_meet_the_checkpoints(smoke_run: SmokeRun) -> None:
     """Their losses there are those of items.jsonl, their lengths those of the updates."""
     mean_loss = mean_losses(smoke_run)
     (path,), plane = smoke_run.results["paths"], smoke_run.results["checkpoint_plane"]
     first, second = (landscape["update_norm"] for landscape in smoke_run.results["landscapes"].values())
     assert (path["from"], path["to"]) == CHECKPOINTS[1:]
-    assert (path["nodes"][0], path["nodes"][-1]) == (path["steps"][0], path["steps"][-1]) == (0, 1)
+    assert (path["steps"][0], path["steps"][-1]) == (0, 1)
+    assert (path["nodes"][0], path["nodes"][-1]) == pytest.approx((-0.1, 1))
     assert path["nodes"] == sorted(path["nodes"])
     assert path["evaluations"] == len(path["nodes"])
     for found in path["tasks"].values():
         for end, checkpoint in ((0, path["from"]), (-1, path["to"])):
             expected = mean_loss(checkpoint, found["items"])
-            assert found["at_nodes"]["loss"][end] == pytest.approx(expected, abs=1e-4)
             assert found["loss"][end] == pytest.approx(expected, abs=2 * found["error"]["largest"] + 1e-3)
+        assert found["at_nodes"]["loss"][-1] == pytest.approx(mean_loss(path["to"], found["items"]), abs=1e-4)
     corners = plane["checkpoints"]
     assert tuple(corners) == CHECKPOINTS
     assert corners["initial"] == [0, 0]

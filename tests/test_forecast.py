@@ -17,7 +17,7 @@ from llm_forgetting.curvature.forecast import (
     quadratic_bound,
     validity,
 )
-from llm_forgetting.krylov import Trace
+from llm_forgetting.eigenvalues import Trace
 
 ALONG = Along(loss=0.28, slope=-0.465, curvature=4.41)
 

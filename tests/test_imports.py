@@ -16,7 +16,8 @@ PACKAGE = ROOT / "src" / "llm_forgetting"
 FLOORS = (
     ("config_rules", "errors", "metering", "progress", "seeding"),
     ("artifacts", "command_line", "comparison", "config", "covered_lora", "objective", "statistics", "transfer"),
-    ("config_files", "forgetting", "krylov", "landscape"),
+    ("config_files", "eigenvalues", "forgetting", "landscape"),
+    ("krylov",),
     ("perturbation", "results", "saved_adapter", "tasks", "verdict"),
     ("adapted_model", "report"),
     ("backbones", "batches", "own_models"),
@@ -38,7 +39,8 @@ MODULES = sorted(
 )
 WITHOUT_TORCH = (
     "artifacts", "comparison", "config", "config_files", "config_rules", "cli", "cli_scan", "command_line", "covered_lora",
-    "errors", "forgetting", "landscape.domains", "landscape.metrics", "landscape.spectral", "metering", "objective", "progress",
+    "eigenvalues", "errors", "forgetting",
+    "landscape.domains", "landscape.metrics", "landscape.spectral", "metering", "objective", "progress",
     *(module for module in MODULES if module.partition(".")[0] in ("report", "tasks")),
     "results", "seeding", "statistics", "transfer", "verdict",
 )  # fmt: skip
@@ -125,7 +127,16 @@ def test_landscapes_know_no_language_model() -> None:
 
 
 def test_reports_are_made_from_artifacts_alone() -> None:
-    allowed = {"results", "artifacts", "statistics", "forgetting", "comparison", "objective", "landscape.metrics"}
+    allowed = {
+        "results",
+        "artifacts",
+        "statistics",
+        "forgetting",
+        "comparison",
+        "objective",
+        "landscape.metrics",
+        "eigenvalues",
+    }
     for module in (module for module in MODULES if module.startswith("report.")):
         assert own_imports(module) <= allowed | {m for m in MODULES if m.startswith("report.")}
 

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from llm_forgetting.eigenvalues import Trace, mean_trace
 from llm_forgetting.krylov import (
     Krylov,
-    Trace,
     density,
     eigenvector,
     extreme_eigenvalues,
     lanczos,
-    mean_trace,
     random_start,
     traces,
 )

@@ -27,6 +27,9 @@ from llm_forgetting.objective import SURFACES, AnswerStatistics, Floats
 from llm_forgetting.progress import Advance, Progress
 
 PATH_STEPS = 101
+# The path is fitted from a little before its start, where it is to be differentiated: at the end of a fit its second derivative
+# is the worst of it.
+LEAD = 0.1
 # Step of the differences that differentiate fitted paths, in t: fits are smooth, so their error is 1e-4 of what they differ.
 DIFFERENCE = 1e-3
 # From one bowl into another the loss is steep: lower degrees were never enough, and eight check points cost more than they.
@@ -126,7 +129,7 @@ def analyse_path(
         found = fit_surface(
             lambda places: nodes.at("path", places, lambda row: along(first, second, row[0])),
             objective.losses,
-            Segment(0.0, 1.0),
+            Segment(-LEAD, 1.0),
             dataclasses.replace(rule_of(config), first_degree=PATH_FIRST_DEGREE),
         )
     steps = np.linspace(0, 1, PATH_STEPS)

@@ -209,7 +209,8 @@ class CurvatureConfig:
         density_steps: Products of each of those.
         trace_probes: Products for what is left of the trace, and its standard error.
         weight_probes: Products for the trace in the merged weights.
-        power_steps: Products for the largest eigenvalue in the merged weights; keeps two copies of the adapted weights.
+        power_steps: Products for the largest eigenvalue in the merged weights; keeps three or four copies of the adapted
+            weights.
         radius: Distance of worst-case and average-case sharpness, in units of the adapter's norm.
         ascent_steps: Projected gradient steps of the worst case.
         sharpness_directions: Random directions of the average case.

@@ -15,15 +15,13 @@ from llm_forgetting.curvature.along import Along, Weights
 from llm_forgetting.curvature.products import Products, products_at
 from llm_forgetting.curvature.sharpness import average_case, critical_sharpness, worst_case
 from llm_forgetting.curvature.vectors import Coordinates, moved, random_update
+from llm_forgetting.eigenvalues import Eigenvalue, Trace, mean_trace
 from llm_forgetting.evaluation import answer_distributions, score
 from llm_forgetting.krylov import (
-    Eigenvalue,
-    Trace,
     density,
     eigenvector,
     extreme_eigenvalues,
     lanczos,
-    mean_trace,
     random_start,
     traces,
 )
@@ -215,18 +213,9 @@ def _weights(
     for number in range(config.weight_probes):
         samples.append(products.along_update(random_update(base, config.seed, number, PROBE_RANK)).curvature)
         advance()
-    # The steepest step of the factors, as a step of the weights, is where the power iteration begins.
-    x = {name: top[name].B @ base[name].A + base[name].B @ top[name].A for name in base}
-    found = Eigenvalue(0.0, math.inf)
-    for _ in range(config.power_steps):
-        _scale(x, 1 / _norm(x))
-        image = products.weight_hessian(x)
-        value = sum(float((x[name] * image[name]).sum(dtype=torch.float64)) for name in x)
-        for name, part in x.items():
-            part.mul_(-value).add_(image[name])
-        found = Eigenvalue(value, _norm(x))
-        x = image
-        advance()
+    # The steepest step of the factors, as a step of the weights, is where the ascent begins.
+    start = {name: top[name].B @ base[name].A + base[name].B @ top[name].A for name in base}
+    found = largest_eigenvalue(products.weight_hessian, start, config.power_steps, advance)
     return {
         "dimension": sum(len(pair.B) * pair.A.shape[1] for pair in base.values()),
         "trace": dataclasses.asdict(mean_trace(samples)),
@@ -234,13 +223,48 @@ def _weights(
     }
 
 
+def largest_eigenvalue(
+    product: Callable[[Weights], Weights], x: Weights, steps: int, advance: Callable[[], None] = lambda: None
+) -> Eigenvalue:
+    """The algebraically largest eigenvalue of a symmetric operator, from below, by `steps` products.
+
+    Steepest ascent of the Rayleigh quotient: from x to the top of the plane that x and H x span, whose image needs no product
+    of its own. Three vectors are kept at a time.
+    """
+    x = _combined((1 / _norm(x), x))
+    image = product(x)
+    advance()
+    for _ in range(steps - 1):
+        alpha = _inner(x, image)
+        q = _combined((1.0, image), (-alpha, x))
+        beta = _norm(q)
+        if not beta:
+            break
+        q = _combined((1 / beta, q))
+        of_q = product(q)
+        advance()
+        _, vectors = np.linalg.eigh([[alpha, beta], [beta, _inner(q, of_q)]])
+        c, s = map(float, vectors[:, 1])
+        x, image = _combined((c, x), (s, q)), _combined((c, image), (s, of_q))
+    value = _inner(x, image)
+    return Eigenvalue(value, _norm(_combined((1.0, image), (-value, x))))
+
+
+def _combined(*terms: tuple[float, Weights]) -> Weights:
+    (first, x), *others = terms
+    found = {name: first * part for name, part in x.items()}
+    for c, y in others:
+        for name, part in found.items():
+            part.add_(y[name], alpha=c)
+    return found
+
+
+def _inner(x: Weights, y: Weights) -> float:
+    return sum(float((part * y[name]).sum(dtype=torch.float64)) for name, part in x.items())
+
+
 def _norm(x: Weights) -> float:
-    return math.sqrt(sum(float(part.square().sum(dtype=torch.float64)) for part in x.values()))
-
-
-def _scale(x: Weights, factor: float) -> None:
-    for part in x.values():
-        part.mul_(factor)
+    return math.sqrt(_inner(x, x))
 
 
 def _sharpness(  # noqa: PLR0917 -- one call, above

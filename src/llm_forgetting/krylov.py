@@ -7,13 +7,13 @@ shorter ones from other random vectors are the quadrature of the spectral densit
 serves several estimates. Numbers of products are fixed beforehand: nothing stops when it looks good.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from llm_forgetting.eigenvalues import Density, Eigenvalue, Trace, estimate
 from llm_forgetting.objective import Floats
 from llm_forgetting.seeding import derive_seed
 
@@ -71,14 +71,6 @@ def lanczos(product: Product, start: torch.Tensor, steps: int, advance: Callable
     return Krylov(basis, np.array(alphas), np.array(betas), new)
 
 
-@dataclass(frozen=True)
-class Eigenvalue:
-    """A Ritz value; an eigenvalue is within `residual` = |H v - value v| of it."""
-
-    value: float
-    residual: float
-
-
 def extreme_eigenvalues(krylov: Krylov, count: int) -> tuple[list[Eigenvalue], list[Eigenvalue]]:
     """The `count` largest, descending, and the `count` smallest, ascending."""
     values, vectors = krylov.ritz()
@@ -92,14 +84,6 @@ def eigenvector(krylov: Krylov, rank: int) -> torch.Tensor:
     _, vectors = krylov.ritz()
     weights = torch.as_tensor(vectors[:, ::-1][:, rank].copy(), dtype=krylov.basis.dtype, device=krylov.basis.device)
     return weights @ krylov.basis
-
-
-@dataclass(frozen=True)
-class Trace:
-    """`value` = tr H +- `stderr` (one standard error); infinite where there was a single probe."""
-
-    value: float
-    stderr: float
 
 
 def traces(
@@ -137,38 +121,9 @@ def traces(
         for name, slices in blocks.items():
             samples[name].append(sum(_dot(signs[s], image[s]) for s in slices))
     return (
-        _estimate(float(krylov.alphas.sum()), whole),
-        {name: _estimate(known[name], samples[name]) for name in blocks},
+        estimate(float(krylov.alphas.sum()), whole),
+        {name: estimate(known[name], samples[name]) for name in blocks},
     )
-
-
-def mean_trace(samples: Sequence[float]) -> Trace:
-    """Of independent unbiased estimates."""
-    return _estimate(0.0, samples)
-
-
-def _estimate(known: float, samples: Sequence[float]) -> Trace:
-    if not samples:
-        return Trace(known, math.inf)
-    spread = float(np.std(samples, ddof=1)) / len(samples) ** 0.5 if len(samples) > 1 else math.inf
-    return Trace(known + float(np.mean(samples)), spread)
-
-
-@dataclass(frozen=True)
-class Density:
-    """Spectral density: `weights` (p,) at `eigenvalues` (p,), the mean of several quadratures; the weights sum to 1."""
-
-    eigenvalues: Floats
-    weights: Floats
-
-    def moment(self, power: int) -> float:
-        """tr H^power / n."""
-        return float(self.weights @ self.eigenvalues**power)
-
-    def smooth(self, at: Floats, width: float) -> Floats:
-        """Density at `at`, every eigenvalue blurred by a Gaussian of standard deviation `width`."""
-        z = (at[:, None] - self.eigenvalues) / width
-        return np.asarray(np.exp(-(z**2) / 2) @ self.weights / (width * (2 * math.pi) ** 0.5))
 
 
 def density(runs: Sequence[Krylov]) -> Density:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from llm_forgetting.curvature.along import Along
-from llm_forgetting.krylov import Trace
+from llm_forgetting.eigenvalues import Trace
 from llm_forgetting.objective import Floats
 
 # A trace smaller than this many standard errors is no denominator.

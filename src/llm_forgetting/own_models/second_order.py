@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from llm_forgetting.eigenvalues import Density, Eigenvalue, Trace
 from llm_forgetting.errors import UserError
 from llm_forgetting.krylov import (
-    Density,
-    Eigenvalue,
-    Trace,
     density,
     extreme_eigenvalues,
     lanczos,
@@ -242,7 +240,7 @@ def _differentiated(
         sizes = [leaf.numel() for leaf in leaves]
 
         def product(vector: torch.Tensor) -> torch.Tensor:
-            step = [part.view(leaf.shape) for part, leaf in zip(vector.split(sizes), leaves, strict=True)]
+            step = [part.view(leaf.shape) for part, leaf in zip(torch.split(vector, sizes), leaves, strict=True)]
             return _flat(losses.hessian(leaves, step, before))
 
         yield _Operator(lambda: _flat(losses.gradient(leaves, before)), product, _blocks(names, sizes), description)

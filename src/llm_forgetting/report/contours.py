@@ -149,12 +149,12 @@ def _label_places(
     return places
 
 
-def colour_bar(figure: Figure, norm: Normalize, axes: Axes) -> None:
+def colour_bar(figure: Figure, norm: Normalize, axes: Axes, label: str = "loss (nats per item)") -> None:
     """The scale's bar, with round numbers also on a logarithmic scale, and pointed where smaller losses share a colour."""
     low, high = limits(norm)
     cut = isinstance(norm, LogNorm) and low <= LOWEST_SHARE * high * (1 + 1e-9)
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), extend="min" if cut else "neither", extendfrac=0.03, cax=axes)
-    bar.set_label("loss (nats per item)")
+    bar.set_label(label)
     bar.ax.tick_params(which="both", width=0.6)
     if isinstance(norm, LogNorm):
         bar.ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))

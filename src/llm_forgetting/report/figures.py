@@ -12,6 +12,7 @@ from llm_forgetting.report.lines import ensembles_of, lines_figure
 from llm_forgetting.report.paths import paths_figure, ways_of
 from llm_forgetting.report.plane import bowls_of, plane_figure
 from llm_forgetting.report.relief import single_3d
+from llm_forgetting.report.spectra import density_figure, spectra_of, trace_figure
 from llm_forgetting.report.style import house_style, save
 from llm_forgetting.report.surfaces import overview, single_contour, surfaces_of
 
@@ -35,6 +36,9 @@ def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
         yield "landscape_checkpoint_plane", plane_figure(bowls)
     if ways := ways_of(results):
         yield "landscape_path", paths_figure(ways)
+    if spectra := spectra_of(results):
+        yield "landscape_spectrum", density_figure(spectra)
+        yield "landscape_trace", trace_figure(spectra)
     yield "landscape_lines", lines_figure(ensembles_of(results))
     rise = max(surface.rise for surface in surfaces)
     for surface in surfaces:

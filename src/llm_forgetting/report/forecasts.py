@@ -79,9 +79,3 @@ def curvature_table(results: Mapping[str, Any]) -> Table:
         f"loss at {radius:g} of the adapter's norm; critical: 2 / the first step against the gradient that does not pay."
     )
     return Table("Curvature (nats)", header, tuple(rows), note)
-
-
-def _eigenvalue(found: Mapping[str, Any]) -> str:
-    """With its residual where that shows."""
-    value, residual = float(found["value"]), float(found["residual"])
-    return f"{value:.3g}" if residual < 5e-3 * abs(value) else value_and_error(value, residual)

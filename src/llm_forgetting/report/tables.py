@@ -55,6 +55,12 @@ def value_and_error(value: float | str, stderr: float | str | None) -> str:
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
+def eigenvalue_text(found: Mapping[str, Any]) -> str:
+    """A Ritz value, with its residual where that shows."""
+    value, residual = float(found["value"]), float(found["residual"])
+    return f"{value:.3g}" if residual < 5e-3 * abs(value) else value_and_error(value, residual)
+
+
 def _with_error(estimate: Mapping[str, Any], digits: int) -> str:
     """value, and its interval or else its standard error."""
     if estimate["value"] is None:
