@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
 .PHONY: run test bench-landscape bench-curvature clean
 
@@ -12,7 +13,7 @@ test: $(VENV)/installed-dev     ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 bench-landscape: $(VENV)/installed      ## landscapes: a plain loop, loss-landscapes and ours; ARGS="--repeats 1 --cells 2" for a quick look
 	$(BIN)/python benchmarks/landscape.py $(ARGS)

@@ -79,7 +79,7 @@ def test_a_scan_leaves_no_trace(call: str, ending: type[BaseException] | None) -
     before.assert_same(model)
 
 
-@pytest.mark.parametrize("call", CALLS.keys() - {"spectrum"})  # which moves nothing
+@pytest.mark.parametrize("call", [call for call in CALLS if call != "spectrum"])  # which moves nothing
 def test_ctrl_c_waits_while_parameters_are_on_their_way(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pressed twice between the parameters of a move, and again while they are put back."""
     model, batches = busy_model(), some_batches(torch.float32)
