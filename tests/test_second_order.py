@@ -1,6 +1,7 @@
 """`hessian_spectrum` and `forecast` on other people's models against dense Hessians."""
 
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,30 @@ def test_what_cannot_be_is_said_in_a_line(arguments: dict[str, Any], words: str)
     frozen = network().requires_grad_(False)
     with pytest.raises(lf.UserError, match="requires a gradient"):
         lf.hessian_spectrum(frozen, mean_loss, some_batches())
+
+
+ORACLE = Path(__file__).resolve().parents[2] / "shared/oracles/tiny_llama.py"
+
+
+@pytest.mark.skipif(not ORACLE.exists(), reason="the oracle's model is not part of the repository")
+def test_the_oracles_tiny_llama_in_its_raw_coordinates() -> None:
+    """Dense Hessian of 224 LoRA parameters: 0.842914, 0.786336, smallest -0.003256, trace 6.871525."""
+    spec = spec_from_file_location("tiny_llama", ORACLE)
+    assert spec is not None
+    assert spec.loader is not None
+    oracle = module_from_spec(spec)
+    spec.loader.exec_module(oracle)
+    model, ids = oracle.tiny_lora()
+    scores = []
+    for seed in range(20):
+        found = lf.hessian_spectrum(
+            model, oracle.loss, [ids], parameters=["*lora_*"], lanczos_steps=40, seed=seed,
+            density_runs=3, density_steps=20,
+        )  # fmt: skip
+        assert found.dimension == 224
+        assert [entry.value for entry in found.largest[:2]] == pytest.approx([0.842914, 0.786336], abs=1e-5)
+        assert found.smallest[0].value == pytest.approx(-0.003256, abs=found.smallest[0].residual + 1e-6)
+        scores.append((found.trace.value - 6.871525) / found.trace.stderr)
+        assert found.density.moment(1) == pytest.approx(6.871525 / 224, rel=0.5)
+    assert np.abs(scores).max() < 4
+    assert np.mean(np.abs(scores) < 3) >= 0.9

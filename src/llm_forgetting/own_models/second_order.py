@@ -92,7 +92,8 @@ def hessian_spectrum(
         lanczos_steps: Products of the run behind them and behind most of the trace; as many vectors are kept.
         density_runs: Further, shorter runs for the density, of `density_steps` products each.
         trace_probes: Products for what is left of the trace, and its standard error.
-        parameters: Patterns such as `layers.*.weight` of a plain module's parameters; None: all that require a gradient.
+        parameters: Patterns such as `layers.*.weight` of parameters, which are differentiated as they are (so `*lora_*` of a
+            PEFT model gives a spectrum that depends on its gauge); None: all that require a gradient.
         seed: Of starting vectors and probes.
         progress: Called after every product.
 
@@ -216,7 +217,7 @@ class _Operator:
 def _differentiated(
     model: torch.nn.Module, losses: MeanLosses, parameters: Sequence[str] | None
 ) -> Iterator[_Operator]:
-    adapted = as_adapted(model)
+    adapted = as_adapted(model) if parameters is None else None
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if adapted is None:
@@ -224,8 +225,6 @@ def _differentiated(
             leaves, description = list(named.values()), "the parameters"
             names, before = dict.fromkeys(named, 1), _nothing
         else:
-            if parameters is not None:
-                raise UserError("parameters= is for plain modules, an adapter is differentiated as a whole")
             point = {
                 name: Factors(module.factors.B.requires_grad_(), module.factors.A.requires_grad_())
                 for name, module in canonicalise(adapted.adapter_factors()).items()
