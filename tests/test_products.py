@@ -13,12 +13,14 @@ from llm_forgetting.adapted_model import target_layers
 from llm_forgetting.batches import EncodedItem
 from llm_forgetting.curvature import products as products_module
 from llm_forgetting.curvature.difference_products import DifferenceProducts
+from llm_forgetting.curvature.graph_products import GraphProducts
 from llm_forgetting.curvature.products import Method, differentiates, products_at
 from llm_forgetting.curvature.tangent_products import TangentProducts
 from llm_forgetting.curvature.vectors import Coordinates, random_update
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged
 from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.language_model import LanguageModel
+from llm_forgetting.packing import CannotPackError
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -206,6 +208,25 @@ def test_a_tangent_pass_that_is_wrong_is_found_out(llama_folder: Path, monkeypat
     assert not differentiates(load(llama_folder))
     monkeypatch.setattr(tangent_operations, "_probabilities", right)
     assert differentiates(load(llama_folder))
+
+
+def test_items_longer_than_a_sliding_window_have_their_graph_differentiated(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(llama_folder)
+    items, factors = make_encoded(model, 3), model.adapter_factors()
+    longest = max(len(item.input_ids) for item in items)
+    for window, kind in ((longest - 1, GraphProducts), (longest, TangentProducts), (None, TangentProducts)):
+        monkeypatch.setattr(model.peft_model.get_base_model().config, "sliding_window", window, raising=False)
+        with products_at(model, items, factors) as products:
+            assert isinstance(products, kind)
+
+
+def test_a_model_that_turned_out_not_to_pack_has_its_graph_differentiated(llama_folder: Path) -> None:
+    model = load(llama_folder)
+    assert differentiates(model)
+    model.cannot_pack(CannotPackError("a window"))
+    assert not differentiates(model)
 
 
 def test_the_probe_is_made_once(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

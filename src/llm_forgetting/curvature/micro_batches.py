@@ -21,6 +21,12 @@ class MicroBatches:
         lengths = [len(item.input_ids) for item in items]
         self._groups = [pack.items for pack in self.packs] or length_buckets(lengths, size)
 
+    @property
+    def within_window(self) -> bool:
+        """Whether no pack is longer than the model's sliding window, if it has one."""
+        window = getattr(self._model.peft_model.get_base_model().config, "sliding_window", None)
+        return window is None or all(pack.layout.keys.shape[1] <= window for pack in self.packs)
+
     def answers(self, pack: Pack) -> torch.Tensor:
         """(n,) answer tokens of a pack."""
         chosen = [self._items[n] for n in pack.items]

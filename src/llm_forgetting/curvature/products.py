@@ -74,7 +74,7 @@ def products_at(
     model.peft_model.eval()
     batches = MicroBatches(model, items, micro_batch)
     if method == "exact":
-        method = "tangent" if differentiates(model) else "graph"
+        method = "tangent" if differentiates(model) and batches.within_window else "graph"
     with ExitStack() as stack:
         if method == "tangent":
             yield stack.enter_context(_tangent(model, batches, factors))
@@ -103,7 +103,7 @@ def differentiates(model: LanguageModel) -> bool:
     """Whether the tangent pass is right for this model: tried out against the graph on three short rows of tokens, once."""
     if model not in _PROBED:
         _PROBED[model] = _probe(model)
-    return _PROBED[model]
+    return _PROBED[model] and model.packs
 
 
 def _probe(model: LanguageModel) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from llm_forgetting.eigenvalues import Density
 from llm_forgetting.objective import Floats
@@ -109,9 +110,11 @@ def trace_figure(spectra: Sequence[Spectrum]) -> Figure:
     values = np.concatenate([spectrum.cells.ravel() for spectrum in spectra])
     norm = Normalize(min(0.0, float(np.nanmin(values))), float(np.nanmax(values)))
     for axes, spectrum in zip(panels.axes.values(), spectra, strict=True):
-        axes.pcolormesh(np.ma.masked_invalid(spectrum.cells), norm=norm, cmap="viridis")
-        axes.set_yticks(np.arange(len(spectrum.types)) + 0.5, spectrum.types, fontsize=SMALL)
+        kinds, layers = spectrum.cells.shape
+        edges = np.arange(layers + 1) - 0.5, np.arange(kinds + 1) - 0.5
+        axes.pcolormesh(*edges, np.ma.masked_invalid(spectrum.cells), norm=norm, cmap="viridis")
+        axes.set_yticks(range(kinds), spectrum.types, fontsize=SMALL)
         axes.invert_yaxis()
-        even_ticks(axes.xaxis, 6)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     colour_bar(panels.figure, norm, panels.bar_axes(), "trace of the module's block")
     return panels.figure
