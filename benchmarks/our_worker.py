@@ -67,7 +67,8 @@ class Ours:
         told: dict[str, Any] = {}
         if method == "differences":
             with products_at(self.model, self.items, factors, **settings) as at:
-                at.hessian(step)
+                with Metered() as choosing:
+                    at.hessian(step)
                 told["own_error"] = at.error  # type: ignore[attr-defined]
                 with Metered() as metered:
                     found = at.hessian(step)
@@ -77,6 +78,8 @@ class Ours:
         parts = {names[n, "B"]: self.scale * pair.B for n, pair in found.items()}
         parts |= {names[n, "A"]: pair.A for n, pair in found.items()}
         save_file({name: part.contiguous() for name, part in parts.items()}, into)
+        if method == "differences":
+            metered.figures["peak_bytes"] = choosing.figures["peak_bytes"]
         return {**metered.figures, **told, "tangent_pass": self.tangent}
 
 

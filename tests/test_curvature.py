@@ -1,6 +1,7 @@
 """The curvature phases on a tiny model, their tables and their figures."""
 
 import copy
+import dataclasses
 import json
 from importlib import resources
 from pathlib import Path
@@ -95,6 +96,22 @@ def test_trace_and_largest_eigenvalue_in_the_merged_weights(analysed: Any) -> No
     assert weights["largest"]["value"] == pytest.approx(largest, rel=0.01)
     assert weights["largest"]["value"] <= largest * (1 + 1e-4)
     assert abs(weights["trace"]["value"] - float(H.trace())) < 4 * weights["trace"]["stderr"]
+
+
+def test_differences_of_gradients_come_close_and_say_so(analysed: Any) -> None:
+    model, items, exact = analysed
+    config = dataclasses.replace(
+        CONFIG, products="differences", lanczos_steps=10, trace_probes=4, weight_probes=2, density_runs=0
+    )
+    steps: list[int] = []
+    found = analyse_curvature(model, items, None, config, batch_size=4, advance=lambda n, text: steps.append(n))
+    assert sum(steps) == curvature_evaluations(config)
+    assert 0 < found["difference_error"] < 0.1
+    assert exact["difference_error"] is None
+    assert found["weights"]["largest"] is None
+    assert found["largest"][0]["value"] == pytest.approx(
+        exact["largest"][0]["value"], rel=10 * found["difference_error"]
+    )
 
 
 def test_random_updates_have_independent_entries_of_variance_one() -> None:

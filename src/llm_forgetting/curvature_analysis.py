@@ -12,6 +12,7 @@ from llm_forgetting.batches import EncodedItem
 from llm_forgetting.config import CurvatureConfig
 from llm_forgetting.curvature import forecast as forecasts
 from llm_forgetting.curvature.along import Along, Weights
+from llm_forgetting.curvature.difference_products import DifferenceProducts
 from llm_forgetting.curvature.products import Products, products_at
 from llm_forgetting.curvature.sharpness import average_case, critical_sharpness, worst_case
 from llm_forgetting.curvature.vectors import Coordinates, moved, random_update
@@ -68,7 +69,7 @@ def analyse_forecast(  # noqa: PLR0917 -- named at its one call
     for task, splits in old.items():
         found[task] = {}
         for split, items in splits.items():
-            with products_at(model, items, first, micro_batch=config.micro_batch) as products:
+            with products_at(model, items, first, micro_batch=config.micro_batch, method=config.products) as products:
                 along = products.along_update(difference)
             with model.perturbed() as move:
                 move(second)
@@ -127,13 +128,14 @@ def with_weights(found: Sequence[Result], spectra: Mapping[str, Result]) -> list
         if spectrum is not None:
             weights, distance = spectrum["weights"], entry["update_norm"]
             trace, n = Trace(**weights["trace"]), weights["dimension"]
+            largest = weights["largest"]
             *_, task = entry["tasks"]
             learnt = next(found for found in entry["tasks"][task].values() if found["items"] == spectrum["items"])
             along = Along(learnt["loss"], learnt["first_order"], learnt["curvature"])
             relative = spectrum["sharpness"]["relative_critical"]
             bound = {
                 "task": task,
-                "quadratic_bound": forecasts.quadratic_bound(weights["largest"]["value"], distance),
+                "quadratic_bound": largest and forecasts.quadratic_bound(largest["value"], distance),
                 "average_rise": dataclasses.asdict(forecasts.average_rise(trace, n, distance)),
                 "alignment": forecasts.alignment(along, distance, trace, n),
                 "relative_critical_sharpness": None if relative is None else relative["value"],
@@ -145,7 +147,7 @@ def with_weights(found: Sequence[Result], spectra: Mapping[str, Result]) -> list
 def curvature_evaluations(config: CurvatureConfig) -> int:
     """Hessian-vector products of one `analyse_curvature`."""
     adapter = config.lanczos_steps + config.density_runs * config.density_steps + config.trace_probes + 2
-    return adapter + config.weight_probes + config.power_steps
+    return adapter + config.weight_probes + (config.power_steps if config.products == "exact" else 0)
 
 
 def analyse_curvature(
@@ -168,7 +170,7 @@ def analyse_curvature(
     def tell() -> None:
         advance(1, "")
 
-    with products_at(model, items, base, micro_batch=config.micro_batch) as products:
+    with products_at(model, items, base, micro_batch=config.micro_batch, method=config.products) as products:
 
         def product(vector: torch.Tensor) -> torch.Tensor:
             return coordinates.vector(products.hessian(coordinates.step(vector)))
@@ -200,6 +202,7 @@ def analyse_curvature(
         "trace_by_module": {name: dataclasses.asdict(value) for name, value in by_module.items()},
         "density": {"eigenvalues": spectral.eigenvalues.tolist(), "weights": spectral.weights.tolist()},
         "repeated_product_difference": float((along_gradient - again).norm() / along_gradient.norm().clamp(min=1e-30)),
+        "difference_error": products.error if isinstance(products, DifferenceProducts) else None,
         "weights": weights,
         "sharpness": sharpness,
     }
@@ -215,11 +218,15 @@ def _weights(
         advance()
     # The steepest step of the factors, as a step of the weights, is where the ascent begins.
     start = {name: top[name].B @ base[name].A + base[name].B @ top[name].A for name in base}
-    found = largest_eigenvalue(products.weight_hessian, start, config.power_steps, advance)
+    found = (
+        largest_eigenvalue(products.weight_hessian, start, config.power_steps, advance)
+        if config.products == "exact"
+        else None
+    )
     return {
         "dimension": sum(len(pair.B) * pair.A.shape[1] for pair in base.values()),
         "trace": dataclasses.asdict(mean_trace(samples)),
-        "largest": dataclasses.asdict(found),
+        "largest": None if found is None else dataclasses.asdict(found),
     }
 
 
@@ -283,7 +290,9 @@ def _sharpness(  # noqa: PLR0917 -- one call, above
     radius = config.radius * space.norm
 
     def gradient_at(offset: torch.Tensor) -> torch.Tensor:
-        with products_at(model, items, moved(base, coordinates.step(offset)), micro_batch=config.micro_batch) as there:
+        with products_at(
+            model, items, moved(base, coordinates.step(offset)), micro_batch=config.micro_batch, method=config.products
+        ) as there:
             return coordinates.vector(there.gradient())
 
     def loss_at(offset: torch.Tensor) -> float:
@@ -304,9 +313,9 @@ def _sharpness(  # noqa: PLR0917 -- one call, above
         "relative_critical": None,
     }
     if following is not None:
-        with products_at(model, following, base, micro_batch=config.micro_batch) as products:
+        with products_at(model, following, base, micro_batch=config.micro_batch, method=config.products) as products:
             other = coordinates.vector(products.gradient())
-        with products_at(model, items, base, micro_batch=config.micro_batch) as products:
+        with products_at(model, items, base, micro_batch=config.micro_batch, method=config.products) as products:
             image = coordinates.vector(products.hessian(coordinates.step(other)))
         relative = critical_sharpness(loss_at, other, _dot(gradient, other), _dot(other, image))
         found["relative_critical"] = dataclasses.asdict(relative)

@@ -43,13 +43,15 @@ def _holds(validity: Mapping[str, Any]) -> str:
 
 
 def _rivals(found: Mapping[str, Any]) -> str:
-    average, critical = found["average_rise"], found["relative_critical_sharpness"]
-    aligned = "too uncertain to say" if found["alignment"] is None else f"{float(found['alignment']):.3g}"
-    random = value_and_error(average["value"], average["stderr"])
+    average = value_and_error(found["average_rise"]["value"], found["average_rise"]["stderr"])
+    bound, alignment, critical = (
+        None if found[key] is None else f"{float(found[key]):.3g}"
+        for key in ("quadratic_bound", "alignment", "relative_critical_sharpness")
+    )
     return (
-        f"{spoken(found['task'])}: lambda_max |D|^2 / 2 = {float(found['quadratic_bound']):.3g}, which a quadratic at its "
-        f"minimum would not exceed; a random step of this length {random}; how many times more curved the way taken is: "
-        f"{aligned}; relative critical sharpness: {'-' if critical is None else f'{float(critical):.3g}'}."
+        f"{spoken(found['task'])}: lambda_max |D|^2 / 2 = {bound or '-'}, which a quadratic at its minimum would not exceed; a "
+        f"random step of this length {average}; how many times more curved the way taken is: "
+        f"{alignment or 'too uncertain to say'}; relative critical sharpness: {critical or '-'}."
     )
 
 
