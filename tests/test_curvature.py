@@ -185,6 +185,10 @@ def test_tables_say_what_was_found(run: Any) -> None:
     assert "relative critical sharpness" in table.note
     table = curvature_table(results)
     assert [row[0] for row in table.rows] == ["after task 1", "after task 2"]
+    exact = copy.deepcopy(results)
+    exact["curvature"]["after_task1"]["largest"][0] = {"value": 1.23456, "residual": 1e-9}
+    exact["curvature"]["after_task1"]["smallest"][0] = {"value": -1.23456, "residual": 0.1}
+    assert curvature_table(exact).rows[0][1] == "-1.23 ± 0.10 to 1.23"
     uncertain = copy.deepcopy(results)
     uncertain["forecasts"][0]["rivals"].update(alignment=None, relative_critical_sharpness=None)
     uncertain["forecasts"][0]["tasks"]["synthetic_1"]["train"]["path"]["validity"]["fraction"] = 1.0

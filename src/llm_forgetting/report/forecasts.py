@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm_forgetting.report.tables import SPLIT_WORDS, Table, measured, number, spoken, value_and_error
+from llm_forgetting.report.tables import SPLIT_WORDS, Table, eigenvalue_text, measured, number, spoken, value_and_error
 
 
 def forecast_table(results: Mapping[str, Any]) -> Table:
@@ -64,17 +64,14 @@ def curvature_table(results: Mapping[str, Any]) -> Table:
         rows.append(
             (
                 spoken(name),
-                *(
-                    value_and_error(found[end][0]["value"], found[end][0]["residual"])
-                    for end in ("largest", "smallest")
-                ),
+                " to ".join(eigenvalue_text(found[end][0]) for end in ("smallest", "largest")),
                 value_and_error(found["trace"]["value"], found["trace"]["stderr"]),
                 measured(sharpness["worst_case"]["ascent"]),
                 value_and_error(average["value"], average["stderr"]),
                 "-" if critical is None else measured(critical),
             )
         )
-    header = ("own task,", "largest", "smallest", "trace", "worst case", "average case", "critical")
+    header = ("own task", "eigenvalues", "trace", "worst case", "average", "critical")
     radius = results["config"]["curvature"]["radius"]
     note = (
         "extreme eigenvalues and trace of the Hessian in canonical adapter coordinates; worst and average case: rise of the "
