@@ -123,6 +123,12 @@ def load_case(options: Namespace, notify: Notify) -> Case:
 
 def read_case(adapter: Path, items: Path, mmlu: Path, *, origin: str, notify: Notify) -> Case:
     """A given adapter and given rows of MMLU's files."""
+    model = load_adapter(adapter, notify)
+    return Case(model, encoded(model, read_items(items, mmlu)), adapter.resolve(), origin)
+
+
+def load_adapter(adapter: Path, notify: Notify) -> LanguageModel:
+    """A given adapter on the embedded backbone, whatever backbone it names."""
     saved = json.loads((adapter / "adapter_config.json").read_text())
     targets = saved["target_modules"]
     lora = LoraConfig(
@@ -133,7 +139,7 @@ def read_case(adapter: Path, items: Path, mmlu: Path, *, origin: str, notify: No
     )
     model = LanguageModel.load(MODEL, lora, seed=0, notify=notify)
     model.load_adapter_weights(adapter)
-    return Case(model, encoded(model, read_items(items, mmlu)), adapter.resolve(), origin)
+    return model
 
 
 def read_items(path: Path, mmlu: Path) -> list[Item]:

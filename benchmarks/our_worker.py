@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from landscape_case import load_adapter
 from safetensors.torch import save_file
 from serving import Metered, direction, serve
 
+from llm_forgetting.adapted_model import target_layers
 from llm_forgetting.batches import EncodedItem
-from llm_forgetting.config import LoraConfig, ModelConfig
 from llm_forgetting.curvature.products import Method, differentiates, products_at
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.tasks.task import Item
 
 PREFIX = "base_model.model."
@@ -30,17 +30,9 @@ class Ours:
         case = json.loads((folder / "case.json").read_text())
         torch.set_num_threads(case["threads"])
         adapter = Path(case["adapter"])
-        saved = json.loads((adapter / "adapter_config.json").read_text())
-        targets = saved["target_modules"]
-        lora = LoraConfig(
-            rank=saved["r"],
-            alpha=saved["lora_alpha"],
-            target_modules=targets if isinstance(targets, str) else tuple(targets),
-            use_rslora=saved.get("use_rslora", False),
-        )
-        self.model = LanguageModel.load(ModelConfig(name="embedded", dtype="float32", device="cpu"), lora, seed=0)
-        self.model.load_adapter_weights(adapter)
-        self.scale = float(saved["lora_alpha"]) / saved["r"] ** (0.5 if lora.use_rslora else 1)
+        self.model = load_adapter(adapter, lambda message: None)
+        layer = next(iter(target_layers(self.model.peft_model).values()))
+        self.scale = float(layer.scaling["default"])
         self.size = case["batch_size"]
         self.items = [
             EncodedItem(Item(f"case/test/{n}", "case", "", ("", ""), 0), tuple(item["prompt"]), (item["answer"],))

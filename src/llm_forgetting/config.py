@@ -203,7 +203,7 @@ class CurvatureConfig:
         spectrum: Also eigenvalues, trace, spectral density and sharpness at every checkpoint; a product costs about four
             forward passes, and there are as many as the numbers below add up to.
         products: `exact` Hessian-vector products; or `differences` of gradients, for kernels and sharded models that have no
-            second derivative (their error is told; no largest eigenvalue in the merged weights then).
+            second derivative (their error is told).
         micro_batch: Items per pass; smaller takes less memory and changes no number beyond rounding.
         lanczos_steps: Products of the run behind the extreme eigenvalues and most of the trace.
         eigenvalues: How many of the largest and of the smallest are told.

@@ -128,14 +128,13 @@ def with_weights(found: Sequence[Result], spectra: Mapping[str, Result]) -> list
         if spectrum is not None:
             weights, distance = spectrum["weights"], entry["update_norm"]
             trace, n = Trace(**weights["trace"]), weights["dimension"]
-            largest = weights["largest"]
             *_, task = entry["tasks"]
             learnt = next(found for found in entry["tasks"][task].values() if found["items"] == spectrum["items"])
             along = Along(learnt["loss"], learnt["first_order"], learnt["curvature"])
             relative = spectrum["sharpness"]["relative_critical"]
             bound = {
                 "task": task,
-                "quadratic_bound": largest and forecasts.quadratic_bound(largest["value"], distance),
+                "quadratic_bound": forecasts.quadratic_bound(weights["largest"]["value"], distance),
                 "average_rise": dataclasses.asdict(forecasts.average_rise(trace, n, distance)),
                 "alignment": forecasts.alignment(along, distance, trace, n),
                 "relative_critical_sharpness": None if relative is None else relative["value"],
@@ -147,7 +146,7 @@ def with_weights(found: Sequence[Result], spectra: Mapping[str, Result]) -> list
 def curvature_evaluations(config: CurvatureConfig) -> int:
     """Hessian-vector products of one `analyse_curvature`."""
     adapter = config.lanczos_steps + config.density_runs * config.density_steps + config.trace_probes + 2
-    return adapter + config.weight_probes + (config.power_steps if config.products == "exact" else 0)
+    return adapter + config.weight_probes + config.power_steps
 
 
 def analyse_curvature(
@@ -218,15 +217,11 @@ def _weights(
         advance()
     # The steepest step of the factors, as a step of the weights, is where the ascent begins.
     start = {name: top[name].B @ base[name].A + base[name].B @ top[name].A for name in base}
-    found = (
-        largest_eigenvalue(products.weight_hessian, start, config.power_steps, advance)
-        if config.products == "exact"
-        else None
-    )
+    found = largest_eigenvalue(products.weight_hessian, start, config.power_steps, advance)
     return {
         "dimension": sum(len(pair.B) * pair.A.shape[1] for pair in base.values()),
         "trace": dataclasses.asdict(mean_trace(samples)),
-        "largest": None if found is None else dataclasses.asdict(found),
+        "largest": dataclasses.asdict(found),
     }
 
 

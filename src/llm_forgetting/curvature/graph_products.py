@@ -64,6 +64,13 @@ class GraphProducts:
             total = _sum(total, torch.autograd.grad(loss, flat(leaves)))
         return _like(leaves, total)
 
+    def weight_gradient(self, offset: Weights) -> Weights:
+        """The gradient in the merged weights, (d_out, d_in) per module, at the factors moved by `offset`."""
+        leaves, total = {name: torch.zeros_like(V, requires_grad=True) for name, V in offset.items()}, None
+        for loss in self._losses(lambda name, x: F.linear(x, leaves[name] + offset[name])):
+            total = _sum(total, torch.autograd.grad(loss, list(leaves.values())))
+        return dict(zip(leaves, total or (), strict=True))
+
     def hessian(self, step: Direction) -> Direction:
         """See `Products`."""
         self.evaluations += 1

@@ -49,7 +49,7 @@ def _rivals(found: Mapping[str, Any]) -> str:
         for key in ("quadratic_bound", "alignment", "relative_critical_sharpness")
     )
     return (
-        f"{spoken(found['task'])}: lambda_max |D|^2 / 2 = {bound or '-'}, which a quadratic at its minimum would not exceed; a "
+        f"{spoken(found['task'])}: lambda_max |D|^2 / 2 = {bound}, which a quadratic at its minimum would not exceed; a "
         f"random step of this length {average}; how many times more curved the way taken is: "
         f"{alignment or 'too uncertain to say'}; relative critical sharpness: {critical or '-'}."
     )
