@@ -170,6 +170,13 @@ class AdaptedModel:
             for factor, weight in zip("AB", self._trained(layer), strict=True)
         }
 
+    def set_adapter_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Give the adapter the weights that `adapter_state` had."""
+        with torch.no_grad():
+            for name, layer in target_layers(self.peft_model).items():
+                for factor, weight in zip("AB", self._trained(layer), strict=True):
+                    weight.copy_(state[weight_name(name, factor)])
+
     def update_of(self, checkpoint: Checkpoint) -> Update:
         """delta W of a checkpoint on this backbone, on the model's device.
 

@@ -21,13 +21,22 @@ ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.1, torch.
 
 @dataclass(frozen=True)
 class EncodedItem:
-    """Token ids of a prompt that ends in `Answer:`, and the one token of every option letter after it."""
+    """Token ids of a prompt that ends in `Answer:`, and the one token of every option letter after it.
+
+    Items of one `family` (their subject, unless said) are packed together, for the beginning that they share.
+    """
 
     item: Item
     input_ids: tuple[int, ...]
     letter_ids: tuple[int, ...]
     shots_dropped: int = 0
     truncated: bool = False
+    kin: str | None = None
+
+    @property
+    def family(self) -> str:
+        """Whose beginning the item shares."""
+        return self.item.subject if self.kin is None else self.kin
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line: `llm-forgetting run`, `repair`, `landscape`, `tasks`."""
+"""The command line: `llm-forgetting run`, `repair`, `landscape`, `evaluate`, `tasks`."""
 
 import argparse
 import os
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llm_forgetting import cli_scan
-from llm_forgetting.command_line import Parser, is_out_of_memory, log_file, quiet_libraries, say
+from llm_forgetting.command_line import Parser, log_file, quiet_libraries, say
 from llm_forgetting.config import ExperimentConfig, to_dict
 from llm_forgetting.config_files import DEFAULT_PRESET, PRESETS, config_help, parse_config
-from llm_forgetting.errors import UserError
+from llm_forgetting.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from llm_forgetting.artifacts import RunFolder
@@ -39,6 +39,7 @@ usage: llm-forgetting COMMAND [options]
   run        fine-tune on each task in turn, measure forgetting and the loss landscape   (the main job)
   repair     go part of the way back: the adapter between two checkpoints that keeps both tasks
   landscape  the loss landscape of anyone's saved LoRA adapter, on any tasks
+  evaluate   accuracy of a model or a saved adapter on whole test splits, as lm-evaluation-harness measures it
   tasks      the subjects and groups that can be named as tasks, with their item counts
 
 `llm-forgetting COMMAND --help` says more. Start with `llm-forgetting run` (ten minutes, nothing to set up)
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "run": run,
         "repair": cli_scan.repair,
         "landscape": cli_scan.landscape,
+        "evaluate": cli_scan.evaluate,
         "tasks": tasks,
     }
     if not given or given[0] in ("-h", "--help"):
@@ -150,7 +152,7 @@ def _experiment_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Ter
     except (MemoryError, RuntimeError) as error:
         if "inline_container" in str(error):  # all that torch.save says where the disk is full
             raise OSError("a file of weights was not taken whole") from error
-        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             "memory ran out; lower training.batch_size (and raise training.gradient_accumulation_steps by as much), "

@@ -1,4 +1,4 @@
-"""Commands on what is there already: `llm-forgetting landscape ADAPTER_DIR` and `llm-forgetting repair RUN`."""
+"""Commands on what is there already: `landscape ADAPTER_DIR`, `evaluate [ADAPTER_DIR]` and `repair RUN`."""
 
 import argparse
 import json
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forgetting.command_line import Parser, log_file, quiet_libraries, say
-from llm_forgetting.config import ExperimentConfig, ScanConfig, to_dict
-from llm_forgetting.config_files import config_help, parse_config, parse_scan
+from llm_forgetting.config import EvaluateConfig, ExperimentConfig, ScanConfig, to_dict
+from llm_forgetting.config_files import config_help, parse_config, parse_evaluate, parse_scan
 from llm_forgetting.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,6 +98,60 @@ def parse_landscape(arguments: list[str]) -> tuple[argparse.Namespace, ScanConfi
     pairs |= {"data.seed": options.seed, "landscape.seed": options.seed}
     dotted += [f"--{path}={value}" for path, value in pairs.items() if value is not None]
     return options, parse_scan(dotted, options.task)
+
+
+def evaluate(arguments: list[str]) -> int:
+    """`llm-forgetting evaluate`: accuracy on whole test splits."""
+    options, config = parse_evaluation(arguments)
+    quiet_libraries()
+    from llm_forgetting.artifacts import RunFolder, encode_json
+    from llm_forgetting.evaluate_adapter import evaluate_adapter
+    from llm_forgetting.report.evaluation import evaluation_table
+    from llm_forgetting.terminal import Terminal
+
+    terminal = Terminal()
+    adapter = Path(options.adapter) if options.adapter else None
+    content, records = evaluate_adapter(config, adapter, options.limit, terminal)
+    folder = RunFolder.create(Path(config.output.folder), prefix="evaluation")
+    folder.phases.rmdir()
+    folder.write("items.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    folder.write("evaluation.json", encode_json(content))
+    terminal.show_table(evaluation_table(content))
+    say(f"Everything is in {folder.path}: evaluation.json and items.jsonl.")
+    return 0
+
+
+def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, EvaluateConfig]:
+    """The options of `evaluate` and the configuration they resolve to."""
+    parser = Parser(
+        "llm-forgetting evaluate",
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="llm-forgetting evaluate [ADAPTER_DIR] --task NAME [--task NAME ...] [--few_shot K] [--DOTTED.PATH VALUE ...]",
+        description="Accuracy and loss on every test row of any tasks, of the bare backbone or of a saved PEFT LoRA adapter, "
+        "with the prompts, few-shot examples, accuracies and standard errors of lm-evaluation-harness 0.4.13.",
+    )
+    # Not a positional of the parser: it would take the value of the first dotted option for the adapter.
+    named = [entry for entry in arguments[:1] if not entry.startswith("-")]
+    main_options = parser.add_argument_group("main options")
+    main_options.add_argument("-h", "--help", action="store_true", help="show this help and stop")
+    main_options.add_argument("--task", action="append", default=[], metavar="NAME", help="see `llm-forgetting tasks`")
+    main_options.add_argument("--few_shot", metavar="K", help="data.few_shot: worked examples before each question")
+    main_options.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows of each subject")
+    main_options.add_argument("--model_name", metavar="NAME", help="model.name; default: what the adapter names itself")
+    main_options.add_argument("--output_dir", metavar="DIR", help="output.folder")
+    options, dotted = parser.parse_known_args(arguments[len(named) :])
+    options.adapter = named[0] if named else None
+    if options.help:
+        say(
+            parser.format_help()
+            + "\nevery field of the configuration, by its dotted path:\n\n"
+            + config_help(EvaluateConfig)
+        )
+        raise SystemExit(0)
+    pairs = {"model.name": options.model_name, "output.folder": options.output_dir, "data.few_shot": options.few_shot}
+    dotted += [f"--{path}={value}" for path, value in pairs.items() if value is not None]
+    return options, parse_evaluate(dotted, options.task)
 
 
 def repair(arguments: list[str]) -> int:

@@ -27,11 +27,6 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch ran out of memory, on whichever device."""
-    return any(phrase in str(error).lower() for phrase in ("out of memory", "can't allocate memory"))
-
-
 def quiet_libraries() -> None:
     """Libraries' own bars and chatter would tear ours apart; what they warn of goes to run.log."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

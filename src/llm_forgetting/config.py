@@ -126,10 +126,24 @@ class EvaluationConfig:
     """Scoring of every checkpoint on every task and split.
 
     Args:
-        batch_size: Items per forward pass; does not change a number beyond rounding.
+        batch_size: Items per forward pass; null takes as many as make some thousand tokens. Halved where memory runs out;
+            does not change a number beyond rounding.
+        rotations: Also score every earlier task's trained items with their options rotated through all places, after that task
+            and after the last.
+        recovery_items: Trained items of every earlier task on which the last checkpoint is fine-tuned again, to see what comes
+            back on the others (at most half of the task's); 0 for no such test.
+        recovery_epochs: Passes over them.
+        recovery_control: Also fine-tune the base model on the same few items: what they teach by themselves.
+        text: File of passages that belong to no task, blank lines between them, whose loss is followed from checkpoint to
+            checkpoint; null takes twelve short ones that come along.
     """
 
-    batch_size: int = 8
+    batch_size: int | None = None
+    rotations: bool = True
+    recovery_items: int = 10
+    recovery_epochs: int = 3
+    recovery_control: bool = False
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -314,7 +328,32 @@ class ScanConfig:
             raise UserError("at least one task must be named (--task NAME), none was")
 
 
-def refuse_impossible(config: ExperimentConfig | ScanConfig) -> None:
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Accuracy of a backbone or of a saved adapter on whole test splits.
+
+    Args:
+        model: The backbone; for an adapter `embedded` stands for the one that it names itself.
+        data: Tasks; of its fields only those that say where rows come from, few_shot and max_tokens have a meaning here.
+        evaluation: Scoring; only batch_size has a meaning here.
+        output: Where results go.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(max_tokens=2048))
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        refuse_impossible(self)
+        if not self.data.tasks:
+            raise UserError("at least one task must be named (--task NAME), none was")
+
+
+AnyConfig = ExperimentConfig | ScanConfig | EvaluateConfig
+
+
+def refuse_impossible(config: AnyConfig) -> None:
     """Raise UserError with the first reason why `config` cannot be run."""
     sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
     for problem in problems(sections, dict(leaves(to_dict(config)))):
@@ -329,7 +368,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def to_dict(config: ExperimentConfig | ScanConfig) -> dict[str, Any]:
+def to_dict(config: AnyConfig) -> dict[str, Any]:
     """The configuration as plain nested dicts, lists, strings and numbers."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain

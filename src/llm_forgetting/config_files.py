@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser
 
-from llm_forgetting.config import ExperimentConfig, ScanConfig
+from llm_forgetting.config import EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.errors import UserError
 
 PRESETS = ("quickstart", "full", "smoke", "llama2-7b")
 DEFAULT_PRESET = "quickstart"
-Config = TypeVar("Config", ExperimentConfig, ScanConfig)
+Config = TypeVar("Config", ExperimentConfig, ScanConfig, EvaluateConfig)
 
 
 def parse_config(
@@ -48,6 +48,13 @@ def parse_scan(dotted: Sequence[str], tasks: Sequence[str]) -> ScanConfig:
     parser, parsed = _parsed(ScanConfig, dotted)
     parsed.data.tasks = tuple(tasks)
     return _built(ScanConfig, parser, parsed)
+
+
+def parse_evaluate(dotted: Sequence[str], tasks: Sequence[str]) -> EvaluateConfig:
+    """The configuration of an evaluation: the defaults, overridden by `--dotted.path=value` arguments."""
+    parser, parsed = _parsed(EvaluateConfig, dotted)
+    parsed.data.tasks = tuple(tasks)
+    return _built(EvaluateConfig, parser, parsed)
 
 
 def config_help(cls: type = ExperimentConfig) -> str:

@@ -23,6 +23,8 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "data.max_tokens": (16, True),
     "data.seed": (0, True),
     "evaluation.batch_size": (1, True),
+    "evaluation.recovery_items": (0, True),
+    "evaluation.recovery_epochs": (1, True),
     "landscape.directions": (2, True),
     "landscape.distance": (0, False),
     "landscape.resolution": (3, True),
@@ -65,7 +67,8 @@ def problems(sections: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator
     if "training" in sections:
         yield from _training_problems(sections["lora"], sections["training"])
     yield from _data_problems(sections["data"])
-    yield from _landscape_problems(sections["data"], sections["landscape"])
+    if "landscape" in sections:
+        yield from _landscape_problems(sections["data"], sections["landscape"])
     if sections["model"].name == "synthetic" and sections["data"].source != "synthetic":
         yield (
             f"model.name=synthetic knows only the words of data.source=synthetic, which is {sections['data'].source}"

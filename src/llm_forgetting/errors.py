@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user's eyes."""
+"""The one exception that is meant for the user's eyes, and one that only the system can explain."""
 
 
 class UserError(Exception):
@@ -6,3 +6,11 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on whichever device."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        phrase in said for phrase in ("out of memory", "can't allocate memory", "not enough memory")
+    )

@@ -1,6 +1,7 @@
 """Scoring: letter logits of every item, at the live checkpoint or at another point of adapter space."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,13 +11,14 @@ import torch
 from llm_forgetting.batches import EncodedItem, collate, length_buckets, split_logits
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.objective import AnswerStatistics, Floats
-from llm_forgetting.packing import CannotPackError, packs
+from llm_forgetting.packing import Beginning, CannotPackError, pack_of, packs
+from llm_forgetting.scoring_batches import TOKENS_PER_BATCH, Pieces, shares
 
 
 def score(
     model: LanguageModel,
     encoded: Sequence[EncodedItem],
-    batch_size: int,
+    batch_size: int | None,
     advance: Callable[[int], None] = lambda items: None,
     *,
     packed: bool = True,
@@ -24,22 +26,68 @@ def score(
     """Statistics of all items in the order given; eval mode, no gradients, float32 logits.
 
     Items are packed (no padding, shared beginnings once) where the model allows it and `packed` does, else padded in length
-    buckets. The batches depend only on the items, so they are the same at every call. `advance` is told how many items each
-    batch held.
+    buckets. The batches depend only on the items, so they are the same at every call, unless memory runs out: then they are
+    halved. `batch_size` None takes as many items as make some thousand tokens. `advance` is told how many items each batch
+    held.
     """
-    if packed and model.packs:
-        try:
-            return score_points(model, encoded, batch_size, 1, advance)[0]
-        except CannotPackError as error:  # a window that the short rows tried out fitted into, and these items do not
-            model.cannot_pack(error)
-    found = _Collector(encoded)
     model.peft_model.eval()
     with torch.inference_mode():
-        for bucket in length_buckets([len(item.input_ids) for item in encoded], batch_size):
-            batch = collate([encoded[index] for index in bucket], model.pad_id)
-            found.take(bucket, model.answer_logits(batch), batch.letter_ids)
-            advance(len(bucket))
+        if packed and model.packs:
+            try:
+                return _score_packed(model, encoded, batch_size, advance)
+            except (
+                CannotPackError
+            ) as error:  # a window that the short rows tried out fitted into, and these items do not
+                model.cannot_pack(error)
+        return _score_padded(model, encoded, batch_size, advance)
+
+
+def _score_packed(
+    model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int | None, advance: Callable[[int], None]
+) -> AnswerStatistics:
+    found, pieces = _Collector(encoded), Pieces()
+    for share in shares(encoded, batch_size):
+        beginning = model.beginning(share.beginning) if share.beginning else None
+
+        def compute(chosen: tuple[int, ...], beginning: Beginning | None = beginning) -> None:
+            pack = pack_of(encoded, chosen, beginning)
+            found.take(pack.items, model.packed_logits([pack], 1, beginning)[0][0], pack.letter_ids)
+            advance(len(chosen))
+
+        for chosen in share.batches:
+            pieces.run(chosen, compute)
     return found.statistics
+
+
+def _score_padded(
+    model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int | None, advance: Callable[[int], None]
+) -> AnswerStatistics:
+    found, pieces = _Collector(encoded), Pieces()
+
+    def compute(bucket: tuple[int, ...]) -> None:
+        batch = collate([encoded[index] for index in bucket], model.pad_id)
+        found.take(bucket, model.answer_logits(batch), batch.letter_ids)
+        advance(len(bucket))
+
+    lengths = [len(item.input_ids) for item in encoded]
+    size = batch_size or max(1, TOKENS_PER_BATCH // max(lengths))
+    for bucket in length_buckets(lengths, size):
+        pieces.run(tuple(bucket), compute)
+    return found.statistics
+
+
+@contextmanager
+def merged(model: LanguageModel) -> Iterator[None]:
+    """The live adapter inside the weights it adapts, where that loses nothing (float32): fewer, larger matrix products.
+
+    Takes a copy of those weights; they come back bit-equal.
+    """
+    if model.dtype != torch.float32 or not model.can_merge:
+        yield
+        return
+    with model.perturbed() as move:
+        move(model.adapter_factors())
+        yield
 
 
 def score_points(
@@ -105,7 +153,7 @@ class EncodedTask:
 def score_tasks(
     model: LanguageModel,
     groups: Sequence[Sequence[EncodedItem]],
-    batch_size: int,
+    batch_size: int | None,
     advance: Callable[[int], None] = lambda items: None,
 ) -> list[AnswerStatistics]:
     """`score` for several groups of items in one pass over all of them."""

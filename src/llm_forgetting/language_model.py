@@ -18,7 +18,16 @@ from llm_forgetting.config import LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.lowrank import Update
-from llm_forgetting.packing import CannotPackError, Pack, packed_answer_logits, packs, segments
+from llm_forgetting.packing import (
+    Beginning,
+    CannotPackError,
+    Pack,
+    computed_beginning,
+    pack_of,
+    packed_answer_logits,
+    packs,
+    segments,
+)
 from llm_forgetting.tasks.task import Item
 
 if TYPE_CHECKING:
@@ -128,11 +137,13 @@ class LanguageModel(AdaptedModel):
             with torch.inference_mode():
                 (pack,) = packs(probes, len(probes))
                 together = self.packed_logits([pack])[0][0]
+                beginning = self.beginning(probes[0].input_ids[:6])
+                after = self.packed_logits([pack_of(probes, pack.items, beginning)], 1, beginning)[0][0]
                 alone = torch.cat([self.answer_logits(collate([probes[n]], self.pad_id)) for n in pack.items])
         except (CannotPackError, TypeError, KeyError) as error:
             log.info("items are padded, not packed: %s", error)
             return False
-        difference = float((together - alone).abs().max())
+        difference = float(torch.stack([together - alone, after - alone]).abs().max())
         if not difference <= ROUNDING[self.dtype]:
             log.info("items are padded, not packed: packed logits differ by %.2g", difference)
             return False
@@ -143,10 +154,17 @@ class LanguageModel(AdaptedModel):
         log.info("items are padded from here on: %s", error)
         self.packs = False
 
-    def packed_logits(self, packed: Sequence[Pack], rows: int = 1) -> list[torch.Tensor]:
+    def packed_logits(
+        self, packed: Sequence[Pack], rows: int = 1, beginning: Beginning | None = None
+    ) -> list[torch.Tensor]:
         """Per pack the (rows, n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""
         with segments(self.peft_model.get_base_model()):
-            return [packed_answer_logits(self.peft_model, pack.to(self.device), rows) for pack in packed]
+            return [packed_answer_logits(self.peft_model, pack.to(self.device), rows, beginning) for pack in packed]
+
+    def beginning(self, tokens: tuple[int, ...]) -> Beginning:
+        """What every layer makes of `tokens` at the live checkpoint, for packs that go on from them; where `packs` holds."""
+        with segments(self.peft_model.get_base_model()):
+            return computed_beginning(self.peft_model, tokens, self.device)
 
     @contextmanager
     def perturbed(self) -> Iterator[Callable[[Mapping[str, Factors]], None]]:

@@ -3,14 +3,14 @@
 A pack is a row of segments. The beginning that several items of one subject share (description, worked examples) is a
 segment of its own, the rest of each item another; an item's tokens attend to the shared segment and, causally, to their own.
 All linear layers see one dense row; only attention knows the segments, through an attention function that transformers
-lets every model exchange.
+lets every model exchange. A beginning that many packs share is computed once before them, and its keys and values are kept.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class Layout:
 
     `prefixes`: slices of shared beginnings. `queries` (n, L) and `keys` (n, P + L): places of each item's own tokens, and of
     its shared beginning followed by them, filled up with 0. `mask` (n, 1, L, P + L): what a query may see. `own` (n, L):
-    which queries are real.
+    which queries are real. Keys are counted from the first of `kept` tokens that were computed before the row.
     """
 
     prefixes: tuple[slice, ...]
@@ -37,6 +37,15 @@ class Layout:
     keys: torch.Tensor
     mask: torch.Tensor
     own: torch.Tensor
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Tokens that items begin with, and what each attention layer made of them: keys and values (1, groups, P, d)."""
+
+    tokens: tuple[int, ...]
+    keys_and_values: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,19 +74,22 @@ class Pack:
 
 def packs(encoded: Sequence[EncodedItem], batch_size: int) -> list[Pack]:
     """Packs of up to `batch_size` items, subject by subject and longest first; they depend on the items alone."""
-    order = sorted(range(len(encoded)), key=lambda n: (encoded[n].item.subject, -len(encoded[n].input_ids), n))
-    return [_pack(encoded, tuple(order[start : start + batch_size])) for start in range(0, len(order), batch_size)]
+    order = sorted(range(len(encoded)), key=lambda n: (encoded[n].family, -len(encoded[n].input_ids), n))
+    return [pack_of(encoded, tuple(order[start : start + batch_size])) for start in range(0, len(order), batch_size)]
 
 
-def _pack(encoded: Sequence[EncodedItem], chosen: tuple[int, ...]) -> Pack:
-    subjects: dict[str, list[int]] = {}
+def pack_of(encoded: Sequence[EncodedItem], chosen: tuple[int, ...], beginning: Beginning | None = None) -> Pack:
+    """The chosen items in one row; those that go on from `beginning`, which all of them have, without it."""
+    if beginning is not None:
+        return _pack_after(encoded, chosen, len(beginning.tokens))
+    families: dict[str, list[int]] = {}
     for row, n in enumerate(chosen):
-        subjects.setdefault(encoded[n].item.subject, []).append(row)
+        families.setdefault(encoded[n].family, []).append(row)
     ids: list[int] = []
     positions: list[int] = []
     prefixes: list[slice] = []
     starts, shared = [0] * len(chosen), [slice(0, 0)] * len(chosen)
-    for rows in subjects.values():
+    for rows in families.values():
         sequences = [encoded[chosen[row]].input_ids for row in rows]
         length = common_beginning(sequences)
         prefix = slice(len(ids), len(ids) + length)
@@ -90,15 +102,39 @@ def _pack(encoded: Sequence[EncodedItem], chosen: tuple[int, ...]) -> Pack:
             ids += sequence[length:]
             positions += range(length, len(sequence))
     sizes = [len(encoded[n].input_ids) - (prefix.stop - prefix.start) for n, prefix in zip(chosen, shared, strict=True)]
+    return _filled(encoded, chosen, ids, positions, _layout(tuple(prefixes), starts, sizes, shared))
+
+
+def _pack_after(encoded: Sequence[EncodedItem], chosen: tuple[int, ...], kept: int) -> Pack:
+    own = [encoded[n].input_ids[kept:] for n in chosen]
+    sizes = [len(tokens) for tokens in own]
+    starts = [sum(sizes[:row]) for row in range(len(sizes))]
+    alone = _layout((), starts, sizes, [slice(0, 0)] * len(chosen))
+    before = torch.arange(kept).expand(len(chosen), -1)
+    seen = torch.ones(kept, dtype=torch.bool).expand(*alone.mask.shape[:3], -1)
+    layout = dataclasses.replace(
+        alone,
+        keys=torch.cat([before, kept + alone.keys], dim=1),
+        mask=torch.cat([seen, alone.mask], dim=3),
+        kept=kept,
+    )
+    ids = [token for tokens in own for token in tokens]
+    positions = [kept + n for size in sizes for n in range(size)]
+    return _filled(encoded, chosen, ids, positions, layout)
+
+
+def _filled(
+    encoded: Sequence[EncodedItem], chosen: tuple[int, ...], ids: list[int], positions: list[int], layout: Layout
+) -> Pack:
     options = max(len(encoded[n].letter_ids) for n in chosen)
     letters = [[*encoded[n].letter_ids, *[-1] * (options - len(encoded[n].letter_ids))] for n in chosen]
     return Pack(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
-        answer_index=torch.tensor([start + size - 1 for start, size in zip(starts, sizes, strict=True)]),
+        answer_index=layout.queries.gather(1, layout.own.sum(dim=1, keepdim=True) - 1)[:, 0],
         letter_ids=torch.tensor(letters),
         items=chosen,
-        layout=_layout(tuple(prefixes), starts, sizes, shared),
+        layout=layout,
     )
 
 
@@ -124,6 +160,7 @@ def _layout(prefixes: tuple[slice, ...], starts: list[int], sizes: list[int], sh
 
 
 _layout_in_use: ContextVar[Layout] = ContextVar("layout")
+_beginning_in_use: ContextVar[Beginning | None] = ContextVar("beginning", default=None)
 # Arguments with which an attention layer asks for more than softmax(scale q k^T) v over a causal past.
 _FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask")
 
@@ -153,6 +190,7 @@ def segment_attention(  # noqa: PLR0917 -- transformers' signature
     Returns (b, T, heads, d). Differentiable.
     """
     layout = layout_for(kwargs)
+    key, value = _with_beginning(module, key, value, layout.kept)
     b, heads, _, d = query.shape
     grouped: Any = {"scale": scaling, "enable_gqa": key.shape[1] != heads}
     n, longest = layout.queries.shape
@@ -160,18 +198,32 @@ def segment_attention(  # noqa: PLR0917 -- transformers' signature
     def gathered(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         return tensor[:, :, places].transpose(1, 2).reshape(b * n, tensor.shape[1], places.shape[1], d)
 
-    q, k, v = gathered(query, layout.queries), gathered(key, layout.keys), gathered(value, layout.keys)
-    mask = layout.mask.repeat(b, 1, 1, 1) if b > 1 else layout.mask
-    items = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **grouped)
-    items = items.reshape(b, n, heads, longest, d).transpose(2, 3)
     out = query.new_empty(b, query.shape[2], heads, d)
+    if n:
+        q, k, v = gathered(query, layout.queries), gathered(key, layout.keys), gathered(value, layout.keys)
+        mask = layout.mask.repeat(b, 1, 1, 1) if b > 1 else layout.mask
+        items = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **grouped)
+        out[:, layout.queries[layout.own]] = items.reshape(b, n, heads, longest, d).transpose(2, 3)[:, layout.own]
     for prefix in layout.prefixes:
         part = F.scaled_dot_product_attention(
             query[:, :, prefix], key[:, :, prefix], value[:, :, prefix], is_causal=True, **grouped
         )
         out[:, prefix] = part.transpose(1, 2)
-    out[:, layout.queries[layout.own]] = items[:, layout.own]
     return out, None
+
+
+def _with_beginning(
+    module: Any, key: torch.Tensor, value: torch.Tensor, kept: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values after those of the beginning in use; where it is what is being computed, they are kept."""
+    beginning = _beginning_in_use.get()
+    if beginning is None:
+        return key, value
+    if not kept:
+        beginning.keys_and_values[module] = key, value
+        return key, value
+    before = beginning.keys_and_values[module]
+    return torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
 
 
 @contextmanager
@@ -195,12 +247,24 @@ def segments(backbone: Any, attention: Callable[..., Any] | None = None) -> Iter
         backbone.set_attn_implementation(before)
 
 
-def packed_answer_logits(model: Any, pack: Pack, rows: int = 1) -> torch.Tensor:
+def computed_beginning(model: Any, tokens: tuple[int, ...], device: torch.device) -> Beginning:
+    """The beginning `tokens`, with keys and values of every layer, inside `segments`; for one row of tokens."""
+    length, none = len(tokens), torch.zeros(0, 0, dtype=torch.long)
+    layout = Layout((slice(0, length),), none, none, none.bool()[:, None, None, :], none.bool())
+    last = torch.tensor([length - 1])
+    row = Pack(torch.tensor([tokens]), torch.arange(length)[None], last, torch.zeros(0, 0), (), layout).to(device)
+    beginning = Beginning(tokens)
+    packed_answer_logits(model, row, beginning=beginning)
+    return beginning
+
+
+def packed_answer_logits(model: Any, pack: Pack, rows: int = 1, beginning: Beginning | None = None) -> torch.Tensor:
     """(rows, n, vocabulary) logits, float32 or better, that follow each item's `Answer:`, inside `segments`.
 
-    `rows` > 1 repeats the row of tokens, for models that do something else in each row.
+    `rows` > 1 repeats the row of tokens, for models that do something else in each row. `beginning` is what the pack goes on
+    from, if anything.
     """
-    token = _layout_in_use.set(pack.layout)
+    tokens = (_layout_in_use, _layout_in_use.set(pack.layout)), (_beginning_in_use, _beginning_in_use.set(beginning))
     try:
         logits = model(
             input_ids=pack.input_ids.expand(rows, -1),
@@ -209,6 +273,7 @@ def packed_answer_logits(model: Any, pack: Pack, rows: int = 1) -> torch.Tensor:
             use_cache=False,
         ).logits
     finally:
-        _layout_in_use.reset(token)
+        for variable, token in tokens:
+            variable.reset(token)  # type: ignore[arg-type]
     precise: torch.Tensor = logits if logits.dtype == torch.float64 else logits.float()
     return precise

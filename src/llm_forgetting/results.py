@@ -49,7 +49,7 @@ def score_table(
     """The per-item records of one split as the input of `forgetting`."""
     cells: dict[tuple[int, int], list[Record]] = {}
     for record in records:
-        if record["split"] == split:
+        if record["split"] == split and record["checkpoint"] in checkpoints:
             cell = checkpoints.index(record["checkpoint"]), task_names.index(record["task"]) + 1
             cells.setdefault(cell, []).append(record)
     scores = {

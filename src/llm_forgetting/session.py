@@ -1,5 +1,6 @@
 """The live side of a run: encoded tasks, and one model that is brought to whichever checkpoint a phase asks for."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,9 @@ from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.progress import Progress
 from llm_forgetting.seeding import generator
 from llm_forgetting.tasks.sources import Source, load_tasks, open_source
-from llm_forgetting.tasks.task import Task
+from llm_forgetting.tasks.synthetic import fillers
+from llm_forgetting.tasks.task import Task, turn
+from llm_forgetting.unrelated_text import Passage, passages
 
 INITIAL = "initial"
 
@@ -55,7 +58,7 @@ class Session:
         self.config = config
         self.folder = folder
         self.progress = progress
-        self._at = 0
+        self._at: int | None = 0
 
     @cached_property
     def source(self) -> Source:
@@ -71,9 +74,11 @@ class Session:
     def model(self) -> LanguageModel:
         """Backbone and fresh adapter; `at` moves it to a checkpoint."""
         self._at = 0
-        return LanguageModel.load(
+        model = LanguageModel.load(
             self.config.model, self.config.lora, seed=self.config.training.seed, notify=self.progress.note
         )
+        self._initial = model.adapter_state()
+        return model
 
     @cached_property
     def encoded(self) -> list[EncodedTask]:
@@ -93,12 +98,15 @@ class Session:
         """The model with the adapter of the checkpoint after task number `after_task` (0: the fresh one)."""
         model = self.model
         if self._at != after_task:
-            model.load_adapter_weights(self.checkpoint_folder(after_task))
+            if after_task:
+                model.load_adapter_weights(self.checkpoint_folder(after_task))
+            else:
+                model.set_adapter_state(self._initial)
             self._at = after_task
         return model
 
-    def trained(self, after_task: int) -> None:
-        """Say that the live adapter now is the checkpoint after task number `after_task`."""
+    def trained(self, after_task: int | None) -> None:
+        """Say that the live adapter now is the checkpoint after task number `after_task`, or (None) that of none."""
         self._at = after_task
 
     def checkpoint_folder(self, after_task: int) -> Path:
@@ -113,6 +121,32 @@ class Session:
     def named_landscape_items(self) -> list[tuple[str, list[EncodedItem]]]:
         """`landscape_items` with the names of their tasks."""
         return [(task.name, items) for task, items in zip(self.encoded, self.landscape_items(), strict=True)]
+
+    def rotated(self, task: int, split: str) -> list[list[EncodedItem]]:
+        """The items of task number `task` (from 1) with their options moved 1, 2, ... places, one list per rotation.
+
+        An item that has fewer options than the longest is in fewer lists. Those of one item share a beginning, its question.
+        """
+        chosen, shots = self.tasks[task - 1].split(split), self.tasks[task - 1].shots
+        turned = [
+            [turn(item, places) for item in chosen if places < len(item.choices)]
+            for places in range(1, max(len(item.choices) for item in chosen))
+        ]
+        encoded = [encode(self.model.tokenizer, items, shots, self.config.data.max_tokens) for items in turned]
+        if shots:
+            return encoded
+        return [[dataclasses.replace(item, kin=item.item.id) for item in items] for items in encoded]
+
+    @cached_property
+    def passages(self) -> list[Passage]:
+        """Text that belongs to no task."""
+        text = self.config.evaluation.text
+        if text is None and self.config.data.source == "synthetic":
+            return [
+                Passage(f"passage/{n}", tuple(self.model.tokenizer(said)["input_ids"]))
+                for n, said in enumerate(fillers())
+            ]
+        return passages(text, self.model.tokenizer, self.config.data.max_tokens)
 
     def journal(self, name: str) -> Path:
         """Where the evaluations of a scan that is not finished are kept."""

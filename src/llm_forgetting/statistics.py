@@ -288,6 +288,22 @@ def cluster_stderr(values: ArrayLike, clusters: Sequence[object] | None) -> floa
     return float(math.sqrt(groups / (groups - 1) * float(np.sum(sums**2))) / x.size)
 
 
+def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:
+    """Stderr of the mean over all items of several groups, each with its own mean: groups weighted by size.
+
+        sqrt(sum_g (n_g - 1) n_g s_g^2 / (N - G) / N),   N = sum n_g
+
+    of G groups with stderrs s_g: the pooled within-group variance, as lm-evaluation-harness 0.4.13 reports it for groups.
+    Raises ValueError where a group has one item or none.
+    """
+    if min(sizes) < 2 or len(sizes) != len(stderrs):
+        raise ValueError(
+            f"every group needs a stderr and two items or more, got {len(stderrs)} stderrs and sizes {sizes}"
+        )
+    within = sum((n - 1) * n * s**2 for s, n in zip(stderrs, sizes, strict=True))
+    return math.sqrt(within / (sum(sizes) - len(sizes)) / sum(sizes))
+
+
 def detectable_drop(n: int, discordant: float = 0.10, *, power: float = 0.80, significance: float = 0.05) -> float:
     """The smallest paired drop in accuracy (a share, 0 to 1) that McNemar's test sees with the given power.
 

@@ -17,6 +17,7 @@ from rich.table import Table as RichTable
 
 from llm_forgetting.progress import Advance
 from llm_forgetting.report.forecasts import curvature_table, forecast_table
+from llm_forgetting.report.spurious import spurious_table
 from llm_forgetting.report.tables import (
     Table,
     accuracy_matrix,
@@ -76,7 +77,8 @@ class Terminal:
     def show_results(self, results: Mapping[str, Any], folder: Path) -> None:
         """The closing tables, the answer, and where everything is."""
         self.console.print()
-        makers = [accuracy_matrix, forgetting_table, landscape_table, flatness_table, between_table]
+        makers = [accuracy_matrix, forgetting_table, *([spurious_table] * bool(results["spurious"]))]
+        makers += [landscape_table, flatness_table, between_table]
         makers += [forecast_table] * bool(results["forecasts"]) + [curvature_table] * bool(results["curvature"])
         for make in makers:
             self.show_table(make(results))

@@ -71,6 +71,31 @@ def _said_of_task(result: Forgetting, k: int) -> str:
             )
 
 
+def detectable(result: Forgetting) -> list[dict[str, object]]:
+    """Per task but the last the smallest drop in accuracy that its items could have shown, and that in words.
+
+    McNemar's test at 5%, power 80%, with the share of items that changed as it was found; at least one item in ten is
+    supposed to change.
+    """
+    found: list[dict[str, object]] = []
+    for task in result.accuracy.tasks:
+        change = task.change
+        assert isinstance(change, PairedProportionChange)
+        changed = (change.only_before + change.only_after) / change.n
+        drop = detectable_drop(change.n, max(changed, 0.1))
+        found.append(
+            {
+                "task": task.name,
+                "n": change.n,
+                "changed": changed,
+                "drop": drop,
+                "said": f"with {change.n} {_split_word(result.split)} {task.name} items a drop below {100 * drop:.0f} points "
+                "is seen in fewer than four runs of five",
+            }
+        )
+    return found
+
+
 def _split_word(split: str) -> str:
     return {"train": "trained", "test": "held-out"}.get(split, split)
 

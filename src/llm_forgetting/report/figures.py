@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from llm_forgetting.report.contours import shared_norm
 from llm_forgetting.report.lines import ensembles_of, lines_figure
+from llm_forgetting.report.matrix import matrices_of, matrix_figure
 from llm_forgetting.report.paths import paths_figure, ways_of
 from llm_forgetting.report.plane import bowls_of, plane_figure
 from llm_forgetting.report.relief import single_3d
@@ -18,7 +19,7 @@ from llm_forgetting.report.surfaces import overview, single_contour, surfaces_of
 
 
 def draw_landscapes(results: Mapping[str, Any], folder: Path, *, dpi: int) -> list[str]:
-    """Write every `landscape_*` figure into `folder` as PNG and PDF; the names of the PNGs, the overview first."""
+    """Write every figure into `folder` as PNG and PDF; the names of the PNGs, the overview first."""
     names = []
     with house_style():
         for stem, figure in _figures(results):
@@ -32,6 +33,8 @@ def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
     surfaces = surfaces_of(results)
     norm = shared_norm(surface.values for surface in surfaces)
     yield "landscape_overview", overview(surfaces, norm)
+    if "forgetting" in results:
+        yield "accuracy_matrix", matrix_figure(matrices_of(results))
     if bowls := bowls_of(results):
         yield "landscape_checkpoint_plane", plane_figure(bowls)
     if ways := ways_of(results):

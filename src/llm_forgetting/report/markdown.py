@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_forgetting.report.forecasts import curvature_table, forecast_table
+from llm_forgetting.report.spurious import spurious_table
 from llm_forgetting.report.tables import (
     Table,
     accuracy_matrix,
@@ -22,6 +23,7 @@ def all_tables(results: Mapping[str, Any]) -> list[Table]:
         accuracy_matrix,
         forgetting_table,
         summary_table,
+        *([spurious_table] if results["spurious"] else []),
         landscape_table,
         flatness_table,
         comparison_table,

@@ -101,12 +101,17 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
                     number(loss["absolute"]["value"]) if _too_few(accuracy["n"]) else _with_error(loss["absolute"], 2),
                 )
             )
+    seen = [entry["said"] for split in SPLIT_WORDS for entry in results["forgetting"][split]["detectable"]]
     header = ("task", "items", "accuracy lost", "of level", "of learnt", "loss gained (nats)")
     note = (
         f"brackets: 95% interval over items; below {MINIMUM_ITEMS} items only counts of right answers, before and after; "
-        "of learnt: share of the gain over the base model that was lost; one seed."
+        f"of learnt: share of the gain over the base model that was lost; one seed. {_sentence('; '.join(seen))}"
     )
     return Table("Forgetting", header, tuple(rows), note)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _too_few(items: int) -> bool:

@@ -54,6 +54,12 @@ class SyntheticSource:
         return Pool(name, subjects, rows, {})
 
 
+def fillers() -> list[str]:
+    """Twelve passages of filler words, which no answer depends on."""
+    drawn = (generator(0, "synthetic text", n).choice(len(FILLERS), size=24) for n in range(12))
+    return [" ".join(FILLERS[i] for i in words) for words in drawn]
+
+
 def vocabulary() -> list[str]:
     """Every piece that a synthetic prompt can be cut into by GPT-2's pattern (words with their leading space)."""
     items = [Item(f"{s}/0/0", s, " ".join((*KEY_WORDS, *FILLERS)), OPTIONS, 0) for s in SUBJECTS]

@@ -1,5 +1,6 @@
 """Items, tasks, and the disjoint splits that a run is frozen on."""
 
+import dataclasses
 import hashlib
 import re
 import string
@@ -50,6 +51,13 @@ class Item:
         """Hash of the folded question, the options in order, and the answer; the same from every source."""
         parts = (_folded(self.question), *(_folded(choice) for choice in self.choices), str(self.answer))
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def turn(item: Item, places: int) -> Item:
+    """The item with its k options moved `places` places back: option (i + places) mod k stands at letter i."""
+    k = len(item.choices)
+    choices = tuple(item.choices[(i + places) % k] for i in range(k))
+    return dataclasses.replace(item, choices=choices, answer=(item.answer - places) % k)
 
 
 @dataclass(frozen=True)
