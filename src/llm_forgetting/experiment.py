@@ -31,7 +31,7 @@ from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
 from llm_forgetting.progress import Progress, Silent
 from llm_forgetting.report.figures import draw_landscapes
 from llm_forgetting.report.markdown import results_markdown
-from llm_forgetting.session import INITIAL, Session, checkpoint_name, choose_landscape_items
+from llm_forgetting.session import INITIAL, Session, checkpoint_name, choose_landscape_items, frozen_items
 from llm_forgetting.training import fine_tune, optimizer_steps, require_known_names
 from llm_forgetting.verdict import verdict
 
@@ -55,9 +55,10 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     )
     if setup["config_fingerprint"] != config.fingerprint:
         raise UserError(
-            f"{folder.path / 'config.yaml'} was changed after the run was started, and phases of two configurations do "
+            f"{_configured_by(config, folder)} was changed after the run was started, and phases of two configurations do "
             "not mix; undo the change, or start a new run with --config and that file"
         )
+    session.frozen = setup["tasks"]
     for warning in setup["warnings"]:
         progress.warn(warning)
     records = [folder.once("evaluate_initial", lambda: evaluate(session, 0))]
@@ -108,6 +109,12 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     return folder.save_results(content)
 
 
+def _configured_by(config: ExperimentConfig, folder: RunFolder) -> str:
+    """The files that a run's configuration is written in."""
+    own = str(folder.path / "config.yaml")
+    return own if config.data.definitions is None else f"{own} or {config.data.definitions}"
+
+
 def save_config(config: ExperimentConfig, folder: RunFolder) -> None:
     """Write config.yaml, from which `--resume` reads the run's configuration."""
     folder.write("config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
@@ -142,10 +149,8 @@ def set_up(session: Session) -> Result:
                 "subjects": list(task.subjects),
                 "duplicates_removed": task.duplicates_removed,
                 "shots": {subject: [item.id for item in items] for subject, items in task.shots.items()},
-                "splits": {
-                    split: [{"id": item.id, "sha256": item.sha256} for item in task.split(split)]
-                    for split in results.SPLITS
-                },
+                "options": sorted({len(item.choices) for split in results.SPLITS for item in task.split(split)}),
+                **frozen_items(task),
                 "truncated_questions": sum(item.truncated for s in results.SPLITS for item in tokens.split(s)),
                 "shots_dropped": sum(item.shots_dropped for s in results.SPLITS for item in tokens.split(s)),
                 "tokens": {s: sum(len(item.input_ids) for item in tokens.split(s)) for s in results.SPLITS},
@@ -159,7 +164,7 @@ def set_up(session: Session) -> Result:
         "protocol": {
             "adapter": "one adapter, carried from task to task",
             "optimizer": "a fresh optimiser and learning-rate schedule for every task",
-            "train_split": "MMLU has no training split per subject, so train items are cut from the subject's own rows",
+            "train_split": "train items are cut from the task's own rows (MMLU has no training split per subject)",
             "landscape_items": f"{session.config.landscape.items} items, the same at every point and checkpoint",
             "runs": 1,
         },
