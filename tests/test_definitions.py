@@ -254,6 +254,13 @@ def test_without_a_format_of_its_own_a_task_is_put_and_hashed_as_ever(tmp_path: 
     assert (other.sha256, other.content_key) == (plain.sha256, plain.content_key)
 
 
+def test_doubled_braces_are_braces_in_every_template(tmp_path: Path) -> None:
+    prompt = "{description: '{{a}} {subject}', question: '{{b}} {question}', answer: '{{c}}'}"
+    data = jsonl({"question": "Q?", "answer": 0})
+    file = write(tmp_path, f"own: {{path: x.jsonl, choices: [no, yes], prompt: {prompt}}}", x_jsonl=data)
+    assert render(rows(file, "own")[0]) == "{a} own\n\n{b} Q?\nA. no\nB. yes\n{c}"
+
+
 def test_a_description_can_be_left_out(tmp_path: Path) -> None:
     data = jsonl({"question": "Q?", "answer": 0})
     file = write(tmp_path, "own: {path: x.jsonl, choices: [no, yes], prompt: {description: ''}}", x_jsonl=data)
@@ -283,6 +290,8 @@ def test_a_folder_of_files_has_a_subject_per_file(tmp_path: Path) -> None:
     )
     assert [(item.subject, item.answer) for item in rows(file, "own")] == [("one", 1), ("two", 0)]
     assert [item.subject for item in rows(file, "two_only")] == ["two"]
+    (tmp_path / "sets" / "one.csv").write_text("question,answer\nS?,no\n")
+    assert re.search(r"own\.path=.*sets holds files of one name", complaint(file))
 
 
 def test_sets_without_columns_take_other_words_and_some_subjects(tmp_path: Path) -> None:

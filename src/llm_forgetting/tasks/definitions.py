@@ -176,6 +176,10 @@ def _open_local(path: Path, layout: RecordLayout) -> LoadedSource:
             f"{layout.setting}.path={path} must be a file that ends in {', '.join(SUFFIXES)}, a folder of them, or "
             f"MMLU's own folder"
         )
+    if len({file.stem for file in files}) < len(files):
+        raise UserError(
+            f"{layout.setting}.path={path} holds files of one name, which ids of items would not tell apart"
+        )
     return open_files(files, dataclasses.replace(layout, subject=None) if path.is_dir() else layout)
 
 

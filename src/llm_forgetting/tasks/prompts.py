@@ -31,7 +31,11 @@ def _body(question: str, item: Item) -> str:
 
 
 def _asked(item: Item, question: str) -> str:
-    return f"{_body(question, item)}\n{item.format.answer}"
+    return f"{_body(question, item)}\n{_cue(item)}"
+
+
+def _cue(item: Item) -> str:
+    return filled(item.format.answer, {})
 
 
 def _description(item: Item) -> str:
@@ -72,7 +76,7 @@ def fit(item: Item, shots: Sequence[Item], max_tokens: int, count_tokens: Callab
     if fits(questions[-1]):
         text = questions[bisect_left(questions, True, key=fits)]
         return FittedPrompt(text, count_tokens(text), len(shots), question_truncated=True)
-    body, cue = _description(item) + _body("", item), item.format.answer
+    body, cue = _description(item) + _body("", item), _cue(item)
     cut = [f"{rest}\n{cue}" for rest in _suffixes(body)[:-1]] + [cue]
     if not fits(cut[-1]):
         raise UserError(
