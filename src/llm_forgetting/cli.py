@@ -179,8 +179,9 @@ def tasks(arguments: list[str]) -> int:
     parser = Parser(
         "llm-forgetting tasks", description="The subjects and groups that can be named as tasks, with item counts."
     )
-    parser.add_argument("--source", default="embedded", choices=["embedded", "local", "hub", "synthetic"])
+    parser.add_argument("--source", choices=["embedded", "local", "hub", "synthetic"], help="default: embedded")
     parser.add_argument("--path", default=None, help="the folder, file or data set of local and hub")
+    parser.add_argument("--definitions", metavar="FILE", help="a YAML file of tasks of your own; lists those")
     parsed = parser.parse_args(arguments)
     from llm_forgetting.config import DataConfig
     from llm_forgetting.report.tables import Table
@@ -190,7 +191,11 @@ def tasks(arguments: list[str]) -> int:
 
     quiet_libraries()
     terminal = Terminal()
-    source = source_of(DataConfig(source=parsed.source, path=parsed.path), terminal.note)
+    if parsed.definitions is not None:
+        _show_definitions(Path(parsed.definitions).expanduser(), terminal)
+        if parsed.source is None:
+            return 0
+    source = source_of(DataConfig(source=parsed.source or "embedded", path=parsed.path), terminal.note)
     counts = source.subjects()
     subjects = tuple((name, str(count)) for name, count in sorted(counts.items()))
     terminal.show_table(Table(f"{len(counts)} subjects", ("subject", "items"), subjects, source.description))
@@ -199,6 +204,18 @@ def tasks(arguments: list[str]) -> int:
     if rows:
         terminal.show_table(Table(f"{len(rows)} groups", ("group", "items", "subjects"), rows))
     return 0
+
+
+def _show_definitions(file: Path, terminal: "Terminal") -> None:
+    """The tasks that a YAML file defines, with what they hold."""
+    from llm_forgetting.report.tables import Table
+    from llm_forgetting.tasks.definitions import list_defined
+
+    rows = tuple(
+        (task.name, str(task.items), task.options, task.description) for task in list_defined(file, terminal.note)
+    )
+    header = ("task", "items", "options", "source")
+    terminal.show_table(Table(f"{len(rows)} tasks defined in {file.name}", header, rows))
 
 
 def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentConfig]:

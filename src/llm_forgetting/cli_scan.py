@@ -191,9 +191,11 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     from llm_forgetting.terminal import Terminal
 
     terminal, run = Terminal(), RunFolder(folder)
-    path = path_of(load_results(folder))
+    results = load_results(folder)
+    path, session = path_of(results), Session(config, folder, terminal)
+    session.frozen = results["tasks"]
     with run.locked(), log_file(folder / "run.log"):
-        found = repair_run(Session(config, folder, terminal), path, rank=options.rank, t=options.t)
+        found = repair_run(session, path, rank=options.rank, t=options.t)
         run.write("repair.json", encode_json({"config": to_dict(config), **found}))
     for table in repair_tables(json.loads((folder / "repair.json").read_text(encoding="utf-8"))):
         terminal.show_table(table)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from llm_forgetting.config_rules import problems
@@ -97,6 +98,7 @@ class DataConfig:
         path: The folder or file of `local`; the data set's name of `hub`, cais/mmlu if not given.
         hub_config: Configuration (subset) of a hub data set; not given for cais/mmlu, whose subsets are its subjects.
         columns: Which column of a hub data set holds `question`, `choices`, `answer` and `subject`.
+        definitions: YAML file of tasks of your own (see docs/tasks.md); its names win over those of the source.
         tasks: Names of subjects or groups; see `llm-forgetting tasks`.
         train_items: Items to fine-tune on per task; null takes `train_fraction` of the task.
         test_items: Held-out items per task; null takes all that are left.
@@ -111,6 +113,7 @@ class DataConfig:
     path: str | None = None
     hub_config: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    definitions: str | None = None
     tasks: tuple[str, ...] = ("abstract_algebra", "anatomy")
     train_items: int | None = 40
     test_items: int | None = 10
@@ -119,6 +122,18 @@ class DataConfig:
     few_shot: int = 0
     max_tokens: int = 512
     seed: int = 0
+
+    @property
+    def definitions_sha256(self) -> str | None:
+        """Hash of the file `definitions` as it is now; UserError where it cannot be read."""
+        if self.definitions is None:
+            return None
+        try:
+            return hashlib.sha256(Path(self.definitions).expanduser().read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(
+                f"data.definitions must be a YAML file; {self.definitions} cannot be read: {error.strerror}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -296,13 +311,17 @@ class ExperimentConfig:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that can change a number (all but `output`)."""
+        """SHA-256 of everything that can change a number (all but `output`), the content of `data.definitions` included."""
         # Numbers as floats: 16 and 16.0 are one configuration, in Python and in YAML.
         content = {
             path: float(value) if type(value) is int else value
             for path, value in leaves(to_dict(self))
             if not path.startswith("output.")
         }
+        if self.data.definitions is None:
+            del content["data.definitions"]  # runs that were started before there was this field keep their fingerprint
+        else:
+            content["data.definitions_sha256"] = self.data.definitions_sha256
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -73,6 +73,8 @@ def problems(sections: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator
         yield (
             f"model.name=synthetic knows only the words of data.source=synthetic, which is {sections['data'].source}"
         )
+    if sections["model"].name == "synthetic" and sections["data"].definitions is not None:
+        yield "model.name=synthetic knows only the words of data.source=synthetic, not those of data.definitions"
 
 
 def _training_problems(lora: Any, training: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user's eyes, and one that only the system can explain."""
+"""The exceptions that are meant for the user's eyes, and one that only the system can explain."""
 
 
 class UserError(Exception):
@@ -6,6 +6,10 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class UnreachableError(UserError):
+    """Data that only the network has, and the network did not give: what is asked for may still be right."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_forgetting.config import ExperimentConfig
-from llm_forgetting.errors import UserError
+from llm_forgetting.errors import UnreachableError
 from llm_forgetting.report.tables import Table
 from llm_forgetting.session import source_of, tasks_of
-from llm_forgetting.tasks.mmlu import resolve_tasks
 from llm_forgetting.tasks.prompts import render
 from llm_forgetting.training import optimizer_steps
 
@@ -106,14 +105,9 @@ def estimate(config: ExperimentConfig, notify: Callable[[str], None]) -> list[Ta
 
 def _task_sizes(config: ExperimentConfig, notify: Callable[[str], None]) -> list[dict[str, Any]]:
     data = config.data
-    source = source_of(data, notify) if data.source != "hub" or data.path is None else None
-    if source is not None:  # whatever can be known without a network: a misspelt task is an error, not an assumption
-        resolve_tasks(data.tasks, source.subjects())
     try:
-        tasks = tasks_of(data, source or source_of(data, notify))
-    except UserError as error:
-        if data.source != "hub":
-            raise
+        tasks = tasks_of(data, source_of(data, notify))
+    except UnreachableError as error:  # whatever else is wrong, a misspelt task for one, is an error and no assumption
         train = data.train_items or round((data.items_per_task or 200) * data.train_fraction)
         test = data.test_items or (data.items_per_task or 200) - train
         return [

@@ -51,9 +51,10 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     )
     if setup["config_fingerprint"] != config.fingerprint:
         raise UserError(
-            f"{folder.path / 'config.yaml'} was changed after the run was started, and phases of two configurations do "
+            f"{_configured_by(config, folder)} was changed after the run was started, and phases of two configurations do "
             "not mix; undo the change, or start a new run with --config and that file"
         )
+    session.frozen = setup["tasks"]
     for warning in setup["warnings"]:
         progress.warn(warning)
     records = [folder.once("evaluate_initial", lambda: evaluate(session, 0))]
@@ -109,6 +110,12 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     folder.write("items.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in items))
     folder.write("results.md", results_markdown(content))
     return folder.save_results(content)
+
+
+def _configured_by(config: ExperimentConfig, folder: RunFolder) -> str:
+    """The files that a run's configuration is written in."""
+    own = str(folder.path / "config.yaml")
+    return own if config.data.definitions is None else f"{own} or {config.data.definitions}"
 
 
 def save_config(config: ExperimentConfig, folder: RunFolder) -> None:

@@ -23,7 +23,7 @@ from llm_forgetting.evaluation import merged, score_tasks
 from llm_forgetting.item_records import add_rotations, item_records, recovery_items, text_records
 from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
-from llm_forgetting.session import INITIAL, Session, checkpoint_name, choose_landscape_items
+from llm_forgetting.session import INITIAL, Session, checkpoint_name, choose_landscape_items, frozen_items
 from llm_forgetting.summary import FRESH, RECOVERED
 from llm_forgetting.training import fine_tune, optimizer_steps, require_known_names
 from llm_forgetting.unrelated_text import text_losses
@@ -60,10 +60,8 @@ def set_up(session: Session) -> Result:
                 "subjects": list(task.subjects),
                 "duplicates_removed": task.duplicates_removed,
                 "shots": {subject: [item.id for item in items] for subject, items in task.shots.items()},
-                "splits": {
-                    split: [{"id": item.id, "sha256": item.sha256} for item in task.split(split)]
-                    for split in results.SPLITS
-                },
+                "options": sorted({len(item.choices) for split in results.SPLITS for item in task.split(split)}),
+                **frozen_items(task),
                 "truncated_questions": sum(item.truncated for s in results.SPLITS for item in tokens.split(s)),
                 "shots_dropped": sum(item.shots_dropped for s in results.SPLITS for item in tokens.split(s)),
                 "tokens": {s: sum(len(item.input_ids) for item in tokens.split(s)) for s in results.SPLITS},
@@ -77,7 +75,7 @@ def set_up(session: Session) -> Result:
         "protocol": {
             "adapter": "one adapter, carried from task to task",
             "optimizer": "a fresh optimiser and learning-rate schedule for every task",
-            "train_split": "MMLU has no training split per subject, so train items are cut from the subject's own rows",
+            "train_split": "train items are cut from the task's own rows (MMLU has no training split per subject)",
             "landscape_items": f"{session.config.landscape.items} items, the same at every point and checkpoint",
             "runs": 1,
         },

@@ -81,12 +81,15 @@ def refuse_other_scan(config: ScanConfig, adapters: list[Path], folder: RunFolde
 
 
 def _identity(config: ScanConfig, adapters: list[Path]) -> Result:
-    """What decides a scan's numbers: the configuration, and the bytes of the adapters."""
+    """What decides a scan's numbers: the configuration, and the bytes of task definitions and adapters."""
     content = to_dict(config)
     del content["output"]
+    definitions = content["data"].pop("definitions")
     weights = [adapter / "adapter_model.safetensors" for adapter in adapters]
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None for path in weights]
     identity: Result = json.loads(json.dumps({"config": content, "adapters": hashes}))
+    if definitions is not None:
+        identity["definitions"] = {"path": definitions, "sha256": config.data.definitions_sha256}
     return identity
 
 

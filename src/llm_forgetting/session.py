@@ -1,16 +1,20 @@
 """The live side of a run: encoded tasks, and one model that is brought to whichever checkpoint a phase asks for."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from llm_forgetting.batches import EncodedItem, encode
 from llm_forgetting.config import DataConfig, ExperimentConfig, LandscapeConfig
+from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import EncodedTask
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.progress import Progress
+from llm_forgetting.results import SPLITS
 from llm_forgetting.seeding import generator
+from llm_forgetting.tasks.definitions import open_defined
 from llm_forgetting.tasks.sources import Source, load_tasks, open_source
 from llm_forgetting.tasks.synthetic import fillers
 from llm_forgetting.tasks.task import Task, turn
@@ -26,9 +30,15 @@ def checkpoint_name(after_task: int) -> str:
 
 def source_of(data: DataConfig, notify: Callable[[str], None]) -> Source:
     """The source of items that the configuration names; `notify` hears of a download."""
-    return open_source(
-        source=data.source, path=data.path, hub_config=data.hub_config, columns=data.columns, notify=notify
-    )
+
+    def open_plain() -> Source:
+        return open_source(
+            source=data.source, path=data.path, hub_config=data.hub_config, columns=data.columns, notify=notify
+        )
+
+    if data.definitions is None:
+        return open_plain()
+    return open_defined(Path(data.definitions).expanduser(), open_plain, notify, data.tasks)
 
 
 def tasks_of(data: DataConfig, source: Source) -> list[Task]:
@@ -45,6 +55,14 @@ def tasks_of(data: DataConfig, source: Source) -> list[Task]:
     )
 
 
+def frozen_items(task: Task) -> dict[str, Any]:
+    """What a run freezes of a task: how its items are put to the model, and every item by id and hash."""
+    return {
+        "prompt": dataclasses.asdict(task.train[0].format),
+        "splits": {split: [{"id": item.id, "sha256": item.sha256} for item in task.split(split)] for split in SPLITS},
+    }
+
+
 def choose_landscape_items(items: Sequence[EncodedItem], task: str, settings: LandscapeConfig) -> list[EncodedItem]:
     """The fixed, seeded subset of a task's items whose loss is the landscape."""
     rows = generator(settings.seed, "landscape items", task).permutation(len(items))[: settings.num_items]
@@ -58,6 +76,7 @@ class Session:
         self.config = config
         self.folder = folder
         self.progress = progress
+        self.frozen: Sequence[Mapping[str, Any]] | None = None  # the tasks as an earlier process set them up
         self._at: int | None = 0
 
     @cached_property
@@ -67,8 +86,15 @@ class Session:
 
     @cached_property
     def tasks(self) -> list[Task]:
-        """The tasks in the order they are learnt."""
-        return tasks_of(self.config.data, self.source)
+        """The tasks in the order they are learnt; UserError where they are not those that the run was started with."""
+        tasks = tasks_of(self.config.data, self.source)
+        for task, before in zip(tasks, self.frozen or [], strict=False):
+            if any(before.get(key, found) != found for key, found in frozen_items(task).items()):
+                raise UserError(
+                    f"the items of task {task.name} and their prompt must be those that the run in {self.folder} was started "
+                    "with, the data were changed since; undo the change, or start a new run"
+                )
+        return tasks
 
     @cached_property
     def model(self) -> LanguageModel:

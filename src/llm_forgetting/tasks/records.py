@@ -1,13 +1,43 @@
-"""Items out of records: JSONL lines and rows of hub data sets, whose columns and answers are written in many ways."""
+"""Items out of records: lines of JSONL, CSV and TSV files and rows of hub data sets, written in many ways."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.tasks import mmlu
+from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat, filled, names_in
 from llm_forgetting.tasks.task import LETTERS, Item
 
 COLUMNS = ("question", "choices", "answer", "subject")
+ANSWER_KINDS = ("index", "letter", "text")
+# What a true or false answer is called among two options.
+_TRUTH = {True: ("yes", "true"), False: ("no", "false")}
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """How the records of a set are read.
+
+    `columns`: which column holds question, choices, answer and subject, where it is not called that. `choices`: the options
+    of every record, where no column holds them. `answers`: how the answer is written: one of `ANSWER_KINDS`, or what it says
+    for each option in order; None for whatever fits. `options`: how many every record must have. `subject`: that of records
+    which name none, if one was given. `typed`: whether a cell can be a number or true (JSON), or only text (CSV). `setting`:
+    where all of this is set, for messages.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+    answers: str | tuple[str, ...] | None = None
+    options: int | None = None
+    subject: str | None = None
+    prompt: PromptFormat = MMLU_FORMAT
+    typed: bool = True
+    setting: str = "data"
+
+    def column(self, key: str) -> str:
+        """The column that holds `key`."""
+        return self.columns.get(key, key)
 
 
 def some_names(names: Sequence[str]) -> str:
@@ -16,36 +46,71 @@ def some_names(names: Sequence[str]) -> str:
 
 
 def item_of_record(
-    record: Mapping[str, Any], columns: Mapping[str, str], where: str, default_subject: str, place: str
+    record: Mapping[str, Any], layout: RecordLayout, where: str, default_subject: str, place: str
 ) -> Item:
-    """The item of a JSONL line or hub row; `place` is the part of its id after the subject, `where` names it in errors."""
-    column = {key: columns.get(key, key) for key in COLUMNS}
-    question = _cell(record, "question", column["question"], where)
-    if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{where}: the question must be a text, is {question!r}")
-    choices, labels = _choices(record, column["choices"], where)
-    answer = _answer_index(_cell(record, "answer", column["answer"], where), choices, labels, where)
-    if "subject" in columns and column["subject"]:
-        _cell(record, "subject", column["subject"], where)
-    subject = mmlu.spelled(str(record.get(column["subject"]) or "")) or mmlu.spelled(default_subject)
-    return Item(f"{subject}/{place}", subject, question, choices, answer)
+    """The item of a record; `place` is the part of its id after the subject, `where` names the record in errors."""
+    if "subject" in layout.columns and layout.column("subject"):
+        _cell(record, "subject", layout, where)
+    subject = mmlu.spelled(str(record.get(layout.column("subject")) or "")) or mmlu.spelled(default_subject)
+    question = _question(record, layout, where, subject)
+    choices, labels = (layout.choices, ()) if layout.choices else _choices(record, layout, where)
+    require_options(len(choices), layout, where)
+    answer = _answer_index(_cell(record, "answer", layout, where), choices, labels, layout, where)
+    return Item(f"{subject}/{place}", subject, question, choices, answer, layout.prompt)
 
 
-def _cell(record: Mapping[str, Any], key: str, column: str, where: str) -> object:
+def require_options(count: int, layout: RecordLayout, where: str) -> None:
+    """UserError where a record has another number of options than all must have."""
+    if layout.options is not None and count != layout.options:
+        raise UserError(
+            f"{where}: must have {layout.options} options ({layout.setting}.options), has {count}; correct it, or leave "
+            f"{layout.setting}.options out for a set of mixed sizes"
+        )
+
+
+def _cell(record: Mapping[str, Any], key: str, layout: RecordLayout, where: str, column: str | None = None) -> object:
+    column = layout.column(key) if column is None else column
     if column not in record:
         names = some_names([str(name) for name in record])
-        raise UserError(f"{where}: has no column {column!r} but {names}; set data.columns.{key}")
+        raise UserError(f"{where}: has no column {column!r} but {names}; set {layout.setting}.columns.{key}")
     return record[column]
 
 
-def _choices(record: Mapping[str, Any], column: str, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _question(record: Mapping[str, Any], layout: RecordLayout, where: str, subject: str) -> str:
+    """The question as it is put: the template's, with the record's own columns."""
+    values = {"subject": subject.replace("_", " ")}
+    for name in names_in(layout.prompt.question):
+        if name == "question":
+            values[name] = _text(_cell(record, "question", layout, where), "question", where)
+        elif name not in values:
+            if name not in record:
+                names = some_names([str(column) for column in record])
+                raise UserError(
+                    f"{where}: has no column {name!r}, which {layout.setting}.prompt.question names, but {names}"
+                )
+            cell = record[name]
+            whole = isinstance(cell, int) and not isinstance(cell, bool)
+            values[name] = str(cell) if whole else _text(cell, name, where, may_be_empty=True)
+    return _text(filled(layout.prompt.question, values), "question", where)
+
+
+def _text(cell: object, name: str, where: str, *, may_be_empty: bool = False) -> str:
+    if not isinstance(cell, str) or not (may_be_empty or cell.strip()):
+        raise UserError(f"{where}: the {name} must be a text, is {repr(cell)[:60]}")
+    return cell
+
+
+def _choices(record: Mapping[str, Any], layout: RecordLayout, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The options' texts and labels; labels are empty where the data give none."""
     found: Any
     labels: Any = []
+    column = layout.column("choices")
     if "," in column:
-        found = [_cell(record, "choices", name.strip(), where) for name in column.split(",")]
+        found = [_cell(record, "choices", layout, where, name.strip()) for name in column.split(",")]
+        while found and found[-1] in (None, ""):
+            found.pop()  # a record with fewer options than there are columns
     else:
-        found = _cell(record, "choices", column, where)
+        found = _cell(record, "choices", layout, where)
     if isinstance(found, list) and found and all(isinstance(option, dict) for option in found):
         found = {key: [option.get(key) for option in found] for key in ("text", "label")}
     if isinstance(found, dict):
@@ -61,20 +126,63 @@ def _are_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def _answer_index(answer: object, choices: Sequence[str], labels: Sequence[str], where: str) -> int:
-    """The index of the right option. A label decides; else a letter or an option's text, if they do not disagree."""
-    found: set[int] = set()
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        found = {answer} & set(range(len(choices)))
-    elif isinstance(answer, str):
-        given = answer.strip()
-        found = {index for index, label in enumerate(labels) if label.strip() == given}
-        if not found:
-            found = {index for index, choice in enumerate(choices) if choice.strip() == given}
-            found |= {index for index in range(len(choices)) if LETTERS[index] == given.upper()}
-        if not found and given.isdecimal():
-            found = {int(given)} & set(range(len(choices)))
+def _answer_index(
+    answer: object, choices: Sequence[str], labels: Sequence[str], layout: RecordLayout, where: str
+) -> int:
+    """The index of the right option, if exactly one way of reading the answer leads to one."""
+    if isinstance(layout.answers, tuple):
+        found = {index for index, said in enumerate(layout.answers) if _said(said) == _said(answer)}
+    elif layout.answers is not None:
+        found = _read_as(layout.answers, answer, choices)
+    else:
+        found = _as_it_fits(answer, choices, labels, typed=layout.typed)
+    found &= set(range(len(choices)))
     if len(found) != 1:
         fault = "could be several of its options" if found else f"is none of its {len(choices)} options"
-        raise UserError(f"{where}: the answer {answer!r} {fault}; give the option's index, counted from 0")
+        remedy = "give the option's index, counted from 0"
+        if layout.setting != "data":
+            remedy = (
+                f"say in {layout.setting}.answers how it is written: index, letter, text, or a list of what it can be"
+            )
+        raise UserError(f"{where}: the answer {answer!r} {fault}; {remedy}")
     return found.pop()
+
+
+def _said(answer: object) -> str:
+    """An answer as text, so that 1 is "1" and true is "True"; case folded."""
+    return str(answer).strip().casefold()
+
+
+def _read_as(kind: str, answer: object, choices: Sequence[str]) -> set[int]:
+    given = "" if isinstance(answer, bool) else str(answer).strip()
+    if kind == "text":
+        return {index for index, choice in enumerate(choices) if isinstance(answer, str) and choice.strip() == given}
+    if kind == "letter":
+        return {index for index in range(len(choices)) if LETTERS[index] == given.upper()}
+    return {int(given)} if given.isdecimal() else set()
+
+
+def _as_it_fits(answer: object, choices: Sequence[str], labels: Sequence[str], *, typed: bool) -> set[int]:
+    """A number is an index. A label decides; else a letter or an option's text, if they do not disagree; else an index.
+
+    Where cells are text only, "1" can be an index as well as an option's text. True is the option "yes" or "true".
+    """
+    if isinstance(answer, bool):
+        return _as_truth(answer, choices)
+    if isinstance(answer, int):
+        return {answer}
+    if not isinstance(answer, str):
+        return set()
+    given = answer.strip()
+    found = {index for index, label in enumerate(labels) if label.strip() == given}
+    if not found:
+        found = _read_as("text", answer, choices) | _read_as("letter", answer, choices)
+        if not (found and typed):
+            found |= _read_as("index", answer, choices) & set(range(len(choices)))
+    if not found and given.casefold() in ("true", "false"):
+        found = _as_truth(given.casefold() == "true", choices)
+    return found
+
+
+def _as_truth(answer: bool, choices: Sequence[str]) -> set[int]:
+    return {index for index, choice in enumerate(choices) if choice.strip().casefold() in _TRUTH[answer]}

@@ -5,6 +5,7 @@ in one spelling (`mmlu.spelled`), so that tasks can be named the same way whatev
 """
 
 import csv
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,10 +15,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
-from llm_forgetting.errors import UserError
+from llm_forgetting.errors import UnreachableError, UserError
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.embedded import MMLU_SAMPLE, fetch
-from llm_forgetting.tasks.records import COLUMNS, item_of_record, some_names
+from llm_forgetting.tasks.files import csv_rows, read_records
+from llm_forgetting.tasks.records import COLUMNS, RecordLayout, item_of_record, some_names
 from llm_forgetting.tasks.synthetic import SyntheticSource
 from llm_forgetting.tasks.task import LETTERS, Item, Pool, Task, split_pools
 
@@ -38,6 +40,9 @@ class Source(Protocol):
     def subjects(self) -> dict[str, int]:
         """The subjects, each with the number of its usable rows (few-shot rows not counted)."""
 
+    def resolve(self, names: Sequence[str]) -> list[mmlu.TaskSubjects]:
+        """The unambiguous names and the subjects of tasks, which must be disjoint; UserError for a task there is not."""
+
     def pool(self, name: str, subjects: tuple[str, ...]) -> Pool:
         """All rows of some subjects, as the pool of the task `name`."""
 
@@ -53,6 +58,10 @@ class LoadedSource:
     def subjects(self) -> dict[str, int]:
         """The subjects, each with the number of its usable rows."""
         return {subject: len(rows) for subject, rows in sorted(self.rows.items())}
+
+    def resolve(self, names: Sequence[str]) -> list[mmlu.TaskSubjects]:
+        """The tasks' unambiguous names and subjects."""
+        return mmlu.resolve_tasks(names, self.subjects())
 
     def pool(self, name: str, subjects: tuple[str, ...]) -> Pool:
         """All rows of some subjects, as the pool of the task `name`."""
@@ -72,7 +81,7 @@ def load_tasks(
     seed: int,
 ) -> list[Task]:
     """The named tasks of a source, in the order given, disjoint and split (see `split_pools`)."""
-    pools = [source.pool(name, subjects) for name, subjects in mmlu.resolve_tasks(names, source.subjects())]
+    pools = [source.pool(name, subjects) for name, subjects in source.resolve(names)]
     return split_pools(
         pools,
         train_items=train_items,
@@ -97,21 +106,21 @@ def open_source(
     `columns` says where `question`, `choices`, `answer` and `subject` are, when they are not called that; options in
     columns of their own are given as `choices: opa,opb,opc`. `notify` is told before a download.
     """
-    columns = dict(columns or {})
-    for key in columns:
+    layout = RecordLayout(columns=dict(columns or {}))
+    for key in layout.columns:
         if key not in COLUMNS:
             raise UserError(f"data.columns has no {key!r}; it takes {', '.join(COLUMNS)}")
     if source == "hub":
-        return open_hub(path or MMLU_ON_HUB, hub_config, columns)
+        return open_hub(path or MMLU_ON_HUB, hub_config, layout)
     if hub_config is not None:
         raise UserError(f"data.hub_config={hub_config} needs data.source=hub, which is {source}; change one of them")
     if source == "local":
         if path is None:
             raise UserError("data.source=local needs data.path: a folder with dev/, val/, test/, or JSONL")
-        return open_local(Path(path).expanduser(), columns)
+        return open_local(Path(path).expanduser(), layout)
     if source not in SOURCES:
         raise UserError(f"data.source must be one of {', '.join(SOURCES)}, is {source!r}")
-    if path is not None or columns:
+    if path is not None or layout.columns:
         raise UserError(f"data.source={source} takes no data.path and no data.columns; set data.source to local or hub")
     if source == "synthetic":
         return SyntheticSource()
@@ -153,7 +162,7 @@ def open_embedded(sample: Path) -> LoadedSource:
 # --- local ------------------------------------------------------------------------------------------------------------
 
 
-def open_local(path: Path, columns: Mapping[str, str]) -> LoadedSource:
+def open_local(path: Path, layout: RecordLayout) -> LoadedSource:
     """A folder in MMLU's original layout, one JSONL file, or a folder of them.
 
     MMLU: rows are those of `val/` and then `test/`, few-shot rows those of `dev/`. JSONL: one object a line with
@@ -162,25 +171,46 @@ def open_local(path: Path, columns: Mapping[str, str]) -> LoadedSource:
     """
     if not path.exists():
         raise UserError(f"data.path={path} does not exist")
-    if any((path / split).is_dir() for split in ("val", "test")):
-        return _open_mmlu_folder(path, columns)
+    if is_mmlu_folder(path):
+        if layout.columns:
+            raise UserError(
+                "data.columns is for JSONL and the hub; MMLU's CSV files have no named columns: leave it out"
+            )
+        return open_mmlu_folder(path, layout)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or any(file.suffix != ".jsonl" for file in files):
         raise UserError(f"data.path={path} must be a folder with dev/, val/, test/, a .jsonl file or a folder of them")
-    items = [item for file in files for item in _jsonl_items(file, columns)]
+    return open_files(files, layout)
+
+
+def open_files(files: Sequence[Path], layout: RecordLayout) -> LoadedSource:
+    """The records of JSONL, CSV and TSV files; rows that name no subject have the layout's, or their file's stem."""
+    items = [
+        item_of_record(record, its_layout, where, layout.subject or file.stem, f"{file.stem}/{row}")
+        for file in files
+        for its_layout in [dataclasses.replace(layout, typed=file.suffix == ".jsonl")]
+        for row, (where, record) in read_records(file)
+    ]
     if not items:
-        raise UserError(f"data.path={path} holds no item")
+        raise UserError(f"{layout.setting}.path={files[0] if len(files) == 1 else files[0].parent} holds no item")
+    kinds = " and ".join(dict.fromkeys(file.suffix.removeprefix(".").upper() for file in files))
     names = some_names([file.name for file in files])
-    return LoadedSource(f"local JSONL: {names} in {files[0].parent}", _by_subject(items))
+    return LoadedSource(f"local {kinds}: {names} in {files[0].parent}", _by_subject(items))
 
 
-def _open_mmlu_folder(path: Path, columns: Mapping[str, str]) -> LoadedSource:
-    if columns:
-        raise UserError("data.columns is for JSONL and the hub; MMLU's CSV files have no named columns: leave it out")
+def is_mmlu_folder(path: Path) -> bool:
+    """Whether `path` is laid out as MMLU's own files are."""
+    return any((path / split).is_dir() for split in ("val", "test"))
+
+
+def open_mmlu_folder(path: Path, layout: RecordLayout) -> LoadedSource:
+    """MMLU's own CSV files, without a header, in the folders `dev`, `val` and `test`."""
     by_split = {split: _by_subject(_csv_items(path / split, split)) for split in ("dev", "val", "test")}
     subjects = sorted({*by_split["val"], *by_split["test"]})
     if not subjects:
-        raise UserError(f"data.path={path} holds no item: val/ and test/ need files such as anatomy_test.csv")
+        raise UserError(
+            f"{layout.setting}.path={path} holds no item: val/ and test/ need files such as anatomy_test.csv"
+        )
     rows = {subject: by_split["val"].get(subject, ()) + by_split["test"].get(subject, ()) for subject in subjects}
     return LoadedSource(f"MMLU's CSV files ({CITATION}) in {path}", rows, by_split["dev"])
 
@@ -188,7 +218,7 @@ def _open_mmlu_folder(path: Path, columns: Mapping[str, str]) -> LoadedSource:
 def _csv_items(folder: Path, split: str) -> Iterator[Item]:
     for file in sorted(folder.glob(f"*_{split}.csv")):
         subject = mmlu.spelled(file.name.removesuffix(f"_{split}.csv"))
-        for row, (where, cells) in enumerate(_csv_rows(file)):
+        for row, (where, cells) in enumerate(csv_rows(file)):
             answer = cells[5].strip() if len(cells) == 6 else ""
             if answer not in ("A", "B", "C", "D"):
                 raise UserError(
@@ -198,60 +228,37 @@ def _csv_items(folder: Path, split: str) -> Iterator[Item]:
             yield Item(f"{subject}/{split}/{row}", subject, cells[0], tuple(cells[1:5]), LETTERS.index(answer))
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """The rows of a CSV file that are not blank, each with its place for messages."""
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
-        try:
-            for cells in reader:
-                if cells:
-                    yield f"{file}, line {reader.line_num}", cells
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{file}, after line {reader.line_num}: not CSV in UTF-8 ({error})") from error
-
-
-def _jsonl_items(file: Path, columns: Mapping[str, str]) -> Iterator[Item]:
-    with file.open("rb") as stream:
-        for row, line in enumerate(stream):
-            where = f"{file}, line {row + 1}"
-            try:
-                record = json.loads(line.decode("utf-8-sig")) if line.strip() else None
-            except ValueError as error:
-                raise UserError(f"{where}: not JSON in UTF-8 ({error})") from error
-            if record is None:
-                continue
-            if not isinstance(record, dict):
-                raise UserError(f"{where}: must be a JSON object, is {str(record)[:40]!r}")
-            yield item_of_record(record, columns, where, file.stem, f"{file.stem}/{row}")
-
-
 # --- Hugging Face hub -------------------------------------------------------------------------------------------------
 
+_HUB_SPLITS = ("train", "validation", "test")
 _POOLED_SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 
 
-def open_hub(path: str, config: str | None, columns: Mapping[str, str]) -> Source:
+def open_hub(path: str, config: str | None, layout: RecordLayout, splits: Sequence[str] = ()) -> Source:
     """A multiple-choice set on the Hugging Face hub, or a local copy of one.
 
     MMLU in its usual form (a configuration per subject) is loaded subject by subject as needed. Rows are those of
-    train, validation and test, few-shot rows those of dev; ids write `val` for validation, as MMLU's own files do.
-    Rows whose answer is withheld (none, "" or -1) are left out.
+    train, validation and test, or of `splits`, few-shot rows those of dev; ids write `val` for validation, as MMLU's own
+    files do. Rows whose answer is withheld (none, "" or -1) are left out.
     """
     if config is None and path == MMLU_ON_HUB:
-        return HubSubjects(path, {subject: subject for subject in mmlu.ROWS}, columns, mmlu.ROWS)
+        counts = None if splits else mmlu.ROWS
+        return HubSubjects(path, {subject: subject for subject in mmlu.ROWS}, layout, counts, tuple(splits))
     if config is None:
-        names = _config_names(path)
+        names = _config_names(path, layout.setting)
         by_subject = {mmlu.spelled(name): name for name in names if mmlu.spelled(name) in mmlu.ROWS}
         if by_subject:
-            return HubSubjects(path, by_subject, columns)
+            return HubSubjects(path, by_subject, layout, splits=tuple(splits))
         if len(names) > 1:
             raise UserError(
-                f"{path} has {len(names)} configurations; set data.hub_config to one of {some_names(names)}"
+                f"{path} has {len(names)} configurations; set {layout.setting}.hub_config to one of {some_names(names)}"
             )
     default = path.rstrip("/").rpartition("/")[2] if config in (None, "default", "all") else str(config)
-    rows, shots = _hub_items(path, config, columns, default)
+    rows, shots = _hub_items(path, config, layout, layout.subject or default, splits)
     if not rows:
-        raise UserError(f"{path} has no row with an answer in train, validation or test; choose another data.path")
+        raise UserError(
+            f"{path} has no row with an answer in {' or '.join(splits or _HUB_SPLITS)}; choose another {layout.setting}.path"
+        )
     name = f"{path} ({config})" if config else path
     return LoadedSource(f"{name}, Hugging Face data set (licence: see its card)", _by_subject(rows), _by_subject(shots))
 
@@ -265,8 +272,9 @@ class HubSubjects:
 
     path: str
     configs: Mapping[str, str]
-    columns: Mapping[str, str]
+    layout: RecordLayout
     row_counts: Mapping[str, int] | None = None
+    splits: tuple[str, ...] = ()
 
     @cached_property
     def _loaded(self) -> dict[str, tuple[list[Item], list[Item]]]:
@@ -279,8 +287,9 @@ class HubSubjects:
 
     def _rows_and_shots(self, subject: str) -> tuple[list[Item], list[Item]]:
         if subject not in self._loaded:
-            columns = {**self.columns, "subject": ""}  # the configuration is the subject
-            self._loaded[subject] = _hub_items(self.path, self.configs[subject], columns, subject)
+            columns = {**self.layout.columns, "subject": ""}  # the configuration is the subject
+            layout = dataclasses.replace(self.layout, columns=columns)
+            self._loaded[subject] = _hub_items(self.path, self.configs[subject], layout, subject, self.splits)
         return self._loaded[subject]
 
     def subjects(self) -> dict[str, int]:
@@ -289,6 +298,10 @@ class HubSubjects:
             return dict(self.row_counts)
         return {subject: len(self._rows_and_shots(subject)[0]) for subject in sorted(self.configs)}
 
+    def resolve(self, names: Sequence[str]) -> list[mmlu.TaskSubjects]:
+        """The tasks' unambiguous names and subjects."""
+        return mmlu.resolve_tasks(names, self.subjects())
+
     def pool(self, name: str, subjects: tuple[str, ...]) -> Pool:
         """All rows of some subjects, as the pool of the task `name`."""
         loaded = {subject: self._rows_and_shots(subject) for subject in subjects}
@@ -296,28 +309,30 @@ class HubSubjects:
         return Pool(name, subjects, rows, {subject: tuple(loaded[subject][1]) for subject in subjects})
 
 
-def _hub_failure(path: str, config: str | None, error: Exception) -> UserError:
+def _hub_failure(path: str, config: str | None, setting: str, error: Exception) -> UserError:
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0][:240]}" if lines else type(error).__name__
     what = f"{path} ({config})" if config else path
     if "gated" in str(error).casefold():
         remedy = "accept its terms on huggingface.co and log in with `hf auth login`"
     else:
-        remedy = "check data.path, data.hub_config and the network, or use data.source=local or embedded"
-    return UserError(f"could not load the Hugging Face data set {what} ({reason}); {remedy}")
+        remedy = (
+            f"check {setting}.path, {setting}.hub_config and the network, or use {setting}.source=local or embedded"
+        )
+    return UnreachableError(f"could not load the Hugging Face data set {what} ({reason}); {remedy}")
 
 
-def _config_names(path: str) -> list[str]:
+def _config_names(path: str, setting: str) -> list[str]:
     import datasets
 
     try:
         return list(datasets.get_dataset_config_names(path))
     except Exception as error:  # the libraries below raise nearly anything
-        raise _hub_failure(path, None, error) from error
+        raise _hub_failure(path, None, setting, error) from error
 
 
 def _hub_items(
-    path: str, config: str | None, columns: Mapping[str, str], default_subject: str
+    path: str, config: str | None, layout: RecordLayout, default_subject: str, chosen: Sequence[str] = ()
 ) -> tuple[list[Item], list[Item]]:
     """The usable rows and the few-shot rows of one configuration."""
     import datasets
@@ -325,19 +340,23 @@ def _hub_items(
     try:
         splits: Mapping[str, Iterable[dict[str, Any]]] = datasets.load_dataset(path, config)
     except Exception as error:  # the libraries below raise nearly anything
-        raise _hub_failure(path, config, error) from error
-    pooled = [split for split in _POOLED_SPLITS if split in splits]
+        raise _hub_failure(path, config, layout.setting, error) from error
+    pooled = [split for split in chosen or _POOLED_SPLITS if split in splits]
+    if len(pooled) < len(chosen):
+        raise UserError(
+            f"{layout.setting}.split must be among {some_names(list(splits))} of {path}, was {some_names(chosen)}"
+        )
     if not pooled:
         raise UserError(f"{path} needs a split train, validation or test, has {some_names(list(splits))}")
 
     def items(split: str, label: str) -> Iterator[Item]:
         for row, record in enumerate(splits[split]):
-            if not _is_withheld(record.get(columns.get("answer", "answer"), ...)):
+            if not _is_withheld(record.get(layout.column("answer"), ...)):
                 where = f"{path} {config or ''}, {split} row {row}".replace(" ,", ",")
-                yield item_of_record(record, columns, where, default_subject, f"{label}/{row}")
+                yield item_of_record(record, layout, where, default_subject, f"{label}/{row}")
 
-    rows = [item for split in pooled for item in items(split, _POOLED_SPLITS[split])]
-    return rows, list(items("dev", "dev")) if "dev" in splits else []
+    rows = [item for split in pooled for item in items(split, _POOLED_SPLITS.get(split, split))]
+    return rows, list(items("dev", "dev")) if "dev" in splits and "dev" not in pooled else []
 
 
 def _is_withheld(answer: object) -> bool:

@@ -6,10 +6,12 @@ words but not fillers, so the rule, not the item, is learnt.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.seeding import generator
+from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.prompts import render
 from llm_forgetting.tasks.task import Item, Pool
 
@@ -40,6 +42,10 @@ class SyntheticSource:
     def subjects(self) -> dict[str, int]:
         """Rows per subject."""
         return dict.fromkeys(SUBJECTS, ROWS_PER_TASK)
+
+    def resolve(self, names: Sequence[str]) -> list[mmlu.TaskSubjects]:
+        """The tasks' unambiguous names and subjects."""
+        return mmlu.resolve_tasks(names, self.subjects())
 
     def pool(self, name: str, subjects: tuple[str, ...]) -> Pool:
         """The rows of one task. Tasks draw different rows, so that no prompt occurs in two of them."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.seeding import generator
+from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat
 
 LETTERS = string.ascii_uppercase
 
@@ -21,7 +22,8 @@ def _folded(text: str) -> str:
 class Item:
     """One multiple-choice question with k options.
 
-    `id` is `subject/split/row` of the source's own files (row counted from 0), so that anyone who has them finds it.
+    `id` is `subject/split/row` of the source's own files (row counted from 0), so that anyone who has them finds it. `format`
+    is how it is put to a model: no part of what the item is, nor of its hash.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Item:
     question: str
     choices: tuple[str, ...]
     answer: int
+    format: PromptFormat = MMLU_FORMAT
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.choices) <= len(LETTERS):

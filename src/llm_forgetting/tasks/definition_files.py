@@ -1,0 +1,207 @@
+"""Reading a YAML file of task definitions: every mistake in it ends in one line that says what must hold."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_forgetting.errors import UserError
+from llm_forgetting.tasks import mmlu
+from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat, names_in
+from llm_forgetting.tasks.records import ANSWER_KINDS, COLUMNS, RecordLayout
+from llm_forgetting.tasks.sources import SOURCES
+from llm_forgetting.tasks.task import LETTERS
+
+_FIELDS = ("source", "path", "hub_config", "split", "subjects", "columns", "choices", "answers", "options", "prompt")
+_PROMPT_FIELDS = ("description", "question", "answer")
+# The sources that a field has a meaning for; the others of _FIELDS have one for all.
+_ONLY_FOR = {
+    "path": ("local", "hub"),
+    "hub_config": ("hub",),
+    "split": ("hub",),
+    "columns": ("local", "hub"),
+    "choices": ("local", "hub"),
+    "answers": ("local", "hub"),
+}
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One task: the set it is drawn from (all of it, or some `subjects` and `splits`), and the layout of its records."""
+
+    name: str
+    source: str
+    path: str | None
+    hub_config: str | None
+    splits: tuple[str, ...]
+    subjects: tuple[str, ...]
+    layout: RecordLayout
+
+
+class _Texts(yaml.BaseLoader):
+    """Every scalar is the text that it is written as: `no`, `0` and `None` are options here, not values."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping that names nothing twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_definitions(file: Path) -> dict[str, Definition]:
+    """The tasks that `file` defines, by name, in the order of the file. Only the file itself is read, no data."""
+    content = _content(file)
+    definitions: dict[str, Definition] = {}
+    for name, fields in content.items():
+        try:
+            definition = _definition(name, fields)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
+        if definition.name in definitions:
+            raise UserError(f"{file}: every task needs a name of its own; {definition.name} is defined twice")
+        definitions[definition.name] = definition
+    return definitions
+
+
+def _content(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        content = yaml.load(text, _Texts)
+    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file} must be YAML in UTF-8: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"data.definitions must be a YAML file; {file} cannot be read: {error.strerror}") from error
+    if not content:
+        raise UserError(f"{file} defines no task; it must map names to fields such as `path: questions.jsonl`")
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{file} must map names of tasks to their fields, was {str(content)[:40]!r}")
+    return content
+
+
+def _definition(name: str, fields: object) -> Definition:
+    spelled = mmlu.spelled(name)
+    if not spelled.replace("_", "").isalnum():
+        raise UserError(f"a task's name must be made of letters, digits and underscores, was {name!r}")
+    given = _mapping(fields, spelled, _FIELDS)
+    source = _text(given, "source", spelled) or "local"
+    if source not in SOURCES:
+        raise UserError(f"{spelled}.source must be one of {', '.join(SOURCES)}, was {source!r}")
+    for key in given:
+        if source not in _ONLY_FOR.get(key, SOURCES):
+            raise UserError(f"{spelled}.{key} has no meaning with {spelled}.source={source}; leave it out")
+    path = _text(given, "path", spelled)
+    if path is None and source in _ONLY_FOR["path"]:
+        raise UserError(f"{spelled}.path must name the file, folder or hub data set, was not given")
+    return Definition(
+        spelled,
+        source,
+        path,
+        _text(given, "hub_config", spelled),
+        _texts(given, "split", spelled, may_be_one=True),
+        _texts(given, "subjects", spelled, may_be_one=True),
+        _layout(spelled, given),
+    )
+
+
+def _mapping(fields: object, setting: str, known: Sequence[str]) -> Mapping[str, Any]:
+    if not isinstance(fields, dict):
+        raise UserError(f"{setting} must hold fields such as {known[0]}, was {str(fields)[:40]!r}")
+    for key in fields:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise UserError(f"{setting}.{key} is not a field; {hint}")
+    return fields
+
+
+def _text(fields: Mapping[str, Any], key: str, setting: str) -> str | None:
+    value = fields.get(key)
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise UserError(f"{setting}.{key} must be a text, was {str(value)[:40]!r}; or leave it out")
+    return value
+
+
+def _texts(fields: Mapping[str, Any], key: str, setting: str, *, may_be_one: bool = False) -> tuple[str, ...]:
+    value = fields.get(key, [])
+    if may_be_one and isinstance(value, str):
+        value = [value]
+    texts = isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value)
+    if not texts or (key in fields and not value):
+        raise UserError(f"{setting}.{key} must be a list of texts, was {str(value)[:40]!r}; or leave it out")
+    if len({text.strip().casefold() for text in value}) < len(value):
+        raise UserError(f"{setting}.{key} must not say the same twice, was {', '.join(value)[:60]}")
+    return tuple(value)
+
+
+def _layout(name: str, given: Mapping[str, Any]) -> RecordLayout:
+    columns = dict(_mapping(given.get("columns", {}), f"{name}.columns", COLUMNS))
+    for key, value in columns.items():
+        columns[key] = ",".join(_texts(columns, key, f"{name}.columns", may_be_one=True))
+        if key != "choices" and not isinstance(value, str):
+            raise UserError(f"{name}.columns.{key} must name one column, was {str(value)[:40]!r}")
+    choices = _texts(given, "choices", name)
+    if choices and "choices" in columns:
+        raise UserError(f"{name}.choices are the options of every row; leave out {name}.columns.choices, or them")
+    if choices and not 2 <= len(choices) <= len(LETTERS):
+        raise UserError(f"{name}.choices must be 2 to {len(LETTERS)} options, are {len(choices)}")
+    options = _count(given, "options", name)
+    if choices and options not in (None, len(choices)):
+        raise UserError(f"{name}.options must be {len(choices)}, as many as {name}.choices, was {options}")
+    answers = _answers(given, name, len(choices) or options)
+    return RecordLayout(columns, choices, answers, options, name, _prompt(given.get("prompt", {}), name), setting=name)
+
+
+def _count(given: Mapping[str, Any], key: str, name: str) -> int | None:
+    value = given.get(key)
+    if value is None:
+        return None
+    if not (isinstance(value, str) and value.isdecimal() and 2 <= int(value) <= len(LETTERS)):
+        raise UserError(f"{name}.{key} must be a whole number from 2 to {len(LETTERS)}, was {str(value)[:40]!r}")
+    return int(value)
+
+
+def _answers(given: Mapping[str, Any], name: str, options: int | None) -> str | tuple[str, ...] | None:
+    value = given.get("answers")
+    if isinstance(value, str):
+        if value not in ANSWER_KINDS:
+            raise UserError(
+                f"{name}.answers must be {', '.join(ANSWER_KINDS)}, or the list of what the answer says for each option, "
+                f"was {value!r}"
+            )
+        return value
+    said = _texts(given, "answers", name)
+    if said and options is not None and len(said) != options:
+        raise UserError(f"{name}.answers must say one thing for each of {options} options, says {len(said)}")
+    return said or None
+
+
+def _prompt(fields: object, name: str) -> PromptFormat:
+    given = _mapping(fields, f"{name}.prompt", _PROMPT_FIELDS)
+    texts = {}
+    for key, value in given.items():
+        if not isinstance(value, str) or not (value.strip() or key == "description"):
+            raise UserError(f"{name}.prompt.{key} must be a text, was {str(value)[:40]!r}; or leave it out")
+        texts[key] = value.strip()
+    prompt = PromptFormat(**texts)
+    _require_names(prompt.description, f"{name}.prompt.description", lambda used: used == "subject", "{subject}")
+    _require_names(prompt.question, f"{name}.prompt.question", lambda used: True, "columns")
+    _require_names(prompt.answer, f"{name}.prompt.answer", lambda used: False, "nothing")
+    if prompt.question != MMLU_FORMAT.question and not names_in(prompt.question):
+        raise UserError(f"{name}.prompt.question must name a column such as {{question}}, was {prompt.question[:40]!r}")
+    return prompt
+
+
+def _require_names(template: str, setting: str, allowed: Callable[[str], bool], what: str) -> None:
+    try:
+        wrong = [used for used in names_in(template) if not allowed(used)]
+    except ValueError as error:
+        raise UserError(f"{setting} is no template ({error}), was {template[:60]!r}") from error
+    if wrong:
+        raise UserError(f"{setting} may name {what} in braces, named {wrong[0]}; {{{{ and }}}} stand for braces")

@@ -1,0 +1,59 @@
+"""Records out of files: JSONL, CSV and TSV with a header, every cell as it is written. `UserError` names file and line."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_forgetting.errors import UserError
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".jsonl", *_DELIMITERS)
+
+
+def read_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, Any]]]]:
+    """(row, (place for messages, record)) of a file of one of `SUFFIXES`; rows are counted from 0.
+
+    A row is a line in JSONL, and a record in CSV and TSV, whose cells are all text: "None", "NA" and "0" too.
+    """
+    return _jsonl_records(file) if file.suffix == ".jsonl" else enumerate(_csv_records(file))
+
+
+def _jsonl_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, Any]]]]:
+    with file.open("rb") as stream:
+        for row, line in enumerate(stream):
+            where = f"{file}, line {row + 1}"
+            try:
+                record = json.loads(line.decode("utf-8-sig")) if line.strip() else None
+            except ValueError as error:
+                raise UserError(f"{where}: not JSON in UTF-8 ({error})") from error
+            if record is None:
+                continue
+            if not isinstance(record, dict):
+                raise UserError(f"{where}: must be a JSON object, is {str(record)[:40]!r}")
+            yield row, (where, record)
+
+
+def _csv_records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    rows = csv_rows(file, _DELIMITERS[file.suffix])
+    where, header = next(rows, ("", []))
+    if len(set(header)) != len(header):
+        raise UserError(f"{where}: the header must name every column once, is {', '.join(header)[:80]}")
+    for where, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(f"{where}: must have {len(header)} cells as the header, has {len(cells)}")
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def csv_rows(file: Path, delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
+    """The rows of a CSV file that are not blank, each with its place for messages."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        try:
+            for cells in reader:
+                if cells:
+                    yield f"{file}, line {reader.line_num}", cells
+        except (csv.Error, UnicodeDecodeError) as error:
+            kind = "TSV" if delimiter == "\t" else "CSV"
+            raise UserError(f"{file}, after line {reader.line_num}: not {kind} in UTF-8 ({error})") from error
