@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from llm_forgetting.study_statistics.trade_off import compare_at_matched_learnin
 RESULTS = Path(__file__).resolve().parent / "results/study_statistics.json"
 ICC = 0.5
 Generator = np.random.Generator
+COEFFICIENTS = {"Spearman": spearman, "Kendall": kendall}
 
 
 def main() -> None:
@@ -86,41 +87,43 @@ def tests_within(replications: int) -> Iterator[tuple[str, float]]:
 
 
 def intervals_within(replications: int) -> Iterator[tuple[str, float]]:
-    for pairs, runs in ((4, 8), (6, 8), (12, 8), (6, 4), (4, 3), (1, 9), (1, 30)):
+    for size in ((4, 8), (6, 8), (12, 8), (6, 4), (4, 3), (1, 9), (1, 30)):
         for within in (0.0, 0.5, 0.8):
-            for name, correlation in (("Spearman", spearman), ("Kendall", kendall)):
-                yield from _correlation(name, correlation, pairs, runs, (within, 0.3), "within", replications // 2)
+            for name in COEFFICIENTS:
+                yield from _correlation(name, size, (within, 0.3), within=True, replications=replications)
 
 
 def intervals_over(replications: int) -> Iterator[tuple[str, float]]:
-    for pairs, runs in ((4, 8), (6, 8), (12, 8)):
+    for size in ((4, 8), (6, 8), (12, 8)):
         for correlations in ((0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.8, 0.5)):
-            yield from _correlation("Spearman", spearman, pairs, runs, correlations, "over", replications // 2)
+            for name in COEFFICIENTS:
+                yield from _correlation(name, size, correlations, within=False, replications=replications)
 
 
 def _correlation(
-    name: str, correlation: Callable, pairs: int, runs: int, correlations: tuple[float, float], kind: str, n: int
+    name: str, size: tuple[int, int], correlations: tuple[float, float], *, within: bool, replications: int
 ) -> Iterator[tuple[str, float]]:
-    """Coverage of the mean of the coefficient over 4000 studies of this size."""
+    """Coverage of the mean of the coefficient over studies of this size, and the share of studies with an interval."""
     rng, intervals, values = np.random.default_rng(2), [], []
-    within = kind == "within"
     for k in range(4000):
-        labels, x, y = two_columns(rng, pairs, runs, *correlations)
+        labels, x, y = two_columns(rng, *size, *correlations)
         blocks = labels if within else np.zeros_like(labels)
         signs = comparisons(x), comparisons(y)
-        values.append(float(correlation(*signs, np.ones((1, x.size)), blocks)[0]))
-        if k < n:
+
+        def coefficients(weights: np.ndarray, signs: tuple = signs, blocks: np.ndarray = blocks) -> np.ndarray:
+            return COEFFICIENTS[name](*signs, weights, blocks)
+
+        values.append(float(coefficients(np.ones((1, x.size)))[0]))
+        if k < replications // 2:
             draw = resampling.runs_within_pairs if within else resampling.whole_pairs
-            intervals.append(
-                resampling.correlation_interval(
-                    lambda w, signs=signs, blocks=blocks: correlation(*signs, w, blocks),
-                    draw(labels, seed=k, resamples=299),
-                    df=x.size - pairs - 1 if within else pairs - 1,
-                    method="",
-                )
-            )
-    label = f"coverage, {name} {kind} pairs: {pairs} pairs x {runs} runs, correlations {correlations}"
-    yield label, covered(intervals, float(np.mean(values)))
+            weights = draw(labels, seed=k, resamples=299)
+            df = x.size - size[0] - 1 if within else size[0] - 1
+            intervals.append(resampling.correlation_interval(coefficients, weights, df=df, method=""))
+    label = (
+        f"{name} {'within' if within else 'over'} pairs: {size[0]} pairs x {size[1]} runs, correlations {correlations}"
+    )
+    yield f"coverage, {label}", covered(intervals, float(np.mean(values)))
+    yield f"answered, {label}", np.mean([interval is not None for interval in intervals])
 
 
 def partial_level(replications: int) -> Iterator[tuple[str, float]]:

@@ -150,9 +150,9 @@ def test_matched_learning_without_noise_is_exact():
 
 
 def test_the_effect_at_matched_learning_covers_and_holds_its_level():
-    rng, n, covered, rejected = np.random.default_rng(6), 250, 0, 0
+    rng, n, covered, rejected = np.random.default_rng(6), 200, 0, 0
     for k in range(n):
-        found = at_matched_learning(trade_off(rng, 7, runs=6), seed=k)
+        found = at_matched_learning(trade_off(rng, 8, runs=6, less_learning=0.3), seed=k)
         assert found.adjusted is not None
         covered += found.adjusted.interval.low <= 0 <= found.adjusted.interval.high
         rejected += found.test.p_value <= 0.05

@@ -43,11 +43,13 @@ def runs_within_pairs(pairs: Indices, *, seed: int, resamples: int = RESAMPLES) 
 
 
 def whole_pairs(pairs: Indices, *, seed: int, resamples: int = RESAMPLES) -> Floats:
-    """Weights (resamples, n) of the bootstrap over pairs."""
+    """Weights (resamples, n) of the rescaled bootstrap over pairs. Raises ValueError for a single pair."""
     members = membership(pairs)
     k = members.shape[1]
-    drawn = generator(seed, "bootstrap over task pairs").multinomial(k, np.full(k, 1 / k), resamples)
-    return np.asarray(drawn @ members.T)
+    if k < 2:
+        raise ValueError("a bootstrap over task pairs needs at least two")
+    drawn = generator(seed, "bootstrap over task pairs").multinomial(k - 1, np.full(k, 1 / k), resamples)
+    return np.asarray(drawn @ members.T * (k / (k - 1)))
 
 
 def correlation_interval(coefficients: Coefficients, weights: Floats, *, df: int, method: str) -> Interval | None:
