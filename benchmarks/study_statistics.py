@@ -1,7 +1,7 @@
 """Level, power and coverage of the statistics of a study, on simulated studies with a known answer.
 
-    python benchmarks/study_statistics.py                    the numbers of the docstrings, about ten minutes on one core
-    python benchmarks/study_statistics.py --replications 100 a quick look
+    python benchmarks/study_statistics.py                       the numbers of the docstrings, four minutes on one core
+    python benchmarks/study_statistics.py --replications 100    a quick look
 
 Every number of a study is sqrt(icc) times an effect of its task pair plus sqrt(1 - icc) times one of its run, icc = 0.5, both
 standard normal ("skewed": exponential of it). Written to benchmarks/results/study_statistics.json.
@@ -36,7 +36,7 @@ COEFFICIENTS = {"Spearman": spearman, "Kendall": kendall}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replications", type=int, default=2000)
+    parser.add_argument("--replications", type=int, default=1000)
     replications = parser.parse_args().replications
     warnings.filterwarnings("ignore")
     record: dict[str, float | int] = {"replications": replications}

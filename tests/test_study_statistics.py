@@ -408,6 +408,9 @@ def test_numbers_that_are_not_finite_are_left_out_and_counted():
     found = associate(broken + runs[4:], "forgetting", ["sharpness", "norm"], primary="sharpness", seed=0)
     assert (found.measures["sharpness"].n_runs, found.measures["sharpness"].excluded) == (44, 4)
     assert (found.measures["norm"].n_runs, found.measures["norm"].excluded) == (47, 1)
+    none = [Run("a", {}, {"sharpness": math.nan}, {"forgetting": 1.0})] * 9
+    one = associate(none, "forgetting", ["sharpness"], primary="sharpness", seed=0).measures["sharpness"]
+    assert one.refusal == "0 usable runs of 0 task pairs leave nothing to compare within pairs"
 
 
 def test_constants_are_refused_and_leave_the_family():

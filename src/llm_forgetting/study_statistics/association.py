@@ -3,8 +3,11 @@
 Every coefficient is given twice. `over_runs` takes all runs together and mixes differences between task pairs with those
 within them; its interval resamples whole pairs and it has no p-value, since few pairs carry it. `within_pairs` compares
 runs of one pair only; its p-value permutes the outcome within pairs, under the assumption that without an association
-the runs of a pair are exchangeable. Level (four pairs of eight runs, intra-class correlation 0.5, no association):
-LEVEL
+the runs of a pair are exchangeable. With four pairs of eight runs, intra-class correlation 0.5 and no association it
+rejects in 4.5% of studies at 5%, the test of Spearman's rho over all runs in 20% (49% if the pairs' own effects are
+correlated by 0.9). A correlation of 0.5 within pairs is found in 71% of such studies, in 88% with six pairs. The partial
+test rejects in 4.8% where a common cause that is given makes the plain one reject in 53% (six pairs of eight runs).
+1000 studies each, 250 for the partial test: benchmarks/study_statistics.py.
 
 A partial coefficient given |D| or learning is not nearer the truth than the plain one: |D| may be a mediator. Both are
 shown.

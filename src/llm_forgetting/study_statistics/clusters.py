@@ -1,7 +1,12 @@
 """A mean, or any fit, over runs that come in task pairs: the pair is the unit of replication.
 
 Below `MINIMUM_PAIRS` task pairs there is no interval and no p-value: the least p-value of a sign-flip test of k pairs is
-2 / 2^k, which reaches 0.05 at k = 6. COVERAGE
+2 / 2^k, which reaches 0.05 at k = 6.
+
+Coverage at nominal 0.95 with 6 / 8 / 12 pairs of 8 runs, intra-class correlation 0.5 (benchmarks/study_statistics.py): a
+mean of normal values 0.953 / 0.939 / 0.956, of log-normal ones 0.884 / 0.885 / 0.912 (take logarithms of what spans orders
+of magnitude); the slope of a calibration 0.956 (6 pairs) and 0.956 (12); an effect at matched learning 0.927 and 0.948.
+Sign-flip tests of means reject in 3.1% / 5.7% / 4.5% of studies without an effect.
 """
 
 import math

@@ -44,8 +44,9 @@ class MatchedEffect:
 
     in the runs whose learning l lies in the range that both arms reach in their pair. The line is taken to be straight
     there and the same for both arms; noise in l flattens b, so that too little is adjusted for. adjusted: jackknife over
-    pairs; test: sign-flip of the pairs' adjusted differences, b taken as given; learning_difference: of all runs, before
-    any is left out; runs_used of n_runs, pairs_overlapping of n_pairs: how well the learning could be matched at all.
+    pairs; test: sign-flip of the pairs' adjusted differences, b taken as given; learning_difference: of all runs, one
+    value per pair, before any run is left out; runs_used of n_runs, pairs_overlapping of n_pairs: how well the learning
+    could be matched at all; adjusted speaks of the overlapping pairs only.
     refusal: why there is no adjusted difference, else None.
     """
 
@@ -101,7 +102,7 @@ def compare_at_matched_learning(
     """
     chosen = [run for run in runs if run.factors.get(factor) in (arm, baseline)]
     data = columns(chosen, [learning, outcome])
-    is_arm = np.array([run.factors[factor] == arm for run in chosen], dtype=np.bool_)[data.rows]
+    is_arm = np.array([run.factors.get(factor) == arm for run in chosen], dtype=np.bool_)[data.rows]
     both = [pair for pair in range(data.n_pairs) if len(set(is_arm[data.pairs == pair])) == 2]
     if not both:
         raise ValueError(f"no task pair has runs with {factor} = {arm!r} and with {factor} = {baseline!r}")
