@@ -18,7 +18,7 @@ FLOORS = (
     ("artifacts", "command_line", "comparison", "config", "covered_lora", "objective", "statistics", "transfer"),
     ("config_files", "eigenvalues", "forgetting", "landscape"),
     ("krylov",),
-    ("perturbation", "results", "saved_adapter", "tasks", "verdict"),
+    ("perturbation", "results", "saved_adapter", "study_statistics", "tasks", "verdict"),
     ("adapted_model", "report"),
     ("backbones", "batches", "own_models"),
     ("packing",),
@@ -41,7 +41,7 @@ WITHOUT_TORCH = (
     "artifacts", "comparison", "config", "config_files", "config_rules", "cli", "cli_scan", "command_line", "covered_lora",
     "eigenvalues", "errors", "forgetting",
     "landscape.domains", "landscape.metrics", "landscape.spectral", "metering", "objective", "progress",
-    *(module for module in MODULES if module.partition(".")[0] in ("report", "tasks")),
+    *(module for module in MODULES if module.partition(".")[0] in ("report", "study_statistics", "tasks")),
     "results", "seeding", "statistics", "transfer", "verdict",
 )  # fmt: skip
 
