@@ -317,6 +317,24 @@ def test_a_dry_run_counts_what_will_be_scanned(shell: Shell) -> None:
     assert "the way of the training" not in done.stdout
 
 
+def test_a_dry_run_counts_what_interventions_cost(shell: Shell) -> None:
+    """48 items and 12 epochs: SAM passes everything through twice, and 8 items of each earlier task join the others."""
+    tasks = ["--tasks", "synthetic_1,synthetic_2,synthetic_3"]
+    options = [
+        "--interventions.replay_items",
+        "8",
+        "--interventions.sam_rho",
+        "0.05",
+        "--interventions.sam_on",
+        "first",
+    ]
+    done = shell.run("--config", "smoke", "--dry_run", *tasks, *options)
+    assert done.status == 0, done.stderr
+    assert re.search(rf"fine-tune on synthetic_1 \(36 steps, SAM\) +{2 * 12 * 48:,} ", done.stdout)
+    assert re.search(rf"fine-tune on synthetic_2 \(48 steps\) +{12 * (48 + 8)} ", done.stdout)
+    assert re.search(rf"fine-tune on synthetic_3 \(48 steps\) +{12 * (48 + 16)} ", done.stdout)
+
+
 def test_the_fewest_evaluations_are_what_a_run_at_least_takes(tiny_run: Path) -> None:
     """TINY's budget leaves no choice: exactly the fewest on the planes, no fewer on the path."""
     results = read_results(tiny_run)

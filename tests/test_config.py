@@ -267,6 +267,17 @@ IMPOSSIBLE = [
     ("lora.dropout", ["--lora.dropout", "1"], "must be below 1, was 1.0"),
     ("lora.target_modules", ["--lora.target_modules", "[]"], "must name at least one module"),
     ("training.warmup_ratio", ["--training.warmup_ratio", "1.5"], "must be at most 1, was 1.5"),
+    (
+        "interventions.sam_adaptive",
+        ["--interventions.sam_adaptive", "true"],
+        "needs interventions.sam_rho greater than 0",
+    ),
+    (
+        "interventions.sam_rho",
+        ["--interventions.sam_rho", "0.1", "--training.optimizer", "galore_adamw_layerwise"],
+        "training.optimizer=galore_adamw_layerwise steps within it",
+    ),
+    ("interventions.replay_items", ["--interventions.replay_items", "41"], "at most data.train_items=40, was 41"),
     ("data.tasks", ["--tasks", "anatomy"], "must name at least two tasks"),
     ("data.train_fraction", ["--data.train_fraction", "0"], "must lie between 0 and 1, was 0.0"),
     ("data.train_fraction", ["--data.train_fraction", "1"], "must lie between 0 and 1, was 1.0"),
@@ -357,7 +368,9 @@ def test_the_configuration_is_frozen() -> None:
 @pytest.mark.parametrize(
     "change",
     ["--model.dtype=float32", "--lora.alpha=17", "--training.learning_rate=1e-5", "--data.seed=1", "--data.test_items=9",
-     "--evaluation.batch_size=9", "--landscape.distance=0.5", "--landscape.method=grid", "--landscape.tolerance=0.02",
+     "--interventions.sam_rho=0.1", "--interventions.sam_on=first", "--interventions.replay_items=1",
+     "--interventions.anchor=1", "--interventions.rescale=2", "--evaluation.batch_size=9", "--landscape.distance=0.5",
+     "--landscape.method=grid", "--landscape.tolerance=0.02",
      "--landscape.trajectory=true", "--landscape.points_per_forward=2", "--tasks=anatomy,abstract_algebra"],
 )  # fmt: skip
 def test_the_fingerprint_changes_with_whatever_can_change_a_number(change: str) -> None:

@@ -576,4 +576,33 @@ def test_three_tasks_need_nothing_new(shell: Shell) -> None:
     assert all((done.folder / f"checkpoint_after_task{k}" / "adapter_model.safetensors").is_file() for k in (1, 2, 3))
     hashes = [results["initial_adapter_sha256"], *(entry["adapter_sha256"] for entry in results["training"])]
     assert len(set(hashes)) == 4
+    for phase in results["training"]:
+        assert phase["interventions"] == {"sam": None, "replayed": {}, "anchor": None, "rescale": 1}
+    assert "- Training on" not in (done.folder / "results.md").read_text()
     assert "After fine-tuning on synthetic_2, then synthetic_3" in results["answer"]
+
+
+def test_a_run_says_what_intervened_in_its_training(shell: Shell) -> None:
+    done = shell.run_tiny(
+        "--interventions.sam_rho", "0.02", "--interventions.sam_on", "first", "--interventions.replay_items", "6",
+        "--interventions.anchor", "0.01", "--interventions.rescale", "3",
+    )  # fmt: skip
+    assert done.status == 0, done.stderr
+    results = read_results(done.folder)
+    assert mistakes(results) == []
+    first, second = (phase["interventions"] for phase in results["training"])
+    assert first == {"sam": {"rho": 0.02, "adaptive": False}, "replayed": {}, "anchor": None, "rescale": 1}
+    assert (second["sam"], second["rescale"], list(second["replayed"])) == (None, 3, ["synthetic_1"])
+    ids = second["replayed"]["synthetic_1"]
+    assert len(ids) == 6
+    assert set(ids) < {item["id"] for item in results["tasks"][0]["splits"]["train"]}
+    distance = results["paths"][0]["update_norm"]  # that of the saved checkpoints
+    assert second["anchor"]["distance"] == pytest.approx(distance, rel=1e-4)
+    assert second["anchor"]["penalty"] == pytest.approx(0.005 * distance**2, rel=1e-3)
+    assert [phase["optimizer_steps"] for phase in results["training"]] == [3 * 2, 3 * 3]
+    text = (done.folder / "results.md").read_text()
+    assert "- Training on synthetic 1: SAM with radius 0.02\n" in text
+    assert (
+        "- Training on synthetic 2: B multiplied and A divided by 3 before it; 6 items of synthetic 1 replayed; L2"
+        in text
+    )

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from tiny_models import load, make_encoded
+from tiny_models import adapter_of, load, make_encoded, plain_losses
 
 from llm_forgetting import training
 from llm_forgetting.answer_loss import answer_losses
@@ -48,21 +47,6 @@ def train(tmp_path: Path) -> Train:
         return fine_tune(model, items, config, stream=stream, scratch=folder, advance=advance)
 
     return run
-
-
-def adapter_of(model: LanguageModel) -> torch.Tensor:
-    """All adapter weights in one vector."""
-    parameters = [p for p in model.peft_model.parameters() if p.requires_grad]
-    return torch.cat([p.detach().float().reshape(-1) for p in parameters])
-
-
-def plain_losses(model: LanguageModel, items: list[EncodedItem]) -> torch.Tensor:
-    """Cross-entropy of every answer token, one unpadded item at a time, with transformers' ordinary forward."""
-    losses = []
-    for item in items:
-        logits = model.peft_model(input_ids=torch.tensor([item.input_ids])).logits[0, -1]
-        losses.append(F.cross_entropy(logits.float(), torch.tensor(item.letter_ids[item.item.answer])))
-    return torch.stack(losses)
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(16, 1), (4, 4), (1, 16)])

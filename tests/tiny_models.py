@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -101,6 +102,21 @@ def make_encoded(
 ) -> list[EncodedItem]:
     """`make_items` as tokens."""
     return encode(model.tokenizer, make_items(count, options, seed), {}, 400)
+
+
+def adapter_of(model: LanguageModel) -> torch.Tensor:
+    """All adapter weights in one vector."""
+    parameters = [p for p in model.peft_model.parameters() if p.requires_grad]
+    return torch.cat([p.detach().float().reshape(-1) for p in parameters])
+
+
+def plain_losses(model: LanguageModel, items: list[EncodedItem]) -> torch.Tensor:
+    """Cross-entropy of every answer token, one unpadded item at a time, with transformers' ordinary forward."""
+    losses = []
+    for item in items:
+        logits = model.peft_model(input_ids=torch.tensor([item.input_ids])).logits[0, -1]
+        losses.append(F.cross_entropy(logits.float(), torch.tensor(item.letter_ids[item.item.answer])))
+    return torch.stack(losses)
 
 
 def save(folder: Path, model: Any) -> Path:

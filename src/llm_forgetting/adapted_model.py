@@ -151,11 +151,23 @@ class AdaptedModel:
 
     def adapter_factors(self) -> Update:
         """delta W = B A of every target module, in float32 on the model's device; copies."""
+        return {n: Factors(B=p.B.detach(), A=p.A.detach().clone()) for n, p in self.live_factors().items()}
+
+    def live_factors(self) -> Update:
+        """`adapter_factors` as functions of the trained weights: what is computed from them has a gradient."""
         return {
-            name: Factors(B=B.detach().float() * layer.scaling[self.adapter], A=A.detach().float().clone())
+            name: Factors(B=B.float() * layer.scaling[self.adapter], A=A.float())
             for name, layer in target_layers(self.peft_model).items()
             for A, B in [self._trained(layer)]
         }
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Write the adapter as (A / factor, factor B): delta W stays, to rounding, and to the bit for a power of 2."""
+        for layer in target_layers(self.peft_model).values():
+            A, B = self._trained(layer)
+            A.div_(factor)
+            B.mul_(factor)
 
     @property
     def is_trained(self) -> bool:

@@ -89,6 +89,30 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class InterventionsConfig:
+    """Changes to the training that are meant to change flatness or forgetting; all are off by default.
+
+    Args:
+        sam_rho: Radius of sharpness-aware minimisation (SAM) around the optimiser, in units of the raw factors A and B; 0 is
+            off. Two gradients per step: training takes twice as long.
+        sam_adaptive: Measure that radius relative to every weight's own size (ASAM).
+        sam_on: SAM for `all` tasks, or for the `first` alone.
+        replay_items: Trained items of every earlier task that are mixed into each epoch; 0 is off.
+        anchor: Strength a of the L2 anchor, in nats per squared Frobenius unit of delta W: a / 2 |delta W - delta W_before|^2
+            is added to the loss from the second task on, whatever the factors are; 0 is off.
+        rescale: The control that changes no function: before every task but the first B is multiplied and A divided by this
+            number; 1 is off.
+    """
+
+    sam_rho: float = 0.0
+    sam_adaptive: bool = False
+    sam_on: Literal["first", "all"] = "all"
+    replay_items: int = 0
+    anchor: float = 0.0
+    rescale: float = 1.0
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The tasks, in the order in which they are learnt, and how their items are split.
 
@@ -286,6 +310,7 @@ class ExperimentConfig:
         model: The backbone.
         lora: The adapter.
         training: Fine-tuning.
+        interventions: Changes to the training.
         data: Tasks and splits.
         evaluation: Scoring.
         landscape: Loss surfaces.
@@ -296,6 +321,7 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    interventions: InterventionsConfig = field(default_factory=InterventionsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     landscape: LandscapeConfig = field(default_factory=LandscapeConfig)

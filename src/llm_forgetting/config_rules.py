@@ -16,6 +16,10 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "training.max_grad_norm": (0, True),
     "training.gradient_accumulation_steps": (1, True),
     "training.seed": (0, True),
+    "interventions.sam_rho": (0, True),
+    "interventions.replay_items": (0, True),
+    "interventions.anchor": (0, True),
+    "interventions.rescale": (0, False),
     "data.train_items": (1, True),
     "data.test_items": (1, True),
     "data.items_per_task": (2, True),
@@ -66,6 +70,7 @@ def problems(sections: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator
         yield "curvature.eigenvalues must be at most curvature.lanczos_steps, which finds as many"
     if "training" in sections:
         yield from _training_problems(sections["lora"], sections["training"])
+        yield from _intervention_problems(sections["interventions"], sections["training"], sections["data"])
     yield from _data_problems(sections["data"])
     if "landscape" in sections:
         yield from _landscape_problems(sections["data"], sections["landscape"])
@@ -84,6 +89,22 @@ def _training_problems(lora: Any, training: Any) -> Iterator[str]:
         yield "lora.target_modules must name at least one module, or be all-linear; was empty"
     if training.warmup_ratio > 1:
         yield f"training.warmup_ratio must be at most 1, was {training.warmup_ratio!r}"
+
+
+def _intervention_problems(interventions: Any, training: Any, data: Any) -> Iterator[str]:
+    if interventions.sam_adaptive and not interventions.sam_rho:
+        yield "interventions.sam_adaptive needs interventions.sam_rho greater than 0, it is 0: there is no SAM to adapt"
+    inside = training.optimizer in ("lomo", "adalomo") or training.optimizer.endswith("layerwise")
+    if interventions.sam_rho and inside:
+        yield (
+            f"interventions.sam_rho needs an optimiser that steps after the backward pass; training.optimizer="
+            f"{training.optimizer} steps within it"
+        )
+    if data.train_items is not None and interventions.replay_items > data.train_items:
+        yield (
+            f"interventions.replay_items must be at most data.train_items={data.train_items}, "
+            f"was {interventions.replay_items}"
+        )
 
 
 def _data_problems(data: Any) -> Iterator[str]:

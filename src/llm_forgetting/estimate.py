@@ -134,15 +134,27 @@ def _work(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[s
     scored = sum(entry["train"] + entry["test"] for entry in sizes)
     scored_tokens = sum((entry["train"] + entry["test"]) * entry["tokens"] for entry in sizes)
     work = []
-    for entry in sizes:
-        passes = config.training.num_epochs * entry["train"]
-        steps = optimizer_steps(entry["train"], config.training)
-        slower = TRAINING_PASSES + (1 if config.training.gradient_checkpointing else 0)
-        work.append((f"fine-tune on {entry['name']} ({steps} steps)", passes, slower * passes * entry["tokens"]))
+    for k, entry in enumerate(sizes):
+        work.append(_training_work(config, entry, sizes[:k]))
     work.append(
         (f"evaluate {checkpoints + 1} checkpoints", (checkpoints + 1) * scored, (checkpoints + 1) * scored_tokens)
     )
     return [*work, *_scans(config, sizes), *_derivatives(config, sizes)]
+
+
+def _training_work(
+    config: ExperimentConfig, entry: dict[str, Any], earlier: list[dict[str, Any]]
+) -> tuple[str, float, float]:
+    """What fine-tuning on one task costs: replayed items join its own, and SAM passes all of them through twice."""
+    training, interventions = config.training, config.interventions
+    replayed = [(min(interventions.replay_items, task["train"]), task["tokens"]) for task in earlier]
+    items = entry["train"] + sum(count for count, _ in replayed)
+    tokens = entry["train"] * entry["tokens"] + sum(count * each for count, each in replayed)
+    sam = interventions.sam_rho > 0 and (interventions.sam_on == "all" or not earlier)
+    times = training.num_epochs * (2 if sam else 1)
+    slower = TRAINING_PASSES + (1 if training.gradient_checkpointing else 0)
+    label = f"fine-tune on {entry['name']} ({optimizer_steps(items, training)} steps{', SAM' if sam else ''})"
+    return label, times * items, slower * times * tokens
 
 
 def _scans(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:

@@ -17,7 +17,6 @@ from llm_forgetting.objective import AnswerStatistics
 from llm_forgetting.progress import Progress
 from llm_forgetting.session import source_of
 from llm_forgetting.statistics import estimate_mean, pooled_stderr, proportion
-from llm_forgetting.tasks.mmlu import resolve_tasks
 from llm_forgetting.tasks.sources import Source
 from llm_forgetting.tasks.task import Item
 
@@ -37,7 +36,7 @@ def evaluate_adapter(
     source = source_of(config.data, progress.note)
     chosen = [
         (name, [subject_items(source, subject, config.data, limit) for subject in subjects])
-        for name, subjects in resolve_tasks(config.data.tasks, source.subjects())
+        for name, subjects in source.resolve(config.data.tasks)
     ]
     model = (
         LanguageModel.load(config.model, LoraConfig(rank=1), seed=0, notify=progress.note)

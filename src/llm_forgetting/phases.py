@@ -20,6 +20,7 @@ from llm_forgetting.curvature_analysis import (
     forecast_evaluations,
 )
 from llm_forgetting.evaluation import merged, score_tasks
+from llm_forgetting.interventions import intervene
 from llm_forgetting.item_records import add_rotations, item_records, recovery_items, text_records
 from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
@@ -86,15 +87,18 @@ def set_up(session: Session) -> Result:
 def train(session: Session, k: int) -> Result:
     """Fine-tune on task k from the checkpoint after task k - 1, and save the checkpoint."""
     config, model, task = session.config.training, session.at(k - 1), session.encoded[k - 1]
+    interventions = intervene(session.config.interventions, model, session.encoded[: k - 1], config.seed)
+    items = [*task.train, *interventions.replayed_items]
     scratch = session.folder / "phases" / f"trainer_task{k}"
-    steps = optimizer_steps(len(task.train), config)
+    steps = optimizer_steps(len(items), config)
     with session.progress.bar(f"fine-tuning on {task.name}", steps) as advance:
         history = fine_tune(
             model,
-            task.train,
+            items,
             config,
             stream=f"task{k}",
             scratch=scratch,
+            interventions=interventions,
             advance=advance,
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
         )
@@ -103,7 +107,13 @@ def train(session: Session, k: int) -> Result:
         model.save(checkpoint)
         (checkpoint / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(session.config), sort_keys=False))
     shutil.rmtree(scratch, ignore_errors=True)
-    return {"task": task.name, "optimizer_steps": steps, "adapter_sha256": model.adapter_sha256(), "log": history}
+    return {
+        "task": task.name,
+        "optimizer_steps": steps,
+        "interventions": interventions.record(model),
+        "adapter_sha256": model.adapter_sha256(),
+        "log": history,
+    }
 
 
 def _recorder(session: Session, k: int) -> Callable[[int], None]:

@@ -24,7 +24,7 @@ _PACKAGES = (
     "tokenizers",
 )
 
-Record = dict[str, Any]
+Record = Mapping[str, Any]
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from llm_forgetting.answer_loss import answer_losses
 from llm_forgetting.batches import EncodedItem
 from llm_forgetting.config import TrainingConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.interventions import Interventions, TwoPasses
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.seeding import derive_seed, generator
 
@@ -60,15 +62,24 @@ class LengthBucketSampler(Sampler[int]):
 class AnswerTrainer(Trainer):
     """Trainer whose loss is the mean full-vocabulary cross-entropy of the answer token, from answer-position logits.
 
-    Items are packed where the model allows it, except where activations are to be computed again in the backward pass, which
-    would not know the pack.
+    An anchor adds its penalty to that loss; SAM takes the gradient of their sum elsewhere. Items are packed where the model
+    allows it, except where activations are to be computed again in the backward pass, which would not know the pack.
     """
 
     def __init__(
-        self, language_model: LanguageModel, sampler: LengthBucketSampler, *, packed: bool, **kwargs: Any
+        self,
+        language_model: LanguageModel,
+        sampler: LengthBucketSampler,
+        *,
+        packed: bool,
+        interventions: Interventions,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model=language_model.peft_model, **kwargs)
         self._packed = packed
+        self._anchor = interventions.anchor
+        trained = [parameter for parameter in language_model.peft_model.parameters() if parameter.requires_grad]
+        self._two_passes = TwoPasses(interventions.sam, trained) if interventions.sam is not None else None
         # The loss is a mean per batch; without this Trainer would not divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._language_model = language_model
@@ -81,9 +92,21 @@ class AnswerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Mean over the batch of -log p(answer letter | prompt), nats."""
+        """Mean over the batch of -log p(answer letter | prompt), and the anchor's penalty, nats."""
         losses = answer_losses(self._language_model, inputs["items"], packed=self._packed)
-        return (losses.mean(), losses) if return_outputs else losses.mean()
+        loss = losses.mean()
+        if self._anchor is not None:
+            loss = loss + self._anchor.penalty(self._language_model.live_factors())
+        return (loss, losses) if return_outputs else loss
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Adds the gradient of a batch; with SAM the step's last batch leaves the gradient at the ascended weights."""
+        step = partial(super().training_step, model, inputs, num_items_in_batch)
+        if self._two_passes is None:
+            return step()
+        return self._two_passes.add(step, last=self.accelerator.sync_gradients)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketSampler:
         return self._sampler
@@ -147,10 +170,13 @@ def fine_tune(
     *,
     stream: str,
     scratch: Path,
+    interventions: Interventions | None = None,
     advance: Callable[[int, str], None] = lambda steps, text: None,
     record: Callable[[int], None] = lambda epoch: None,
 ) -> list[dict[str, float]]:
     """Train the live adapter on `items` with a fresh optimiser and schedule; returns the log, one entry per step.
+
+    Of `interventions`, SAM and anchor; replayed items are among `items`.
 
     `record` is called at the end of every epoch (numbered from 1), while the live adapter is what that epoch made of it.
 
@@ -167,6 +193,7 @@ def fine_tune(
         args=_arguments(config, steps, seed, scratch, model.device),
         train_dataset=list(items),
         packed=not config.gradient_checkpointing,
+        interventions=interventions or Interventions(),
         data_collator=lambda batch: {"items": batch},
         callbacks=[_Watch(advance), _EpochEnd(record)],
     )

@@ -13,6 +13,8 @@ from llm_forgetting.report.tables import (
     flatness_table,
     forgetting_table,
     landscape_table,
+    measured,
+    spoken,
     summary_table,
 )
 
@@ -51,10 +53,29 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         f"LoRA on {model['adapted_modules']} modules ({model['adapter_parameters']:,} parameters)",
         f"- {results['protocol']['train_split']}",
         f"- {results['protocol']['optimizer']}; {results['protocol']['adapter']}",
+        *(
+            f"- Training on {spoken(phase['task'])}: {text}"
+            for phase in results["training"]
+            for text in _changed(phase)
+        ),
         "- Again: `llm-forgetting run --config config.yaml` with the `config.yaml` beside this file",
         "",
     ]
     return "\n".join(parts)
+
+
+def _changed(phase: Mapping[str, Any]) -> Sequence[str]:
+    """What intervened in the training on one task, as one text; none if nothing did."""
+    found, parts = phase["interventions"], []
+    if found["rescale"] != 1:
+        parts.append(f"B multiplied and A divided by {found['rescale']:g} before it")
+    if found["sam"] is not None:
+        parts.append(f"{'ASAM' if found['sam']['adaptive'] else 'SAM'} with radius {found['sam']['rho']:g}")
+    parts += [f"{len(ids)} items of {spoken(task)} replayed" for task, ids in found["replayed"].items()]
+    if found["anchor"] is not None:
+        anchor = found["anchor"]
+        parts.append(f"L2 anchor of strength {anchor['strength']:g}, in the end {measured(anchor['penalty'])} nats")
+    return ["; ".join(parts)] if parts else []
 
 
 def _markdown_rows(table: Table) -> Sequence[str]:

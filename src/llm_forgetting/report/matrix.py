@@ -80,7 +80,7 @@ def matrix_figure(matrices: Sequence[Matrix]) -> Figure:
         axes.set_yticks(range(rows), [name[0].upper() + name[1:] for name in matrix.checkpoints], fontsize=SMALL)
         axes.tick_params(length=0)
         for (i, j), value in np.ndenumerate(matrix.accuracy):
-            _write(axes, matrix, i, j, dark=value > READABLE)
+            _write(axes, matrix, i, j, dark=bool(value > READABLE))
         for j in range(columns):
             edge = "black" if matrix.accuracy[j + 1, j] > READABLE else "white"
             axes.add_patch(Rectangle((j - 0.47, j + 0.55), 0.94, 0.9, fill=False, edgecolor=edge, linewidth=1.2))
