@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
-.PHONY: run test bench-landscape bench-curvature clean
+.PHONY: run test bench-landscape bench-curvature bench-evaluation clean
 
 run: $(VENV)/installed          ## environment, install, the main job; ARGS="--config smoke" and the like are passed on
 	$(BIN)/llm-forgetting run $(ARGS)
@@ -20,6 +20,9 @@ bench-landscape: $(VENV)/installed      ## landscapes: a plain loop, loss-landsc
 
 bench-curvature: $(VENV)/installed      ## Hessian-vector products: hessian-eigenthings and ours
 	$(BIN)/python benchmarks/curvature.py $(ARGS)
+
+bench-evaluation: $(VENV)/installed     ## MMLU scores: lm-evaluation-harness and ours; ARGS="--mmlu FOLDER"
+	$(BIN)/python benchmarks/evaluation.py $(ARGS)
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)

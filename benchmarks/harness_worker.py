@@ -54,7 +54,7 @@ class Harness:
         """Accuracy, its stderr, log-likelihoods (n, 4) in the order of the rows, and seconds: requests built and scored."""
         task = self.task(subject, shots)
         start = time.perf_counter()
-        found: Any = evaluate(self.model, {f"mmlu_{subject}": task}, bootstrap_iters=0, log_samples=True)
+        found: Any = evaluate(self.model, {f"mmlu_{subject}": task}, bootstrap_iters=1, log_samples=True)
         seconds = time.perf_counter() - start
         samples = sorted(found["samples"][f"mmlu_{subject}"], key=lambda sample: sample["doc_id"])
         scores = found["results"][f"mmlu_{subject}"]

@@ -132,8 +132,8 @@ def test_sharpness_is_that_of_the_loss(analysed: Any) -> None:
     assert worst["ascent"] > abs(average["value"])
     assert average["samples"] == 4
     assert found["sharpness"]["items_per_step"] == len(items)
-    relative = found["sharpness"]["relative_critical"]
-    assert (relative["value"] is None) == (relative["slope"] <= 0 or relative["step"] is None)
+    critical = found["sharpness"]["critical"]
+    assert (critical["value"] is None) == (critical["slope"] <= 0 or critical["step"] is None)
     assert float(score(model, items, 4).losses.mean()) > 0  # the model still stands
 
 
@@ -157,7 +157,8 @@ def test_results_and_figures_of_a_whole_run(run: Any, tmp_path: Path) -> None:
     schema = json.loads(resources.files("llm_forgetting").joinpath("data/results.schema.json").read_text())
     assert [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(results)] == []
     assert list(results["curvature"]) == ["after_task1", "after_task2"]
-    assert results["curvature"]["after_task2"]["sharpness"]["relative_critical"] is None
+    relative = results["forecasts"][0]["relative_critical"]
+    assert (relative["value"] is None) == (relative["slope"] <= 0 or relative["step"] is None)
     rivals = results["forecasts"][0]["rivals"]
     assert rivals["task"] == "synthetic_1"
     weights = results["curvature"]["after_task1"]["weights"]

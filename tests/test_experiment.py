@@ -17,9 +17,11 @@ from PIL import Image
 from runs import Finished, Moment, Shell, SmokeRun, read_results, same_results
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llm_forgetting.artifacts import encode_json
 from llm_forgetting.config import ExperimentConfig, to_dict
 from llm_forgetting.config_files import dotted_paths
 from llm_forgetting.results import SCHEMA_VERSION
+from llm_forgetting.summary import summarise
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing`:FutureWarning"
@@ -39,7 +41,8 @@ def schema() -> Any:
 def figure_names(checkpoints: Sequence[str], tasks: Sequence[str]) -> set[str]:
     """Stems of everything that is drawn."""
     surfaces = {f"landscape_{c}_{t}_{kind}" for c in checkpoints for t in tasks for kind in ("contour", "3d")}
-    return {f"landscape_{name}" for name in ("overview", "checkpoint_plane", "path", "lines")} | surfaces
+    others = {f"landscape_{name}" for name in ("overview", "checkpoint_plane", "path", "lines")}
+    return others | surfaces | {"accuracy_matrix"}
 
 
 def mistakes(results: dict[str, Any]) -> list[str]:
@@ -53,8 +56,13 @@ def mistakes_in(field: str, value: Any) -> list[str]:
     return [error.message for error in jsonschema.Draft202012Validator(part).iter_errors(value)]
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
+def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of items scored at the run's own checkpoints."""
+    return [line for line in lines(folder) if line["split"] in SPLITS and line["checkpoint"] in CHECKPOINTS]
 
 
 # --- what a run leaves behind -------------------------------------------------------------------------------------------
@@ -195,6 +203,12 @@ def test_splits_are_disjoint_and_everything_scored_is_in_them(smoke_run: SmokeRu
     assert scored == {(c, *cell): found for c in CHECKPOINTS for cell, found in splits.items()}
     for task in smoke_run.results["tasks"]:
         assert set(task["landscape_items"]) <= set(splits[task["name"], "train"])
+
+
+def test_all_that_is_said_of_forgetting_comes_from_items_jsonl_alone(smoke_run: SmokeRun) -> None:
+    said = smoke_run.results
+    found = json.loads(encode_json(summarise(lines(smoke_run.path), said["task_names"], seed=0)))
+    assert found == {key: said[key] for key in ("answer", "forgetting", "spurious", "text")}
 
 
 def test_items_jsonl_recomputes_every_cell_and_every_forgetting(smoke_run: SmokeRun) -> None:

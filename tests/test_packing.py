@@ -1,5 +1,6 @@
 """Packed items against the same items one by one, without padding: logits, gradients, costs, and models that cannot."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from llm_forgetting.config import LoraConfig, ModelConfig
 from llm_forgetting.evaluation import score
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.packing import CannotPackError, Pack, common_beginning, packs, segments
+from llm_forgetting.scoring_batches import TOKENS_PER_BATCH, Pieces, shares
 from llm_forgetting.tasks.task import Item
 
 pytestmark = [
@@ -90,7 +92,7 @@ def reference(model: LanguageModel, item: EncodedItem) -> tuple[list[float], flo
     return [float(logits[n]) for n in item.letter_ids], top + math.log(sum(math.exp(x - top) for x in others))
 
 
-def assert_scored_as_one_by_one(model: LanguageModel, items: Sequence[EncodedItem], batch_size: int) -> None:
+def assert_scored_as_one_by_one(model: LanguageModel, items: Sequence[EncodedItem], batch_size: int | None) -> None:
     found = score(model, items, batch_size)
     for n, item in enumerate(items):
         z, rest = reference(model, item)
@@ -197,19 +199,115 @@ TOKENS = {
 }
 
 
+def tokens_computed(model: LanguageModel, items: Sequence[EncodedItem], batch_size: int | None) -> list[int]:
+    """Tokens that went through a layer's feed-forward part, per forward pass, while the items were scored."""
+    counts: list[int] = []
+    block = next(module for name, module in model.peft_model.named_modules() if name.endswith(".mlp"))
+    handle = block.register_forward_hook(lambda block, given, made: counts.append(made.shape[0] * made.shape[1]))
+    score(model, items, batch_size)
+    handle.remove()
+    return counts
+
+
 @pytest.mark.parametrize("case", TOKENS)
 def test_no_token_is_computed_twice_or_for_padding(model: LanguageModel, case: str) -> None:
-    counts: list[int] = []
-    blocks = [module for name, module in model.peft_model.named_modules() if name.endswith(".mlp")]
-    assert len(blocks) == 2
-    handles = [
-        block.register_forward_hook(lambda block, given, made: counts.append(made.shape[0] * made.shape[1]))
-        for block in blocks
-    ]
-    score(model, CASES[case], 64)
-    for handle in handles:
-        handle.remove()
-    assert counts == [TOKENS[case]] * 2
+    assert tokens_computed(model, CASES[case], 64) == [TOKENS[case]]
+
+
+def test_a_long_beginning_is_computed_once_for_all_packs(model: LanguageModel) -> None:
+    assert tokens_computed(model, CASES["worked examples"], 2) == [200, 30 + 22, 15 + 8]
+
+
+# Scoring in shares and pieces
+
+
+def of_subjects(*sizes: tuple[str, int, Sequence[int]]) -> list[EncodedItem]:
+    return [item for subject, shared, tails in sizes for item in make(subject, shared, tails)]
+
+
+LONG = of_subjects(("trees", 90, [5, 9, 3, 7, 8]), ("birds", 70, [4, 6, 2]), ("fish", 3, [9, 4, 6]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 64, None])
+def test_kept_beginnings_change_no_score(model: LanguageModel, batch_size: int | None) -> None:
+    assert_scored_as_one_by_one(model, LONG, batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 64, None])
+def test_every_item_is_in_one_batch_of_its_own_beginning(batch_size: int | None) -> None:
+    found = shares(LONG, batch_size)
+    assert sorted(n for share in found for batch in share.batches for n in batch) == list(range(len(LONG)))
+    for share in found:
+        for batch in share.batches:
+            assert batch_size is None or len(batch) <= batch_size
+            for n in batch:
+                assert LONG[n].input_ids[: len(share.beginning)] == share.beginning
+                assert len(LONG[n].input_ids) > len(share.beginning)
+
+
+def test_items_that_lost_a_shot_do_not_spoil_the_beginning_of_the_others() -> None:
+    short = [dataclasses.replace(item, shots_dropped=1) for item in make("trees", 80, [4, 5], seed=9)]
+    assert sorted(len(share.beginning) for share in shares([*make("trees", 100, [5, 6, 7]), *short], 1)) == [80, 100]
+
+
+def test_batches_without_a_size_hold_some_thousand_tokens() -> None:
+    tails = [1000, 990, 980, 970, 960, 950]
+    ((one,), (two, three)) = (share.batches for share in shares(of_subjects(("a", 70, [9, 9]), ("b", 0, tails)), None))
+    assert (len(one), len(two), len(three)) == (2, 4, 2)
+
+
+def test_an_item_that_is_longer_than_a_batch_is_scored_alone() -> None:
+    assert shares(make("trees", 0, [TOKENS_PER_BATCH + 1, 3]), None)[0].batches == ((0,), (1,))
+
+
+class Small:
+    """Memory for so many items at a time; keeps what it was asked."""
+
+    def __init__(self, room: int, error: Exception) -> None:
+        self.room, self.error = room, error
+        self.asked: list[int] = []
+        self.done: list[int] = []
+
+    def __call__(self, batch: tuple[int, ...]) -> None:
+        self.asked.append(len(batch))
+        if len(batch) > self.room:
+            raise self.error
+        self.done += batch
+
+
+def test_where_memory_runs_out_batches_are_halved_and_stay_small() -> None:
+    memory, pieces = Small(3, torch.OutOfMemoryError("CUDA out of memory.")), Pieces()
+    for batch in (tuple(range(10)), tuple(range(10, 20))):
+        pieces.run(batch, memory)
+    assert memory.done == list(range(20))
+    assert memory.asked == [10, 5, 2, 2, 1, 2, 2, 1, 2, 2, 2, 2, 2]
+
+
+def test_what_is_too_much_for_one_item_is_raised() -> None:
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        Pieces().run((0, 1), Small(0, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")))
+
+
+def test_other_errors_are_not_mistaken_for_want_of_memory() -> None:
+    memory = Small(1, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        Pieces().run((0, 1), memory)
+    assert memory.asked == [2]
+
+
+def test_scores_are_the_same_when_memory_runs_out_on_the_way(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = score(model, LONG, 64)
+    compute = model.packed_logits
+
+    def small(packed: Sequence[Pack], *rest: Any) -> Any:
+        if len(packed[0].items) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute(packed, *rest)
+
+    monkeypatch.setattr(model, "packed_logits", small)
+    np.testing.assert_allclose(score(model, LONG, 64).letter_logits, whole.letter_logits, atol=1e-5)
 
 
 # Gradients

@@ -84,7 +84,7 @@ def analyse_between(
     plane: dict[str, Any] | None = None
     notes: list[str] = []
     origin, *trained = checkpoints
-    for start, end in pairwise(trained):
+    for start, end in pairwise(trained) if config.paths else ():
         ends = checkpoints[start], checkpoints[end]
         with progress.bar(f"path from {start} to {end}", path_evaluations()) as advance:
             try:

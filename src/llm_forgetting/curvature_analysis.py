@@ -61,7 +61,8 @@ def analyse_forecast(  # noqa: PLR0917 -- named at its one call
 
     Exact slope and curvature along D = delta W_2 - delta W_1 in the merged weights, per task and split, beside the change of
     loss of the same items; for the items whose `path` was measured also the path's own derivatives, and how far along it the
-    quadratic holds within `tau` nats. `new` are items of the task that was learnt in between.
+    quadratic holds within `tau` nats. `new` are items of the task that was learnt in between; with `config.spectrum` their
+    gradient is what the relative critical sharpness of the last old task's first split goes against.
     """
     difference = combination([(1.0, second), (-1.0, first)])
     distance = norm(difference)
@@ -83,8 +84,13 @@ def analyse_forecast(  # noqa: PLR0917 -- named at its one call
             advance(1, "")
     kl = _divergence(model, first, second, new, batch_size)
     advance(1, "")
+    relative = None
+    if config.spectrum:
+        own, *_ = list(old.values())[-1].values()
+        relative = _relative_critical(model, first, own, new, config, batch_size)
     return {
         "update_norm": distance,
+        "relative_critical": relative,
         "divergence": dict(zip(("value", "stderr", "items"), (*forecasts.mean_stderr(kl), len(kl)), strict=True)),
         "tasks": found,
     }
@@ -131,7 +137,7 @@ def with_weights(found: Sequence[Result], spectra: Mapping[str, Result]) -> list
             *_, task = entry["tasks"]
             learnt = next(found for found in entry["tasks"][task].values() if found["items"] == spectrum["items"])
             along = Along(learnt["loss"], learnt["first_order"], learnt["curvature"])
-            relative = spectrum["sharpness"]["relative_critical"]
+            relative = entry["relative_critical"]
             bound = {
                 "task": task,
                 "quadratic_bound": forecasts.quadratic_bound(weights["largest"]["value"], distance),
@@ -152,7 +158,6 @@ def curvature_evaluations(config: CurvatureConfig) -> int:
 def analyse_curvature(
     model: LanguageModel,
     items: Items,
-    following: Items | None,
     config: CurvatureConfig,
     *,
     batch_size: int,
@@ -160,8 +165,6 @@ def analyse_curvature(
 ) -> Result:
     """Spectrum, trace, density and sharpness of the loss of `items` at the live adapter, in canonical factors; trace and
     largest eigenvalue in the merged weights.
-
-    `following` are items of the task that is learnt next, for the relative critical sharpness.
     """
     base = {name: module.factors for name, module in canonicalise(model.adapter_factors()).items()}
     coordinates = Coordinates(base)
@@ -188,7 +191,7 @@ def analyse_curvature(
             product, whole, coordinates.blocks, probes=config.trace_probes, seed=config.seed, advance=tell
         )
         weights = _weights(products, base, coordinates.step(eigenvector(whole, 0)), config, tell)
-    sharpness = _sharpness(model, items, following, base, gradient, along_gradient, config, batch_size)
+    sharpness = _sharpness(model, items, base, gradient, along_gradient, config, batch_size)
     largest, smallest = extreme_eigenvalues(whole, config.eigenvalues)
     spectral = density([whole, *others])
     return {
@@ -272,17 +275,17 @@ def _norm(x: Weights) -> float:
 def _sharpness(  # noqa: PLR0917 -- one call, above
     model: LanguageModel,
     items: Items,
-    following: Items | None,
     base: Update,
     gradient: torch.Tensor,
     along_gradient: torch.Tensor,
     config: CurvatureConfig,
     batch_size: int,
 ) -> Result:
-    """Worst case, average case and along gradients, all within canonical factors; the radius is a share of their norm."""
+    """Worst case, average case and along the gradient, all within canonical factors; the radius is a share of their norm."""
     coordinates = Coordinates(base)
     space = AdapterSpace(canonicalise(base))
     radius = config.radius * space.norm
+    loss_at = _loss_at(model, items, base, batch_size)
 
     def gradient_at(offset: torch.Tensor) -> torch.Tensor:
         with products_at(
@@ -290,31 +293,44 @@ def _sharpness(  # noqa: PLR0917 -- one call, above
         ) as there:
             return coordinates.vector(there.gradient())
 
-    def loss_at(offset: torch.Tensor) -> float:
-        with model.perturbed() as move:
-            move(moved(base, coordinates.step(offset)))
-            return float(score(model, items, batch_size).losses.mean())
-
     worst = worst_case(loss_at, gradient_at, gradient, radius, config.ascent_steps)
     centre = loss_at(torch.zeros_like(gradient))
     drawn = [coordinates.vector(d) for d in space.directions(config.seed, config.sharpness_directions, radius)]
     average = average_case([loss_at(d) - centre for d in drawn], radius)
     slope, curvature = _dot(gradient, gradient), _dot(gradient, along_gradient)
-    found = {
+    return {
         "items_per_step": len(items),
         "worst_case": dataclasses.asdict(worst),
         "average_case": dataclasses.asdict(average),
         "critical": dataclasses.asdict(critical_sharpness(loss_at, gradient, slope, curvature)),
-        "relative_critical": None,
     }
-    if following is not None:
-        with products_at(model, following, base, micro_batch=config.micro_batch, method=config.products) as products:
-            other = coordinates.vector(products.gradient())
-        with products_at(model, items, base, micro_batch=config.micro_batch, method=config.products) as products:
-            image = coordinates.vector(products.hessian(coordinates.step(other)))
-        relative = critical_sharpness(loss_at, other, _dot(gradient, other), _dot(other, image))
-        found["relative_critical"] = dataclasses.asdict(relative)
-    return found
+
+
+def _relative_critical(
+    model: LanguageModel, update: Update, items: Items, new: Items, config: CurvatureConfig, batch_size: int
+) -> Result:
+    """Critical sharpness of the loss of `items` along the gradient of that of `new`, in canonical factors at `update`."""
+    base = {name: module.factors for name, module in canonicalise(update).items()}
+    coordinates = Coordinates(base)
+    with products_at(model, new, base, micro_batch=config.micro_batch, method=config.products) as products:
+        other = coordinates.vector(products.gradient())
+    with products_at(model, items, base, micro_batch=config.micro_batch, method=config.products) as products:
+        gradient = coordinates.vector(products.gradient())
+        image = coordinates.vector(products.hessian(coordinates.step(other)))
+    loss_at = _loss_at(model, items, base, batch_size)
+    return dataclasses.asdict(critical_sharpness(loss_at, other, _dot(gradient, other), _dot(other, image)))
+
+
+def _loss_at(model: LanguageModel, items: Items, base: Update, batch_size: int) -> Callable[[torch.Tensor], float]:
+    """The mean loss of `items` at an offset from the factors `base`."""
+    coordinates = Coordinates(base)
+
+    def loss_at(offset: torch.Tensor) -> float:
+        with model.perturbed() as move:
+            move(moved(base, coordinates.step(offset)))
+            return float(score(model, items, batch_size).losses.mean())
+
+    return loss_at
 
 
 def _dot(x: torch.Tensor, y: torch.Tensor) -> float:

@@ -139,7 +139,7 @@ def _work(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[s
     work.append(
         (f"evaluate {checkpoints + 1} checkpoints", (checkpoints + 1) * scored, (checkpoints + 1) * scored_tokens)
     )
-    return [*work, *_scans(config, sizes), *_derivatives(config, sizes)]
+    return [*work, *_probes(config, sizes), *_scans(config, sizes), *_derivatives(config, sizes)]
 
 
 def _training_work(
@@ -155,6 +155,28 @@ def _training_work(
     slower = TRAINING_PASSES + (1 if training.gradient_checkpointing else 0)
     label = f"fine-tune on {entry['name']} ({optimizer_steps(items, training)} steps{', SAM' if sam else ''})"
     return label, times * items, slower * times * tokens
+
+
+def _probes(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """What it costs to tell lost knowledge from a changed habit of answering."""
+    settings, earlier = config.evaluation, sizes[:-1]
+    work: list[tuple[str, float, float]] = []
+    if settings.rotations:  # of four options, at two checkpoints
+        passes = [6 * entry["train"] for entry in earlier]
+        tokens = sum(count * entry["tokens"] for count, entry in zip(passes, earlier, strict=True))
+        work.append(("rotated options", sum(passes), tokens))
+    if settings.recovery_items:
+        starts = 2 if settings.recovery_control else 1
+        few = [min(settings.recovery_items, entry["train"] // 2) for entry in earlier]
+        passes = [
+            starts * (settings.recovery_epochs * n + entry["train"] - n) for n, entry in zip(few, earlier, strict=True)
+        ]
+        tokens = sum(
+            starts * entry["tokens"] * (TRAINING_PASSES * settings.recovery_epochs * n + entry["train"] - n)
+            for n, entry in zip(few, earlier, strict=True)
+        )
+        work.append(("learn a few items again", sum(passes), tokens))
+    return work
 
 
 def _scans(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
@@ -176,7 +198,8 @@ def _scans(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[
     label, passes, tokens = scan(around, checkpoints * each)
     work = [(label, passes + checkpoints * self_test, tokens + checkpoints * self_test * sizes[0]["tokens"])]
     paths, path = checkpoints - 1, path_evaluations()
-    work.append(scan(f"paths between them ({paths} of {path} points or more)", paths * path))
+    if landscape.paths:
+        work.append(scan(f"paths between them ({paths} of {path} points or more)", paths * path))
     if landscape.checkpoint_plane:
         plane = plane_evaluations()
         work.append(scan(f"plane through three of them ({plane} points or more)", plane))

@@ -105,7 +105,7 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
         "forecasts": with_weights(foreseen, spectra),
     }
     content["warnings"] = setup["warnings"] + _late_warnings(content)
-    content["figures"] = draw_landscapes(content, folder.path, dpi=config.output.dpi)
+    content["figures"] = draw_landscapes(content, folder.path, dpi=config.output.dpi) if config.output.figures else []
     content["timings"] = folder.timings()
     folder.write("items.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in items))
     folder.write("results.md", results_markdown(content))

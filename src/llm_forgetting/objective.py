@@ -37,6 +37,12 @@ class AnswerStatistics:
             return np.asarray(lse - self._answer_logit)
 
     @property
+    def log_likelihoods(self) -> Floats:
+        """(..., n, k) log p of every letter over the whole vocabulary, nats; -inf where an item has no such letter."""
+        lse = np.logaddexp(logsumexp(self.letter_logits, axis=-1), self.rest)
+        return np.asarray(self.letter_logits - lse[..., None])
+
+    @property
     def four_way_losses(self) -> Floats:
         """(..., n) loss within the k letters, nats."""
         with np.errstate(invalid="ignore"):

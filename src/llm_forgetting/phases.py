@@ -180,6 +180,8 @@ def _learn_again(session: Session, name: str, start: int, chosen: list[EncodedIt
 def analyse(session: Session, k: int, reference_norm: float | None) -> Result:
     """Loss surfaces of every task around the checkpoint after task k."""
     model, named, settings = session.at(k), session.named_landscape_items(), session.config.landscape
+    if settings.tasks == "learnt":
+        named = named[:k]
     name = f"landscape_{checkpoint_name(k)}"
     with session.progress.bar(f"landscape of {checkpoint_name(k)}", evaluations(settings)) as advance:
         return analyse_landscape(
@@ -220,7 +222,6 @@ def differentiate(session: Session, k: int) -> Result:
         return analyse_curvature(
             session.at(k),
             items[k - 1],
-            items[k] if k < len(items) else None,
             settings,
             batch_size=session.config.landscape.batch_size,
             advance=advance,

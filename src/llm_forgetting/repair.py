@@ -104,6 +104,6 @@ def path_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
     if not paths:
         raise UserError(
             f"repair needs a run with a measured path between its checkpoints, this one has none: "
-            f"{'; '.join(results.get('between_notes', [])) or 'it was made by an earlier version, run it again'}"
+            f"{'; '.join(results.get('between_notes', [])) or 'run it again, with landscape.paths=true'}"
         )
     return paths[-1]

@@ -35,11 +35,14 @@ def shares(encoded: Sequence[EncodedItem], batch_size: int | None) -> list[Share
     found, rest = [], []
     for places in groups.values():
         length = common_beginning([encoded[n].input_ids for n in places])
-        if length >= SHORTEST_KEPT:
-            beginning = encoded[places[0]].input_ids[:length]
-            found.append(Share(beginning, _batches(encoded, places, length, batch_size)))
-        else:
+        if length < SHORTEST_KEPT:
             rest += places
+            continue
+        batches = _batches(encoded, places, length, batch_size)
+        beginning = (
+            encoded[places[0]].input_ids[:length] if len(batches) > 1 else ()
+        )  # one pack computes it once anyway
+        found.append(Share(beginning, batches))
     return [*found, Share((), _batches(encoded, rest, 0, batch_size))] if rest else found
 
 

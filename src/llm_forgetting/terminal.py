@@ -78,7 +78,8 @@ class Terminal:
         """The closing tables, the answer, and where everything is."""
         self.console.print()
         makers = [accuracy_matrix, forgetting_table, *([spurious_table] * bool(results["spurious"]))]
-        makers += [landscape_table, flatness_table, between_table]
+        makers += [landscape_table, flatness_table]
+        makers += [between_table] * bool(results["paths"] or results["checkpoint_plane"] or results["between_notes"])
         makers += [forecast_table] * bool(results["forecasts"]) + [curvature_table] * bool(results["curvature"])
         for make in makers:
             self.show_table(make(results))
@@ -86,7 +87,9 @@ class Terminal:
         for warning in results["warnings"]:
             self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")
         self.console.print(Panel(escape(results["answer"]), title="answer", title_align="left", border_style="green"))
-        files = f"results.md, results.json, items.jsonl, landscape_overview.png and {len(results['figures']) - 1} more figures"
+        files = "results.md, results.json, items.jsonl"
+        if results["figures"]:
+            files += f", {results['figures'][0]} and {len(results['figures']) - 1} more figures"
         self.console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]: {files}.", soft_wrap=True)
 
     def show_table(self, table: Table) -> None:

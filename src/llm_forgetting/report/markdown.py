@@ -29,7 +29,7 @@ def all_tables(results: Mapping[str, Any]) -> list[Table]:
         landscape_table,
         flatness_table,
         comparison_table,
-        between_table,
+        *([between_table] if results["paths"] or results["checkpoint_plane"] or results["between_notes"] else []),
         *([forecast_table] if results["forecasts"] else []),
         *([curvature_table] if results["curvature"] else []),
     )
@@ -41,7 +41,8 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     parts = [f"# {results['answer']}", ""]
     for table in all_tables(results):
         parts += [f"## {table.title}", "", *_markdown_rows(table), "", *([table.note, ""] if table.note else [])]
-    parts += ["## Figures", "", *(f"![{name}]({name})" for name in results["figures"]), ""]
+    if results["figures"]:
+        parts += ["## Figures", "", *(f"![{name}]({name})" for name in results["figures"]), ""]
     if results["warnings"]:
         parts += ["## Warnings", "", *(f"- {warning}" for warning in results["warnings"]), ""]
     model = results["model"]
