@@ -38,6 +38,7 @@ RESULTS = HERE / "results/evaluation.json"
 SHOTS = (0, 5)
 BATCH, MAX_TOKENS = 8, 2048
 AGREEMENT = 1e-4
+KEPT = ("accuracy", "stderr", "seconds")
 TIMED = ("backbone", "abstract_algebra", 5)
 Record = dict[str, Any]
 
@@ -68,10 +69,15 @@ def main() -> int:
         },
         "versions": {**versions(), "lm_eval": turns[0]["harness_version"]},
         "adapter": options.adapter and options.adapter.name,
-        "turns": turns,
         "summary": [summarise(case, turns) for case in cases],
+        "turns": [
+            {**entry, **{who: {k: v for k, v in entry[who].items() if k in KEPT} for who in ("harness", "ours")}}
+            for entry in turns
+        ],
     }
     show(record)
+    if options.record:
+        write_recorded(options, turns)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\nall raw figures: benchmarks/results/{RESULTS.name}")
@@ -94,6 +100,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--subjects", type=lambda text: text.split(","), default=["abstract_algebra", "anatomy"])
     parser.add_argument("--repeats", type=int, default=3, help="turns of the case that is timed (default 3)")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="also write the harness's log-likelihoods, for the tests"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both")
     options = parser.parse_args()
     if options.mmlu is None:
@@ -140,6 +149,25 @@ def turn(python: Path, folder: Path, cases: list[tuple[str, str, int]]) -> list[
         {"model": model, "subject": subject, "shots": shots, "harness_version": version, "harness": a, "ours": b}
         for (model, subject, shots), a, b in zip(cases, theirs, mine, strict=True)
     ]
+
+
+def write_recorded(options: argparse.Namespace, turns: list[Record]) -> None:
+    """The harness's log-likelihoods of the bare backbone, to six decimals, and the right answers."""
+    source = open_source(source="local", path=str(options.mmlu))
+    cases = {}
+    for entry in turns:
+        if entry["model"] == "backbone":
+            subject = entry["subject"]
+            rows = [item for item in source.pool(subject, (subject,)).rows if item.id.split("/")[1] == "test"]
+            rounded = [[round(x, 6) for x in row] for row in entry["harness"]["log_likelihoods"]]
+            cases[subject, entry["shots"]] = {
+                **{key: entry[key] for key in ("model", "subject", "shots")},
+                **{key: entry["harness"][key] for key in ("accuracy", "stderr")},
+                "answers": [item.answer for item in rows],
+                "log_likelihoods": rounded,
+            }
+    content = {"lm_eval": turns[0]["harness_version"], "model": MODEL.name, "cases": list(cases.values())}
+    options.record.write_text(json.dumps(content) + "\n")
 
 
 def summarise(case: tuple[str, str, int], turns: list[Record]) -> Record:

@@ -36,13 +36,14 @@ class Ours:
             if case["adapter"]
             else LanguageModel.load(MODEL, LoraConfig(rank=1), seed=0)
         )
+        self.adapted = bool(case["adapter"])
         _ = self.model.packs  # tried out once per model, as its weights are loaded once
 
     def score(self, subject: str, shots: int) -> dict[str, Any]:
         """Accuracy, its stderr, log-likelihoods (n, k) in the order of the rows, and seconds."""
         part = subject_items(self.source, subject, DataConfig(few_shot=shots), None)
         start = time.perf_counter()
-        with merged(self.model):
+        with merged(self.model) if self.adapted else self.model.bare():
             encoded = encode(self.model.tokenizer, part.items, {subject: part.shots}, self.data.max_tokens)
             scored = score(self.model, encoded, None)
         seconds = time.perf_counter() - start

@@ -20,7 +20,7 @@ from llm_forgetting.evaluate_adapter import subject_items
 from llm_forgetting.evaluation import merged, score
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.statistics import pooled_stderr, proportion
-from llm_forgetting.tasks.sources import LoadedSource, open_local, open_source
+from llm_forgetting.tasks.sources import LoadedSource, open_source
 from llm_forgetting.tasks.task import Item
 
 HARNESS = json.loads((Path(__file__).parent / "data/harness_log_likelihoods.json").read_text())
@@ -116,7 +116,7 @@ def test_zero_shot_log_likelihoods_are_the_harness_s(smollm2: LanguageModel, sub
 @pytest.mark.parametrize("subject", ["abstract_algebra", "anatomy"])
 def test_few_shot_log_likelihoods_are_the_harness_s(smollm2: LanguageModel, subject: str) -> None:
     case = recorded("backbone", subject, 5)
-    part = subject_items(open_local(MMLU, {}), subject, DataConfig(few_shot=5), 8)
+    part = subject_items(open_source(source="local", path=str(MMLU)), subject, DataConfig(few_shot=5), 8)
     with merged(smollm2):
         found = score(smollm2, encode(smollm2.tokenizer, part.items, {subject: part.shots}, 2048), 3)
     np.testing.assert_allclose(found.log_likelihoods, case["log_likelihoods"][:8], atol=1e-4)

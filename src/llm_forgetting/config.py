@@ -205,8 +205,8 @@ class LandscapeConfig:
         checkpoint_plane: Also scan the plane through the initial, the first and the last checkpoint.
         plane_tolerance: `tolerance` of that plane, which is drawn and not measured on.
         paths: Also measure the straight paths from each trained checkpoint to the next, and the point of repair on them.
-        tasks: `all`: surfaces of every task around every checkpoint. `learnt`: only of those learnt by then, so that what is
-            measured around a checkpoint does not depend on what comes after it.
+        tasks: `all`: surfaces of every task around every checkpoint. `learnt`: only of those learnt by then, `first`: only of
+            the first; what is measured around a checkpoint then does not depend on what comes after it.
         trajectory: Also project the adapter at the end of every epoch onto that plane, with its distance from the plane and
             its true loss; an evaluation per epoch.
         items: Split whose items define the loss: `train` (the minimum that was reached) or `test`.
@@ -229,7 +229,7 @@ class LandscapeConfig:
     checkpoint_plane: bool = True
     plane_tolerance: float = 0.1
     paths: bool = True
-    tasks: Literal["all", "learnt"] = "all"
+    tasks: Literal["all", "learnt", "first"] = "all"
     trajectory: bool = False
     items: Literal["train", "test"] = "train"
     num_items: int = 8

@@ -306,7 +306,7 @@ def _sharpness(  # noqa: PLR0917 -- one call, above
     }
 
 
-def _relative_critical(
+def _relative_critical(  # noqa: PLR0917 -- one call, above
     model: LanguageModel, update: Update, items: Items, new: Items, config: CurvatureConfig, batch_size: int
 ) -> Result:
     """Critical sharpness of the loss of `items` along the gradient of that of `new`, in canonical factors at `update`."""

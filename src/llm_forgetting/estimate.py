@@ -18,6 +18,8 @@ CHARACTERS_PER_TOKEN = 4.0
 # A training pass costs two forwards more than a scoring pass' one: gradients flow through the frozen weights to the
 # adapter, but none are formed for them. A forward reaches about this share of the machine's own matrix rate.
 TRAINING_PASSES = 2.4
+# Bytes of Python, PyTorch and the rest.
+REST = 0.7e9
 EFFICIENCY = 0.65
 # A Hessian-vector product: values and derivatives forward, and both back.
 FORWARDS_PER_PRODUCT = 4
@@ -101,6 +103,24 @@ def estimate(config: ExperimentConfig, notify: Callable[[str], None]) -> list[Ta
         " ".join(dict.fromkeys(entry["note"] for entry in sizes if entry["note"])),
     )
     return [tasks, phases, _memory(config, size, max(entry["tokens"] for entry in sizes))]
+
+
+def seconds_of(config: ExperimentConfig, notify: Callable[[str], None]) -> float | None:
+    """Seconds of a whole run on this machine's CPU, as `estimate` tells them; None where the model's size is not known."""
+    size = model_size(config.model.name)
+    if size is None:
+        return None
+    tokens = sum(entry[2] for entry in _work(config, _task_sizes(config, notify)))
+    return tokens * 2 * size.body / (EFFICIENCY * matrix_rate())
+
+
+def memory_bytes(config: ExperimentConfig) -> float:
+    """Memory of a run's process, about, with prompts as long as they may be; 0 where the model's size is not known."""
+    size = model_size(config.model.name)
+    if size is None:
+        return 0.0
+    width = _BYTES[config.model.dtype]
+    return size.total * width * 2 + _activations(config, size, config.data.max_tokens) + REST
 
 
 def _task_sizes(config: ExperimentConfig, notify: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -247,17 +267,22 @@ def _memory(config: ExperimentConfig, size: ModelSize | None, tokens: float) -> 
         return Table("Memory", header, (("backbone", "unknown: the model's size is not known here"),))
     width = _BYTES[config.model.dtype]
     weights = size.total * width
-    batch_tokens = config.training.batch_size * tokens
-    # Per token and layer a training step keeps about 34 hidden-sized activations; checkpointing keeps one.
-    kept = 34 if not config.training.gradient_checkpointing else 1
-    activations = batch_tokens * size.hidden * width * (kept * size.layers + 34)
+    activations = _activations(config, size, tokens)
     rows = (
         (f"backbone ({size.total / 1e6:,.0f} M parameters, {config.model.dtype}; {size.origin})", _gigabytes(weights)),
         ("activations of one training batch", _gigabytes(activations)),
-        ("Python, PyTorch and the rest", _gigabytes(0.7e9)),
-        ("all", _gigabytes(weights + activations + 0.7e9)),
+        ("Python, PyTorch and the rest", _gigabytes(REST)),
+        ("all", _gigabytes(weights + activations + REST)),
     )
     return Table("Memory", header, rows)
+
+
+def _activations(config: ExperimentConfig, size: ModelSize, tokens: float) -> float:
+    """Bytes that a training batch keeps for its backward pass."""
+    # Per token and layer a training step keeps about 34 hidden-sized activations; checkpointing keeps one.
+    kept = 34 if not config.training.gradient_checkpointing else 1
+    batch = config.training.batch_size * tokens
+    return batch * size.hidden * _BYTES[config.model.dtype] * (kept * size.layers + 34)
 
 
 def _gigabytes(count: float) -> str:

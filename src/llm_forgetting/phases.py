@@ -180,8 +180,7 @@ def _learn_again(session: Session, name: str, start: int, chosen: list[EncodedIt
 def analyse(session: Session, k: int, reference_norm: float | None) -> Result:
     """Loss surfaces of every task around the checkpoint after task k."""
     model, named, settings = session.at(k), session.named_landscape_items(), session.config.landscape
-    if settings.tasks == "learnt":
-        named = named[:k]
+    named = named[: {"all": len(named), "learnt": k, "first": 1}[settings.tasks]]
     name = f"landscape_{checkpoint_name(k)}"
     with session.progress.bar(f"landscape of {checkpoint_name(k)}", evaluations(settings)) as advance:
         return analyse_landscape(

@@ -11,7 +11,7 @@ from llm_forgetting.packing import common_beginning
 log = logging.getLogger(__name__)
 
 # Tokens of a batch whose size nobody set: enough for full speed on a CPU and a GPU, little beside a backbone's weights.
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 2048
 # A shorter beginning is computed again in every pack: as fast, and packs may then hold several subjects.
 SHORTEST_KEPT = 64
 

@@ -86,11 +86,15 @@ class Terminal:
             self.console.print()
         for warning in results["warnings"]:
             self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")
-        self.console.print(Panel(escape(results["answer"]), title="answer", title_align="left", border_style="green"))
+        self.show_answer("answer", results["answer"])
         files = "results.md, results.json, items.jsonl"
         if results["figures"]:
             files += f", {results['figures'][0]} and {len(results['figures']) - 1} more figures"
         self.console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]: {files}.", soft_wrap=True)
+
+    def show_answer(self, question: str, said: str) -> None:
+        """A question and its answer, in a frame."""
+        self.console.print(Panel(escape(said), title=escape(question), title_align="left", border_style="green"))
 
     def show_table(self, table: Table) -> None:
         """One table, its note below."""

@@ -1,0 +1,194 @@
+"""Who computes cells: processes on this machine, or Ray."""
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from llm_forgetting.errors import UserError
+from llm_forgetting.study.cell import Job, run_cell
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that came back. `died`: its worker is gone, so nobody knows why it stopped."""
+
+    job: Job
+    died: bool = False
+
+
+class Engine(Protocol):
+    """Takes jobs while it has room, and tells when they end."""
+
+    slots: int
+
+    def submit(self, job: Job) -> None:
+        """Begin `job`; only where fewer than `slots` are under way."""
+
+    def ended(self, seconds: float) -> Sequence[Ended]:
+        """The jobs that have ended since, waiting at most `seconds` for the first."""
+
+    def close(self) -> None:
+        """End everything at once; whatever a job had finished stays in its folder."""
+
+
+class LocalEngine:
+    """Worker processes of this machine, each of which imports everything once and then computes one cell after the other.
+
+    A worker ends itself when the study's process is gone, so that a killed study leaves nobody writing.
+    """
+
+    def __init__(self, workers: int, threads: int) -> None:
+        self.slots = workers
+        self._threads = threads
+        self._context = multiprocessing.get_context("spawn")
+        self._idle: list[_Worker] = []
+        self._busy: dict[Connection, tuple[_Worker, Job]] = {}
+
+    def submit(self, job: Job) -> None:
+        """See `Engine`."""
+        worker = self._idle.pop() if self._idle else self._start()
+        worker.pipe.send(job)
+        self._busy[worker.pipe] = worker, job
+
+    def ended(self, seconds: float) -> list[Ended]:
+        """See `Engine`."""
+        found = []
+        for pipe in wait(list(self._busy), seconds):
+            assert isinstance(pipe, Connection)
+            worker, job = self._busy.pop(pipe)
+            try:
+                pipe.recv()
+                self._idle.append(worker)
+                found.append(Ended(job))
+            except EOFError:
+                worker.end()
+                found.append(Ended(job, died=True))
+        return found
+
+    def close(self) -> None:
+        """See `Engine`."""
+        for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
+            worker.end()
+        self._idle, self._busy = [], {}
+
+    def _start(self) -> "_Worker":
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
+        with _environment({"OMP_NUM_THREADS": str(self._threads), "TOKENIZERS_PARALLELISM": "false"}):
+            process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    process: Any
+    pipe: Connection
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+
+
+@contextlib.contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the process that is started meanwhile."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _serve(pipe: Connection, parent: int) -> None:
+    """Compute the jobs that come through `pipe`, until it is closed or the parent process is gone."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    from llm_forgetting.command_line import quiet_libraries
+
+    quiet_libraries()
+    while True:
+        try:
+            job = pipe.recv()
+        except (EOFError, OSError):
+            return
+        run_cell(job)
+        pipe.send(job.cell)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+class RayEngine:
+    """Tasks of a Ray cluster: an existing one (`address`), or one that is started here. Folders must be seen by all nodes."""
+
+    def __init__(self, workers: int, threads: int, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError(
+                "--engine ray needs Ray: pip install 'llm-forgetting[ray]', or use --engine local"
+            ) from error
+        self._ray: Any = ray
+        self.slots = workers
+        self._started = not ray.is_initialized()
+        if self._started:
+            own = {} if address else {"num_cpus": workers * threads, "include_dashboard": False}
+            try:
+                ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
+            except (ConnectionError, ValueError) as error:
+                raise UserError(
+                    f"--address must be that of a running Ray cluster, {address} is not: {error}"
+                ) from error
+        # The study retries what died, and knows how often it did.
+        self._run = ray.remote(num_cpus=threads, max_retries=0)(_run_quietly)
+        self._busy: dict[Any, Job] = {}
+
+    def submit(self, job: Job) -> None:
+        """See `Engine`."""
+        self._busy[self._run.remote(job)] = job
+
+    def ended(self, seconds: float) -> list[Ended]:
+        """See `Engine`."""
+        done, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=seconds)
+        found = []
+        for reference in done:
+            job = self._busy.pop(reference)
+            try:
+                self._ray.get(reference)
+                found.append(Ended(job))
+            except self._ray.exceptions.RayError:
+                found.append(Ended(job, died=True))
+        return found
+
+    def close(self) -> None:
+        """See `Engine`."""
+        for reference in self._busy:
+            self._ray.cancel(reference, force=True)
+        self._busy = {}
+        if self._started:
+            self._ray.shutdown()
+
+
+def _run_quietly(job: Job) -> None:
+    from llm_forgetting.command_line import quiet_libraries
+
+    quiet_libraries()
+    run_cell(job)

@@ -1,0 +1,234 @@
+"""A study's YAML file, and the cells that it expands to: every cell is an experiment, addressed by what it computes."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_forgetting.config import ExperimentConfig, leaves
+from llm_forgetting.config_files import PRESETS, dotted_paths, parse_config
+from llm_forgetting.errors import UserError
+from llm_forgetting.study.measures import MEASURES, OUTCOMES
+
+SEEDS = ("training.seed", "data.seed", "landscape.seed", "curvature.seed")
+TASKS = "data.tasks"
+_SECTIONS = ("name", "base", "set", "vary", "arms", "cells", "analysis")
+DEFAULT_ARM = "default"
+_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was decided before the study: the outcome, the one primary measure, and what else is looked at.
+
+    Args:
+        outcome: What is to be explained; one of `measures.OUTCOMES`.
+        primary: The measure that is tested without adjustment, because it was named here.
+        measures: All measures, the primary one among them.
+        given: Sets of columns for partial correlations.
+        learning: Learning of the last task, at which interventions are compared.
+        baseline: The arm that others are compared with; None for the first.
+        controls: Arms that share their first checkpoint with the baseline's (such as a rescaling before task 2): compared with
+            it, but left out of the associations, where they would count one checkpoint twice.
+        forecast: The measure that is held against the outcome as a number, not only as a rank.
+        seed: Seeds permutations and bootstraps.
+    """
+
+    outcome: str = "forgetting_loss"
+    primary: str = "mean_rise"
+    measures: tuple[str, ...] = (
+        "mean_rise", "curvature_centre", "trace", "largest_eigenvalue", "average_sharpness", "worst_sharpness",
+        "second_order", "quadratic_bound", "divergence", "relative_critical_sharpness", "update_norm",
+    )  # fmt: skip
+    given: tuple[tuple[str, ...], ...] = (("update_norm",), ("learning_loss",), ("update_norm", "learning_loss"))
+    learning: str = "learning_loss"
+    baseline: str | None = None
+    controls: tuple[str, ...] = ()
+    forecast: str = "second_order"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a study: what was varied, its arm, and its whole configuration."""
+
+    factors: Mapping[str, Any]
+    arm: str
+    config: ExperimentConfig
+
+    @property
+    def id(self) -> str:
+        """The beginning of the configuration's fingerprint: equal exactly for cells that compute the same."""
+        return self.config.fingerprint[:_LENGTH]
+
+    @property
+    def pair(self) -> str:
+        """The tasks, in order: the block within which runs resemble one another."""
+        return " > ".join(self.config.data.tasks)
+
+    @property
+    def label(self) -> str:
+        """The cell for people."""
+        varied = [f"{name.rpartition('.')[2]} {value}" for name, value in self.factors.items() if name != TASKS]
+        return ", ".join([self.pair, *varied, *([self.arm] if self.arm != DEFAULT_ARM else [])])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study: its name, cells in the order of the file, arms in that order, and what was decided beforehand.
+
+    `content` is the file as it was read.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    arms: tuple[str, ...]
+    analysis: Analysis = field(default_factory=Analysis)
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_plan(path: Path) -> Plan:
+    """The study of a YAML file; UserError names what is unknown, of the wrong kind, or impossible.
+
+    `base` is a preset or a file (relative to the study's), `set` holds sections of fields for every cell, `vary` lists of
+    values by dotted path (or `seed`, which stands for every seed) whose combinations are the cells, `arms` named settings with
+    which each of them is combined, and `cells` further single cells.
+    """
+    content = _read(path)
+    unknown = sorted(set(content) - set(_SECTIONS))
+    if unknown:
+        raise UserError(
+            f"{path}: a study has the sections {', '.join(_SECTIONS)}; {', '.join(unknown)} is none of them"
+        )
+    vary, arms = _vary(content.get("vary"), path), _arms(content.get("arms"), path)
+    base, common = _base(content.get("base", "quickstart"), path), _flat(content.get("set") or {}, "set", path)
+    found: dict[str, Cell] = {}
+    for factors, arm in itertools.product([*_combinations(vary), *_single(content.get("cells"), path)], arms):
+        cell = _cell(base, common, factors, arm, arms[arm], path)
+        found.setdefault(cell.id, cell)
+    name = str(content.get("name") or path.stem)
+    analysis = _analysis(content.get("analysis") or {}, tuple(arms), path)
+    return Plan(name, tuple(found.values()), tuple(arms), analysis, content)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"a study must be a YAML file in UTF-8, {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a study must hold sections such as `vary:`, was {str(content)[:40]!r}")
+    return content
+
+
+def _vary(given: object, path: Path) -> dict[str, list[Any]]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or not all(isinstance(values, list) and values for values in given.values()):
+        raise UserError(f"{path}: vary must hold lists of values by dotted path, such as `seed: [0, 1]`")
+    for name in given:
+        _known(name, path)
+    return {str(name): list(values) for name, values in given.items()}
+
+
+def _arms(given: object, path: Path) -> dict[str, dict[str, Any]]:
+    if given is None:
+        return {DEFAULT_ARM: {}}
+    if not isinstance(given, dict) or not given or not all(isinstance(v, dict | None) for v in given.values()):
+        raise UserError(f"{path}: arms must hold settings by name, such as `sam: {{interventions.sam_rho: 0.05}}`")
+    arms = {str(name): dict(settings or {}) for name, settings in given.items()}
+    for settings in arms.values():
+        for name in settings:
+            _known(name, path)
+    return arms
+
+
+def _known(name: str, path: Path) -> None:
+    if name != "seed" and name not in dotted_paths():
+        raise UserError(f"{path}: {name} is no field of the configuration (`llm-forgetting run --help` lists them)")
+
+
+def _base(name: object, path: Path) -> str:
+    text = str(name)
+    return text if text in PRESETS else str((path.parent / text).resolve())
+
+
+def _flat(tree: object, section: str, path: Path) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: {section} must hold sections of fields, was {tree!r}")
+    found = dict(leaves(tree))
+    for name in found:
+        _known(name, path)
+    return found
+
+
+def _combinations(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    if vary:
+        for values in itertools.product(*vary.values()):
+            yield dict(zip(vary, values, strict=True))
+
+
+def _single(given: object, path: Path) -> list[dict[str, Any]]:
+    if given is None:
+        return []
+    if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
+        raise UserError(f"{path}: cells must be a list of settings by dotted path")
+    for entry in given:
+        for name in entry:
+            _known(name, path)
+    return [dict(entry) for entry in given]
+
+
+def _cell(  # noqa: PLR0917 -- one call, above
+    base: str, common: Mapping[str, Any], factors: Mapping[str, Any], arm: str, settings: Mapping[str, Any], path: Path
+) -> Cell:
+    merged = {**common, **factors, **settings}
+    tasks = merged.pop(TASKS, None)
+    if "seed" in merged:
+        merged = {**dict.fromkeys(SEEDS, merged.pop("seed")), **merged}
+    dotted = [f"--{name}={_written(value)}" for name, value in merged.items()]
+    try:
+        config = parse_config(base, dotted, tasks=None if tasks is None else [str(task) for task in tasks])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Cell({name: value for name, value in factors.items() if name != TASKS}, arm, config)
+
+
+def _written(value: object) -> str:
+    """A value as jsonargparse reads it: YAML in one line."""
+    return str(yaml.safe_dump(value, default_flow_style=True, width=10**6)).removesuffix("\n").removesuffix("\n...")
+
+
+def _analysis(given: object, arms: Sequence[str], path: Path) -> Analysis:
+    known = {entry.name for entry in dataclasses.fields(Analysis)}
+    if not isinstance(given, dict) or set(given) - known:
+        raise UserError(f"{path}: analysis may hold {', '.join(sorted(known))}, was {given!r}")
+    settings = {key: _tuples(value) for key, value in given.items()}
+    analysis = Analysis(**settings)
+    columns = {*MEASURES, *OUTCOMES}
+    named = {
+        analysis.primary,
+        *analysis.measures,
+        analysis.forecast,
+        analysis.learning,
+        *itertools.chain(*analysis.given),
+    }
+    if named - columns or analysis.outcome not in OUTCOMES:
+        wrong = sorted(named - columns) or [analysis.outcome]
+        raise UserError(
+            f"{path}: analysis names {', '.join(wrong)}; measures are {', '.join(MEASURES)}, outcomes {', '.join(OUTCOMES)}"
+        )
+    if analysis.primary not in analysis.measures:
+        raise UserError(f"{path}: analysis.primary must be one of analysis.measures, was {analysis.primary}")
+    for arm in (*([analysis.baseline] if analysis.baseline else []), *analysis.controls):
+        if arm not in arms:
+            raise UserError(f"{path}: analysis names the arm {arm}; arms are {', '.join(arms)}")
+    return analysis if analysis.baseline else dataclasses.replace(analysis, baseline=arms[0])
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
