@@ -18,10 +18,10 @@ from llm_forgetting.artifacts import whole_folder
 from llm_forgetting.backbones import backbone_location
 from llm_forgetting.batches import EncodedItem, encode
 from llm_forgetting.config import ExperimentConfig, LoraConfig, ModelConfig
+from llm_forgetting.configured_tasks import source_of, tasks_of
 from llm_forgetting.landscape.gauge import canonicalise
 from llm_forgetting.landscape.spaces import AdapterSpace
 from llm_forgetting.language_model import LanguageModel
-from llm_forgetting.session import source_of, tasks_of
 from llm_forgetting.tasks.sources import open_source
 from llm_forgetting.tasks.task import Item
 from llm_forgetting.training import fine_tune

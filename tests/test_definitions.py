@@ -15,8 +15,8 @@ from tiny_models import llama2_tokenizer
 
 from llm_forgetting.batches import encode
 from llm_forgetting.config import DataConfig, ExperimentConfig
+from llm_forgetting.configured_tasks import source_of, tasks_of
 from llm_forgetting.errors import UnreachableError, UserError
-from llm_forgetting.session import source_of, tasks_of
 from llm_forgetting.tasks.definitions import list_defined
 from llm_forgetting.tasks.prompt_format import filled, names_in
 from llm_forgetting.tasks.prompts import fit, render

@@ -19,7 +19,7 @@ FLOORS = (
     ("config_files", "eigenvalues", "forgetting", "landscape"),
     ("krylov",),
     ("perturbation", "results", "saved_adapter", "spurious", "study_statistics", "tasks", "verdict"),
-    ("adapted_model", "report", "summary"),
+    ("adapted_model", "configured_tasks", "report", "summary"),
     ("backbones", "batches", "own_models"),
     ("packing",),
     ("language_model", "scoring_batches"),
@@ -29,7 +29,8 @@ FLOORS = (
     ("between_checkpoints", "evaluate_adapter"),
     ("phases",),
     ("estimate", "experiment", "repair", "scan_adapter", "terminal"),
-    ("cli_scan",),
+    ("study",),
+    ("cli_scan", "cli_study"),
     ("cli",),
     ("__main__",),
 )
@@ -39,10 +40,12 @@ MODULES = sorted(
     if path != PACKAGE / "__init__.py"
 )
 WITHOUT_TORCH = (
-    "artifacts", "comparison", "config", "config_files", "config_rules", "cli", "cli_scan", "command_line", "covered_lora",
+    "artifacts", "comparison", "config", "config_files", "config_rules", "configured_tasks",
+    "cli", "cli_scan", "cli_study", "command_line", "covered_lora",
     "eigenvalues", "errors", "forgetting",
     "landscape.domains", "landscape.metrics", "landscape.spectral", "metering", "objective", "progress",
     *(module for module in MODULES if module.partition(".")[0] in ("report", "study_statistics", "tasks")),
+    *(f"study.{part}" for part in ("analysis", "cell", "engines", "halves", "measures", "plan", "run")),
     "results", "seeding", "spurious", "statistics", "summary", "transfer", "verdict",
 )  # fmt: skip
 

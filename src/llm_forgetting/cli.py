@@ -186,8 +186,8 @@ def tasks(arguments: list[str]) -> int:
     parser.add_argument("--definitions", metavar="FILE", help="a YAML file of tasks of your own; lists those")
     parsed = parser.parse_args(arguments)
     from llm_forgetting.config import DataConfig
+    from llm_forgetting.configured_tasks import source_of
     from llm_forgetting.report.tables import Table
-    from llm_forgetting.session import source_of
     from llm_forgetting.tasks.mmlu import groups
     from llm_forgetting.terminal import Terminal
 

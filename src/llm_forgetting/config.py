@@ -260,6 +260,7 @@ class CurvatureConfig:
             its start; two Hessian-vector products per task.
         spectrum: Also eigenvalues, trace, spectral density and sharpness at every checkpoint; a product costs about four
             forward passes, and there are as many as the numbers below add up to.
+        checkpoints: `all`, or only the `first` trained one.
         products: `exact` Hessian-vector products; or `differences` of gradients, for kernels and sharded models that have no
             second derivative (their error is told).
         micro_batch: Items per pass; smaller takes less memory and changes no number beyond rounding.
@@ -268,7 +269,7 @@ class CurvatureConfig:
         density_runs: Further, shorter runs for the spectral density.
         density_steps: Products of each of those.
         trace_probes: Products for what is left of the trace, and its standard error.
-        weight_probes: Products for the trace in the merged weights.
+        weight_probes: Products for the trace in the merged weights; 0 leaves trace and largest eigenvalue there out.
         power_steps: Products for the largest eigenvalue in the merged weights; keeps three or four copies of the adapted
             weights.
         radius: Distance of worst-case and average-case sharpness, in units of the adapter's norm.
@@ -279,6 +280,7 @@ class CurvatureConfig:
 
     forecast: bool = True
     spectrum: bool = False
+    checkpoints: Literal["all", "first"] = "all"
     products: Literal["exact", "differences"] = "exact"
     micro_batch: int = 16
     lanczos_steps: int = 30

@@ -47,7 +47,7 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "curvature.density_runs": (0, True),
     "curvature.density_steps": (2, True),
     "curvature.trace_probes": (2, True),
-    "curvature.weight_probes": (2, True),
+    "curvature.weight_probes": (0, True),
     "curvature.power_steps": (1, True),
     "curvature.radius": (0, False),
     "curvature.ascent_steps": (0, True),
@@ -68,6 +68,8 @@ def problems(sections: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator
             yield f"{path} must be {'at least' if inclusive else 'greater than'} {bound:g}, was {value!r}"
     if "curvature" in sections and sections["curvature"].eigenvalues > sections["curvature"].lanczos_steps:
         yield "curvature.eigenvalues must be at most curvature.lanczos_steps, which finds as many"
+    if "curvature" in sections and sections["curvature"].weight_probes == 1:
+        yield "curvature.weight_probes must be 0 (none) or at least 2 (a standard error needs two), was 1"
     if "training" in sections:
         yield from _training_problems(sections["lora"], sections["training"])
         yield from _intervention_problems(sections["interventions"], sections["training"], sections["data"])

@@ -131,7 +131,7 @@ def with_weights(found: Sequence[Result], spectra: Mapping[str, Result]) -> list
     for entry in found:
         spectrum = spectra.get(entry["from"])
         bound = None
-        if spectrum is not None:
+        if spectrum is not None and spectrum["weights"] is not None:
             weights, distance = spectrum["weights"], entry["update_norm"]
             trace, n = Trace(**weights["trace"]), weights["dimension"]
             *_, task = entry["tasks"]
@@ -152,7 +152,7 @@ def with_weights(found: Sequence[Result], spectra: Mapping[str, Result]) -> list
 def curvature_evaluations(config: CurvatureConfig) -> int:
     """Hessian-vector products of one `analyse_curvature`."""
     adapter = config.lanczos_steps + config.density_runs * config.density_steps + config.trace_probes + 2
-    return adapter + config.weight_probes + config.power_steps
+    return adapter + (config.weight_probes + config.power_steps if config.weight_probes else 0)
 
 
 def analyse_curvature(
@@ -190,7 +190,8 @@ def analyse_curvature(
         trace, by_module = traces(
             product, whole, coordinates.blocks, probes=config.trace_probes, seed=config.seed, advance=tell
         )
-        weights = _weights(products, base, coordinates.step(eigenvector(whole, 0)), config, tell)
+        top = coordinates.step(eigenvector(whole, 0))
+        weights = _weights(products, base, top, config, tell) if config.weight_probes else None
     sharpness = _sharpness(model, items, base, gradient, along_gradient, config, batch_size)
     largest, smallest = extreme_eigenvalues(whole, config.eigenvalues)
     spectral = density([whole, *others])

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_forgetting.config import ExperimentConfig
+from llm_forgetting.configured_tasks import source_of, tasks_of
 from llm_forgetting.errors import UnreachableError
 from llm_forgetting.report.tables import Table
-from llm_forgetting.session import source_of, tasks_of
 from llm_forgetting.tasks.prompts import render
 from llm_forgetting.training import optimizer_steps
 
@@ -238,8 +238,10 @@ def _derivatives(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[
     if curvature.spectrum:
         products = curvature_evaluations(curvature)
         passes = products * FORWARDS_PER_PRODUCT * items
-        tokens = passes * sum(entry["tokens"] for entry in sizes)
-        work.append((f"curvature of {len(sizes)} checkpoints ({products} products each)", passes * len(sizes), tokens))
+        measured = sizes if curvature.checkpoints == "all" else sizes[:1]
+        tokens = passes * sum(entry["tokens"] for entry in measured)
+        label = f"curvature of {len(measured)} checkpoints ({products} products each)"
+        work.append((label, passes * len(measured), tokens))
     if curvature.forecast:
         # Two splits of every earlier task: a product, and the loss at the end.
         each = [2 * (FORWARDS_PER_PRODUCT + 1) * items * (len(sizes) - k) for k in range(1, len(sizes))]

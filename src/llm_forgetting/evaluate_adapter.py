@@ -9,13 +9,13 @@ from typing import Any
 from llm_forgetting import results
 from llm_forgetting.batches import EncodedItem, encode
 from llm_forgetting.config import DataConfig, EvaluateConfig, LoraConfig, to_dict
+from llm_forgetting.configured_tasks import source_of
 from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import merged, score
 from llm_forgetting.item_records import item_records
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.objective import AnswerStatistics
 from llm_forgetting.progress import Progress
-from llm_forgetting.session import source_of
 from llm_forgetting.statistics import estimate_mean, pooled_stderr, proportion
 from llm_forgetting.tasks.sources import Source
 from llm_forgetting.tasks.task import Item

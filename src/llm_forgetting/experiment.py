@@ -69,7 +69,7 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
             f"landscape_after_task{k}", f"loss landscape after task {k}", _bind(analyse, session, k, reference)
         )
         landscapes.append((checkpoint_name(k), landscape))
-        if config.curvature.spectrum:
+        if config.curvature.spectrum and (k == 1 or config.curvature.checkpoints == "all"):
             spectra[checkpoint_name(k)] = folder.once(f"curvature_after_task{k}", _bind(differentiate, session, k))
     if config.evaluation.recovery_items:
         few = f"what {config.evaluation.recovery_items} items of each earlier task bring back of it"

@@ -11,12 +11,13 @@ from llm_forgetting.artifacts import RunFolder, encode_json
 from llm_forgetting.batches import EncodedItem, encode
 from llm_forgetting.between_checkpoints import analyse_between, no_update
 from llm_forgetting.config import ScanConfig, to_dict
+from llm_forgetting.configured_tasks import source_of, tasks_of
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.progress import Progress
 from llm_forgetting.report.figures import draw_landscapes
-from llm_forgetting.session import choose_landscape_items, source_of, tasks_of
+from llm_forgetting.session import choose_landscape_items
 
 Result = dict[str, Any]
 NAMES = ("adapter", "other")

@@ -1,21 +1,21 @@
 """The live side of a run: encoded tasks, and one model that is brought to whichever checkpoint a phase asks for."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llm_forgetting.batches import EncodedItem, encode
-from llm_forgetting.config import DataConfig, ExperimentConfig, LandscapeConfig
+from llm_forgetting.config import ExperimentConfig, LandscapeConfig
+from llm_forgetting.configured_tasks import source_of, tasks_of
 from llm_forgetting.errors import UserError
 from llm_forgetting.evaluation import EncodedTask
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.progress import Progress
 from llm_forgetting.results import SPLITS
 from llm_forgetting.seeding import generator
-from llm_forgetting.tasks.definitions import open_defined
-from llm_forgetting.tasks.sources import Source, load_tasks, open_source
+from llm_forgetting.tasks.sources import Source
 from llm_forgetting.tasks.synthetic import fillers
 from llm_forgetting.tasks.task import Task, turn
 from llm_forgetting.unrelated_text import Passage, passages
@@ -26,33 +26,6 @@ INITIAL = "initial"
 def checkpoint_name(after_task: int) -> str:
     """`initial` for 0, else `after_taskN`: the checkpoints theta_0, theta_1, ... of the method."""
     return f"after_task{after_task}" if after_task else INITIAL
-
-
-def source_of(data: DataConfig, notify: Callable[[str], None]) -> Source:
-    """The source of items that the configuration names; `notify` hears of a download."""
-
-    def open_plain() -> Source:
-        return open_source(
-            source=data.source, path=data.path, hub_config=data.hub_config, columns=data.columns, notify=notify
-        )
-
-    if data.definitions is None:
-        return open_plain()
-    return open_defined(Path(data.definitions).expanduser(), open_plain, notify, data.tasks)
-
-
-def tasks_of(data: DataConfig, source: Source) -> list[Task]:
-    """The configured tasks, split."""
-    return load_tasks(
-        source,
-        data.tasks,
-        train_items=data.train_items,
-        test_items=data.test_items,
-        train_fraction=data.train_fraction,
-        items_per_task=data.items_per_task,
-        few_shot=data.few_shot,
-        seed=data.seed,
-    )
 
 
 def frozen_items(task: Task) -> dict[str, Any]:

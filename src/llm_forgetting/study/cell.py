@@ -14,7 +14,7 @@ from llm_forgetting.artifacts import RunFolder, encode_json, write_text
 from llm_forgetting.command_line import log_file
 from llm_forgetting.config_files import parse_config
 from llm_forgetting.errors import UserError, is_out_of_memory
-from llm_forgetting.study.halves import take_half
+from llm_forgetting.study.halves import take_base, take_half
 from llm_forgetting.study.measures import numbers_of
 
 RECORD, FAILURE = "record.json", "failure.json"
@@ -23,7 +23,8 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is asked for: the cell in `folder` (with its config.yaml), its first task's training from `donor`, if any.
+    """What a worker is asked for: the cell in `folder` (with its config.yaml), its first task's training from `donor`, if any,
+    and the base model's scores from the folder `base`, if any.
 
     `threads`: of the worker's share of the machine.
     """
@@ -31,6 +32,7 @@ class Job:
     cell: str
     folder: Path
     donor: Path | None
+    base: Path | None
     label: Mapping[str, Any]
     threads: int
 
@@ -60,6 +62,8 @@ def _run(job: Job, started: float) -> None:
     with folder.locked(), log_file(folder.path / "run.log"):
         if job.donor is not None:
             take_half(job.folder, job.donor, config)
+        if job.base is not None:
+            take_base(job.folder, job.base)
         results = run_experiment(config, folder)
     record = {
         "cell": job.cell,

@@ -11,10 +11,11 @@ import yaml
 
 from llm_forgetting.artifacts import whole_folder, write_text
 from llm_forgetting.config import DataConfig, ExperimentConfig, to_dict
-from llm_forgetting.session import source_of, tasks_of
+from llm_forgetting.configured_tasks import source_of, tasks_of
 from llm_forgetting.tasks.task import Task
 
 CHECKPOINT = "checkpoint_after_task1"
+BASE = "evaluate_initial"
 TRAINING = "train_task1"
 
 
@@ -52,6 +53,17 @@ def half_key(config: ExperimentConfig, tasks: Tasks) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def base_key(config: ExperimentConfig, tasks: Tasks) -> str:
+    """A hash of all that the base model's scores on the tasks depend on."""
+    content = to_dict(config)
+    items = [
+        [item.sha256 for item in task.split(split)] for task in tasks.of(config.data) for split in ("train", "test")
+    ]
+    shots = [[item.id for items in task.shots.values() for item in items] for task in tasks.of(config.data)]
+    parts = [content["model"], content["data"], content["evaluation"], items, shots]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def half_artifacts(config: ExperimentConfig) -> Iterator[str]:
     """The phases of a cell that other cells of the same half may take over.
 
@@ -72,6 +84,18 @@ def has_half(cell: Path, config: ExperimentConfig) -> bool:
     )
 
 
+def has_base(cell: Path) -> bool:
+    """Whether the cell's folder holds the base model's scores."""
+    return (cell / "phases" / f"{BASE}.json").exists()
+
+
+def take_base(cell: Path, donor: Path) -> None:
+    """Copy the base model's scores of `donor` into the folder of a cell on the same tasks, unless it has them."""
+    (cell / "phases").mkdir(exist_ok=True)
+    if not has_base(cell):
+        _take_phase(cell, donor, BASE)
+
+
 def take_half(cell: Path, donor: Path, config: ExperimentConfig) -> None:
     """Copy the half of `donor` into the folder of a cell of the same half; what the cell has already stays."""
     if not (cell / CHECKPOINT).exists():
@@ -80,7 +104,11 @@ def take_half(cell: Path, donor: Path, config: ExperimentConfig) -> None:
             (scratch / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     (cell / "phases").mkdir(exist_ok=True)
     for name in half_artifacts(config):
-        target = cell / "phases" / f"{name}.json"
-        if not target.exists():
-            found: Mapping[str, Any] = json.loads((donor / "phases" / f"{name}.json").read_text(encoding="utf-8"))
-            write_text(target, json.dumps({**found, "taken_from": donor.name}, ensure_ascii=False) + "\n")
+        if not (cell / "phases" / f"{name}.json").exists():
+            _take_phase(cell, donor, name)
+
+
+def _take_phase(cell: Path, donor: Path, name: str) -> None:
+    found: Mapping[str, Any] = json.loads((donor / "phases" / f"{name}.json").read_text(encoding="utf-8"))
+    text = json.dumps({**found, "taken_from": donor.name}, ensure_ascii=False)
+    write_text(cell / "phases" / f"{name}.json", text + "\n")

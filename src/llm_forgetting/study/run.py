@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from llm_forgetting.config import to_dict
 from llm_forgetting.errors import UserError
 from llm_forgetting.study.cell import FAILURE, RECORD, Job, Record, read_failure, read_record
 from llm_forgetting.study.engines import Engine
-from llm_forgetting.study.halves import Tasks, half_key, has_half
+from llm_forgetting.study.halves import Tasks, base_key, half_key, has_base, has_half
 from llm_forgetting.study.plan import Cell, Plan
 
 ATTEMPTS = 3
@@ -116,8 +116,8 @@ def run_study(
             waiting.remove(cell)
             attempts[cell.id] = attempts.get(cell.id, 0) + 1
             running[cell.id] = cell
-            donor = halves.donor(cell)
-            engine.submit(Job(cell.id, folder.prepare(cell), donor, label_of(cell), threads))
+            donor, base = halves.donor(cell), halves.base(cell)
+            engine.submit(Job(cell.id, folder.prepare(cell), donor, base, label_of(cell), threads))
         for ended in engine.ended(1.0):
             cell = running.pop(ended.job.cell)
             record, reason = read_record(folder.cell(cell)), read_failure(folder.cell(cell))
@@ -159,23 +159,29 @@ class _Halves:
     def __init__(self, plan: Plan, folder: StudyFolder, tasks: Tasks) -> None:
         self._folder = folder
         self._key = {cell.id: half_key(cell.config, tasks) for cell in plan.cells}
+        self._base = {cell.id: base_key(cell.config, tasks) for cell in plan.cells}
         self._cells: dict[str, list[Cell]] = {}
         for cell in plan.cells:
-            self._cells.setdefault(self._key[cell.id], []).append(cell)
+            for key in (self._key[cell.id], self._base[cell.id]):
+                self._cells.setdefault(key, []).append(cell)
 
     def donor(self, cell: Cell) -> Path | None:
         """The folder of another cell that has the half which `cell` needs; None where there is none, or `cell` has it."""
         if has_half(self._folder.cell(cell), cell.config):
             return None
-        others = (self._folder.cell(other) for other in self._cells[self._key[cell.id]] if other.id != cell.id)
-        return next((folder for folder in others if has_half(folder, cell.config)), None)
+        return next((f for f in self._others(cell, self._key) if has_half(f, cell.config)), None)
+
+    def base(self, cell: Cell) -> Path | None:
+        """The folder of another cell that has the base model's scores which `cell` needs."""
+        if has_base(self._folder.cell(cell)):
+            return None
+        return next((folder for folder in self._others(cell, self._base) if has_base(folder)), None)
+
+    def _others(self, cell: Cell, key: Mapping[str, str]) -> Iterator[Path]:
+        return (self._folder.cell(other) for other in self._cells[key[cell.id]] if other.id != cell.id)
 
     def may_begin(self, cell: Cell, running: Any) -> bool:
         """Whether nobody who runs is about to have the half that `cell` needs."""
         if has_half(self._folder.cell(cell), cell.config) or self.donor(cell) is not None:
             return True
         return all(self._key[other.id] != self._key[cell.id] for other in running)
-
-    def count(self) -> int:
-        """How many different halves there are."""
-        return len(self._cells)
