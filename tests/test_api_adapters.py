@@ -17,10 +17,7 @@ import llm_forgetting as lf
 from llm_forgetting.adapted_model import AdaptedModel, target_layers
 from llm_forgetting.landscape.gauge import canonicalise, regauged
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 DictBatch = dict[str, torch.Tensor]
 
 

@@ -32,10 +32,7 @@ from llm_forgetting.batches import (
 from llm_forgetting.errors import UserError
 from llm_forgetting.tasks.prompts import render
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def word_tokenizer(words: list[str]) -> Any:

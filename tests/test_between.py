@@ -32,10 +32,7 @@ from llm_forgetting.objective import AnswerStatistics, Floats
 from llm_forgetting.progress import Silent
 from llm_forgetting.tasks.task import Item
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPES = {"q": (6, 5), "v": (3, 7)}
 Items = list[tuple[str, list[EncodedItem]]]

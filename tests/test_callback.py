@@ -18,10 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 import llm_forgetting as lf
 from llm_forgetting.adapted_model import AdaptedModel
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def lora_model() -> Any:

@@ -61,12 +61,15 @@ def test_without_a_command_the_usage_is_shown_and_the_status_is_2(shell: Shell) 
 
 
 def test_help_is_no_mistake(shell: Shell) -> None:
-    for command in ([], ["run"], ["repair"], ["landscape"], ["tasks"]):
+    for command in ([], ["run"], ["repair"], ["landscape"], ["evaluate"], ["study"], ["tasks"]):
         assert shell(*command, "--help").status == 0
 
 
 def test_an_unknown_command_is_named_with_those_there_are(shell: Shell) -> None:
-    assert shell("runn").complaint == "a command is needed, one of run, repair, landscape, tasks; was 'runn'"
+    assert (
+        shell("runn").complaint
+        == "a command is needed, one of run, repair, landscape, evaluate, study, tasks; was 'runn'"
+    )
 
 
 def test_help_shows_short_flags_and_every_dotted_path(shell: Shell) -> None:

@@ -27,10 +27,7 @@ from llm_forgetting.report.forecasts import curvature_table, forecast_table
 from llm_forgetting.report.spectra import density_figure, spectra_of, trace_figure
 from llm_forgetting.report.style import house_style, save
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = CurvatureConfig(
     spectrum=True, lanczos_steps=40, density_runs=1, density_steps=10, trace_probes=20, weight_probes=200, power_steps=30,
     eigenvalues=2, sharpness_directions=4, ascent_steps=3,
@@ -42,9 +39,7 @@ def analysed(llama_folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     model = load(llama_folder, target_modules=("q_proj", "v_proj"))
     items = make_encoded(model, 4)
     steps: list[int] = []
-    found = analyse_curvature(
-        model, items, make_encoded(model, 3, seed=5), CONFIG, batch_size=4, advance=lambda n, text: steps.append(n)
-    )
+    found = analyse_curvature(model, items, CONFIG, batch_size=4, advance=lambda n, text: steps.append(n))
     assert sum(steps) == curvature_evaluations(CONFIG)
     return model, items, found
 
@@ -104,7 +99,7 @@ def test_differences_of_gradients_come_close_and_say_so(analysed: Any) -> None:
         CONFIG, products="differences", lanczos_steps=10, trace_probes=4, weight_probes=2, density_runs=0
     )
     steps: list[int] = []
-    found = analyse_curvature(model, items, None, config, batch_size=4, advance=lambda n, text: steps.append(n))
+    found = analyse_curvature(model, items, config, batch_size=4, advance=lambda n, text: steps.append(n))
     assert sum(steps) == curvature_evaluations(config)
     assert 0 < found["difference_error"] < 0.1
     assert exact["difference_error"] is None

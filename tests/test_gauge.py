@@ -40,7 +40,6 @@ from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.seeding import derive_seed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-quiet_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 Tensor = torch.Tensor
 SHAPES = {"first.q_proj": (7, 5), "first.v_proj": (4, 9), "second.q_proj": (7, 5)}
@@ -387,7 +386,6 @@ def equalise(model: LanguageModel) -> None:
         layer.lora_A["default"].weight.data.copy_(M @ torch.linalg.qr(draw(columns, 2, seed=2))[0].T)
 
 
-@quiet_peft
 @pytest.mark.parametrize("equal", [False, True])
 def test_gauge_self_test_of_a_model_passes(equal: bool, any_folder: Path) -> None:
     model = load(any_folder)
@@ -405,7 +403,6 @@ def test_gauge_self_test_of_a_model_passes(equal: bool, any_folder: Path) -> Non
     assert model.adapter_sha256() == before
 
 
-@quiet_peft
 def test_gauge_self_test_fails_where_directions_are_raw(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the canonical form (columns of B and rows of A as they happen to be) the self-test must say so."""
 
@@ -443,7 +440,6 @@ class Recomputed:
         return float(F.cross_entropy(logits, torch.tensor(item.letter_ids[item.item.answer])))
 
 
-@quiet_peft
 def test_landscape_of_a_model_is_the_loss_at_the_points_it_names(llama_folder: Path) -> None:
     """Both tasks, one corner and the centre, recomputed by putting B A into the frozen weights."""
     model = load(llama_folder)
@@ -473,7 +469,6 @@ def test_landscape_of_a_model_is_the_loss_at_the_points_it_names(llama_folder: P
     assert result["evaluations"] == 9 + 4
 
 
-@quiet_peft
 def test_a_fitted_landscape_is_the_loss_at_every_point_up_to_the_error_it_states(llama_folder: Path) -> None:
     """Evaluated points exactly; cells of the plane and steps of the lines that were not evaluated within the stated error."""
     model = load(llama_folder)
@@ -509,7 +504,6 @@ def test_a_fitted_landscape_is_the_loss_at_every_point_up_to_the_error_it_states
             assert lines["losses"][direction][step] == pytest.approx(expected, abs=allowed)
 
 
-@quiet_peft
 def test_distance_is_counted_in_the_reference_norm(llama_folder: Path) -> None:
     model = load(llama_folder)
     items = make_encoded(model, 3)
@@ -530,7 +524,6 @@ def test_distance_is_counted_in_the_reference_norm(llama_folder: Path) -> None:
     )
 
 
-@quiet_peft
 def test_landscape_of_a_fresh_adapter_is_refused(llama_folder: Path) -> None:
     with pytest.raises(UserError, match="must have been trained"):
         tiny_landscape(load(llama_folder, trained=False))

@@ -15,10 +15,7 @@ from llm_forgetting.evaluation import score, score_tasks
 from llm_forgetting.guards import GUARD_ITEMS, check
 from llm_forgetting.language_model import LanguageModel
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Logits = torch.Tensor
 

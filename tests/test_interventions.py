@@ -33,10 +33,7 @@ from llm_forgetting.progress import Advance, Silent
 from llm_forgetting.session import Session
 from llm_forgetting.training import LengthBucketSampler, fine_tune
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Train = Callable[..., list[dict[str, float]]]
 BATCHES = [(16, 1), (4, 4), (1, 16)]

@@ -19,10 +19,7 @@ from llm_forgetting.landscape_objective import LandscapeObjective
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.packing import CannotPackError
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,7 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged
 from llm_forgetting.language_model import LanguageModel
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def assert_one_line(error: pytest.ExceptionInfo[UserError]) -> None:

@@ -22,10 +22,7 @@ from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.spaces import Displaced, WeightDirection, WeightSpace
 from llm_forgetting.language_model import LanguageModel
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Tensor = torch.Tensor
 Point = Mapping[str, Factors]

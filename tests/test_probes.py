@@ -19,10 +19,7 @@ from llm_forgetting.tasks.prompts import render
 from llm_forgetting.tasks.task import Item, turn
 from llm_forgetting.unrelated_text import Passage, passages, text_losses
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

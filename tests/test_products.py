@@ -22,10 +22,7 @@ from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.packing import CannotPackError
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 # transformers computes norms and rotations of a float64 model in float32.
 HALF_PRECISE = 3e-6
 ITEMS = 5

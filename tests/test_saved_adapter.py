@@ -23,10 +23,7 @@ from llm_forgetting.landscape.lowrank import combination
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.saved_adapter import read_update
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -16,10 +16,7 @@ from torch.func import functional_call
 import llm_forgetting as lf
 from llm_forgetting.landscape.gauge import Factors, regauged
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def dense(model: torch.nn.Module, batches: list[Batch], names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

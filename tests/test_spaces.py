@@ -28,10 +28,7 @@ from llm_forgetting.landscape.spaces import (
 from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.seeding import derive_seed
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Tensor = torch.Tensor
 Weights = dict[str, Tensor]

@@ -20,10 +20,7 @@ from llm_forgetting.language_model import LanguageModel
 from llm_forgetting.seeding import derive_seed
 from llm_forgetting.training import LengthBucketSampler, fine_tune, optimizer_steps
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Train = Callable[..., list[dict[str, float]]]
 

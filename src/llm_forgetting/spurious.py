@@ -3,8 +3,9 @@
 From per-item records alone (no model), four looks at the same drop:
 
 - letters: how often each letter is answered. A model that now says "B" to everything has lost its aim first.
-- prior-corrected accuracy: argmax of log p(letter) - log mean_i p_i(letter), p over the item's letters; whatever the model
-  prefers regardless of the question is taken out (batch calibration, Zhou et al., ICLR 2024).
+- prior-corrected accuracy: argmax of log p(letter) - b(letter), p over the item's letters and b such that the corrected
+  probabilities are uniform on average over items; whatever the model prefers regardless of the question is taken out. One
+  step from b = 0 is batch calibration (Zhou et al., ICLR 2024), which leaves most of a strong preference in.
 - rotations: every item with its k options rotated through all k places. The accuracy of one rotation is that of the usual
   order for a model without a preference of place; the sum of log p over the rotations, option by option, has none by
   construction; consistency is the share of items whose answered option is the same in every rotation.
@@ -109,13 +110,29 @@ def log_probabilities(logits: Sequence[Any]) -> Floats:
 def prior_corrected(records: Sequence[Record]) -> NDArray[np.bool_]:
     """(n,) whether the corrected answer is right. The prior is taken over items with as many options."""
     p = [log_probabilities(record["letter_logits"]) for record in records]
-    prior = {
-        k: logsumexp([entry for entry in p if len(entry) == k], axis=0) for k in {len(entry) for entry in p}
-    }  # log of a sum where a mean is meant: a constant does not move an argmax
+    prior = {k: letter_prior(np.array([entry for entry in p if len(entry) == k])) for k in {len(entry) for entry in p}}
     chosen = [int(np.argmax(entry - prior[len(entry)])) for entry in p]
     return np.array(
         [letter_of(place) == record["answer"] for place, record in zip(chosen, records, strict=True)], dtype=np.bool_
     )
+
+
+def letter_prior(p: Floats, steps: int = 500, tolerance: float = 1e-6) -> Floats:
+    """(k,) b, of mean 0, for which the mean over items of softmax(p - b) is uniform; p: (n, k) log-probabilities.
+
+    b grows by the log of the mean, step by step (a fixed point of batch calibration, as in Sinkhorn's algorithm). One
+    item, or items that are certain of one letter, have no such b; they end after `steps`.
+    """
+    b = np.zeros(p.shape[1])
+    for _ in range(steps):
+        corrected = p - b
+        excess = logsumexp(corrected - logsumexp(corrected, axis=1, keepdims=True), axis=0) - np.log(
+            len(p) / p.shape[1]
+        )
+        b += excess
+        if np.abs(excess).max() < tolerance:
+            break
+    return np.asarray(b - b.mean())
 
 
 def letter_of(place: int) -> str:
