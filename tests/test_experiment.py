@@ -78,7 +78,7 @@ def test_everything_that_was_promised_is_there(smoke_run: SmokeRun) -> None:
     }  # fmt: skip
     assert set(smoke_run.results["figures"]) == {f"{stem}.png" for stem in stems}
     assert {path.name for path in (smoke_run.path / "phases").iterdir()} == {
-        f"{name}.json" for name in ("setup", *(f"evaluate_{c}" for c in CHECKPOINTS), "train_task1", "train_task2",
+        f"{name}.json" for name in ("setup", "guards", *(f"evaluate_{c}" for c in CHECKPOINTS), "train_task1", "train_task2",
                                     "landscape_after_task1", "landscape_after_task2", "forgetting", "between_checkpoints",
                                     "forecast", "comparison", "recovery")
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """From a study's YAML file to its cells; who may begin, who shares, what is begun again. No model."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -61,6 +62,13 @@ def test_every_combination_is_a_cell_in_the_order_of_the_file(tmp_path: Path) ->
     assert config.model.name == "synthetic"
 
 
+def test_an_arm_may_be_for_some_combinations_only(tmp_path: Path) -> None:
+    arms = {"adamw": {}, "rescaled": {"interventions.rescale": 2.0, "where": {"seed": 1}}}
+    plan = plan_of(tmp_path, arms=arms)
+    assert [cell.factors["seed"] for cell in plan.cells if cell.arm == "rescaled"] == [1, 1, 1]
+    assert sum(cell.arm == "adamw" for cell in plan.cells) == 6
+
+
 def test_cells_that_compute_the_same_are_one(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, arms={"one": {}, "two": {"training.learning_rate": 1e-2}})  # smoke's own
     assert {cell.arm for cell in plan.cells} == {"one"}
@@ -89,6 +97,8 @@ def test_a_cell_is_addressed_by_its_configuration_but_for_its_output(tmp_path: P
         ({"vary": {"seed": []}}, "lists of values"),
         ({"arms": {"sam": {"interventions.rho": 1}}}, "interventions.rho is no field"),
         ({"arms": ["sam"]}, "settings by name"),
+        ({"arms": {"sam": {"where": {"seed": 5}}}}, "must give values of what is varied"),
+        ({"arms": {"sam": {"where": [1]}}}, "must give values of what is varied"),
         ({"set": {"data": {"train_items": -3}}}, "data.train_items must be at least 1"),
         ({"cells": {"seed": 3}}, "must be a list"),
         ({"base": "nowhere.yaml"}, "must be a preset"),
@@ -420,6 +430,17 @@ def stored(tmp_path: Path) -> dict[str, Any]:
         "failures": {"one cell": "no such luck"},
         "records": made_up(plan),
     }
+
+
+def test_stored_records_are_taken_over_and_only_the_rest_is_computed(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    first, again = StudyFolder(tmp_path / "first"), StudyFolder(tmp_path / "again")
+    run_study(dataclasses.replace(plan, cells=plan.cells[:5]), first, Fake(1), threads=1)
+    again.take_over(plan, [*first.records(plan), {"cell": "of another study"}])
+    engine = Fake(1)
+    run_study(plan, again, engine, threads=1)
+    assert [job.cell for job in engine.begun] == [cell.id for cell in plan.cells[5:]]
+    assert again.records(plan)[:5] == first.records(plan)
 
 
 def test_records_are_the_same_bytes_for_the_same_records(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ Found = dict[str, Any]
 def study(arguments: list[str]) -> int:
     """`llm-forgetting study`."""
     options = _parsed(arguments)
-    if options.records:
+    if options.records and not options.study:
         return _from_records(options)
     from llm_forgetting.study.plan import read_plan
     from llm_forgetting.study.run import StudyFolder
@@ -34,6 +34,9 @@ def study(arguments: list[str]) -> int:
 
     plan, terminal = read_plan(Path(options.study)), Terminal()
     folder = StudyFolder(Path(options.folder or f"outputs/study_{plan.name}"))
+    if options.records:
+        with folder.locked():
+            folder.take_over(plan, read_records(Path(options.records))["records"])
     if options.dry_run:
         return _dry_run(plan, folder, options, terminal)
     quiet_libraries()
@@ -74,10 +77,13 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--engine", default="local", choices=["local", "ray"], help="processes here, or a Ray cluster")
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster (auto: the one of this machine)")
     parser.add_argument(
-        "--records", metavar="FILE", help="write the report of stored records (records.json.gz); no model"
+        "--records",
+        metavar="FILE",
+        help="stored records (records.json.gz): the report is written of them, without a model; with a STUDY.yaml, they are "
+        "taken over and only the cells that they lack are computed",
     )
     options = parser.parse_args(arguments)
-    if (options.study is None) == (options.records is None):
+    if options.study is None and options.records is None:
         raise UserError("a study's YAML file must be given, or --records FILE (see llm-forgetting study --help)")
     if options.address and options.engine != "ray":
         raise UserError(f"--address is for --engine ray, which is {options.engine}")

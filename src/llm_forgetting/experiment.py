@@ -47,7 +47,7 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     phases = _Phases(folder, progress, total=3 * len(config.data.tasks) + 4 + bool(config.evaluation.recovery_items))
 
     setup = phases.run(
-        "setup", "set-up: model, tokenizer, tasks, guards, and the base model's scores", lambda: set_up(session)
+        "setup", "set-up: model, tokenizer, tasks, guards, and the base model's scores", lambda: set_up(session, folder)
     )
     if setup["config_fingerprint"] != config.fingerprint:
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from llm_forgetting import guards, results
-from llm_forgetting.artifacts import whole_folder
+from llm_forgetting.artifacts import RunFolder, whole_folder
 from llm_forgetting.batches import EncodedItem
 from llm_forgetting.between_checkpoints import analyse_between, no_update
 from llm_forgetting.config import to_dict
@@ -32,16 +32,16 @@ from llm_forgetting.unrelated_text import text_losses
 Result = dict[str, Any]
 
 
-def set_up(session: Session) -> Result:
-    """Phase 1: load everything, freeze and hash the splits, run the guards."""
+def set_up(session: Session, folder: RunFolder) -> Result:
+    """Phase 1: load everything, freeze and hash the splits, run the guards (kept apart: studies share them)."""
     require_known_names(session.config.training)
     tasks, model, encoded = session.tasks, session.model, session.encoded
     every = [item for task in encoded for split in results.SPLITS for item in task.split(split)]
-    report = guards.check(model, every)
+    report = folder.once("guards", lambda: dataclasses.asdict(guards.check(model, every)))
     warnings = []
-    if report.letter_mass < guards.LETTER_MASS_WARNING:
+    if report["letter_mass"] < guards.LETTER_MASS_WARNING:
         warnings.append(
-            f"the base model gives the option letters {report.letter_mass:.2f} of its probability (below "
+            f"the base model gives the option letters {report['letter_mass']:.2f} of its probability (below "
             f"{guards.LETTER_MASS_WARNING}): it does not answer with a letter yet, so part of what is learnt is the format"
         )
     cut = sum(item.truncated for item in every)
@@ -72,7 +72,7 @@ def set_up(session: Session) -> Result:
         ],
         "model": model.description(),
         "initial_adapter_sha256": model.adapter_sha256(),
-        "guards": dataclasses.asdict(report),
+        "guards": report,
         "protocol": {
             "adapter": "one adapter, carried from task to task",
             "optimizer": "a fresh optimiser and learning-rate schedule for every task",

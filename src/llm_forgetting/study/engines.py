@@ -52,9 +52,15 @@ class LocalEngine:
 
     def submit(self, job: Job) -> None:
         """See `Engine`."""
-        worker = self._idle.pop() if self._idle else self._start()
-        worker.pipe.send(job)
-        self._busy[worker.pipe] = worker, job
+        while True:
+            worker = self._idle.pop() if self._idle else self._start()
+            try:
+                worker.pipe.send(job)
+            except OSError:  # it died while it was idle
+                worker.end()
+                continue
+            self._busy[worker.pipe] = worker, job
+            return
 
     def ended(self, seconds: float) -> list[Ended]:
         """See `Engine`."""
@@ -66,7 +72,7 @@ class LocalEngine:
                 pipe.recv()
                 self._idle.append(worker)
                 found.append(Ended(job))
-            except EOFError:
+            except (EOFError, OSError):
                 worker.end()
                 found.append(Ended(job, died=True))
         return found

@@ -15,7 +15,7 @@ from llm_forgetting.configured_tasks import source_of, tasks_of
 from llm_forgetting.tasks.task import Task
 
 CHECKPOINT = "checkpoint_after_task1"
-BASE = "evaluate_initial"
+BASE = ("guards", "evaluate_initial")
 TRAINING = "train_task1"
 
 
@@ -54,7 +54,7 @@ def half_key(config: ExperimentConfig, tasks: Tasks) -> str:
 
 
 def base_key(config: ExperimentConfig, tasks: Tasks) -> str:
-    """A hash of all that the base model's scores on the tasks depend on."""
+    """A hash of all that the base model's checks and scores on the tasks depend on."""
     content = to_dict(config)
     items = [
         [item.sha256 for item in task.split(split)] for task in tasks.of(config.data) for split in ("train", "test")
@@ -85,15 +85,15 @@ def has_half(cell: Path, config: ExperimentConfig) -> bool:
 
 
 def has_base(cell: Path) -> bool:
-    """Whether the cell's folder holds the base model's scores."""
-    return (cell / "phases" / f"{BASE}.json").exists()
+    """Whether the cell's folder holds the base model's checks and scores."""
+    return all((cell / "phases" / f"{name}.json").exists() for name in BASE)
 
 
 def take_base(cell: Path, donor: Path) -> None:
-    """Copy the base model's scores of `donor` into the folder of a cell on the same tasks, unless it has them."""
+    """Copy the base model's checks and scores of `donor` into the folder of a cell on the same tasks; what it has stays."""
     (cell / "phases").mkdir(exist_ok=True)
-    if not has_base(cell):
-        _take_phase(cell, donor, BASE)
+    for name in BASE:
+        _take_phase(cell, donor, name)
 
 
 def take_half(cell: Path, donor: Path, config: ExperimentConfig) -> None:
@@ -104,11 +104,12 @@ def take_half(cell: Path, donor: Path, config: ExperimentConfig) -> None:
             (scratch / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     (cell / "phases").mkdir(exist_ok=True)
     for name in half_artifacts(config):
-        if not (cell / "phases" / f"{name}.json").exists():
-            _take_phase(cell, donor, name)
+        _take_phase(cell, donor, name)
 
 
 def _take_phase(cell: Path, donor: Path, name: str) -> None:
+    if (cell / "phases" / f"{name}.json").exists():
+        return
     found: Mapping[str, Any] = json.loads((donor / "phases" / f"{name}.json").read_text(encoding="utf-8"))
     text = json.dumps({**found, "taken_from": donor.name}, ensure_ascii=False)
     write_text(cell / "phases" / f"{name}.json", text + "\n")

@@ -18,6 +18,7 @@ SEEDS = ("training.seed", "data.seed", "landscape.seed", "curvature.seed")
 TASKS = "data.tasks"
 _SECTIONS = ("name", "base", "set", "vary", "arms", "cells", "analysis")
 DEFAULT_ARM = "default"
+WHERE = "where"
 _LENGTH = 16
 
 
@@ -96,7 +97,7 @@ def read_plan(path: Path) -> Plan:
 
     `base` is a preset or a file (relative to the study's), `set` holds sections of fields for every cell, `vary` lists of
     values by dotted path (or `seed`, which stands for every seed) whose combinations are the cells, `arms` named settings with
-    which each of them is combined, and `cells` further single cells.
+    which each of them is combined (or only those that agree with its `where`), and `cells` further single cells.
     """
     content = _read(path)
     unknown = sorted(set(content) - set(_SECTIONS))
@@ -105,11 +106,13 @@ def read_plan(path: Path) -> Plan:
             f"{path}: a study has the sections {', '.join(_SECTIONS)}; {', '.join(unknown)} is none of them"
         )
     vary, arms = _vary(content.get("vary"), path), _arms(content.get("arms"), path)
+    where = {arm: _where(arm, settings.pop(WHERE, None), vary, path) for arm, settings in arms.items()}
     base, common = _base(content.get("base", "quickstart"), path), _flat(content.get("set") or {}, "set", path)
     found: dict[str, Cell] = {}
     for factors, arm in itertools.product([*_combinations(vary), *_single(content.get("cells"), path)], arms):
-        cell = _cell(base, common, factors, arm, arms[arm], path)
-        found.setdefault(cell.id, cell)
+        if all(factors.get(field) == value for field, value in where[arm].items()):
+            cell = _cell(base, common, factors, arm, arms[arm], path)
+            found.setdefault(cell.id, cell)
     name = str(content.get("name") or path.stem)
     analysis = _analysis(content.get("analysis") or {}, tuple(arms), path)
     return Plan(name, tuple(found.values()), tuple(arms), analysis, content)
@@ -142,9 +145,19 @@ def _arms(given: object, path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{path}: arms must hold settings by name, such as `sam: {{interventions.sam_rho: 0.05}}`")
     arms = {str(name): dict(settings or {}) for name, settings in given.items()}
     for settings in arms.values():
-        for name in settings:
+        for name in set(settings) - {WHERE}:
             _known(name, path)
     return arms
+
+
+def _where(arm: str, given: object, vary: Mapping[str, Sequence[Any]], path: Path) -> dict[str, Any]:
+    """The values that a combination must have for `arm`; each must be one of those that are varied."""
+    where = {} if given is None else given
+    if not isinstance(where, dict) or any(value not in vary.get(name, ()) for name, value in where.items()):
+        raise UserError(
+            f"{path}: where of the arm {arm} must give values of what is varied, such as `{{seed: 0}}`, was {given!r}"
+        )
+    return dict(where)
 
 
 def _known(name: str, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from llm_forgetting.artifacts import write_text
+from llm_forgetting.artifacts import encode_json, write_text
 from llm_forgetting.config import to_dict
 from llm_forgetting.errors import UserError
 from llm_forgetting.study.cell import FAILURE, RECORD, Job, Record, read_failure, read_record
@@ -45,6 +45,13 @@ class StudyFolder:
         """The records of the plan's finished cells, in its order, with this plan's names for what was varied."""
         found = ((cell, read_record(self.cell(cell))) for cell in plan.cells)
         return [{**record, **label_of(cell)} for cell, record in found if record is not None]
+
+    def take_over(self, plan: Plan, records: Sequence[Record]) -> None:
+        """Write stored records of the plan's cells into their folders; cells that have one keep it."""
+        stored = {record["cell"]: record for record in records}
+        for cell in self.missing(plan):
+            if cell.id in stored:
+                write_text(self.prepare(cell) / RECORD, encode_json(stored[cell.id]))
 
     def failures(self, plan: Plan) -> dict[str, str]:
         """Why cells of the plan failed, by their labels."""
