@@ -190,6 +190,8 @@ def segment_attention(  # noqa: PLR0917 -- transformers' signature
     Returns (b, T, heads, d). Differentiable.
     """
     layout = layout_for(kwargs)
+    if layout.kept and query.device.type == "cpu" and not torch.is_grad_enabled():
+        return _attention_after_beginning(module, query, key, value, layout, scaling), None
     key, value = _with_beginning(module, key, value, layout.kept)
     b, heads, _, d = query.shape
     grouped: Any = {"scale": scaling, "enable_gqa": key.shape[1] != heads}
@@ -210,6 +212,43 @@ def segment_attention(  # noqa: PLR0917 -- transformers' signature
         )
         out[:, prefix] = part.transpose(1, 2)
     return out, None
+
+
+def _attention_after_beginning(  # noqa: PLR0917 -- as above
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    scaling: float | None,
+) -> torch.Tensor:
+    """`segment_attention` where all items go on from one kept beginning, in two parts that cost no copy of it per item.
+
+    All T queries attend to the beginning at once, each item's to its own tokens; the two softmaxes are joined by their
+    log-sum-exps: out = w own + (1 - w) beginning, w = sigmoid(lse_own - lse_beginning).
+    """
+    beginning = _beginning_in_use.get()
+    assert beginning is not None
+    repeats = query.shape[1] // key.shape[1]
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    b, heads, _, d = query.shape
+    n, longest = layout.queries.shape
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        every = tensor[:, :, layout.queries].transpose(1, 2).reshape(b * n, tensor.shape[1], longest, d)
+        return every.repeat_interleave(heads // tensor.shape[1], dim=1)
+
+    before = [part.repeat_interleave(repeats, dim=1) for part in beginning.keys_and_values[module]]
+    out, lse = attend(query, before[0].expand(b, -1, -1, -1), before[1].expand(b, -1, -1, -1), scale=scaling)
+    own_out, own_lse = attend(own(query), own(key), own(value), 0.0, True, scale=scaling)  # filled up behind, so causal is all
+    places = layout.queries[layout.own]
+    own_out = own_out.reshape(b, n, heads, longest, d).transpose(2, 3)[:, layout.own]
+    own_lse = own_lse.reshape(b, n, heads, longest).transpose(2, 3)[:, layout.own]
+    out, lse = out.transpose(1, 2), lse.reshape(b, heads, -1).transpose(1, 2)
+    weight = torch.sigmoid(own_lse - lse[:, places])[..., None]
+    joined = torch.empty_like(out)
+    joined[:, places] = out[:, places] + weight * (own_out - out[:, places])
+    return joined
 
 
 def _with_beginning(
