@@ -240,7 +240,9 @@ def _attention_after_beginning(  # noqa: PLR0917 -- as above
 
     before = [part.repeat_interleave(repeats, dim=1) for part in beginning.keys_and_values[module]]
     out, lse = attend(query, before[0].expand(b, -1, -1, -1), before[1].expand(b, -1, -1, -1), scale=scaling)
-    own_out, own_lse = attend(own(query), own(key), own(value), 0.0, True, scale=scaling)  # filled up behind, so causal is all
+    own_out, own_lse = attend(
+        own(query), own(key), own(value), 0.0, True, scale=scaling
+    )  # filled up behind, so causal is all
     places = layout.queries[layout.own]
     own_out = own_out.reshape(b, n, heads, longest, d).transpose(2, 3)[:, layout.own]
     own_lse = own_lse.reshape(b, n, heads, longest).transpose(2, 3)[:, layout.own]

@@ -24,9 +24,12 @@ _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 @dataclass(frozen=True)
 class Spectrum:
-    """One checkpoint: its density, and the trace of every module's block as cells[type, layer], NaN where there is none."""
+    """One checkpoint: its density, the extreme eigenvalues that were found one by one (each too little of the density to be
+    seen), and the trace of every module's block as cells[type, layer], NaN where there is none.
+    """
 
     density: Density
+    extremes: tuple[float, ...]
     types: tuple[str, ...]
     cells: Floats
     caption: Caption
@@ -50,10 +53,16 @@ def _spectrum(name: str, found: Mapping[str, Any], items: str) -> Spectrum:
     whole = f"trace {value_and_error(found['trace']['value'], found['trace']['stderr'])}"
     return Spectrum(
         density=Density(nodes, weights),
+        extremes=tuple(float(one["value"]) for end in ("smallest", "largest") for one in found[end]),
         types=types,
         cells=cells,
         caption=Caption(
-            spoken(name), (items, f"eigenvalues {ends}", f"{whole} over {found['dimension']:,} coordinates")
+            spoken(name),
+            (
+                items,
+                f"eigenvalues {ends} (marks: the extreme ones)",
+                f"{whole} over {found['dimension']:,} coordinates",
+            ),
         ),
         trace=Caption(spoken(name), (items, whole)),
     )
@@ -87,6 +96,10 @@ def density_figure(spectra: Sequence[Spectrum]) -> Figure:
         axes.fill_between(
             at, np.maximum(values, FLOOR * values.max()), FLOOR * values.max(), color=LINE_COLOURS[0], lw=0
         )
+        axes.plot(
+            spectrum.extremes, [0.0] * len(spectrum.extremes), "|", color=LINE_COLOURS[1], ms=12, mew=1.5,
+            transform=axes.get_xaxis_transform(), clip_on=False,
+        )  # fmt: skip
         axes.set_yscale("log")
         axes.set_ylim(FLOOR * values.max(), 3 * values.max())
         axes.spines[["top", "right"]].set_visible(False)
