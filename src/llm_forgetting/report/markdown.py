@@ -57,7 +57,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         *(
             f"- Training on {spoken(phase['task'])}: {text}"
             for phase in results["training"]
-            for text in _changed(phase)
+            for text in changed(phase)
         ),
         "- Again: `llm-forgetting run --config config.yaml` with the `config.yaml` beside this file",
         "",
@@ -65,7 +65,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _changed(phase: Mapping[str, Any]) -> Sequence[str]:
+def changed(phase: Mapping[str, Any]) -> Sequence[str]:
     """What intervened in the training on one task, as one text; none if nothing did."""
     found, parts = phase["interventions"], []
     if found["rescale"] != 1:
