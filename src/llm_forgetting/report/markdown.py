@@ -54,11 +54,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         f"LoRA on {model['adapted_modules']} modules ({model['adapter_parameters']:,} parameters)",
         f"- {results['protocol']['train_split']}",
         f"- {results['protocol']['optimizer']}; {results['protocol']['adapter']}",
-        *(
-            f"- Training on {spoken(phase['task'])}: {text}"
-            for phase in results["training"]
-            for text in changed(phase)
-        ),
+        *(f"- Training on {spoken(phase['task'])}: {text}" for phase in results["training"] for text in changed(phase)),
         "- Again: `llm-forgetting run --config config.yaml` with the `config.yaml` beside this file",
         "",
     ]

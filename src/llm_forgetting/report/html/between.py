@@ -10,10 +10,10 @@ from llm_forgetting.objective import Floats
 from llm_forgetting.report.contours import shared_norm
 from llm_forgetting.report.html.blocks import Block, Figures, Plot, Prose, Spec, plain, rounded
 from llm_forgetting.report.html.curves import SYMBOLS, line
+from llm_forgetting.report.html.fields import CHECKPOINT, dots, field
 from llm_forgetting.report.html.scales import Scale
-from llm_forgetting.report.html.surfaces import CHECKPOINT, dots, field
 from llm_forgetting.report.paths import Profile, Way, ways_of
-from llm_forgetting.report.plane import Bowl, bowls_of
+from llm_forgetting.report.plane import Bowl, bowls_of, continued
 from llm_forgetting.report.tables import Table, between_table, measured, number, spoken
 
 HALO = "#ffffff"
@@ -22,7 +22,9 @@ HALO = "#ffffff"
 def between_blocks(results: Mapping[str, Any]) -> list[Block]:
     """Plane, paths and their table; a sentence for what was not measured."""
     bowls, ways = bowls_of(results), ways_of(results)
-    blocks: list[Block] = [_bowls(bowls, results["paths"])] if bowls else [_absent("plane through the checkpoints", results)]
+    blocks: list[Block] = (
+        [_bowls(bowls, results["paths"])] if bowls else [_absent("plane through the checkpoints", results)]
+    )
     blocks += [_ways(ways, between_table(results))] if ways else [_absent("path between checkpoints", results)]
     return blocks
 
@@ -36,7 +38,9 @@ def _bowls(bowls: Sequence[Bowl], paths: Sequence[Mapping[str, Any]]) -> Figures
     scale = Scale(shared_norm([bowl.values for bowl in bowls]))
     plots = [_bowl(bowl, scale, _compromises(bowl, paths)) for bowl in bowls]
     header = ("loss of", *(spoken(name) for name in bowls[0].checkpoints))
-    rows = tuple((bowl.caption.heading.removeprefix("loss of "), *map(measured, bowl.losses.values())) for bowl in bowls)
+    rows = tuple(
+        (bowl.caption.heading.removeprefix("loss of "), *map(measured, bowl.losses.values())) for bowl in bowls
+    )
     note = (
         "The plane through base model, first and last checkpoint, in the Frobenius norm of ΔW. Arrows: the way the training "
         "went; star: the best compromise t* on the path. Measured inside of the outline only."
@@ -55,30 +59,53 @@ def _bowl(bowl: Bowl, scale: Scale, compromises: Sequence[tuple[float, Floats]])
     corners = np.stack(list(bowl.checkpoints.values()))
     border = np.concatenate([bowl.outline, bowl.outline[:1]])
     way = np.concatenate([np.linspace(start, end, 30) for start, end in pairwise(corners)])
-    data, labels = field(bowl.alphas, bowl.betas, bowl.values, scale, border=border, avoid=way)
-    data = [trace for trace in data if "fillpattern" not in trace or not np.isfinite(bowl.values[bowl.inside]).all()]
+    frame = np.array([(_room(bowl, 0)[end], _room(bowl, 1)[end]) for end in (0, 1)])
+    broken = not np.isfinite(bowl.values[bowl.inside]).all()
+    values = bowl.values if broken else continued(bowl)
+    data, labels = field(bowl.alphas, bowl.betas, values, scale, border=border, avoid=way, frame=frame)
+    data += _arrows(corners)
     if len(bowl.trajectory):
         data.append(
             {
-                "type": "scatter", "mode": "lines+markers", "x": rounded(bowl.trajectory[:, 0]), "y": rounded(bowl.trajectory[:, 1]),
-                "line": {"color": HALO, "width": 1.5}, "marker": {**CHECKPOINT, "size": 5}, "hoverinfo": "skip", "showlegend": False,
+                "type": "scatter",
+                "mode": "lines+markers",
+                "x": rounded(bowl.trajectory[:, 0]),
+                "y": rounded(bowl.trajectory[:, 1]),
+                "line": {"color": HALO, "width": 1.5},
+                "marker": {**CHECKPOINT, "size": 5},
+                "hoverinfo": "skip",
+                "showlegend": False,
             }
-        )  # fmt: skip
+        )
     data.append(dots(corners, CHECKPOINT))
     for t, place in compromises:
         star = {"symbol": "star", "size": 14, "color": "#E69F00", "line": {"color": "#000000", "width": 1}}
         data.append({**dots(place[None], star), "hoverinfo": "text", "text": [f"t* = {t:.2f}"]})
     layout = {
-        "xaxis": {"title": {"text": _axis(bowl)}, "showgrid": False, "zeroline": False, "nticks": 6, "range": _room(bowl, 0)},
-        "yaxis": {
-            "title": {"text": "across"}, "showgrid": False, "zeroline": False, "nticks": 6, "scaleanchor": "x", "range": _room(bowl, 1),
+        "xaxis": {
+            "title": {"text": _axis(bowl)},
+            "showgrid": False,
+            "zeroline": False,
+            "nticks": 6,
+            "range": _room(bowl, 0),
         },
-        "annotations": [*_arrows(corners), *labels, *_names(bowl)],
+        "yaxis": {
+            "title": {"text": "across"},
+            "showgrid": False,
+            "zeroline": False,
+            "nticks": 6,
+            "scaleanchor": "x",
+            "range": _room(bowl, 1),
+        },
+        "annotations": [*labels, *_names(bowl)],
         "showlegend": False,
         "margin": {"l": 44, "r": 8, "t": 10, "b": 40},
-    }  # fmt: skip
+    }
     losses = ", ".join(f"{measured(loss)} at {spoken(name)}" for name, loss in bowl.losses.items())
-    facts = (*(fact.replace("\N{NO-BREAK SPACE}", " ") for fact in bowl.caption.facts), *(f"t* = {t:.2f}" for t, _ in compromises))
+    facts = (
+        *(fact.replace("\N{NO-BREAK SPACE}", " ") for fact in bowl.caption.facts),
+        *(f"t* = {t:.2f}" for t, _ in compromises),
+    )
     heading = bowl.caption.heading[0].upper() + bowl.caption.heading[1:]
     return Plot(heading, f"{heading} in nats: {losses}.", data, layout, facts, bowl.caption.alarms, aspect=0.95)
 
@@ -97,12 +124,26 @@ def _room(bowl: Bowl, axis: int) -> list[float]:
 
 def _arrows(corners: Floats) -> list[Spec]:
     """From each checkpoint to the next, white below and black above, to be seen on every colour."""
-    arrow: Spec = {"text": "", "showarrow": True, "axref": "x", "ayref": "y", "arrowhead": 2, "standoff": 5, "startstandoff": 5}
-    looks = ({"arrowwidth": 4.5, "arrowcolor": HALO, "arrowsize": 0.6}, {"arrowwidth": 1.8, "arrowcolor": "#000000", "arrowsize": 1.1})
+    places: Spec = {"type": "scatter", "hoverinfo": "skip", "showlegend": False}
+    looks = ((HALO, 4.5, 16.0), ("#000000", 1.8, 12.0))
     return [
-        {**arrow, **look, "x": float(end[0]), "y": float(end[1]), "ax": float(start[0]), "ay": float(start[1])}
+        {
+            **places,
+            "x": rounded(np.array([start[0], end[0]])),
+            "y": rounded(np.array([start[1], end[1]])),
+            "mode": "lines+markers",
+            "line": {"color": colour, "width": width},
+            "marker": {
+                "symbol": "arrow",
+                "angleref": "previous",
+                "size": [0, size],
+                "standoff": 4,
+                "color": colour,
+                "opacity": 1,
+            },
+        }
+        for colour, width, size in looks
         for start, end in pairwise(corners)
-        for look in looks
     ]
 
 
@@ -111,11 +152,15 @@ def _names(bowl: Bowl) -> list[Spec]:
     top, bottom = float(bowl.outline[:, 1].max()), float(bowl.outline[:, 1].min())
     return [
         {
-            "x": float(a), "y": top if b > middle else bottom, "text": f"{plain(spoken(name))}<br>{measured(bowl.losses[name])} nats",
-            "showarrow": False, "yanchor": "bottom" if b > middle else "top", "font": {"size": 11},
+            "x": float(a),
+            "y": top if b > middle else bottom,
+            "text": f"{plain(spoken(name))}<br>{measured(bowl.losses[name])} nats",
+            "showarrow": False,
+            "yanchor": "bottom" if b > middle else "top",
+            "font": {"size": 11},
         }
         for name, (a, b) in bowl.checkpoints.items()
-    ]  # fmt: skip
+    ]
 
 
 def _ways(ways: Sequence[Way], table: Table) -> Figures:
@@ -163,9 +208,14 @@ def _accuracies(way: Way) -> Plot:
 def _measured(way: Way, values: Floats, n: int) -> Spec:
     inside = (way.nodes >= -1e-9) & (way.nodes <= 1 + 1e-9)
     return {
-        "type": "scatter", "mode": "markers", "x": rounded(way.nodes[inside]), "y": rounded(values[inside]), "hoverinfo": "skip",
-        "marker": {"color": f"@line{n % 6}", "symbol": SYMBOLS[n % 6], "size": 7}, "showlegend": False,
-    }  # fmt: skip
+        "type": "scatter",
+        "mode": "markers",
+        "x": rounded(way.nodes[inside]),
+        "y": rounded(values[inside]),
+        "hoverinfo": "skip",
+        "marker": {"color": f"@line{n % 6}", "symbol": SYMBOLS[n % 6], "size": 7},
+        "showlegend": False,
+    }
 
 
 def _layout(label: str, repair: float) -> Spec:
@@ -174,15 +224,30 @@ def _layout(label: str, repair: float) -> Spec:
         "yaxis": {"title": {"text": label}},
         "shapes": [
             {
-                "type": "line", "xref": "x", "yref": "paper", "x0": repair, "x1": repair, "y0": 0, "y1": 1,
+                "type": "line",
+                "xref": "x",
+                "yref": "paper",
+                "x0": repair,
+                "x1": repair,
+                "y0": 0,
+                "y1": 1,
                 "line": {"color": "@ink", "width": 1.2, "dash": "dot"},
             }
         ],
         "annotations": [
-            {"x": repair, "y": 0, "yref": "paper", "yanchor": "bottom", "xanchor": "left", "showarrow": False, "text": f"t* = {repair:.2f}"}
+            {
+                "x": repair,
+                "y": 1,
+                "yref": "paper",
+                "yanchor": "top",
+                "xanchor": "left",
+                "showarrow": False,
+                "text": f"t* = {repair:.2f}",
+                "bgcolor": "@ground/0.7",
+            }
         ],
         "margin": {"l": 50, "r": 8, "t": 40, "b": 40},
-    }  # fmt: skip
+    }
 
 
 def _values(ways: Sequence[Way]) -> Table:
@@ -193,4 +258,6 @@ def _values(ways: Sequence[Way]) -> Table:
         rows += [
             (f"{spoken(p.task)}, {way.caption.heading}", *(number(float(p.loss[n])) for n in at)) for p in way.profiles
         ]
-    return Table("Loss along the way (nats)", ("loss of", *(f"t = {t:.1f}" for t in np.linspace(0, 1, 11))), tuple(rows))
+    return Table(
+        "Loss along the way (nats)", ("loss of", *(f"t = {t:.1f}" for t in np.linspace(0, 1, 11))), tuple(rows)
+    )

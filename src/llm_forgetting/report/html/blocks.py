@@ -113,10 +113,17 @@ class Cell:
 class Heat:
     """A heat map that is a table: rows by columns, every cell coloured and written out."""
 
-    kind: ClassVar[str] = "heat"
     caption: str
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Cell]]]
+
+
+@dataclass(frozen=True)
+class Heats:
+    """Heat maps side by side."""
+
+    kind: ClassVar[str] = "heats"
+    maps: Sequence[Heat]
     note: str = ""
 
 
@@ -137,7 +144,7 @@ class Listing:
         return list(dict.fromkeys(row[column] for row in self.rows))
 
 
-Block = Figures | Numbers | Prose | Points | Code | Folded | Heat | Listing
+Block = Figures | Numbers | Prose | Points | Code | Folded | Heats | Listing
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,15 @@ SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross
 def line(x: Floats, y: Floats, name: str, index: int, **more: Any) -> Spec:
     """A line in the colour and dashes of `index`."""
     return {
-        "type": "scatter", "mode": "lines", "x": rounded(x), "y": rounded(y), "name": plain(name),
-        "line": {"color": f"@line{index % 6}", "dash": DASHES[index % 6], "width": 2}, "hoverinfo": "x+y+name", **more,
-    }  # fmt: skip
+        "type": "scatter",
+        "mode": "lines",
+        "x": rounded(x),
+        "y": rounded(y),
+        "name": plain(name),
+        "line": {"color": f"@line{index % 6}", "dash": DASHES[index % 6], "width": 2},
+        "hoverinfo": "x+y+name",
+        **more,
+    }
 
 
 def training_blocks(results: Mapping[str, Any]) -> list[Block]:
@@ -31,7 +37,9 @@ def training_blocks(results: Mapping[str, Any]) -> list[Block]:
         return [Prose("The log of this run's training holds no losses.", quiet=True)]
     top = max((float(entry["loss"]) for _, log in shown for entry in log), default=1.0)
     plots = [_training_plot(k, task, log, top) for k, (task, log) in enumerate(shown)]
-    return [Figures(plots, min(len(plots), 2), numbers=[_epochs(shown)], note="Loss of the batch before each step, nats.")]
+    return [
+        Figures(plots, min(len(plots), 2), numbers=[_epochs(shown)], note="Loss of the batch before each step, nats.")
+    ]
 
 
 def _training_plot(k: int, task: str, log: Sequence[Mapping[str, Any]], top: float) -> Plot:
@@ -89,14 +97,32 @@ def _bundle(ensemble: Ensemble, limits: list[float | None]) -> Plot:
     around = np.concatenate([steps[known], steps[known][::-1]])
     band = np.concatenate([(mean - stderr)[known], (mean + stderr)[known][::-1]])
     thin: Spec = {"color": "@quiet/0.6", "width": 1, "dash": "solid"}
-    data = [line(steps, rise, "one direction", 0, line=thin, showlegend=False, hoverinfo="skip") for rise in ensemble.rises]
+    data = [
+        line(steps, rise, "one direction", 0, line=thin, showlegend=False, hoverinfo="skip") for rise in ensemble.rises
+    ]
     data.append(
         {
-            "type": "scatter", "x": rounded(around), "y": rounded(band), "fill": "toself", "fillcolor": "@line0/0.28",
-            "line": {"width": 0}, "mode": "lines", "hoverinfo": "skip", "showlegend": False,
+            "type": "scatter",
+            "x": rounded(around),
+            "y": rounded(band),
+            "fill": "toself",
+            "fillcolor": "@line0/0.28",
+            "line": {"width": 0},
+            "mode": "lines",
+            "hoverinfo": "skip",
+            "showlegend": False,
         }
-    )  # fmt: skip
-    data.append(line(steps, mean, "mean", 0, line={"color": "@line0", "width": 3}, hovertemplate="%{x:.2f}: %{y:.3g}<extra></extra>"))
+    )
+    data.append(
+        line(
+            steps,
+            mean,
+            "mean",
+            0,
+            line={"color": "@line0", "width": 3},
+            hovertemplate="%{x:.2f}: %{y:.3g}<extra></extra>",
+        )
+    )
     edges = [] if ensemble.radius is None else [-ensemble.radius, ensemble.radius]
     layout = {
         "xaxis": {"title": {"text": f"step ({plain(step_unit(ensemble.space))})"}, "range": rounded(steps[[0, -1]])},
@@ -113,9 +139,15 @@ def _bundle(ensemble: Ensemble, limits: list[float | None]) -> Plot:
 
 def _upright(x: float) -> Spec:
     return {
-        "type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1,
+        "type": "line",
+        "xref": "x",
+        "yref": "paper",
+        "x0": x,
+        "x1": x,
+        "y0": 0,
+        "y1": 1,
         "line": {"color": "@line1", "width": 1.5, "dash": "dash"},
-    }  # fmt: skip
+    }
 
 
 def _steps_table(ensembles: Sequence[Ensemble]) -> Table:

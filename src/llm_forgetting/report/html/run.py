@@ -40,9 +40,15 @@ def _title(tasks: Sequence[str]) -> str:
 
 def _sections(results: Results, records: Sequence[Mapping[str, Any]]) -> list[Section]:
     listing = item_listing(records, results)
-    items: Block = listing or Prose("There are no items to show: items.jsonl is missing, or only one task was learnt.", quiet=True)
+    items: Block = listing or Prose(
+        "There are no items to show: items.jsonl is missing, or only one task was learnt.", quiet=True
+    )
     return [
-        Section("scores", "Accuracy and loss", [*heat_maps(results), *_if_rows(forgetting_table(results), summary_table(results))]),
+        Section(
+            "scores",
+            "Accuracy and loss",
+            [heat_maps(results), *_if_rows(forgetting_table(results), summary_table(results))],
+        ),
         Section("landscape", "Loss landscape", [*landscape_blocks(results), *_if_rows(comparison_table(results))]),
         Section("directions", "Along random directions", lines_blocks(results)),
         Section("between", "Between the checkpoints", between_blocks(results)),
@@ -77,8 +83,8 @@ def _method(results: Results) -> list[Block]:
     return [
         Points(
             (
-                "Forgetting of a task: its accuracy after its own training minus that after the last task, and likewise in loss, "
-                "on the same items; loss is minus the log-probability of the right letter among all tokens.",
+                "Forgetting of a task: its accuracy after its own training minus that after the last task, and likewise in "
+                "loss, on the same items; loss is minus the log-probability of the right letter among all tokens.",
                 "Intervals are over items, paired: Bonett and Price's for accuracy, bootstrap-t for loss. They say nothing of "
                 "other seeds.",
                 "Landscapes are of items that were "

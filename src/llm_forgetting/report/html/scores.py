@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import Normalize
 
-from llm_forgetting.report.html.blocks import Cell, Heat, Listing, Tile
+from llm_forgetting.report.html.blocks import Cell, Heat, Heats, Listing, Tile
 from llm_forgetting.report.html.scales import Scale
 from llm_forgetting.report.matrix import Matrix, matrices_of
 from llm_forgetting.report.tables import SPLIT_WORDS, number, spoken, value_and_error
@@ -17,9 +17,13 @@ MOST_ITEMS = 3000
 LOST, GAINED, KEPT, NEVER = "lost", "gained", "kept", "wrong before and after"
 
 
-def heat_maps(results: Mapping[str, Any]) -> list[Heat]:
+def heat_maps(results: Mapping[str, Any]) -> Heats:
     """R of both splits."""
-    return [_heat(matrix) for matrix in matrices_of(results)]
+    note = (
+        "Accuracy ± standard error, below it the loss in nats. Framed: a task right after its own training; what stands below "
+        "it is what became of that."
+    )
+    return Heats([_heat(matrix) for matrix in matrices_of(results)], note)
 
 
 def _heat(matrix: Matrix) -> Heat:
@@ -29,18 +33,15 @@ def _heat(matrix: Matrix) -> Heat:
         for i, name in enumerate(matrix.checkpoints)
     ]
     counts = " or ".join(str(n) for n in sorted(set(matrix.items)))
-    return Heat(
-        f"Accuracy and loss on {SPLIT_WORDS[matrix.split]} items",
-        matrix.tasks,
-        rows,
-        f"Accuracy ± standard error, below it the loss in nats; {counts} items a task. Framed: a task right after its own "
-        "training; what stands below it is what became of that.",
-    )
+    return Heat(f"{SPLIT_WORDS[matrix.split].capitalize()} items ({counts} a task)", matrix.tasks, rows)
 
 
 def _cell(matrix: Matrix, i: int, j: int, scale: Scale) -> Cell:
     accuracy, stderr = float(matrix.accuracy[i, j]), float(matrix.accuracy_stderr[i, j])
-    lines = (value_and_error(accuracy, None if np.isnan(stderr) else stderr), f"loss {number(float(matrix.loss[i, j]))}")
+    lines = (
+        value_and_error(accuracy, None if np.isnan(stderr) else stderr),
+        f"loss {number(float(matrix.loss[i, j]))}",
+    )
     if not np.isfinite(accuracy):
         return Cell(lines, framed=i == j + 1)
     return Cell(lines, scale.colour(accuracy), scale.ink(accuracy), framed=i == j + 1)
@@ -49,9 +50,7 @@ def _cell(matrix: Matrix, i: int, j: int, scale: Scale) -> Cell:
 def tiles(results: Mapping[str, Any]) -> list[Tile]:
     """What became of the first task, and of the landscape around it."""
     found = [tile for split in SPLIT_WORDS for tile in _forgotten(results["forgetting"][split], split)]
-    rises = [
-        entry for entry in results["landscape_comparison"] if entry["task"] == results["task_names"][0]
-    ]
+    rises = [entry for entry in results["landscape_comparison"] if entry["task"] == results["task_names"][0]]
     for entry in rises[:1]:
         change = value_and_error(entry["mean_rise"]["change"], entry["mean_rise"]["stderr"])
         word = {True: "sharper", False: "flatter", None: "no difference shown"}[entry["sharper"]]
@@ -71,13 +70,15 @@ def _forgotten(found: Mapping[str, Any], split: str) -> list[Tile]:
             note = f"{task['n']} items"
             if interval:
                 note = f"95% interval {number(interval['low'])} to {number(interval['high'])}, {note}"
-            value = number(estimate["value"]) if interval or stderr is None else value_and_error(estimate["value"], stderr)
+            value = (
+                number(estimate["value"]) if interval or stderr is None else value_and_error(estimate["value"], stderr)
+            )
             tiles.append(Tile(f"{label}, {spoken(task['name'])}, {SPLIT_WORDS[split]}", f"{value}{unit}", note))
     return tiles
 
 
 def item_listing(records: Sequence[Record], results: Mapping[str, Any]) -> Listing | None:
-    """Every item of the earlier tasks: right letter, letter answered at each checkpoint, what became of it. None without any."""
+    """Every item of the earlier tasks: right letter, letters answered, what became of it. None without any."""
     checkpoints = results["forgetting"]["train"]["checkpoints"]
     rows = [row for k in range(len(results["task_names"]) - 1) for row in _task_rows(records, results, checkpoints, k)]
     if not rows:
@@ -85,7 +86,16 @@ def item_listing(records: Sequence[Record], results: Mapping[str, Any]) -> Listi
     order = {LOST: 0, GAINED: 1, KEPT: 2, NEVER: 3}
     rows = sorted(rows, key=lambda row: order[row[3]])
     numeric = range(len(rows[0]) - 2, len(rows[0]))
-    header = ("item", "task", "split", "became", "right", *(spoken(name) for name in checkpoints), "loss before", "loss at the end")
+    header = (
+        "item",
+        "task",
+        "split",
+        "became",
+        "right",
+        *(spoken(name) for name in checkpoints),
+        "loss before",
+        "loss at the end",
+    )
     left = len(rows) - MOST_ITEMS
     note = (
         "Letters answered at each checkpoint; became: right after the task's own training against the last checkpoint; losses "

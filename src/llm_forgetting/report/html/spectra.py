@@ -45,20 +45,32 @@ def _densities(spectra: Sequence[Spectrum]) -> list[Plot]:
     layout = {
         "xaxis": {"title": {"text": "eigenvalue"}},
         "yaxis": {
-            "title": {"text": "density of eigenvalues"}, "type": "log", "range": [float(np.log10(floor)), float(np.log10(3 * top))],
-            "exponentformat": "power", "dtick": 1,
+            "title": {"text": "density of eigenvalues"},
+            "type": "log",
+            "range": [float(np.log10(floor)), float(np.log10(3 * top))],
+            "exponentformat": "power",
+            "dtick": 1,
         },
         "showlegend": False,
         "margin": {"l": 58, "r": 8, "t": 8, "b": 40},
-    }  # fmt: skip
-    return [_density(spectrum, rounded(at), np.maximum(curve, floor), layout) for spectrum, curve in zip(spectra, curves, strict=True)]
+    }
+    return [
+        _density(spectrum, rounded(at), np.maximum(curve, floor), layout)
+        for spectrum, curve in zip(spectra, curves, strict=True)
+    ]
 
 
 def _density(spectrum: Spectrum, at: list[Any], curve: Any, layout: Spec) -> Plot:
     trace = {
-        "type": "scatter", "mode": "lines", "x": at, "y": rounded(curve), "fill": "tozeroy", "fillcolor": "@line0/0.35",
-        "line": {"color": "@line0", "width": 1.5}, "hovertemplate": "%{x:.3g}: %{y:.2g}<extra></extra>",
-    }  # fmt: skip
+        "type": "scatter",
+        "mode": "lines",
+        "x": at,
+        "y": rounded(curve),
+        "fill": "tozeroy",
+        "fillcolor": "@line0/0.35",
+        "line": {"color": "@line0", "width": 1.5},
+        "hovertemplate": "%{x:.3g}: %{y:.2g}<extra></extra>",
+    }
     heading = spectrum.caption.heading
     alt = f"Spectral density {heading}: {'; '.join(spectrum.caption.facts)}."
     return Plot(f"Spectral density, {heading}", alt, [trace], layout, spectrum.caption.facts, aspect=0.6)
@@ -69,18 +81,27 @@ def _trace(spectrum: Spectrum, spectra: Sequence[Spectrum]) -> Plot:
     finite = values[np.isfinite(values)]
     low, high = min(0.0, float(finite.min())), float(finite.max())
     trace = {
-        "type": "heatmap", "x": list(range(spectrum.cells.shape[1])), "y": [plain(kind) for kind in spectrum.types],
-        "z": rounded(spectrum.cells), "zmin": low, "zmax": high, "colorscale": COLOURSCALE, "xgap": 1, "ygap": 1,
+        "type": "heatmap",
+        "x": list(range(spectrum.cells.shape[1])),
+        "y": [plain(kind) for kind in spectrum.types],
+        "z": rounded(spectrum.cells),
+        "zmin": low,
+        "zmax": high,
+        "colorscale": COLOURSCALE,
+        "xgap": 1,
+        "ygap": 1,
         "hovertemplate": "%{y}, layer %{x}: %{z:.3g}<extra></extra>",
         "colorbar": {"title": {"text": "trace", "side": "right"}, "thickness": 12, "outlinewidth": 0},
-    }  # fmt: skip
+    }
     layout = {
         "xaxis": {"title": {"text": "layer"}, "showgrid": False, "zeroline": False, "tickformat": "d", "nticks": 8},
         "yaxis": {"autorange": "reversed", "showgrid": False},
         "margin": {"l": 84, "r": 8, "t": 8, "b": 40},
     }
     heading = f"Trace by module, {spectrum.trace.heading}"
-    return Plot(heading, f"{heading}: {'; '.join(spectrum.trace.facts)}.", [trace], layout, spectrum.trace.facts, aspect=0.6)
+    return Plot(
+        heading, f"{heading}: {'; '.join(spectrum.trace.facts)}.", [trace], layout, spectrum.trace.facts, aspect=0.6
+    )
 
 
 def _modules(name: str, found: Mapping[str, Any]) -> Table:

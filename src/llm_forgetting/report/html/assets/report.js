@@ -10,7 +10,7 @@
       line: ["#6BB8EA", "#F2935A", "#45C79F", "#E0A0CB", "#E9BE52", "#9AD4F5"],
     },
   };
-  const START = { eye: { x: 1.25, y: -1.45, z: 0.95 }, center: { x: 0, y: 0, z: -0.12 }, up: { x: 0, y: 0, z: 1 } };
+  const START = { eye: { x: 1.15, y: -1.38, z: 0.85 }, center: { x: 0, y: 0, z: -0.1 }, up: { x: 0, y: 0, z: 1 } };
   const CONFIG = { displaylogo: false, responsive: true, showTips: false, modeBarButtonsToRemove: ["sendDataToCloud", "lasso2d", "select2d"] };
   const root = document.documentElement;
   const preference = window.matchMedia("(prefers-color-scheme: dark)");
@@ -57,10 +57,12 @@
 
   const specs = new Map(plots.map((plot) => [plot, JSON.parse(plot.parentElement.querySelector("script").textContent)]));
 
+  // On paper a plot has the size that its place has there; a browser does not wait for it to be measured again.
   function figure(plot, name) {
+    const paper = "printing" in root.dataset ? { width: plot.clientWidth, height: plot.clientHeight, autosize: false } : {};
     const palette = palettes[name];
     const spec = paint(specs.get(plot), palette);
-    const layout = { margin: { l: 50, r: 12, t: 24, b: 40 }, ...spec.layout, template: template(palette), autosize: true };
+    const layout = { margin: { l: 50, r: 12, t: 24, b: 40 }, ...spec.layout, template: template(palette), autosize: true, ...paper };
     if (layout.scene) layout.scene = { ...layout.scene, camera: structuredClone(cameras[plot.dataset.link] || START) };
     return [spec.data, layout];
   }
@@ -171,10 +173,14 @@
   window.addEventListener("load", () => window.setTimeout(() => soon(drawNext), 300));
   window.addEventListener("beforeprint", () => {
     root.dataset.theme = "light";
+    root.dataset.printing = "";
     plots.forEach(draw);
     repaint("light");
   });
-  window.addEventListener("afterprint", () => apply(theme));
+  window.addEventListener("afterprint", () => {
+    delete root.dataset.printing;
+    apply(theme);
+  });
 
   for (const listing of document.querySelectorAll(".listing")) {
     const body = listing.querySelector("tbody");
