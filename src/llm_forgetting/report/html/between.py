@@ -112,7 +112,7 @@ def _bowl(bowl: Bowl, scale: Scale, compromises: Sequence[tuple[float, Floats]])
 
 def _axis(bowl: Bowl) -> str:
     first, second, *_ = bowl.checkpoints
-    return plain(f"{spoken(first)} to {spoken(second)} (norm of ΔW)")
+    return plain(f"{spoken(first)} to {spoken(second)}")
 
 
 def _room(bowl: Bowl, axis: int) -> list[float]:
@@ -178,8 +178,9 @@ def _losses(way: Way) -> Plot:
         name = spoken(profile.task)
         data.append(line(way.steps, profile.loss, name, n))
         data.append(_measured(way, profile.loss_at_nodes, n))
-        if profile.quadratic is not None:
-            shown = np.where(profile.quadratic <= 1.1 * np.nanmax(profile.loss), profile.quadratic, np.nan)
+        finite = profile.loss[np.isfinite(profile.loss)]
+        if profile.quadratic is not None and finite.size:
+            shown = np.where(profile.quadratic <= 1.1 * finite.max(), profile.quadratic, np.nan)
             thin = {"color": f"@line{n % 6}", "width": 1.5, "dash": "dot"}
             data.append(line(way.steps, shown, f"forecast for {name}", n, line=thin))
     facts = tuple(fact.replace("\N{NO-BREAK SPACE}", " ") for fact in way.caption.facts)

@@ -46,8 +46,6 @@ def field(
             **_heat(scale),
         }
     )
-    if frame is not None:
-        traces.append(_cut(border, frame))
     inner = 0.82 * border + 0.18 * border[:-1].mean(axis=0)
     gap = 0.17 * float(np.sqrt(np.ptp(border, axis=0).prod()))
     annotations = []
@@ -57,6 +55,8 @@ def field(
             _label(float(level), place, scale) for place in label_places([lines], Outline(inner), avoid, gap)[:1]
         ]
         avoid = np.concatenate([avoid, *([[(annotations[-1]["x"], annotations[-1]["y"])]] if annotations else [])])
+    if frame is not None:
+        traces.append(_cut(border, frame))
     return traces, annotations
 
 

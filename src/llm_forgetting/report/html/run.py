@@ -40,9 +40,7 @@ def _title(tasks: Sequence[str]) -> str:
 
 def _sections(results: Results, records: Sequence[Mapping[str, Any]]) -> list[Section]:
     listing = item_listing(records, results)
-    items: Block = listing or Prose(
-        "There are no items to show: items.jsonl is missing, or only one task was learnt.", quiet=True
-    )
+    items: Block = listing or Prose("No items: items.jsonl is missing, or only one task was learnt.", quiet=True)
     return [
         Section(
             "scores",

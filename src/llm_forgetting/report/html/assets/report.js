@@ -1,16 +1,17 @@
 "use strict";
 (() => {
+  // `solid` is the ink of three-dimensional plots, which are printed as they stand on the screen: also to be read on white.
   const palettes = {
     light: {
-      ink: "#1b1f24", quiet: "#59616b", grid: "#e3e6ea", ground: "#ffffff",
+      ink: "#1b1f24", solid: "#1b1f24", quiet: "#59616b", grid: "#e3e6ea", ground: "#ffffff",
       line: ["#0072B2", "#D55E00", "#009E73", "#B2599A", "#B07A00", "#2C8FC9"],
     },
     dark: {
-      ink: "#e7e9ec", quiet: "#a7b0ba", grid: "#333b44", ground: "#15181c",
+      ink: "#e7e9ec", solid: "#8c96a1", quiet: "#a7b0ba", grid: "#333b44", ground: "#15181c",
       line: ["#6BB8EA", "#F2935A", "#45C79F", "#E0A0CB", "#E9BE52", "#9AD4F5"],
     },
   };
-  const START = { eye: { x: 1.15, y: -1.38, z: 0.85 }, center: { x: 0, y: 0, z: -0.1 }, up: { x: 0, y: 0, z: 1 } };
+  const START = { eye: { x: 1.15, y: -1.38, z: 0.85 }, center: { x: 0, y: 0, z: -0.17 }, up: { x: 0, y: 0, z: 1 } };
   const CONFIG = { displaylogo: false, responsive: true, showTips: false, modeBarButtonsToRemove: ["sendDataToCloud", "lasso2d", "select2d"] };
   const root = document.documentElement;
   const preference = window.matchMedia("(prefers-color-scheme: dark)");
@@ -42,7 +43,7 @@
       gridcolor: palette.grid, zerolinecolor: palette.grid, linecolor: palette.quiet, tickcolor: palette.quiet,
       ticks: "outside", ticklen: 4, automargin: true, title: { standoff: 8 },
     };
-    const deep = { gridcolor: palette.grid, zerolinecolor: palette.grid, linecolor: palette.quiet, color: palette.ink, showbackground: false };
+    const deep = { gridcolor: palette.grid, zerolinecolor: palette.grid, linecolor: palette.quiet, color: palette.solid, showbackground: false };
     return {
       layout: {
         font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: palette.ink },
@@ -58,8 +59,11 @@
   const specs = new Map(plots.map((plot) => [plot, JSON.parse(plot.parentElement.querySelector("script").textContent)]));
 
   // On paper a plot has the size that its place has there; a browser does not wait for it to be measured again.
+  // Three-dimensional ones would be drawn too late in a new size, and are shrunk as they are.
   function figure(plot, name) {
-    const paper = "printing" in root.dataset ? { width: plot.clientWidth, height: plot.clientHeight, autosize: false } : {};
+    const as = specs.get(plot).layout.scene && plot._fullLayout;
+    const [width, height] = as ? [as.width, as.height] : [plot.clientWidth, plot.clientHeight];
+    const paper = "printing" in root.dataset ? { width, height, autosize: false } : {};
     const palette = palettes[name];
     const spec = paint(specs.get(plot), palette);
     const layout = { margin: { l: 50, r: 12, t: 24, b: 40 }, ...spec.layout, template: template(palette), autosize: true, ...paper };
@@ -173,12 +177,19 @@
   window.addEventListener("load", () => window.setTimeout(() => soon(drawNext), 300));
   window.addEventListener("beforeprint", () => {
     root.dataset.theme = "light";
-    root.dataset.printing = "";
     plots.forEach(draw);
+    const solid = [...drawn].filter((plot) => plot._fullLayout && plot._fullLayout.scene);
+    const wide = new Map(solid.map((plot) => [plot, plot.clientWidth]));
+    root.dataset.printing = "";
     repaint("light");
+    for (const plot of solid) {
+      plot.firstElementChild.style.transform = `scale(${plot.clientWidth / wide.get(plot)})`;
+      plot._fullLayout.scene._scene?.glplot?.redraw?.();
+    }
   });
   window.addEventListener("afterprint", () => {
     delete root.dataset.printing;
+    for (const plot of drawn) if (plot.firstElementChild) plot.firstElementChild.style.transform = "";
     apply(theme);
   });
 
