@@ -120,8 +120,21 @@ def test_surfaces_turn_together(run_report: Opened) -> None:
     first.focus()
     page.keyboard.press("ArrowLeft")
     turned = run_report.unlike(dragged)
-    page.get_by_role("button", name="Reset").click()
+    page.get_by_role("button", name="Reset", exact=True).click()
     assert run_report.unlike(turned) == before
+    assert run_report.complaints == []
+
+
+def test_no_button_sends_anything_away_and_pictures_can_be_saved(run_report: Opened) -> None:
+    page = run_report.page
+    names = {button.get_attribute("aria-label") for button in page.locator(".modebar-btn").all()}
+    assert names == {"Download plot as a PNG", "Zoom", "Pan", "Reset axes"}
+    plot = page.locator(".plot").last
+    plot.scroll_into_view_if_needed()
+    plot.hover()
+    with page.expect_download() as download:
+        plot.locator(".modebar-btn").first.click()
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
     assert run_report.complaints == []
 
 
@@ -144,18 +157,30 @@ def test_dark_and_light(run_report: Opened) -> None:
 
 def test_the_keyboard_reaches_everything(run_report: Opened) -> None:
     page = run_report.page
-    page.evaluate("() => { document.activeElement.blur(); window.scrollTo(0, 0); }")
+    page.locator("#theme").focus()
+    page.keyboard.press("Shift+Tab")
     seen: list[str] = []
     for _ in range(200):
-        page.keyboard.press("Tab")
         seen.append(page.evaluate("() => document.activeElement.outerHTML.slice(0, 90)"))
-        if seen[-1].startswith("<body"):
-            break
-    for start in ('<a class="skip"', '<button type="button" id="theme"', '<a href="#landscape"', '<button type="button" data-by="left"',
-                  '<div class="plot js-plotly-plot" role="img"', "<summary", "<select", '<input type="search"', "<pre"):  # fmt: skip
+        page.keyboard.press("Tab")
+    reached = (
+        '<a class="skip"',
+        '<button type="button" id="theme"',
+        '<a href="#landscape"',
+        '<button type="button" data-by="left"',
+        '<div class="plot js-plotly-plot" role="group"',
+        "<summary",
+        "<select",
+        '<input type="search"',
+        "<pre",
+    )
+    for start in reached:
         assert any(text.startswith(start) for text in seen), f"{start} in {seen}"
-    page.evaluate("() => { document.activeElement.blur(); window.scrollTo(0, 0); }")
-    page.keyboard.press("Tab")
+
+
+def test_the_first_link_skips_to_the_content(run_report: Opened) -> None:
+    page = run_report.page
+    page.locator(".skip").focus()
     page.keyboard.press("Enter")
     assert page.evaluate("() => document.activeElement.id") == "content"
 

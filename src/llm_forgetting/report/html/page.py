@@ -1,8 +1,10 @@
 """A page as one HTML file: styles, scripts and plotly.js inside, and a policy that forbids every request."""
 
+import math
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
@@ -40,7 +42,16 @@ def _plotly() -> Markup:
 
 
 def _spec(plot: Plot) -> dict[str, object]:
-    return {key: value for key, value in asdict(plot).items() if key in ("data", "layout", "alt")}
+    return {key: _finite(value) for key, value in asdict(plot).items() if key in ("data", "layout", "alt")}
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for every number that is not finite: JSON has no such numbers, and plotly leaves a gap."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @cache

@@ -12,7 +12,11 @@
     },
   };
   const START = { eye: { x: 1.15, y: -1.38, z: 0.85 }, center: { x: 0, y: 0, z: -0.17 }, up: { x: 0, y: 0, z: 1 } };
-  const CONFIG = { displaylogo: false, responsive: true, showTips: false, modeBarButtonsToRemove: ["sendDataToCloud", "lasso2d", "select2d"] };
+  // Few buttons, named one by one: plotly's own list has one that sends the data away.
+  const config = (solid) => ({
+    displaylogo: false, responsive: true, showTips: false, plotlyServerURL: "", showSendToCloud: false, showEditInChartStudio: false,
+    modeBarButtons: [solid ? ["toImage"] : ["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+  });
   const root = document.documentElement;
   const preference = window.matchMedia("(prefers-color-scheme: dark)");
   const button = document.getElementById("theme");
@@ -90,7 +94,7 @@
         return;
       }
     }
-    Plotly.newPlot(plot, data, layout, CONFIG);
+    Plotly.newPlot(plot, data, layout, config(Boolean(layout.scene)));
     if (layout.scene) {
       plot.on("plotly_relayouting", (event) => follow(plot, event["scene.camera"]));
       plot.on("plotly_relayout", (event) => follow(plot, event["scene.camera"]));
@@ -99,7 +103,7 @@
 
   function repaint(name) {
     for (const plot of drawn) {
-      if (plot.classList.contains("js-plotly-plot")) Plotly.react(plot, ...figure(plot, name), CONFIG);
+      if (plot.classList.contains("js-plotly-plot")) Plotly.react(plot, ...figure(plot, name), config(Boolean(specs.get(plot).layout.scene)));
     }
   }
 
