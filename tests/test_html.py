@@ -436,9 +436,12 @@ def test_compare_sets_runs_side_by_side(
 
 
 def test_a_measure_that_one_run_lacks_is_a_dash(results: Results) -> None:
-    runs = [Compared("a", results, {"trace": (3.0, 0.5)}), Compared("b", results, {"trace": (None, None)})]
+    runs = [
+        Compared("a", results, {"trace": (3.0, 0.5), "largest": (31.6253, 2e-13)}),
+        Compared("b", results, {"trace": (None, None), "largest": (104048.3, None)}),
+    ]
     table = compare_tables(runs)[2]
-    assert table.rows == (("trace", "3.0 ± 0.5", "-"),)
+    assert table.rows == (("trace", "3.0 ± 0.5", "-"), ("largest", "31.63", "104,048"))
 
 
 @pytest.mark.parametrize(

@@ -240,14 +240,14 @@ def _layout(label: str, repair: float) -> Spec:
                 "x": repair,
                 "y": 1,
                 "yref": "paper",
-                "yanchor": "top",
-                "xanchor": "left",
+                "yanchor": "bottom",
+                "xanchor": "center",
                 "showarrow": False,
                 "text": f"t* = {repair:.2f}",
-                "bgcolor": "@ground/0.7",
             }
         ],
-        "margin": {"l": 50, "r": 8, "t": 40, "b": 40},
+        "legend": {"y": 1.1},
+        "margin": {"l": 50, "r": 12, "t": 56, "b": 40},
     }
 
 

@@ -10,6 +10,8 @@ from llm_forgetting.report.tables import SPLIT_WORDS, Table, measured, number, s
 
 Results = Mapping[str, Any]
 Rows = tuple[tuple[str, ...], ...]
+# An error below this share of the value would add digits that nobody reads.
+PRECISE = 5e-3
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def _measure(found: tuple[float | None, float | None]) -> str:
         return "-"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return measured(value) if stderr is None or not stderr else value_and_error(value, stderr)
+    precise = stderr is None or stderr < PRECISE * abs(value)
+    return measured(value) if precise else value_and_error(value, stderr)
 
 
 def _differences(runs: Sequence[Compared]) -> Rows:
