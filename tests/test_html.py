@@ -3,20 +3,25 @@
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import plotly.graph_objects as go
 import pytest
-from runs import ROOT, Shell, SmokeRun
+from runs import ROOT, SmokeRun, same_results
 from test_study_plan import stored
 
+from llm_forgetting import experiment
+from llm_forgetting.artifacts import RunFolder
 from llm_forgetting.cli import main
 from llm_forgetting.cli_study import write_report
+from llm_forgetting.config_files import parse_config
+from llm_forgetting.progress import Silent
 from llm_forgetting.report.html.blocks import Figures, Heats, Listing, Page, Section, plain
 from llm_forgetting.report.html.compare import Compared, compare_tables, distinct_names
 from llm_forgetting.report.html.files import read_items, write_run_report
@@ -301,21 +306,26 @@ def test_what_was_not_measured_is_left_out_with_a_sentence(results: Results) -> 
         assert words in text
 
 
-def test_a_failure_to_draw_does_not_lose_the_run(shell: Shell, tmp_path: Path) -> None:
-    program = (
-        "import sys; from llm_forgetting import experiment; from llm_forgetting.cli import main; "
-        "from llm_forgetting.report import figures; figures.save = lambda *_, **__: None\n"
-        "def broken(*_): raise ZeroDivisionError('no ink')\n"
-        "experiment.write_run_report = broken; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", program, "run", "--config", str(shell.tiny), "--output_dir", str(tmp_path)]
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "report.html could not be drawn (ZeroDivisionError('no ink'))" in " ".join(done.stdout.split())
-    (folder,) = tmp_path.iterdir()
-    assert (folder / "results.json").is_file()
+def test_a_failure_to_draw_does_not_lose_the_run(
+    results: Results, smoke_run: SmokeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watcher(Silent):
+        said: ClassVar[list[str]] = []
+
+        def warn(self, message: str) -> None:
+            self.said.append(message)
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("no ink")
+
+    monkeypatch.setattr(experiment, "write_run_report", broken)
+    folder = tmp_path / "run"
+    shutil.copytree(smoke_run.path, folder)
+    (folder / "report.html").unlink()
+    config = parse_config(str(folder / "config.yaml"), [], resumed=True)
+    again = experiment.run_experiment(config, RunFolder(folder), Watcher())
+    assert same_results(again, results)
+    assert any("report.html could not be drawn (ZeroDivisionError('no ink'))" in said for said in Watcher.said)
     assert not (folder / "report.html").exists()
 
 

@@ -25,7 +25,7 @@ class Compared:
 
 def compare_tables(runs: Sequence[Compared]) -> list[Table]:
     """A column per run; rows that no run has are left out."""
-    header = ("", *(run.name for run in runs))
+    header = ("number", *(run.name for run in runs))
     numbers = (
         "± one standard error, brackets: 95% intervals over items. Runs of other items or seeds differ by chance too."
     )
@@ -127,7 +127,7 @@ def _flattened(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _identity(runs: Sequence[Compared]) -> Table:
-    header = ("", *(run.name for run in runs))
+    header = ("what", *(run.name for run in runs))
     rows = (
         ("tasks", *(", ".join(map(spoken, run.results["task_names"])) for run in runs)),
         ("model", *(run.results["model"]["name"] for run in runs)),

@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm, Normalize, to_hex
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from llm_forgetting.objective import Floats
-from llm_forgetting.report.contours import COLOURS, ink, limits
+from llm_forgetting.report.contours import COLOURS, limits
 
 NATS = "loss (nats)"
 
@@ -37,12 +37,17 @@ class Scale:
         }
 
     def ink(self, value: float) -> str:
-        """What can be read on the colour of `value`."""
-        return ink(self.norm, value)
+        """Black or white, whichever has the higher contrast (WCAG) on the colour of `value`."""
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in self._rgb(value))
+        return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "white"
 
     def colour(self, value: float) -> str:
         """The colour of `value`."""
-        return to_hex(mpl.colormaps[COLOURS](float(self.norm(value))))
+        return to_hex(self._rgb(value))
+
+    def _rgb(self, value: float) -> tuple[float, float, float]:
+        red, green, blue, _ = mpl.colormaps[COLOURS](float(self.norm(value)))
+        return red, green, blue
 
     @property
     def _logarithmic(self) -> bool:
