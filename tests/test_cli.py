@@ -68,7 +68,7 @@ def test_help_is_no_mistake(shell: Shell) -> None:
 def test_an_unknown_command_is_named_with_those_there_are(shell: Shell) -> None:
     assert (
         shell("runn").complaint
-        == "a command is needed, one of run, repair, landscape, evaluate, study, tasks; was 'runn'"
+        == "a command is needed, one of run, repair, landscape, evaluate, study, report, compare, tasks; was 'runn'"
     )
 
 

@@ -73,8 +73,8 @@ def test_everything_that_was_promised_is_there(smoke_run: SmokeRun) -> None:
     assert smoke_run.path.name.startswith("experiment_")
     files = {path.name for path in smoke_run.path.iterdir()}
     assert files == {
-        ".lock", "checkpoint_after_task1", "checkpoint_after_task2", "config.yaml", "items.jsonl", "phases", "results.json",
-        "results.md", "run.log", *(f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")),
+        ".lock", "checkpoint_after_task1", "checkpoint_after_task2", "config.yaml", "items.jsonl", "phases", "report.html",
+        "results.json", "results.md", "run.log", *(f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")),
     }  # fmt: skip
     assert set(smoke_run.results["figures"]) == {f"{stem}.png" for stem in stems}
     assert {path.name for path in (smoke_run.path / "phases").iterdir()} == {
@@ -105,7 +105,18 @@ def test_every_figure_is_a_whole_picture(smoke_run: SmokeRun) -> None:
 def test_nothing_is_a_pickle(smoke_run: SmokeRun) -> None:
     for path in smoke_run.path.rglob("*"):
         if path.is_file():
-            assert path.suffix in (".json", ".jsonl", ".md", ".yaml", ".log", ".png", ".pdf", ".safetensors", ""), path
+            assert path.suffix in (
+                ".json",
+                ".jsonl",
+                ".md",
+                ".yaml",
+                ".log",
+                ".html",
+                ".png",
+                ".pdf",
+                ".safetensors",
+                "",
+            ), path
             assert not zipfile.is_zipfile(path), path
             assert not path.read_bytes().startswith(PICKLE_OPCODES), path
 

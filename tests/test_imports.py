@@ -31,6 +31,7 @@ FLOORS = (
     ("estimate", "experiment", "repair", "scan_adapter", "terminal"),
     ("study",),
     ("cli_scan", "cli_study"),
+    ("cli_report",),
     ("cli",),
     ("__main__",),
 )
@@ -41,7 +42,7 @@ MODULES = sorted(
 )
 WITHOUT_TORCH = (
     "artifacts", "comparison", "config", "config_files", "config_rules", "configured_tasks",
-    "cli", "cli_scan", "cli_study", "command_line", "covered_lora",
+    "cli", "cli_report", "cli_scan", "cli_study", "command_line", "covered_lora",
     "eigenvalues", "errors", "forgetting",
     "landscape.domains", "landscape.metrics", "landscape.spectral", "metering", "objective", "progress",
     *(module for module in MODULES if module.partition(".")[0] in ("report", "study_statistics", "tasks")),

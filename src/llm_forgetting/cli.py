@@ -1,4 +1,4 @@
-"""The command line: `llm-forgetting run`, `repair`, `landscape`, `study`, `evaluate`, `tasks`."""
+"""The command line: `llm-forgetting run`, `repair`, `landscape`, `study`, `report`, `compare`, `evaluate`, `tasks`."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from llm_forgetting import cli_scan, cli_study
+from llm_forgetting import cli_report, cli_scan, cli_study
 from llm_forgetting.command_line import Parser, log_file, quiet_libraries, say
 from llm_forgetting.config import ExperimentConfig, to_dict
 from llm_forgetting.config_files import DEFAULT_PRESET, PRESETS, config_help, parse_config
@@ -40,6 +40,8 @@ usage: llm-forgetting COMMAND [options]
   repair     go part of the way back: the adapter between two checkpoints that keeps both tasks
   landscape  the loss landscape of anyone's saved LoRA adapter, on any tasks
   study      many runs that answer the question, with error bars over runs
+  report     report.html of a finished run or study, drawn again from its folder in seconds
+  compare    finished runs side by side, on the terminal and as a page
   evaluate   accuracy of a model or a saved adapter on whole test splits, as lm-evaluation-harness measures it
   tasks      the subjects and groups that can be named as tasks, with their item counts
 
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "landscape": cli_scan.landscape,
         "evaluate": cli_scan.evaluate,
         "study": cli_study.study,
+        "report": cli_report.report,
+        "compare": cli_report.compare,
         "tasks": tasks,
     }
     if not given or given[0] in ("-h", "--help"):

@@ -189,8 +189,9 @@ def read_records(path: Path) -> Found:
 
 
 def write_report(stored: Mapping[str, Any], folder: Path) -> Found:
-    """study.json, study.md and the figures, from records alone."""
+    """study.json, study.md and the figures, from records alone; report.html where it can be drawn."""
     from llm_forgetting.artifacts import encode_json, write_text
+    from llm_forgetting.report.html.files import write_study_report
     from llm_forgetting.report.study import study_markdown
     from llm_forgetting.report.study_figures import draw_study
     from llm_forgetting.study.analysis import analyse
@@ -210,6 +211,10 @@ def write_report(stored: Mapping[str, Any], folder: Path) -> Found:
     content["figures"] = draw_study(content, folder, dpi=160) if records else []
     write_text(folder / "study.json", encode_json(content))
     write_text(folder / "study.md", study_markdown(content))
+    try:
+        write_study_report(content, folder)
+    except Exception as error:  # numbers and tables are written; a page is no reason to end without them
+        say(f"note: report.html could not be drawn ({error!r}); everything else is there")
     return content
 
 
@@ -238,4 +243,6 @@ def _show(content: Found, folder: Path, terminal: "Terminal") -> None:
         terminal.show_answer(question, "\n".join(said))
     for name, reason in content["failures"].items():
         terminal.warn(f"{name} failed: {reason}")
-    say(f"Everything is in {folder}: study.md, study.json, records.json.gz and {len(content['figures'])} figures.")
+    say(
+        f"Everything is in {folder}: report.html, study.md, study.json, records.json.gz and {len(content['figures'])} figures."
+    )

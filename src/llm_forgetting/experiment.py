@@ -27,6 +27,7 @@ from llm_forgetting.phases import (
 )
 from llm_forgetting.progress import Progress, Silent
 from llm_forgetting.report.figures import draw_landscapes
+from llm_forgetting.report.html.files import write_run_report
 from llm_forgetting.report.markdown import results_markdown
 from llm_forgetting.session import Session, checkpoint_name
 from llm_forgetting.summary import summarise
@@ -109,7 +110,19 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     content["timings"] = folder.timings()
     folder.write("items.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in items))
     folder.write("results.md", results_markdown(content))
-    return folder.save_results(content)
+    saved = folder.save_results(content)
+    if config.output.figures:
+        _draw_report(saved, items, folder, progress)
+    return saved
+
+
+def _draw_report(content: Result, items: list[Result], folder: RunFolder, progress: Progress) -> None:
+    """report.html; results.json is written by then, and no drawing may lose a run."""
+    try:
+        write_run_report(content, items, folder.path)
+    except Exception as error:
+        log.exception("report.html could not be drawn")
+        progress.warn(f"report.html could not be drawn ({error!r}); all numbers are in results.json and results.md")
 
 
 def _configured_by(config: ExperimentConfig, folder: RunFolder) -> str:

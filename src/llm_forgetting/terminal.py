@@ -87,7 +87,8 @@ class Terminal:
         for warning in results["warnings"]:
             self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")
         self.show_answer("answer", results["answer"])
-        files = "results.md, results.json, items.jsonl"
+        page = "report.html, " * (folder / "report.html").is_file()
+        files = f"{page}results.md, results.json, items.jsonl"
         if results["figures"]:
             files += f", {results['figures'][0]} and {len(results['figures']) - 1} more figures"
         self.console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]: {files}.", soft_wrap=True)

@@ -120,7 +120,7 @@ def _label(axes: Axes, lines: ContourSet, norm: Normalize, within: Floats, avoid
     even = np.allclose(np.diff(levels, 2), 0, atol=1e-9 * np.ptp(levels))
     decimals = next((n for n in range(9) if np.allclose(levels, np.round(levels, n), rtol=0, atol=1e-12)), 9)
     gap = 0.17 * float(np.sqrt(np.ptp(within, axis=0).prod()))
-    places = _label_places(lines.allsegs, Outline(within), avoid, gap)
+    places = label_places(lines.allsegs, Outline(within), avoid, gap)
     if not places:
         return
     for text in axes.clabel(
@@ -130,7 +130,7 @@ def _label(axes: Axes, lines: ContourSet, norm: Normalize, within: Floats, avoid
         text.set_path_effects([withStroke(linewidth=1.5, foreground=to_hex(fill))])
 
 
-def _label_places(
+def label_places(
     levels: Sequence[Sequence[Floats]], within: Outline, avoid: Floats, gap: float
 ) -> list[tuple[float, float]]:
     """Per level the vertex farthest from everything to avoid, if it is `gap` away and its line is long enough to read."""

@@ -54,18 +54,14 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         f"LoRA on {model['adapted_modules']} modules ({model['adapter_parameters']:,} parameters)",
         f"- {results['protocol']['train_split']}",
         f"- {results['protocol']['optimizer']}; {results['protocol']['adapter']}",
-        *(
-            f"- Training on {spoken(phase['task'])}: {text}"
-            for phase in results["training"]
-            for text in _changed(phase)
-        ),
+        *(f"- Training on {spoken(phase['task'])}: {text}" for phase in results["training"] for text in changed(phase)),
         "- Again: `llm-forgetting run --config config.yaml` with the `config.yaml` beside this file",
         "",
     ]
     return "\n".join(parts)
 
 
-def _changed(phase: Mapping[str, Any]) -> Sequence[str]:
+def changed(phase: Mapping[str, Any]) -> Sequence[str]:
     """What intervened in the training on one task, as one text; none if nothing did."""
     found, parts = phase["interventions"], []
     if found["rescale"] != 1:

@@ -170,7 +170,7 @@ def _fill(axes: Axes, bowl: Bowl, norm: Normalize) -> None:
         axes,
         bowl.alphas,
         bowl.betas,
-        _continued(bowl),
+        continued(bowl),
         norm,
         levels=own_levels(bowl.values[bowl.inside]),
         within=0.85 * corners + 0.15 * corners.mean(axis=0),
@@ -179,7 +179,7 @@ def _fill(axes: Axes, bowl: Bowl, norm: Normalize) -> None:
     )
 
 
-def _continued(bowl: Bowl) -> Floats:
+def continued(bowl: Bowl) -> Floats:
     """`values`, and outside a smooth continuation: cells that the outline cuts need all their corners to be drawn."""
     grid = np.stack(np.meshgrid(bowl.alphas, bowl.betas, indexing="ij"), axis=-1)
     known = bowl.inside & np.isfinite(bowl.values)

@@ -99,7 +99,7 @@ def scatter_figure(study: Found, x: str, y: str, heading: str, *, same: bool = F
     figure, axes = _panel(study, f"{heading[0].upper()}{heading[1:]}", x, y)
     pairs = list(dict.fromkeys(point["pair"] for point in study["points"]))
     for n, pair in enumerate(pairs):
-        xs, ys = _columns([point for point in study["points"] if point["pair"] == pair], x, y)
+        xs, ys = columns_of([point for point in study["points"] if point["pair"] == pair], x, y)
         axes.plot(xs, ys, linestyle="", **_look(n), label=pair.replace("_", " "))
     if same:
         low, high = max(axes.get_xlim()[0], axes.get_ylim()[0]), min(axes.get_xlim()[1], axes.get_ylim()[1])
@@ -112,7 +112,7 @@ def trade_off_figure(study: Found, learning: str, outcome: str) -> Figure:
     """Learning of the last task against forgetting of the first, by arm: lower right is better."""
     figure, axes = _panel(study, "Learning and forgetting, by intervention", learning, outcome)
     for n, arm in enumerate(study["arms"]):
-        xs, ys = _columns([point for point in study["points"] if point["arm"] == arm], learning, outcome)
+        xs, ys = columns_of([point for point in study["points"] if point["arm"] == arm], learning, outcome)
         axes.plot(xs, ys, linestyle="", **_look(n), label=arm)
     _legend(axes)
     return figure
@@ -147,7 +147,8 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=SMALL, handletextpad=0.2, borderaxespad=0.3)
 
 
-def _columns(points: Sequence[Found], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+def columns_of(points: Sequence[Found], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers `x` and `y` of the runs that have both, finite."""
     rows = [(point["numbers"].get(x), point["numbers"].get(y)) for point in points]
     kept = np.array([(float(a), float(b)) for a, b in rows if a is not None and b is not None]).reshape(-1, 2)
     finite = kept[np.isfinite(kept).all(axis=1)]

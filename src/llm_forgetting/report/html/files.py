@@ -1,0 +1,34 @@
+"""report.html in the folder of a run or a study, from the artifacts there."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_forgetting.artifacts import write_text
+from llm_forgetting.report.html.page import render
+from llm_forgetting.report.html.run import run_page
+from llm_forgetting.report.html.study import study_page
+
+REPORT = "report.html"
+Content = Mapping[str, Any]
+
+
+def write_run_report(results: Content, records: Sequence[Content], folder: Path) -> Path:
+    """Of what results.json and the lines of items.jsonl hold."""
+    write_text(folder / REPORT, render(run_page(results, records)))
+    return folder / REPORT
+
+
+def write_study_report(study: Content, folder: Path) -> Path:
+    """Of what study.json holds."""
+    write_text(folder / REPORT, render(study_page(study)))
+    return folder / REPORT
+
+
+def read_items(folder: Path) -> list[Content]:
+    """The lines of items.jsonl; none where it is gone."""
+    path = folder / "items.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,141 @@
+"""The page of a run: the answer, then everything behind it. From results.json and items.jsonl alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from llm_forgetting.report.forecasts import forecast_table
+from llm_forgetting.report.html.between import between_blocks
+from llm_forgetting.report.html.blocks import Block, Code, Folded, Numbers, Page, Points, Prose, Section
+from llm_forgetting.report.html.curves import lines_blocks, training_blocks
+from llm_forgetting.report.html.scores import heat_maps, item_listing, tiles
+from llm_forgetting.report.html.spectra import curvature_blocks
+from llm_forgetting.report.html.surfaces import landscape_blocks
+from llm_forgetting.report.markdown import changed
+from llm_forgetting.report.spurious import spurious_table
+from llm_forgetting.report.tables import Table, comparison_table, forgetting_table, spoken, summary_table
+
+Results = Mapping[str, Any]
+
+
+def run_page(results: Results, records: Sequence[Mapping[str, Any]]) -> Page:
+    """`records` are the lines of items.jsonl, none where they are gone."""
+    model = results["model"]
+    return Page(
+        title=_title(results["task_names"]),
+        kicker=f"llm-forgetting run · {model['name']} · {model['parameters']:,} parameters",
+        answers=[("", [results["answer"]])],
+        tiles=tiles(results),
+        warnings=results["warnings"],
+        sections=_sections(results, records),
+        footer=[f"llm-forgetting {results['versions']['llm-forgetting']}; one run, one seed. {results['source']}"],
+    )
+
+
+def _title(tasks: Sequence[str]) -> str:
+    first, *others = map(spoken, tasks)
+    return f"What became of {first} after {', then '.join(others)}" if others else f"Fine-tuning on {first}"
+
+
+def _sections(results: Results, records: Sequence[Mapping[str, Any]]) -> list[Section]:
+    listing = item_listing(records, results)
+    items: Block = listing or Prose("No items: items.jsonl is missing, or only one task was learnt.", quiet=True)
+    return [
+        Section(
+            "scores",
+            "Accuracy and loss",
+            [heat_maps(results), *_if_rows(forgetting_table(results), summary_table(results))],
+        ),
+        Section("landscape", "Loss landscape", [*landscape_blocks(results), *_if_rows(comparison_table(results))]),
+        Section("directions", "Along random directions", lines_blocks(results)),
+        Section("between", "Between the checkpoints", between_blocks(results)),
+        Section("forecast", "Forecast and observed", _forecast(results)),
+        Section("curvature", "Curvature", curvature_blocks(results)),
+        Section("kind", "What kind of forgetting", _kind(results)),
+        Section("items", "Item by item", [items]),
+        Section("training", "Training", training_blocks(results)),
+        Section("method", "Method", _method(results)),
+        Section("again", "How to reproduce", _again(results)),
+    ]
+
+
+def _if_rows(*tables: Table) -> list[Block]:
+    return [Numbers(table) for table in tables if table.rows]
+
+
+def _forecast(results: Results) -> list[Block]:
+    if not results["forecasts"]:
+        return [Prose("Nothing was forecast in this run (curvature.forecast, or a single task).", quiet=True)]
+    return [Numbers(forecast_table(results))]
+
+
+def _kind(results: Results) -> list[Block]:
+    if not results["spurious"]:
+        return [Prose("No task came before another, so nothing was probed.", quiet=True)]
+    return [Numbers(spurious_table(results))]
+
+
+def _method(results: Results) -> list[Block]:
+    split = {"train": "trained on", "test": "held out"}[results["config"]["landscape"]["items"]]
+    return [
+        Points(
+            (
+                "Forgetting of a task: its accuracy after its own training minus that after the last task, and likewise in "
+                "loss, on the same items; loss is minus the log-probability of the right letter among all tokens.",
+                "Intervals are over items, paired: Bonett and Price's for accuracy, bootstrap-t for loss. They say nothing of "
+                "other seeds.",
+                "Landscapes are of items that were "
+                f"{split}, the same at every point, along random directions in coordinates that do not depend on how LoRA "
+                "happens to write its update.",
+                "Surfaces are fits to letter logits at some well-placed points; their error is the largest at fresh random "
+                "points, and not a bound.",
+                "A forecast is a Taylor series at the earlier checkpoint along the way that the next task took.",
+            )
+        ),
+        Points(
+            (
+                results["protocol"]["train_split"],
+                f"{results['protocol']['adapter']}; {results['protocol']['optimizer']}",
+                f"landscapes: {results['protocol']['landscape_items']}",
+                *(
+                    f"training on {spoken(phase['task'])}: {text}"
+                    for phase in results["training"]
+                    for text in changed(phase)
+                ),
+            ),
+            "In this run",
+        ),
+    ]
+
+
+def _again(results: Results) -> list[Block]:
+    config = yaml.safe_dump(results["config"], sort_keys=False, allow_unicode=True).rstrip()
+    seeds = {part: results["config"][part]["seed"] for part in ("training", "data", "landscape")}
+    versions = Table("Versions", ("package", "version"), tuple(results["versions"].items()))
+    model, machine = results["model"], results["environment"]
+    facts = (
+        ("model", f"{model['name']} ({model['architecture']}, {model['parameters']:,} parameters, {model['dtype']})"),
+        ("adapter", f"LoRA on {model['adapted_modules']} modules, {model['adapter_parameters']:,} parameters"),
+        ("machine", f"{machine['platform']}, {model['threads']} threads on {model['device']}"),
+        ("seeds", ", ".join(f"{name} {seed}" for name, seed in seeds.items())),
+        ("configuration, SHA-256", results["config_fingerprint"]),
+        ("fresh adapter, SHA-256", results["initial_adapter_sha256"]),
+        *((f"adapter after {spoken(p['task'])}, SHA-256", p["adapter_sha256"]) for p in results["training"]),
+    )
+    return [
+        Prose("With the config.yaml beside this file; every item's hash is in results.json."),
+        Code("llm-forgetting run --config config.yaml"),
+        Numbers(Table("What was run", ("what", "value"), facts)),
+        Numbers(versions),
+        _seconds(results["timings"]),
+        Folded("The whole configuration", config),
+    ]
+
+
+def _seconds(timings: Mapping[str, Mapping[str, float]]) -> Numbers:
+    rows = tuple(
+        (name.replace("_", " "), f"{found['wall_seconds']:.1f}", f"{found['peak_memory_bytes'] / 2**30:.2f}")
+        for name, found in timings.items()
+    )
+    return Numbers(Table("Cost", ("phase", "seconds", "peak memory (GiB)"), rows))

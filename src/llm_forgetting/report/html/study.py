@@ -1,0 +1,134 @@
+"""The page of a study: questions and answers, then the measures, forecasts, arms and failures. From study.json alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_forgetting.report.html.blocks import Block, Code, Figures, Numbers, Page, Points, Prose, Section, Tile
+from llm_forgetting.report.html.study_plots import measures_plot, scatter_plot, trade_off_plot
+from llm_forgetting.report.study import answers_of, effects_table, measures_table, robustness_table
+from llm_forgetting.report.tables import Table, value_and_error
+
+Found = Mapping[str, Any]
+
+
+def study_page(study: Found) -> Page:
+    """Every question first; what the study did not measure is said in a sentence."""
+    return Page(
+        title=f"Study {study['name']}",
+        kicker=f"llm-forgetting study · {study['runs']} runs of {study['pairs']} task pairs",
+        answers=answers_of(study),
+        tiles=_tiles(study),
+        warnings=[f"{name} failed: {why}" for name, why in study["failures"].items()],
+        sections=[
+            Section("measures", "What goes with forgetting", _measures(study)),
+            Section("forecast", "Forecast and observed", _forecast(study)),
+            Section("arms", "Interventions", _arms(study)),
+            Section("method", "Method", [Points(_METHOD)]),
+            Section("again", "How to reproduce", _again(study)),
+        ],
+        footer=["Every run is one seed of one small model on few items."],
+    )
+
+
+def _tiles(study: Found) -> list[Tile]:
+    failed = len(study["failures"])
+    return [
+        Tile("Runs", f"{study['runs']} of {study['planned']}", f"{failed} failed" if failed else "none failed"),
+        Tile("Task pairs", str(study["pairs"]), "runs of one pair resemble one another"),
+        *([_primary(study)] if "associations" in study else []),
+    ]
+
+
+def _primary(study: Found) -> Tile:
+    table = study["associations"]
+    found = table["measures"][table["primary"]]["spearman_within_pairs"]
+    label = (
+        f"Spearman's rho of {study['titles'][table['primary']]} with {study['titles'][table['outcome']]}, within pairs"
+    )
+    if found is None:
+        return Tile(label, "-", "not to be had from these runs")
+    interval = found["interval"]
+    note = "no interval" if interval is None else f"95% interval {interval['low']:+.2f} to {interval['high']:+.2f}"
+    return Tile(label, f"{float(found['value']):+.2f}", note)
+
+
+def _measures(study: Found) -> list[Block]:
+    if "associations" not in study:
+        return [Prose("No run of this study holds the primary measure, so nothing was associated.", quiet=True)]
+    analysis = study["analysis"]
+    plots = [measures_plot(study), scatter_plot(study, analysis["primary"], analysis["outcome"])]
+    absent = study["absent"]
+    return [
+        Figures(plots, 2, "A dot is one run, one seed. Bars: 95% intervals."),
+        Numbers(measures_table(study)),
+        Numbers(robustness_table(study)),
+        *([Prose(f"Not measured in this study: {', '.join(absent)}.", quiet=True)] if absent else []),
+    ]
+
+
+def _forecast(study: Found) -> list[Block]:
+    found = study.get("calibration")
+    if not found:
+        return [Prose("No forecast was compared with what happened in this study.", quiet=True)]
+    plot = scatter_plot(study, study["analysis"]["forecast"], "observed", same=True)
+    return [
+        Figures([plot], 1, "Dashed: forecast and observed alike."),
+        *([Numbers(table)] if (table := _calibration(found)).rows else []),
+    ]
+
+
+def _calibration(found: Found) -> Table:
+    """Every number of the calibration that is a value with an interval or a standard error."""
+    rows = []
+    for name, entry in found.items():
+        if isinstance(entry, Mapping) and entry.get("value") is not None:
+            rows.append((name.replace("_", " "), _with_error(entry)))
+    return Table("Calibration of the forecast", ("number", "value [95% interval]"), tuple(rows))
+
+
+def _with_error(entry: Found) -> str:
+    interval = entry.get("interval")
+    if interval:
+        return f"{float(entry['value']):+.2f} [{float(interval['low']):+.2f}, {float(interval['high']):+.2f}]"
+    return value_and_error(entry["value"], entry.get("stderr"))
+
+
+def _arms(study: Found) -> list[Block]:
+    counts = Table("Runs of every arm", ("arm", "runs"), tuple((arm, str(n)) for arm, n in study["arms"].items()))
+    if not study.get("effects"):
+        return [Prose("This study compares no interventions.", quiet=True), Numbers(counts)]
+    analysis = study["analysis"]
+    plot = trade_off_plot(study, analysis["learning"], analysis["outcome"])
+    return [
+        Figures([plot], 1, "Further right learnt more, further down forgot less: lower right is better."),
+        Numbers(effects_table(study)),
+        Numbers(counts),
+    ]
+
+
+_METHOD = (
+    "Correlations are centred within task pairs and tested by permuting within them; a correlation is no cause.",
+    "Intervals resample runs within pairs, or whole pairs; effects of arms are means over pairs.",
+    "The primary measure was named before the study was run; the others are adjusted (Holm).",
+    "Where runs or pairs are too few for a conclusion, the answer says so.",
+)
+
+
+def _again(study: Found) -> list[Block]:
+    primary = study["analysis"]["primary"]
+    analysis = (
+        ("primary measure, named beforehand", study["titles"].get(primary, primary)),
+        *((name.replace("_", " "), _listed(value)) for name, value in study["analysis"].items() if name != "primary"),
+    )
+    return [
+        Prose(
+            "With the study.yaml beside this file; from the stored records alone, in seconds, by the second command."
+        ),
+        Code("llm-forgetting study study.yaml\nllm-forgetting study --records records.json.gz"),
+        Numbers(Table("Analysis", ("what", "value"), analysis)),
+        Numbers(Table("Versions", ("package", "version"), tuple(study["versions"].items()))),
+    ]
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(_listed, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,171 @@
+"""Loss surfaces around every checkpoint: turned together in three dimensions, and as contours, on one colour scale."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llm_forgetting.report.contours import shared_norm
+from llm_forgetting.report.html.blocks import Block, Figures, Plot, Prose, Spec, plain, rounded
+from llm_forgetting.report.html.fields import CHECKPOINT, dots, field
+from llm_forgetting.report.html.scales import Scale
+from llm_forgetting.report.style import step_unit
+from llm_forgetting.report.surfaces import Surface, surfaces_of
+from llm_forgetting.report.tables import flatness_table, landscape_table, number
+
+# Every three-dimensional plot takes one of the some sixteen WebGL contexts that a browser allows a page.
+MOST_IN_3D = 9
+
+
+def landscape_blocks(results: Mapping[str, Any]) -> list[Block]:
+    """Every surface twice, and the tables behind them."""
+    surfaces = _task_by_task(surfaces_of(results))
+    scale = Scale(shared_norm(surface.values for surface in surfaces))
+    columns = min(len({surface.checkpoint for surface in surfaces}), 3)
+    shown = surfaces[:MOST_IN_3D]
+    numbers = [landscape_table(results), flatness_table(results)]
+    blocks: list[Block] = [
+        Prose(
+            "The loss around each checkpoint (a column each) of each task (a row each), on a plane of two random directions. "
+            "Height and colour are the same in all of them. Turn one and all turn; with the keyboard, focus a surface "
+            "and use the arrow keys, or the buttons."
+        ),
+        Figures(
+            [_relief(surface, scale, surfaces) for surface in shown], columns, turn="surfaces", note=_left_out(surfaces)
+        ),
+        Figures(
+            [contour_plot(surface, scale) for surface in surfaces],
+            columns,
+            note="Colour is shared by all surfaces, the labelled lines are each surface's own; black dots are the points that "
+            "were evaluated for the fit, the white one is the checkpoint.",
+            numbers=numbers,
+        ),
+    ]
+    return blocks
+
+
+def _task_by_task(surfaces: Sequence[Surface]) -> list[Surface]:
+    tasks = list(dict.fromkeys(surface.task for surface in surfaces))
+    return sorted(surfaces, key=lambda surface: tasks.index(surface.task))
+
+
+def _left_out(surfaces: Sequence[Surface]) -> str:
+    if len(surfaces) <= MOST_IN_3D:
+        return ""
+    return f"{len(surfaces) - MOST_IN_3D} more surfaces are shown as contours only: a page holds no more in three dimensions."
+
+
+def _relief(surface: Surface, scale: Scale, others: Sequence[Surface]) -> Plot:
+    low, high = _range(others)
+    title = {"font": {"size": 11}}
+    axis: Spec = {"nticks": 5, "tickfont": {"size": 10}}
+    centre = surface.values[len(surface.alphas) // 2, len(surface.betas) // 2]
+    data: list[Spec] = [
+        {
+            "type": "surface",
+            "x": rounded(surface.alphas),
+            "y": rounded(surface.betas),
+            "z": rounded(surface.values.T),
+            "surfacecolor": rounded(scale.numbers(surface.values).T),
+            **scale.axis(bar=False),
+            "contours": {
+                "z": {
+                    "show": True,
+                    "color": "#ffffff",
+                    "width": 1,
+                    "start": low,
+                    "end": high,
+                    "size": (high - low) / 12,
+                }
+            },
+            "lighting": {"ambient": 0.75, "diffuse": 0.5, "specular": 0.05, "roughness": 0.9},
+            "hovertemplate": "%{x:.2f}, %{y:.2f}<br>loss %{z:.3g} nats<extra></extra>",
+        },
+        {
+            "type": "scatter3d",
+            "x": [0],
+            "y": [0],
+            "z": rounded(np.array([centre])),
+            "mode": "markers",
+            "marker": {**CHECKPOINT, "size": 4},
+            "hovertemplate": "checkpoint<br>loss %{z:.3g} nats<extra></extra>",
+        },
+    ]
+    layout = {
+        "scene": {
+            "xaxis": {**axis, "title": {"text": "direction 1", **title}},
+            "yaxis": {**axis, "title": {"text": "direction 2", **title}},
+            "zaxis": {**axis, "title": {"text": "nats", **title}, "range": [low - 0.02 * (high - low), high]},
+            "aspectmode": "manual",
+            "aspectratio": {"x": 1, "y": 1, "z": 0.75},
+        },
+        "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
+        "showlegend": False,
+    }
+    return Plot(
+        surface.caption.heading,
+        f"{_seen(surface)} Arrow keys turn it.",
+        data,
+        layout,
+        _said(surface.caption.facts),
+        _said(surface.caption.alarms),
+        link="surfaces",
+        aspect=0.85,
+    )
+
+
+def _range(surfaces: Sequence[Surface]) -> tuple[float, float]:
+    """Lowest and highest loss of all, apart."""
+    values = np.concatenate([surface.values[np.isfinite(surface.values)] for surface in surfaces])
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _said(lines: Sequence[str]) -> tuple[str, ...]:
+    return tuple(line.replace("\N{NO-BREAK SPACE}", " ") for line in lines if line)
+
+
+def _seen(surface: Surface) -> str:
+    """What a surface looks like, in words."""
+    finite = surface.values[np.isfinite(surface.values)]
+    if not finite.size:
+        return f"{surface.caption.heading}: no value is finite."
+    centre = number(float(surface.values[len(surface.alphas) // 2, len(surface.betas) // 2]))
+    low, high = number(float(finite.min())), number(float(finite.max()))
+    return f"{surface.caption.heading}: {centre} nats at the checkpoint, {low} to {high} over the plane."
+
+
+def contour_plot(surface: Surface, scale: Scale) -> Plot:
+    """Filled contours with first direction to the right and second upwards; cells that are not finite are hatched."""
+    alphas, betas = surface.alphas, surface.betas
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)], dtype=float) * (alphas[-1], betas[-1])
+    unit = step_unit(surface.space)
+    data, labels = field(alphas, betas, surface.values, scale, border=corners, avoid=np.zeros((1, 2)))
+    if len(surface.points):
+        data.append(dots(surface.points, {"color": "#000000", "size": 4, "line": {"color": "#ffffff", "width": 0.7}}))
+    data.append(dots(np.zeros((1, 2)), CHECKPOINT))
+    layout = {
+        "xaxis": {"title": {"text": f"direction 1 ({plain(unit)})"}, "range": rounded(alphas[[0, -1]]), **_FRAME},
+        "yaxis": {
+            "title": {"text": "direction 2"},
+            "range": rounded(betas[[0, -1]]),
+            "scaleanchor": "x",
+            "constrain": "domain",
+            **_FRAME,
+        },
+        "annotations": labels,
+        "showlegend": False,
+        "margin": {"l": 44, "r": 8, "t": 6, "b": 40},
+    }
+    return Plot(
+        surface.caption.heading,
+        _seen(surface),
+        data,
+        layout,
+        _said(surface.caption.facts),
+        _said(surface.caption.alarms),
+        aspect=0.86,
+    )
+
+
+_FRAME: Spec = {"showgrid": False, "zeroline": False, "nticks": 5, "constrain": "domain"}
