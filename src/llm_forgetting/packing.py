@@ -249,7 +249,7 @@ def _attention_after_beginning(  # noqa: PLR0917 -- as above
     out, lse = out.transpose(1, 2), lse.reshape(b, heads, -1).transpose(1, 2)
     weight = torch.sigmoid(own_lse - lse[:, places])[..., None]
     joined = torch.empty_like(out)
-    joined[:, places] = out[:, places] + weight * (own_out - out[:, places])
+    joined[:, places] = (out[:, places] + weight * (own_out - out[:, places])).to(out.dtype)
     return joined
 
 
