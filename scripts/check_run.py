@@ -138,7 +138,7 @@ def check_matrix(run, results, records, backbone, ask) -> float:
             for split in ("train", "test"):
                 ids = [item["id"] for item in results["tasks"][j]["splits"][split]]
                 cell = (checkpoint, task, split)
-                recorded = {r["id"]: r for r in records if (r["checkpoint"], r["task"], r["split"]) == cell}
+                recorded = {r["id"]: r for r in records if (r["checkpoint"], r.get("task"), r["split"]) == cell}
                 found = [ask(model, identity) for identity in ids]
                 losses, correct = zip(*found, strict=True)
                 cells = results["forgetting"][split]
