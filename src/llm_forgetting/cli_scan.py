@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forgetting.command_line import Parser, log_file, quiet_libraries, say
+from llm_forgetting.command_line import Parser, log_file, positive, quiet_libraries, say
 from llm_forgetting.config import EvaluateConfig, ExperimentConfig, ScanConfig, to_dict
 from llm_forgetting.config_files import config_help, parse_config, parse_evaluate, parse_scan
 from llm_forgetting.errors import UserError
@@ -137,7 +137,7 @@ def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, Evaluate
     main_options.add_argument("-h", "--help", action="store_true", help="show this help and stop")
     main_options.add_argument("--task", action="append", default=[], metavar="NAME", help="see `llm-forgetting tasks`")
     main_options.add_argument("--few_shot", metavar="K", help="data.few_shot: worked examples before each question")
-    main_options.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows of each subject")
+    main_options.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each subject")
     main_options.add_argument("--model_name", metavar="NAME", help="model.name; default: what the adapter names itself")
     main_options.add_argument("--output_dir", metavar="DIR", help="output.folder")
     options, dotted = parser.parse_known_args(arguments[len(named) :])
@@ -163,7 +163,7 @@ def repair(arguments: list[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
     parser.add_argument(
-        "--rank", type=_positive, help="cut the adapter to this rank; default: exact, both ranks together"
+        "--rank", type=positive, help="cut the adapter to this rank; default: exact, both ranks together"
     )
     parser.add_argument("--t", type=_share, help="take this point of the path instead of t*, between 0 and 1")
     options = parser.parse_args(arguments)
@@ -203,12 +203,6 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
         f"The adapter is in {folder / found['adapter']} (PeftModel.from_pretrained loads it), the numbers in repair.json."
     )
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, was {text!r}")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from llm_forgetting.command_line import Parser, quiet_libraries, say
+from llm_forgetting.command_line import Parser, positive, quiet_libraries, say
 from llm_forgetting.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("study", nargs="?", metavar="STUDY.yaml", help="what is varied; see docs/studies.md")
     parser.add_argument("--folder", metavar="DIR", help="where cells and report go; default outputs/study_NAME")
     parser.add_argument("--dry_run", action="store_true", help="print cells, cost and what is missing; stop")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="cells at a time; default: one per two cores")
+    parser.add_argument("--workers", type=positive, metavar="N", help="cells at a time; default: one per two cores")
     parser.add_argument("--engine", default="local", choices=["local", "ray"], help="processes here, or a Ray cluster")
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster (auto: the one of this machine)")
     parser.add_argument(
@@ -88,12 +88,6 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     if options.address and options.engine != "ray":
         raise UserError(f"--address is for --engine ray, which is {options.engine}")
     return options
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, was {text!r}")
-    return int(text)
 
 
 def _share(workers: int | None, plan: "Plan") -> tuple[int, int]:
@@ -195,10 +189,10 @@ def write_report(stored: Mapping[str, Any], folder: Path) -> Found:
     from llm_forgetting.report.study import study_markdown
     from llm_forgetting.report.study_figures import draw_study
     from llm_forgetting.study.analysis import analyse
-    from llm_forgetting.study.plan import Analysis
+    from llm_forgetting.study.plan import Analysis, tuples
 
     records: Sequence[Found] = stored["records"]
-    analysis = Analysis(**{key: _tuples(value) for key, value in stored["analysis"].items()})
+    analysis = Analysis(**{key: tuples(value) for key, value in stored["analysis"].items()})
     content: Found = {
         "name": stored["name"],
         "planned": stored["planned"],
@@ -216,10 +210,6 @@ def write_report(stored: Mapping[str, Any], folder: Path) -> Found:
     except Exception as error:  # numbers and tables are written; a page is no reason to end without them
         say(f"note: report.html could not be drawn ({error!r}); everything else is there")
     return content
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
 def _from_records(options: argparse.Namespace) -> int:

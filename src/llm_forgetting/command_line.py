@@ -57,3 +57,10 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         handler.close()
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for an option's `type`."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, was {text!r}")
+    return int(text)

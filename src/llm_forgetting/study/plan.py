@@ -220,7 +220,7 @@ def _analysis(given: object, arms: Sequence[str], path: Path) -> Analysis:
     known = {entry.name for entry in dataclasses.fields(Analysis)}
     if not isinstance(given, dict) or set(given) - known:
         raise UserError(f"{path}: analysis may hold {', '.join(sorted(known))}, was {given!r}")
-    settings = {key: _tuples(value) for key, value in given.items()}
+    settings = {key: tuples(value) for key, value in given.items()}
     analysis = Analysis(**settings)
     columns = {*MEASURES, *OUTCOMES}
     named = {
@@ -243,5 +243,6 @@ def _analysis(given: object, arms: Sequence[str], path: Path) -> Analysis:
     return analysis if analysis.baseline else dataclasses.replace(analysis, baseline=arms[0])
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
+def tuples(value: Any) -> Any:
+    """Lists, however deep, as tuples; everything else as it is."""
+    return tuple(tuples(entry) for entry in value) if isinstance(value, list) else value
