@@ -230,6 +230,13 @@ def test_kept_beginnings_change_no_score(model: LanguageModel, batch_size: int |
     assert_scored_as_one_by_one(model, LONG, batch_size)
 
 
+def test_kept_beginnings_change_no_score_without_the_kernel(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_ATTEND", None)
+    assert_scored_as_one_by_one(model, LONG, 2)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 64, None])
 def test_every_item_is_in_one_batch_of_its_own_beginning(batch_size: int | None) -> None:
     found = shares(LONG, batch_size)

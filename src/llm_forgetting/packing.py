@@ -161,6 +161,8 @@ def _layout(prefixes: tuple[slice, ...], starts: list[int], sizes: list[int], sh
 
 _layout_in_use: ContextVar[Layout] = ContextVar("layout")
 _beginning_in_use: ContextVar[Beginning | None] = ContextVar("beginning", default=None)
+# PyTorch's own kernel on a CPU, which also returns the log-sum-exp; None in versions that do not have it by this name.
+_ATTEND = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 # Arguments with which an attention layer asks for more than softmax(scale q k^T) v over a causal past.
 _FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask")
 
@@ -190,7 +192,7 @@ def segment_attention(  # noqa: PLR0917 -- transformers' signature
     Returns (b, T, heads, d). Differentiable.
     """
     layout = layout_for(kwargs)
-    if layout.kept and query.device.type == "cpu" and not torch.is_grad_enabled():
+    if layout.kept and _ATTEND is not None and query.device.type == "cpu" and not torch.is_grad_enabled():
         return _attention_after_beginning(module, query, key, value, layout, scaling), None
     key, value = _with_beginning(module, key, value, layout.kept)
     b, heads, _, d = query.shape
@@ -230,7 +232,7 @@ def _attention_after_beginning(  # noqa: PLR0917 -- as above
     beginning = _beginning_in_use.get()
     assert beginning is not None
     repeats = query.shape[1] // key.shape[1]
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attend: Any = _ATTEND
     b, heads, _, d = query.shape
     n, longest = layout.queries.shape
 

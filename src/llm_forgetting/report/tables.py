@@ -95,7 +95,7 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
                 (
                     f"{spoken(accuracy['name'])}, {word}",
                     str(accuracy["n"]),
-                    _counts(accuracy["change"]) or _with_error(accuracy["absolute"], 2),
+                    counts(accuracy["change"]) or _with_error(accuracy["absolute"], 2),
                     _percent(accuracy["relative"]["value"]),
                     _percent(accuracy["normalised"]["value"]),
                     number(loss["absolute"]["value"]) if _too_few(accuracy["n"]) else _with_error(loss["absolute"], 2),
@@ -118,7 +118,7 @@ def _too_few(items: int) -> bool:
     return items < MINIMUM_ITEMS
 
 
-def _counts(change: Mapping[str, Any]) -> str:
+def counts(change: Mapping[str, Any]) -> str:
     """`9 to 4 of 10` where there are too few items for an interval, else nothing."""
     before, after = (change["both"] + change[key] for key in ("only_before", "only_after"))
     return f"{before} to {after} of {change['n']}" if _too_few(change["n"]) else ""

@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from llm_forgetting.report.html.blocks import Cell, Heat, Heats, Listing, Tile
 from llm_forgetting.report.html.scales import Scale
 from llm_forgetting.report.matrix import Matrix, matrices_of
-from llm_forgetting.report.tables import SPLIT_WORDS, number, spoken, value_and_error
+from llm_forgetting.report.tables import SPLIT_WORDS, counts, number, spoken, value_and_error
 
 Record = Mapping[str, Any]
 # More rows make a page slow; those of items that changed come first.
@@ -59,21 +59,21 @@ def tiles(results: Mapping[str, Any]) -> list[Tile]:
 
 
 def _forgotten(found: Mapping[str, Any], split: str) -> list[Tile]:
-    """Of the first task: accuracy lost with its interval, loss gained with its error."""
+    """Of the first task: accuracy lost and loss gained with their intervals; of few items only counts of right answers."""
     tiles = []
     for measure, label in (("accuracy", "Accuracy lost"), ("loss", "Loss gained")):
         for task in found[measure]["tasks"][:1]:
             estimate, unit = task["absolute"], "" if measure == "accuracy" else " nats"
             if estimate["value"] is None:
                 continue
-            interval, stderr = estimate["interval"], estimate["stderr"]
-            note = f"{task['n']} items"
+            interval, note = estimate["interval"], f"{task['n']} items"
             if interval:
                 note = f"95% interval {number(interval['low'])} to {number(interval['high'])}, {note}"
-            value = (
-                number(estimate["value"]) if interval or stderr is None else value_and_error(estimate["value"], stderr)
-            )
-            tiles.append(Tile(f"{label}, {spoken(task['name'])}, {SPLIT_WORDS[split]}", f"{value}{unit}", note))
+            else:
+                few = counts(task["change"]) if measure == "accuracy" else ""
+                note = f"{few} right, too few for an interval" if few else f"{note}, too few for an interval"
+            value = f"{number(estimate['value'])}{unit}"
+            tiles.append(Tile(f"{label}, {spoken(task['name'])}, {SPLIT_WORDS[split]}", value, note))
     return tiles
 
 
