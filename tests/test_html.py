@@ -325,7 +325,7 @@ def test_a_failure_to_draw_does_not_lose_the_run(
     config = parse_config(str(folder / "config.yaml"), [], resumed=True)
     again = experiment.run_experiment(config, RunFolder(folder), Watcher())
     assert same_results(again, results)
-    assert any("report.html could not be drawn (ZeroDivisionError('no ink'))" in said for said in Watcher.said)
+    assert any("report.html could not be written (ZeroDivisionError('no ink'))" in said for said in Watcher.said)
     assert not (folder / "report.html").exists()
 
 

@@ -18,9 +18,9 @@ FLOORS = (
     ("artifacts", "command_line", "comparison", "config", "covered_lora", "objective", "statistics", "transfer"),
     ("config_files", "eigenvalues", "forgetting", "landscape"),
     ("krylov",),
-    ("perturbation", "results", "saved_adapter", "spurious", "study_statistics", "tasks", "verdict"),
-    ("adapted_model", "configured_tasks", "report", "summary"),
-    ("backbones", "batches", "own_models"),
+    ("perturbation", "results", "rows", "saved_adapter", "spurious", "study_statistics", "tasks", "verdict"),
+    ("adapted_model", "configured_tasks", "report", "summary", "trackers"),
+    ("backbones", "batches", "model_cards", "own_models"),
     ("packing",),
     ("language_model", "scoring_batches"),
     ("answer_loss", "evaluation", "unrelated_text"),
@@ -47,7 +47,7 @@ WITHOUT_TORCH = (
     "landscape.domains", "landscape.metrics", "landscape.spectral", "metering", "objective", "progress",
     *(module for module in MODULES if module.partition(".")[0] in ("report", "study_statistics", "tasks")),
     *(f"study.{part}" for part in ("analysis", "cell", "engines", "halves", "measures", "plan", "run")),
-    "results", "seeding", "spurious", "statistics", "summary", "transfer", "verdict",
+    "model_cards", "results", "rows", "seeding", "spurious", "statistics", "summary", "transfer", "verdict",
 )  # fmt: skip
 
 

@@ -304,11 +304,14 @@ class OutputConfig:
         folder: Every run makes `experiment_TIMESTAMP` in here.
         dpi: Resolution of the PNG figures, in dots per inch.
         figures: Whether figures are drawn.
+        trackers: Experiment trackers by the names of Trainer's `report_to` (tensorboard, wandb, mlflow, ...): they are told
+            every training step, and after the run all scores, landscapes and figures.
     """
 
     folder: str = "outputs"
     dpi: int = 160
     figures: bool = True
+    trackers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

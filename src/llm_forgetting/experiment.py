@@ -15,6 +15,7 @@ from llm_forgetting.comparison import compare_landscapes
 from llm_forgetting.config import ExperimentConfig, to_dict
 from llm_forgetting.curvature_analysis import with_weights
 from llm_forgetting.errors import UserError
+from llm_forgetting.model_cards import write_cards
 from llm_forgetting.phases import (
     analyse,
     differentiate,
@@ -31,6 +32,7 @@ from llm_forgetting.report.html.files import write_run_report
 from llm_forgetting.report.markdown import results_markdown
 from llm_forgetting.session import Session, checkpoint_name
 from llm_forgetting.summary import summarise
+from llm_forgetting.trackers import track
 
 Result = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -111,18 +113,22 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     folder.write("items.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in items))
     folder.write("results.md", results_markdown(content))
     saved = folder.save_results(content)
+    _extra("model cards", lambda: write_cards(saved, folder.path), progress)
     if config.output.figures:
-        _draw_report(saved, items, folder, progress)
+        _extra("report.html", lambda: write_run_report(saved, items, folder.path), progress)
+    if trackers := config.output.trackers:
+        tell = _bind(track, saved, trackers, folder.path)
+        _extra(f"what {', '.join(trackers)} keeps", lambda: folder.once("tracked", tell), progress)
     return saved
 
 
-def _draw_report(content: Result, items: list[Result], folder: RunFolder, progress: Progress) -> None:
-    """report.html; results.json is written by then, and no drawing may lose a run."""
+def _extra(what: str, write: Callable[[], Any], progress: Progress) -> None:
+    """What is written after results.json, of it; no drawing and no server may lose a run."""
     try:
-        write_run_report(content, items, folder.path)
+        write()
     except Exception as error:
-        log.exception("report.html could not be drawn")
-        progress.warn(f"report.html could not be drawn ({error!r}); all numbers are in results.json and results.md")
+        log.exception("%s could not be written", what)
+        progress.warn(f"{what} could not be written ({error!r}); all numbers are in results.json and results.md")
 
 
 def _configured_by(config: ExperimentConfig, folder: RunFolder) -> str:

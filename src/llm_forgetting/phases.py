@@ -26,6 +26,7 @@ from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape_analysis import analyse_landscape, evaluations
 from llm_forgetting.session import INITIAL, Session, checkpoint_name, choose_landscape_items, frozen_items
 from llm_forgetting.summary import FRESH, RECOVERED
+from llm_forgetting.trackers import require_trackers, training_tracked
 from llm_forgetting.training import fine_tune, optimizer_steps, require_known_names
 from llm_forgetting.unrelated_text import text_losses
 
@@ -35,6 +36,7 @@ Result = dict[str, Any]
 def set_up(session: Session, folder: RunFolder) -> Result:
     """Phase 1: load everything, freeze and hash the splits, run the guards (kept apart: studies share them)."""
     require_known_names(session.config.training)
+    require_trackers(session.config.output.trackers)
     tasks, model, encoded = session.tasks, session.model, session.encoded
     every = [item for task in encoded for split in results.SPLITS for item in task.split(split)]
     report = folder.once("guards", lambda: dataclasses.asdict(guards.check(model, every)))
@@ -91,7 +93,8 @@ def train(session: Session, k: int) -> Result:
     items = [*task.train, *interventions.replayed_items]
     scratch = session.folder / "phases" / f"trainer_task{k}"
     steps = optimizer_steps(len(items), config)
-    with session.progress.bar(f"fine-tuning on {task.name}", steps) as advance:
+    bar = session.progress.bar(f"fine-tuning on {task.name}", steps)
+    with training_tracked(session.folder, f"task{k}"), bar as advance:
         history = fine_tune(
             model,
             items,
@@ -99,12 +102,14 @@ def train(session: Session, k: int) -> Result:
             stream=f"task{k}",
             scratch=scratch,
             interventions=interventions,
+            trackers=session.config.output.trackers,
             advance=advance,
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
         )
     session.trained(k)
     with whole_folder(session.checkpoint_folder(k)) as checkpoint:
         model.save(checkpoint)
+        (checkpoint / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the finished run writes a card
         (checkpoint / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(session.config), sort_keys=False))
     shutil.rmtree(scratch, ignore_errors=True)
     return {

@@ -171,14 +171,15 @@ def fine_tune(
     stream: str,
     scratch: Path,
     interventions: Interventions | None = None,
+    trackers: Sequence[str] = (),
     advance: Callable[[int, str], None] = lambda steps, text: None,
     record: Callable[[int], None] = lambda epoch: None,
 ) -> list[dict[str, float]]:
     """Train the live adapter on `items` with a fresh optimiser and schedule; returns the log, one entry per step.
 
     Of `interventions`, SAM and anchor; replayed items are among `items`.
-
-    `record` is called at the end of every epoch (numbered from 1), while the live adapter is what that epoch made of it.
+    `trackers` are names for Trainer's `report_to`. `record` is called at the end of every epoch (numbered from 1), while the
+    live adapter is what that epoch made of it.
 
     `stream` names the random stream of item order and dropout. `scratch` holds Trainer's private resume files (one per
     epoch; optimiser and RNG states): a phase that was killed goes on from the last whole epoch. The caller deletes it.
@@ -190,7 +191,7 @@ def fine_tune(
     trainer = AnswerTrainer(
         model,
         sampler,
-        args=_arguments(config, steps, seed, scratch, model.device),
+        args=_arguments(config, steps, seed, scratch, model.device, trackers),
         train_dataset=list(items),
         packed=not config.gradient_checkpointing,
         interventions=interventions or Interventions(),
@@ -233,7 +234,9 @@ def _checkpointing() -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
-def _arguments(config: TrainingConfig, steps: int, seed: int, scratch: Path, device: torch.device) -> TrainingArguments:
+def _arguments(  # noqa: PLR0917 -- one call, above
+    config: TrainingConfig, steps: int, seed: int, scratch: Path, device: torch.device, trackers: Sequence[str]
+) -> TrainingArguments:
     try:
         arguments = TrainingArguments(
             output_dir=str(scratch),
@@ -251,7 +254,7 @@ def _arguments(config: TrainingConfig, steps: int, seed: int, scratch: Path, dev
             logging_nan_inf_filter=False,
             save_strategy="epoch",
             save_total_limit=1,
-            report_to="none",
+            report_to=list(trackers) or "none",
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=device.type == "cuda",
