@@ -11,7 +11,7 @@ import pytest
 from runs import SmokeRun
 from test_study_plan import stored
 
-from llm_forgetting.cli_study import write_report
+from llm_forgetting.study.writing import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

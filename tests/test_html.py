@@ -19,7 +19,6 @@ from test_study_plan import stored
 from llm_forgetting import experiment
 from llm_forgetting.artifacts import RunFolder
 from llm_forgetting.cli import main
-from llm_forgetting.cli_study import write_report
 from llm_forgetting.config_files import parse_config
 from llm_forgetting.progress import Silent
 from llm_forgetting.report.html.blocks import Figures, Heats, Listing, Page, Section, plain
@@ -30,6 +29,7 @@ from llm_forgetting.report.html.run import run_page
 from llm_forgetting.report.html.scores import MOST_ITEMS, item_listing
 from llm_forgetting.report.html.study import study_page
 from llm_forgetting.report.html.surfaces import MOST_IN_3D
+from llm_forgetting.study.writing import write_report
 
 Results = dict[str, Any]
 HOSTILE = "<script>alert('1')</script>&\"%{x}"

@@ -30,6 +30,7 @@ FLOORS = (
     ("phases",),
     ("estimate", "experiment", "repair", "scan_adapter", "terminal"),
     ("study",),
+    ("api",),
     ("cli_scan", "cli_study"),
     ("cli_report",),
     ("cli",),
@@ -46,7 +47,8 @@ WITHOUT_TORCH = (
     "eigenvalues", "errors", "forgetting",
     "landscape.domains", "landscape.metrics", "landscape.spectral", "metering", "objective", "progress",
     *(module for module in MODULES if module.partition(".")[0] in ("report", "study_statistics", "tasks")),
-    *(f"study.{part}" for part in ("analysis", "cell", "engines", "halves", "measures", "plan", "run")),
+    *(f"study.{part}" for part in ("analysis", "cell", "engines", "halves", "measures", "plan", "run", "writing")),
+    *(f"api.{part}" for part in ("display", "experiment", "run_results", "settings", "study")),
     "model_cards", "results", "rows", "seeding", "spurious", "statistics", "summary", "transfer", "verdict",
 )  # fmt: skip
 

@@ -15,7 +15,6 @@ import yaml
 from runs import ROOT
 
 from llm_forgetting.artifacts import encode_json, write_text
-from llm_forgetting.cli_study import read_records, write_records, write_report
 from llm_forgetting.errors import UserError
 from llm_forgetting.study.analysis import analyse, runs_of
 from llm_forgetting.study.cell import FAILURE, RECORD, Job
@@ -24,6 +23,7 @@ from llm_forgetting.study.halves import CHECKPOINT, Tasks, half_artifacts, half_
 from llm_forgetting.study.measures import MEASURES, OUTCOMES, numbers_of
 from llm_forgetting.study.plan import Analysis, Plan, read_plan
 from llm_forgetting.study.run import ATTEMPTS, StudyFolder, run_study
+from llm_forgetting.study.writing import read_records, write_records, write_report
 
 SMALL: dict[str, Any] = {
     "name": "small",

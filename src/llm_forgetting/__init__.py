@@ -1,9 +1,13 @@
 """Does the shape of the loss landscape decide how much a large language model forgets?
 
-`llm_forgetting.experiment.run_experiment` is the whole chain; the command line is a thin shell over it. For one's own model and
-training script (any torch module or PEFT model, any loss, any batches) there are the names below:
-
     import llm_forgetting as lf
+
+    run = lf.Experiment("quickstart", tasks=["abstract_algebra", "anatomy"], lora={"rank": 16}).run()
+    run.answer, run.forgotten(), run.scores, run.surface(1)  # a sentence, an estimate, a pandas frame, a loss surface
+    lf.open_run("outputs/experiment_20260101_120000")  # the same of a run that is finished
+    lf.Study("studies/toy.yaml").run(workers=2).associations  # many runs, and what goes with forgetting in them
+
+For one's own model and training script (any torch module or PEFT model, any loss, any batches):
 
     surface = lf.scan_plane(model, loss, batches)                        # losses[i, j] = L(theta + alphas[i] d + betas[j] e)
     line = lf.scan_line(model, loss, batches, direction="gradient")
@@ -20,6 +24,10 @@ from importlib import import_module as _import
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_forgetting.api.experiment import Experiment
+    from llm_forgetting.api.run_results import Estimate, RunResults, open_run
+    from llm_forgetting.api.study import Study, StudyResults, open_study
+    from llm_forgetting.config import ExperimentConfig
     from llm_forgetting.errors import UserError
     from llm_forgetting.own_models.callback import FlatnessCallback
     from llm_forgetting.own_models.checkpoint_surface import checkpoint_plane
@@ -31,6 +39,14 @@ if TYPE_CHECKING:
     from llm_forgetting.own_models.second_order import ForecastOfStep, HessianSpectrum, forecast, hessian_spectrum
 
 _HOMES = {
+    "Estimate": "api.run_results",
+    "Experiment": "api.experiment",
+    "ExperimentConfig": "config",
+    "RunResults": "api.run_results",
+    "Study": "api.study",
+    "StudyResults": "api.study",
+    "open_run": "api.run_results",
+    "open_study": "api.study",
     "UserError": "errors",
     "FlatnessCallback": "own_models.callback",
     "checkpoint_plane": "own_models.checkpoint_surface",
@@ -50,11 +66,17 @@ _HOMES = {
 }
 __all__ = [
     "CheckpointSurface",
+    "Estimate",
+    "Experiment",
+    "ExperimentConfig",
     "Flatness",
     "FlatnessCallback",
     "ForecastOfStep",
     "HessianSpectrum",
     "Line",
+    "RunResults",
+    "Study",
+    "StudyResults",
     "Surface",
     "Trajectory",
     "UserError",
@@ -63,6 +85,8 @@ __all__ = [
     "flatness",
     "forecast",
     "hessian_spectrum",
+    "open_run",
+    "open_study",
     "scan_line",
     "scan_plane",
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llm_forgetting import cli_report, cli_scan, cli_study
-from llm_forgetting.command_line import Parser, log_file, quiet_libraries, say
+from llm_forgetting.command_line import Parser, quiet_libraries, say
 from llm_forgetting.config import ExperimentConfig, to_dict
 from llm_forgetting.config_files import DEFAULT_PRESET, PRESETS, config_help, parse_config
 from llm_forgetting.errors import UserError, is_out_of_memory
@@ -121,15 +121,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> int:
-    from llm_forgetting.experiment import save_config
-
     again = f"llm-forgetting run --resume {shlex.quote(str(folder.path))}"
     try:
-        with folder.locked(), log_file(folder.path / "run.log"):
-            if not (folder.path / "config.yaml").exists():
-                save_config(config, folder)
-            say(f"writing to {folder.path}")
-            results = _experiment_in(folder, config, terminal)
+        say(f"writing to {folder.path}")
+        results = _experiment_in(folder, config, terminal)
     except KeyboardInterrupt:
         say(f"\nstopped; nothing finished is lost. Go on with: {again}")
         return 130
@@ -146,10 +141,10 @@ def _experiment_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Ter
     """The experiment, with what the user can mend told apart from what only we can."""
     from safetensors import SafetensorError
 
-    from llm_forgetting.experiment import run_experiment
+    from llm_forgetting.experiment import run_in
 
     try:
-        return run_experiment(config, folder, terminal)
+        return run_in(folder, config, terminal)
     except UserError as error:
         kept = f" (what was finished is kept in {folder.path})" if any(folder.phases.glob("*.json")) else ""
         raise UserError(f"{error}{kept}") from error

@@ -34,7 +34,7 @@ def _rebuilt(folder: Path) -> Path:
     if (folder / "study.json").is_file():
         return _drawn(folder, "study.json", _of_study)
     if (folder / "records.json.gz").is_file():
-        from llm_forgetting.cli_study import read_records, write_report
+        from llm_forgetting.study.writing import read_records, write_report
 
         write_report(read_records(folder / "records.json.gz"), folder)
         return folder / "report.html"

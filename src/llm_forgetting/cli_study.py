@@ -1,21 +1,14 @@
 """`llm-forgetting study STUDY.yaml`: many runs that answer the question."""
 
 import argparse
-import gzip
-import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from llm_forgetting.command_line import Parser, positive, quiet_libraries, say
 from llm_forgetting.errors import UserError
 
 if TYPE_CHECKING:
-    from llm_forgetting.study.engines import Engine
     from llm_forgetting.study.plan import Plan
     from llm_forgetting.study.run import StudyFolder
     from llm_forgetting.terminal import Terminal
@@ -35,31 +28,23 @@ def study(arguments: list[str]) -> int:
     plan, terminal = read_plan(Path(options.study)), Terminal()
     folder = StudyFolder(Path(options.folder or f"outputs/study_{plan.name}"))
     if options.records:
+        from llm_forgetting.study.writing import read_records
+
         with folder.locked():
             folder.take_over(plan, read_records(Path(options.records))["records"])
     if options.dry_run:
         return _dry_run(plan, folder, options, terminal)
     quiet_libraries()
-    from llm_forgetting.study.run import run_study
+    from llm_forgetting.study.whole import carry_out
 
-    workers, threads = _share(options.workers, plan)
-    with folder.locked():
-        missing = len(folder.missing(plan))
-        say(f"{plan.name}: {len(plan.cells)} cells, {len(plan.cells) - missing} done; writing to {folder.path}")
-        engine = _engine(options, workers, threads) if missing else None
-        try:
-            if engine is not None:
-                say(
-                    f"{workers} worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)} ({options.engine})"
-                )
-                run_study(plan, folder, engine, threads=threads, tell=say)
-        except KeyboardInterrupt:
-            say(f"\nstopped; nothing finished is lost. Go on with: llm-forgetting study {' '.join(arguments)}")
-            return 130
-        finally:
-            if engine is not None:
-                engine.close()
-        content = _write(plan, folder)
+    again = f"llm-forgetting study {shlex.join(arguments)}"
+    try:
+        content = carry_out(
+            plan, folder, engine=options.engine, workers=options.workers, address=options.address, tell=say
+        )
+    except KeyboardInterrupt:
+        say(f"\nstopped; nothing finished is lost. Go on with: {again}")
+        return 130
     _show(content, folder.path, terminal)
     return 1 if content["failures"] else 0
 
@@ -88,30 +73,6 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     if options.address and options.engine != "ray":
         raise UserError(f"--address is for --engine ray, which is {options.engine}")
     return options
-
-
-def _share(workers: int | None, plan: "Plan") -> tuple[int, int]:
-    """Workers and threads of each: by default a worker per two cores, and no more than there is memory for."""
-    cores = os.cpu_count() or 1
-    if workers is None:
-        workers = max(1, min(cores // 2, _fitting(plan), len(plan.cells)))
-    return workers, max(1, cores // workers)
-
-
-def _fitting(plan: "Plan") -> int:
-    """How many workers the memory that is free now holds, by the estimate of the largest cell."""
-    import psutil
-
-    from llm_forgetting.estimate import memory_bytes
-
-    largest = max((memory_bytes(cell.config) for cell in plan.cells), default=0.0)
-    return max(1, int(0.8 * psutil.virtual_memory().available / largest)) if largest else os.cpu_count() or 1
-
-
-def _engine(options: argparse.Namespace, workers: int, threads: int) -> "Engine":
-    from llm_forgetting.study.engines import LocalEngine, RayEngine
-
-    return RayEngine(workers, threads, options.address) if options.engine == "ray" else LocalEngine(workers, threads)
 
 
 def _dry_run(plan: "Plan", folder: "StudyFolder", options: argparse.Namespace, terminal: "Terminal") -> int:
@@ -150,77 +111,17 @@ def _dry_run(plan: "Plan", folder: "StudyFolder", options: argparse.Namespace, t
     return 0
 
 
-def _write(plan: "Plan", folder: "StudyFolder") -> Found:
-    """records.json.gz, study.json, study.md and the figures."""
-    records = folder.records(plan)
-    stored = {"name": plan.name, "study": plan.content, "planned": len(plan.cells), "arms": plan.arms,
-              "analysis": asdict(plan.analysis), "failures": folder.failures(plan), "records": records}  # fmt: skip
-    from llm_forgetting.artifacts import write_text
-
-    write_text(folder.path / "study.yaml", yaml.safe_dump(dict(plan.content), sort_keys=False, allow_unicode=True))
-    write_records(stored, folder.path / "records.json.gz")
-    return write_report(read_records(folder.path / "records.json.gz"), folder.path)
-
-
-def write_records(stored: Mapping[str, Any], path: Path) -> None:
-    """All that the report needs, compressed; the same records give the same bytes."""
-    from llm_forgetting.artifacts import encode_json
-
-    partial = path.with_name(f".{path.name}")
-    partial.write_bytes(gzip.compress(encode_json(dict(stored)).encode(), mtime=0))
-    partial.replace(path)
-
-
-def read_records(path: Path) -> Found:
-    """What `write_records` wrote; UserError where it is something else."""
-    try:
-        stored: Found = json.loads(gzip.decompress(path.read_bytes()))
-        if not isinstance(stored["records"], list):
-            raise TypeError
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--records must be a records.json.gz that a study wrote, {path} is not ({error})") from error
-    return stored
-
-
-def write_report(stored: Mapping[str, Any], folder: Path) -> Found:
-    """study.json, study.md and the figures, from records alone; report.html where it can be drawn."""
-    from llm_forgetting.artifacts import encode_json, write_text
-    from llm_forgetting.report.html.files import write_study_report
-    from llm_forgetting.report.study import study_markdown
-    from llm_forgetting.report.study_figures import draw_study
-    from llm_forgetting.study.analysis import analyse
-    from llm_forgetting.study.plan import Analysis, tuples
-
-    records: Sequence[Found] = stored["records"]
-    analysis = Analysis(**{key: tuples(value) for key, value in stored["analysis"].items()})
-    content: Found = {
-        "name": stored["name"],
-        "planned": stored["planned"],
-        "analysis": asdict(analysis),
-        "failures": stored["failures"],
-        "versions": records[0]["versions"] if records else {},
-        **analyse(records, analysis, stored["arms"]),
-    }
-    content = json.loads(encode_json(content))
-    content["figures"] = draw_study(content, folder, dpi=160) if records else []
-    write_text(folder / "study.json", encode_json(content))
-    write_text(folder / "study.md", study_markdown(content))
-    try:
-        write_study_report(content, folder)
-    except Exception as error:  # numbers and tables are written; a page is no reason to end without them
-        say(f"note: report.html could not be drawn ({error!r}); everything else is there")
-    return content
-
-
 def _from_records(options: argparse.Namespace) -> int:
+    from llm_forgetting.study.writing import RECORDS, read_records, write_records, write_report
     from llm_forgetting.terminal import Terminal
 
-    stored, folder = (
-        read_records(Path(options.records)),
-        Path(options.folder or f"outputs/study_{Path(options.records).parent.name}"),
-    )
+    records = Path(options.records)
+    folder = Path(options.folder or f"outputs/study_{records.resolve().parent.name}")
+    stored = read_records(records)
     folder.mkdir(parents=True, exist_ok=True)
-    _show(write_report(stored, folder), folder, Terminal())
+    if not (folder / RECORDS).exists():
+        write_records(stored, folder / RECORDS)
+    _show(write_report(stored, folder, say), folder, Terminal())
     return 0
 
 

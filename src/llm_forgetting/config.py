@@ -15,6 +15,9 @@ from typing import Any, Literal
 from llm_forgetting.config_rules import problems
 from llm_forgetting.errors import UserError
 
+SEEDS = ("training.seed", "data.seed", "landscape.seed", "curvature.seed")
+"""The fields that `seed` stands for in a study's file and in Python."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:

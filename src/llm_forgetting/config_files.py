@@ -129,20 +129,26 @@ def dotted_paths(cls: type = ExperimentConfig, prefix: str = "") -> Iterator[str
             yield f"{prefix}{field.name}"
 
 
+def written(value: object) -> str:
+    """A value as a dotted argument gives it: YAML in one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    return str(yaml.safe_dump(plain, default_flow_style=True, width=10**6)).removesuffix("\n").removesuffix("\n...")
+
+
 def _one_line(message: str) -> str:
     """jsonargparse's message as one line: what must hold, what was given, what to do."""
     unknown = re.search(r"Group '(\w[\w.]*)' does not accept option '([\w.]+)'", message)
     if unknown:
-        return _unknown(f"{unknown[1]}.{unknown[2]}")
+        return unknown_option(f"{unknown[1]}.{unknown[2]}")
     stray = re.search(r"unrecognized arguments: (\S+)", message)
     if stray:
-        return _unknown(stray[1].removeprefix("--").split("=")[0], flag=stray[1].startswith("--"))
+        return unknown_option(stray[1].removeprefix("--").split("=")[0], flag=stray[1].startswith("--"))
     extra = re.search(
         r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)|does not accept option '([\w.]+)'",
         message,
     )
     if extra:
-        return _unknown(extra[1] or extra[2])
+        return unknown_option(extra[1] or extra[2])
     key = re.search(r'[Kk]ey "([\w.]+)"', message)
     expected = re.findall(r"Expected an? (<class '\w+'>|typing\.Literal\[[^]]*\]|\w+)", message)
     given = re.search(r"(?:Given value|Got value): (.*)", message)
@@ -158,7 +164,8 @@ def _one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def _unknown(path: str, *, flag: bool = False) -> str:
+def unknown_option(path: str, *, flag: bool = False) -> str:
+    """What is said of a dotted path that the configuration has not."""
     known = list(dotted_paths())
     near = difflib.get_close_matches(path, known, n=1) or [
         entry for entry in known if entry.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]

@@ -11,6 +11,7 @@ import yaml
 
 from llm_forgetting import guards, results
 from llm_forgetting.artifacts import RunFolder
+from llm_forgetting.command_line import log_file
 from llm_forgetting.comparison import compare_landscapes
 from llm_forgetting.config import ExperimentConfig, to_dict
 from llm_forgetting.curvature_analysis import with_weights
@@ -120,6 +121,14 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
         tell = _bind(track, saved, trackers, folder.path)
         _extra(f"what {', '.join(trackers)} keeps", lambda: folder.once("tracked", tell), progress)
     return saved
+
+
+def run_in(folder: RunFolder, config: ExperimentConfig, progress: Progress) -> Result:
+    """`run_experiment`, holding the folder for this process, with config.yaml and run.log in it."""
+    with folder.locked(), log_file(folder.path / "run.log"):
+        if not (folder.path / "config.yaml").exists():
+            save_config(config, folder)
+        return run_experiment(config, folder, progress)
 
 
 def _extra(what: str, write: Callable[[], Any], progress: Progress) -> None:

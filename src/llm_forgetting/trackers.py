@@ -21,7 +21,8 @@ def require_trackers(names: Sequence[str]) -> None:
     """Raise UserError for a tracker that transformers does not know, or whose package is missing, before anything is loaded."""
     from transformers.integrations import integration_utils as known
 
-    available = known.get_available_reporting_integrations() if names else []
+    find: Any = known.get_available_reporting_integrations
+    available = find() if names else []
     for name in names:
         if name not in known.INTEGRATION_TO_CALLBACK:
             raise UserError(

@@ -78,14 +78,16 @@ def measures_figure(study: Found) -> Figure:
             if found["interval"] is not None:
                 ends = [float(found["interval"][end]) for end in ("low", "high")]
                 axes.plot(ends, [place, place], color=LINE_COLOURS[kind], linewidth=1.0)
-            axes.plot(
-                value, place, MARKERS[kind], color=LINE_COLOURS[kind], markersize=3.5, label=label if not row else None
-            )
+            axes.plot(value, place, MARKERS[kind], color=LINE_COLOURS[kind], markersize=3.5, label=label)
     axes.set_yticks(range(len(ordered)), [study["titles"][name] for name in ordered], fontsize=SMALL)
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.set_ylim(len(ordered) - 0.5, -0.5)
     axes.set_xlim(-1.05, 1.05)
+    handles, labels = axes.get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))  # every kind once
     axes.legend(
+        named.values(),
+        named,
         loc="upper center",
         bbox_to_anchor=(0.35, -0.22 * COLUMN / (0.09 * len(ordered) * COLUMN + 1)),
         ncols=2,

@@ -9,12 +9,11 @@ from typing import Any
 
 import yaml
 
-from llm_forgetting.config import ExperimentConfig, leaves
-from llm_forgetting.config_files import PRESETS, dotted_paths, parse_config
+from llm_forgetting.config import SEEDS, ExperimentConfig, leaves
+from llm_forgetting.config_files import PRESETS, dotted_paths, parse_config, written
 from llm_forgetting.errors import UserError
 from llm_forgetting.study.measures import MEASURES, OUTCOMES
 
-SEEDS = ("training.seed", "data.seed", "landscape.seed", "curvature.seed")
 TASKS = "data.tasks"
 _SECTIONS = ("name", "base", "set", "vary", "arms", "cells", "analysis")
 DEFAULT_ARM = "default"
@@ -203,17 +202,12 @@ def _cell(  # noqa: PLR0917 -- one call, above
     tasks = merged.pop(TASKS, None)
     if "seed" in merged:
         merged = {**dict.fromkeys(SEEDS, merged.pop("seed")), **merged}
-    dotted = [f"--{name}={_written(value)}" for name, value in merged.items()]
+    dotted = [f"--{name}={written(value)}" for name, value in merged.items()]
     try:
         config = parse_config(base, dotted, tasks=None if tasks is None else [str(task) for task in tasks])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return Cell({name: value for name, value in factors.items() if name != TASKS}, arm, config)
-
-
-def _written(value: object) -> str:
-    """A value as jsonargparse reads it: YAML in one line."""
-    return str(yaml.safe_dump(value, default_flow_style=True, width=10**6)).removesuffix("\n").removesuffix("\n...")
 
 
 def _analysis(given: object, arms: Sequence[str], path: Path) -> Analysis:
