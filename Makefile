@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
-.PHONY: run test bench-landscape bench-curvature bench-evaluation clean
+.PHONY: run test bench-landscape bench-curvature bench-evaluation bench-study clean
 
 run: $(VENV)/installed          ## environment, install, the main job; ARGS="--config smoke" and the like are passed on
 	$(BIN)/llm-forgetting run $(ARGS)
@@ -23,6 +23,9 @@ bench-curvature: $(VENV)/installed      ## Hessian-vector products: hessian-eige
 
 bench-evaluation: $(VENV)/installed     ## MMLU scores: lm-evaluation-harness and ours; ARGS="--mmlu FOLDER"
 	$(BIN)/python benchmarks/evaluation.py $(ARGS)
+
+bench-study: $(VENV)/installed          ## cells of a study per minute: one worker and two
+	$(BIN)/python benchmarks/study_throughput.py $(ARGS)
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
