@@ -14,6 +14,7 @@ from runs import ROOT, TINY, Moment, Shell, read_results, same_results
 
 from llm_forgetting.between_checkpoints import path_evaluations, plane_evaluations
 from llm_forgetting.cli import SHORT_FLAGS
+from llm_forgetting.command_line import EXAMPLES
 from llm_forgetting.config import LandscapeConfig, ModelConfig
 from llm_forgetting.config_files import dotted_paths
 from llm_forgetting.errors import UserError
@@ -70,6 +71,23 @@ def test_an_unknown_command_is_named_with_those_there_are(shell: Shell) -> None:
         shell("runn").complaint
         == "a command is needed, one of run, repair, landscape, evaluate, study, report, compare, tasks; was 'runn'"
     )
+
+
+@pytest.mark.parametrize("command", sorted(EXAMPLES))
+def test_help_ends_with_examples_that_name_only_what_there_is(shell: Shell, command: str) -> None:
+    text = shell(command, "--help").stdout
+    for example, what in EXAMPLES[command]:
+        assert example in text
+        assert what in text
+        program, named, *words = example.split()
+        before, _, after = shell(named, "--help").stdout.partition("examples:")
+        fields = after.partition("by its dotted path:")[2]
+        assert program == "llm-forgetting"
+        assert all(f"{word} " in before + fields for word in words if word.startswith("--"))
+
+
+def test_help_lists_no_option_that_is_only_a_section(shell: Shell) -> None:
+    assert "Path to a configuration file" not in shell.run("--help").stdout
 
 
 def test_help_shows_short_flags_and_every_dotted_path(shell: Shell) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from llm_forgetting import cli_report, cli_scan, cli_study
 from llm_forgetting.command_line import Parser, quiet_libraries, say
-from llm_forgetting.config import ExperimentConfig, to_dict
+from llm_forgetting.config import SEEDS, ExperimentConfig, to_dict
 from llm_forgetting.config_files import DEFAULT_PRESET, PRESETS, config_help, parse_config
 from llm_forgetting.errors import UserError, is_out_of_memory
 
@@ -30,7 +30,7 @@ SHORT_FLAGS: dict[str, tuple[str, ...]] = {
     "--lora_alpha": ("lora.alpha",),
     "--model_name": ("model.name",),
     "--output_dir": ("output.folder",),
-    "--seed": ("training.seed", "data.seed", "landscape.seed"),
+    "--seed": SEEDS,
 }
 
 _USAGE = """\
@@ -224,7 +224,6 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
     parser = Parser(
         "llm-forgetting run",
         add_help=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="llm-forgetting run [--config PRESET_OR_FILE] [--task1 NAME --task2 NAME] [options] [--DOTTED.PATH VALUE ...]",
         description="Fine-tune a language model with LoRA on one task after the other; measure what it forgets and its loss "
         "landscape.",

@@ -70,7 +70,6 @@ def parse_landscape(arguments: list[str]) -> tuple[argparse.Namespace, ScanConfi
     parser = Parser(
         "llm-forgetting landscape",
         add_help=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="llm-forgetting landscape ADAPTER_DIR --task NAME [--task NAME ...] [--to ADAPTER_DIR] [--DOTTED.PATH VALUE ...]",
         description="The loss landscape around a saved PEFT LoRA adapter, on any tasks: with --to also the path to another "
         "adapter on the same backbone, and the plane through both and the backbone itself.",
@@ -126,7 +125,6 @@ def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, Evaluate
     parser = Parser(
         "llm-forgetting evaluate",
         add_help=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="llm-forgetting evaluate [ADAPTER_DIR] --task NAME [--task NAME ...] [--few_shot K] [--DOTTED.PATH VALUE ...]",
         description="Accuracy and loss on every test row of any tasks, of the bare backbone or of a saved PEFT LoRA adapter, "
         "with the prompts, few-shot examples, accuracies and standard errors of lm-evaluation-harness 0.4.13.",

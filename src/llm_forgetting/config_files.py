@@ -60,7 +60,8 @@ def parse_evaluate(dotted: Sequence[str], tasks: Sequence[str]) -> EvaluateConfi
 def config_help(cls: type = ExperimentConfig) -> str:
     """Every dotted path with its meaning, type and default."""
     text: str = _parser(cls).format_help()
-    return text[text.index("\n\n") :].split("Path to a configuration file.", 1)[-1].strip("\n")
+    fields = text[text.index("\n\n") :].split("Path to a configuration file.", 1)[-1].strip("\n")
+    return re.sub(r"\n +--\w+ CONFIG\s+Path to a configuration file\.", "", fields)  # a section is no option of ours
 
 
 def _parser(cls: type) -> Any:
