@@ -10,6 +10,7 @@ from runs import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 WRITTEN = {
+    "experiment": ["scores.csv", "surface.json"],
     "own_classifier": ["plane.png", "plane_left.json", "plane_right.json"],
     "own_lora_model": ["adapter/adapter_model.safetensors", "surface.json", "trajectory.json"],
 }

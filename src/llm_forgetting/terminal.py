@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -87,11 +88,12 @@ class Terminal:
         for warning in results["warnings"]:
             self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")
         self.show_answer("answer", results["answer"])
-        page = "report.html, " * (folder / "report.html").is_file()
-        files = f"{page}results.md, results.json, items.jsonl"
+        files = "results.md, results.json, items.jsonl, checkpoints"
         if results["figures"]:
             files += f", {results['figures'][0]} and {len(results['figures']) - 1} more figures"
         self.console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]: {files}.", soft_wrap=True)
+        for step in _next_steps(results, folder):
+            self.console.print(f"  {escape(step)}", soft_wrap=True)
 
     def show_answer(self, question: str, said: str) -> None:
         """A question and its answer, in a frame."""
@@ -116,6 +118,18 @@ class Terminal:
         for row in table.rows:
             drawn.add_row(*(escape(cell) for cell in row))
         self.console.print(drawn)
+
+
+def _next_steps(results: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """What to do with a finished run, each with its command."""
+    where = shlex.quote(str(folder))
+    if (folder / "report.html").is_file():
+        yield f"look at it: open {folder / 'report.html'} in a browser"
+    else:
+        yield f"draw its report: llm-forgetting report {where}"
+    if results["paths"]:
+        yield f"go part of the way back, where both tasks are kept: llm-forgetting repair {where}"
+    yield f"is it the seed? run it again with another --seed, then: llm-forgetting compare {where} OTHER_RUN"
 
 
 def spoken_seconds(seconds: float) -> str:

@@ -3,12 +3,9 @@
 import html
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llm_forgetting.errors import UserError
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from llm_forgetting.report.tables import Table
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,15 @@ class Framed:
         return f'<iframe title="report" srcdoc="{page}" style="width:100%;height:{self.height}px;border:0"></iframe>'
 
 
-def card(answer: str, table: "DataFrame", report: Path) -> str:
+def card(answer: str, table: Table, report: Path) -> str:
     """An answer, a table below it, and where the whole report is."""
-    shown = table.to_html(index=False, border=0, float_format=lambda value: f"{value:.3g}", na_rep="-")
-    return f"<p><strong>{html.escape(answer)}</strong></p>{shown}<p>The whole report: {html.escape(str(report))}</p>"
+
+    def line(tag: str, cells: tuple[str, ...]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    rows = "".join(line("td", row) for row in table.rows)
+    shown = f"<table><caption>{html.escape(table.title)}</caption>{line('th', table.header)}{rows}</table>"
+    return (
+        f"<p><strong>{html.escape(answer)}</strong></p>{shown * bool(table.rows)}<p>{html.escape(table.note)}</p>"
+        f"<p>The whole report: {html.escape(str(report))}</p>"
+    )

@@ -15,6 +15,7 @@ from llm_forgetting.api.display import Framed, card
 from llm_forgetting.errors import UserError
 from llm_forgetting.own_models.results import Along, Evaluations, Surface
 from llm_forgetting.report.html.files import REPORT, read_items
+from llm_forgetting.report.tables import forgetting_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -147,8 +148,7 @@ class RunResults:
 
     def _repr_html_(self) -> str:
         """The answer and what was forgotten, for notebooks."""
-        shown = self.forgetting[["task", "split", "measure", "before", "after", "forgetting", "forgetting_stderr"]]
-        return card(self.answer, shown, self.report)
+        return card(self.answer, forgetting_table(self.content), self.report)
 
 
 def open_run(folder: str | os.PathLike[str]) -> RunResults:

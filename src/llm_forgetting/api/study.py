@@ -12,7 +12,8 @@ from llm_forgetting.api.display import Framed, card
 from llm_forgetting.command_line import quiet_libraries, say
 from llm_forgetting.errors import UserError
 from llm_forgetting.report.html.files import REPORT
-from llm_forgetting.report.study import answers_of
+from llm_forgetting.report.study import answers_of, measures_table
+from llm_forgetting.report.tables import Table
 from llm_forgetting.study.plan import Plan, read_plan
 from llm_forgetting.study.run import StudyFolder
 from llm_forgetting.study.writing import RECORDS, read_records
@@ -95,7 +96,8 @@ class StudyResults:
     def _repr_html_(self) -> str:
         """The answers and the table of measures, for notebooks."""
         said = " ".join(" ".join(sentences) for sentences in self.answers.values())
-        return card(said, self.associations, self.report)
+        table = measures_table(self.content) if "associations" in self.content else Table("", (), ())
+        return card(said, table, self.report)
 
 
 class Study:
