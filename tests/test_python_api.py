@@ -63,6 +63,12 @@ def test_an_experiment_runs_to_what_the_command_line_gives_and_is_read_back(
     assert "phase" not in capsys.readouterr().err
 
 
+def test_a_mistyped_task_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(lf.UserError, match="synthetic_77"):
+        lf.Experiment("smoke", tasks=["synthetic_1", "synthetic_77"]).run(tmp_path, quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_results_are_typed_values_and_frames(smoke_run: SmokeRun) -> None:
     run = lf.open_run(smoke_run.path)
     assert run.answer == smoke_run.results["answer"]

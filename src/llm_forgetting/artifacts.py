@@ -114,6 +114,11 @@ class RunFolder:
         finally:
             self._lock.release()
 
+    def remove_if_unused(self) -> None:
+        """Remove the folder unless a phase was finished in it: a mistyped name leaves nothing behind."""
+        if not any(self.phases.glob("*.json")):
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def once(self, name: str, compute: Callable[[], Json]) -> Json:
         """The result of phase `name`: read back if it is there, else computed, measured and written.
 

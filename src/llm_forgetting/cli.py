@@ -3,7 +3,6 @@
 import argparse
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,8 +114,8 @@ def run(arguments: list[str]) -> int:
     try:
         return _run_in(folder, config, terminal)
     except UserError as error:
-        if not any(folder.phases.glob("*.json")) and not isinstance(error.__cause__, OSError):
-            shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
+        if not isinstance(error.__cause__, OSError):
+            folder.remove_if_unused()
         raise
 
 

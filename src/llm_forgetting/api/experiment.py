@@ -11,6 +11,7 @@ from llm_forgetting.artifacts import RunFolder
 from llm_forgetting.command_line import quiet_libraries
 from llm_forgetting.config import ExperimentConfig
 from llm_forgetting.config_files import parse_config
+from llm_forgetting.errors import UserError
 from llm_forgetting.progress import Progress, Silent
 
 
@@ -37,8 +38,12 @@ class Experiment:
 
         What is finished is kept, whatever happens: `Experiment.resume` goes on with it. `quiet` shows nothing.
         """
-        parent = Path(self.config.output.folder if folder is None else folder)
-        return _run(self.config, RunFolder.create(parent), quiet)
+        created = RunFolder.create(Path(self.config.output.folder if folder is None else folder))
+        try:
+            return _run(self.config, created, quiet)
+        except UserError:
+            created.remove_if_unused()
+            raise
 
     @classmethod
     def resume(cls, folder: str | os.PathLike[str], *, quiet: bool = False) -> RunResults:
