@@ -20,7 +20,7 @@ FLOORS = (
     ("krylov",),
     ("perturbation", "results", "saved_adapter", "spurious", "study_statistics", "tasks", "verdict"),
     ("adapted_model", "configured_tasks", "report", "summary"),
-    ("backbones", "batches", "own_models"),
+    ("backbones", "batches", "own_models", "questions"),
     ("packing",),
     ("language_model", "scoring_batches"),
     ("answer_loss", "evaluation", "unrelated_text"),
@@ -47,7 +47,7 @@ WITHOUT_TORCH = (
     "landscape.domains", "landscape.metrics", "landscape.spectral", "metering", "objective", "progress",
     *(module for module in MODULES if module.partition(".")[0] in ("report", "study_statistics", "tasks")),
     *(f"study.{part}" for part in ("analysis", "cell", "engines", "halves", "measures", "plan", "run")),
-    "results", "seeding", "spurious", "statistics", "summary", "transfer", "verdict",
+    "questions", "results", "seeding", "spurious", "statistics", "summary", "transfer", "verdict",
 )  # fmt: skip
 
 

@@ -23,8 +23,18 @@ def report(arguments: list[str]) -> int:
         "seconds. Every run and study writes one at its end.",
     )
     parser.add_argument("folder", metavar="DIR", help="the folder of a run (results.json) or a study (study.json)")
-    folder = Path(parser.parse_args(arguments).folder)
-    say(f"{_rebuilt(folder)}: open it in a browser; it needs nothing else.")
+    parser.add_argument(
+        "--questions",
+        action="store_true",
+        help="also what every listed item of a run asks, out of the run's data on this machine; written as "
+        "report_with_questions.html, which is not for publishing",
+    )
+    options = parser.parse_args(arguments)
+    folder = Path(options.folder)
+    if options.questions:
+        say(f"{_with_questions(folder)}: open it in a browser. It holds benchmark questions: do not publish it.")
+    else:
+        say(f"{_rebuilt(folder)}: open it in a browser; it needs nothing else.")
     return 0
 
 
@@ -52,6 +62,28 @@ def _not_a_folder(folder: Path) -> str:
     if (folder / "cells").is_dir():
         return f"{wanted} holds an unfinished study; go on with it by the command it was started with"
     return f"{wanted} holds neither"
+
+
+def _with_questions(folder: Path) -> Path:
+    if not (folder / "results.json").is_file():
+        raise UserError(f"--questions needs the folder of a finished run (results.json), {folder} is not one")
+    return _drawn(folder, "results.json", _of_run_with_questions)
+
+
+def _of_run_with_questions(content: Content, folder: Path) -> Path:
+    from llm_forgetting.questions import earlier_questions
+    from llm_forgetting.report.html.blocks import Question
+    from llm_forgetting.report.html.files import read_items, write_run_report
+
+    records = read_items(folder)
+    if not records or len(content["task_names"]) < 2:
+        raise UserError(
+            f"--questions needs items that a report lists, and {folder} has none: items.jsonl must be there, and two tasks"
+        )
+    found = {
+        key: Question(item.question, item.choices, item.answer) for key, item in earlier_questions(content).items()
+    }
+    return write_run_report(content, records, folder, found)
 
 
 def _of_run(content: Content, folder: Path) -> Path:

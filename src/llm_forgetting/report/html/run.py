@@ -9,7 +9,7 @@ from llm_forgetting.report.forecasts import forecast_table
 from llm_forgetting.report.html.between import between_blocks
 from llm_forgetting.report.html.blocks import Block, Code, Folded, Numbers, Page, Points, Prose, Section
 from llm_forgetting.report.html.curves import lines_blocks, training_blocks
-from llm_forgetting.report.html.scores import heat_maps, item_listing, tiles
+from llm_forgetting.report.html.scores import Questions, heat_maps, item_listing, tiles
 from llm_forgetting.report.html.spectra import curvature_blocks
 from llm_forgetting.report.html.surfaces import landscape_blocks
 from llm_forgetting.report.markdown import changed
@@ -17,18 +17,22 @@ from llm_forgetting.report.spurious import spurious_table
 from llm_forgetting.report.tables import Table, comparison_table, forgetting_table, spoken, summary_table
 
 Results = Mapping[str, Any]
+PRIVATE = (
+    "This page holds the questions of a benchmark. Do not publish it: questions on the web get into training data, and then "
+    "measure nothing."
+)
 
 
-def run_page(results: Results, records: Sequence[Mapping[str, Any]]) -> Page:
-    """`records` are the lines of items.jsonl, none where they are gone."""
+def run_page(results: Results, records: Sequence[Mapping[str, Any]], questions: Questions | None = None) -> Page:
+    """`records` are the lines of items.jsonl, none where they are gone; `questions` only where they were asked for."""
     model = results["model"]
     return Page(
         title=_title(results["task_names"]),
         kicker=f"llm-forgetting run · {model['name']} · {model['parameters']:,} parameters",
         answers=[("", [results["answer"]])],
         tiles=tiles(results),
-        warnings=results["warnings"],
-        sections=_sections(results, records),
+        warnings=[*([] if questions is None else [PRIVATE]), *results["warnings"]],
+        sections=_sections(results, records, questions),
         footer=[f"llm-forgetting {results['versions']['llm-forgetting']}; one run, one seed. {results['source']}"],
     )
 
@@ -38,8 +42,8 @@ def _title(tasks: Sequence[str]) -> str:
     return f"What became of {first} after {', then '.join(others)}" if others else f"Fine-tuning on {first}"
 
 
-def _sections(results: Results, records: Sequence[Mapping[str, Any]]) -> list[Section]:
-    listing = item_listing(records, results)
+def _sections(results: Results, records: Sequence[Mapping[str, Any]], questions: Questions | None) -> list[Section]:
+    listing = item_listing(records, results, questions)
     items: Block = listing or Prose("No items: items.jsonl is missing, or only one task was learnt.", quiet=True)
     return [
         Section(
