@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -28,6 +28,8 @@ from llm_forgetting.report.tables import (
 )
 
 log = logging.getLogger(__name__)
+# A longer word in the first column of a table is broken.
+LONGEST_WORD = 34
 
 
 class Terminal:
@@ -110,9 +112,12 @@ class Terminal:
         drawn.caption, drawn.caption_justify, drawn.caption_style = escape(table.note) or None, "left", "dim"
         for index, name in enumerate(table.header):
             numeric = all(re.match(r"[-+.\d]|inf|nan", row[index]) for row in table.rows)
-            # Short values are not broken over lines; a narrow terminal breaks names and intervals.
-            width = min(max((len(row[index]) for row in table.rows), default=0), 12) if index else None
-            drawn.add_column(escape(name), justify="right" if index and numeric else "left", min_width=width)
+            # Words and short values are not broken over lines; a narrow terminal breaks names and intervals between words.
+            cells = [row[index] for row in table.rows]
+            parts = cells if index else [word for cell in cells for word in cell.split()]
+            width = min(max(map(len, parts), default=0), 12 if index else LONGEST_WORD)
+            justify: Literal["right", "left"] = "right" if index and numeric else "left"
+            drawn.add_column(escape(name), justify=justify, min_width=width, overflow="fold")
         for row in table.rows:
             drawn.add_row(*(escape(cell) for cell in row))
         self.console.print(drawn)
