@@ -1,4 +1,4 @@
-"""The questions of a finished run, out of the data on this machine: by id, and only where they are still the run's. No torch."""
+"""The questions of a finished run, from data on this machine: by id, and only where they are still the run's. No torch."""
 
 import os
 import sys
@@ -35,9 +35,10 @@ def earlier_questions(results: Mapping[str, Any]) -> dict[tuple[str, str], Item]
         for entry in (entry for split in frozen["splits"].values() for entry in split):
             item = rows.get(entry["id"])
             if item is None or item.sha256 != entry["sha256"]:
+                fault = "no more in them" if item is None else "another question now"
                 raise UserError(
-                    f"--questions needs the data that the run was made with; {entry['id']} of {frozen['name']} is "
-                    f"{'no more in them' if item is None else 'another question now'}: undo the change, or leave --questions out"
+                    f"--questions needs the data that the run was made with; {entry['id']} of {frozen['name']} is {fault}: "
+                    f"undo the change, or leave --questions out"
                 )
             found[frozen["name"], entry["id"]] = item
     return found

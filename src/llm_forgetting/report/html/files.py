@@ -1,4 +1,4 @@
-"""report.html in the folder of a run or a study, from the artifacts there."""
+"""report.html in the folder of whatever writes one, from the artifacts there."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_forgetting.artifacts import write_text
+from llm_forgetting.report.html.evaluated import evaluation_page
 from llm_forgetting.report.html.page import render
 from llm_forgetting.report.html.run import run_page
+from llm_forgetting.report.html.scan import scan_page
 from llm_forgetting.report.html.scores import Questions
 from llm_forgetting.report.html.study import study_page
 
@@ -29,6 +31,18 @@ def write_run_report(
 def write_study_report(study: Content, folder: Path) -> Path:
     """Of what study.json holds."""
     write_text(folder / REPORT, render(study_page(study)))
+    return folder / REPORT
+
+
+def write_scan_report(scan: Content, folder: Path) -> Path:
+    """Of what landscape.json holds."""
+    write_text(folder / REPORT, render(scan_page(scan)))
+    return folder / REPORT
+
+
+def write_evaluation_report(evaluation: Content, records: Sequence[Content], folder: Path) -> Path:
+    """Of what evaluation.json and the lines of items.jsonl hold."""
+    write_text(folder / REPORT, render(evaluation_page(evaluation, records)))
     return folder / REPORT
 
 
