@@ -177,7 +177,7 @@ def _listing(records: Sequence[Content]) -> Listing | None:
     """Every item, those answered wrong first."""
     if not records:
         return None
-    header = ("item", "subject", "right", "answered", "is", "loss")
+    header = ("item", "subject", "right", "answered", "outcome", "loss")
     rows = [
         (
             record["id"],
