@@ -11,6 +11,7 @@ import pytest
 from runs import SmokeRun
 from test_study_plan import stored
 
+from llm_forgetting.cli import main
 from llm_forgetting.study.writing import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
@@ -229,4 +230,36 @@ def test_a_study_opens_and_asks_for_nothing(browser: Any, tmp_path: Path) -> Non
     assert opened.complaints == []
     assert content["answers"]["flatness"] in opened.page.locator("#answer").inner_text()
     assert opened.page.locator(".js-plotly-plot").count() == 4
+    context.close()
+
+
+def test_questions_open_are_searched_and_stay_in_their_column(
+    browser: Any, smoke_run: SmokeRun, tmp_path: Path
+) -> None:
+    for name in ("results.json", "items.jsonl"):
+        shutil.copy(smoke_run.path / name, tmp_path)
+    assert main(["report", str(tmp_path), "--questions"]) == 0
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = Opened(context.new_page())
+    opened.open(tmp_path / "report_with_questions.html")
+    listing = opened.page.locator(".listing")
+    first = listing.locator("tbody tr:not([hidden]) details").first
+    options = first.locator("li").first
+    assert not options.is_visible()
+    first.locator("summary").focus()
+    opened.page.keyboard.press("Enter")
+    assert options.is_visible()
+    listing.get_by_role("button", name="Close all questions").click()
+    assert not options.is_visible()
+    listing.get_by_role("button", name="Open all questions").click()
+    assert listing.locator("details[open]").count() == listing.locator("tbody tr:not([hidden])").count() > 40
+    asked = first.locator("summary").inner_text()
+    listing.locator("input").fill(asked)
+    assert listing.locator("output").inner_text() == "1 of 96 shown"
+    listing.locator("input").fill("")
+    listing.get_by_role("button", name="question", exact=True).click()
+    texts = listing.locator("tbody tr:not([hidden]) summary").all_inner_texts()
+    assert texts == sorted(texts)
+    assert opened.page.evaluate("() => document.documentElement.scrollWidth") <= 1280
+    assert opened.complaints == []
     context.close()

@@ -405,7 +405,7 @@ def unfit(smoke_run: SmokeRun, folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "cut/results.json").write_text('{"answer": "aft')
     (folder / "listed/results.json").write_text("[]")
     yield folder / "nowhere", "is no folder"
-    yield folder / "nothing", "holds neither"
+    yield folder / "nothing", "holds none of them"
     yield folder / "unfinished", "llm-forgetting run --resume"
     yield folder / "begun", "unfinished study"
     yield folder / "cut", "must be JSON"

@@ -14,13 +14,13 @@ PACKAGE = ROOT / "src" / "llm_forgetting"
 
 # From the ground up. A file imports only from floors below its own (files of one folder may import one another).
 FLOORS = (
-    ("config_rules", "errors", "metering", "progress", "seeding"),
+    ("config_rules", "errors", "metering", "progress", "rounding", "seeding"),
     ("artifacts", "command_line", "comparison", "config", "covered_lora", "objective", "statistics", "transfer"),
     ("config_files", "eigenvalues", "forgetting", "landscape"),
     ("krylov",),
     ("perturbation", "results", "rows", "saved_adapter", "spurious", "study_statistics", "tasks", "verdict"),
     ("adapted_model", "configured_tasks", "report", "summary", "trackers"),
-    ("backbones", "batches", "model_cards", "own_models"),
+    ("backbones", "batches", "model_cards", "own_models", "questions"),
     ("packing",),
     ("language_model", "scoring_batches"),
     ("answer_loss", "evaluation", "unrelated_text"),
@@ -49,7 +49,8 @@ WITHOUT_TORCH = (
     *(module for module in MODULES if module.partition(".")[0] in ("report", "study_statistics", "tasks")),
     *(f"study.{part}" for part in ("analysis", "cell", "engines", "halves", "measures", "plan", "run", "writing")),
     *(f"api.{part}" for part in ("display", "experiment", "run_results", "settings", "study")),
-    "model_cards", "results", "rows", "seeding", "spurious", "statistics", "summary", "transfer", "verdict",
+    "model_cards", "questions", "results", "rounding", "rows", "seeding", "spurious", "statistics", "summary", "transfer",
+    "verdict",
 )  # fmt: skip
 
 
@@ -143,6 +144,7 @@ def test_reports_are_made_from_artifacts_alone() -> None:
         "objective",
         "landscape.metrics",
         "eigenvalues",
+        "rounding",
     }
     for module in (module for module in MODULES if module.startswith("report.")):
         assert own_imports(module) <= allowed | {m for m in MODULES if m.startswith("report.")}

@@ -19,6 +19,7 @@ from llm_forgetting.report.tables import (
     flatness_table,
     forgetting_table,
     landscape_table,
+    measured,
     number,
     summary_table,
     value_and_error,
@@ -197,7 +198,15 @@ def test_what_between_the_checkpoints_could_not_be_measured_is_said(results: Res
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (1.005, "1.00"), (-0.5, "-0.50"), ("nan", "nan"), ("inf", "inf"), (-math.inf, "-inf")],
+    [
+        (None, "-"),
+        (1.005, "1.00"),
+        (-0.5, "-0.50"),
+        (-4e-17, "0.00"),
+        ("nan", "nan"),
+        ("inf", "inf"),
+        (-math.inf, "-inf"),
+    ],
 )
 def test_numbers_as_text(value: Any, text: str) -> None:
     assert number(value) == text
@@ -215,10 +224,21 @@ def test_numbers_as_text(value: Any, text: str) -> None:
         (0.5, None, "0.50"),
         ("nan", "nan", "nan ± nan"),
         ("inf", 0.1, "inf ± 0.10"),
+        (0.5, 3e-17, "0.50"),
+        (-4.05e-17, 2e-17, "0.00"),
+        (-4.05e-17, 0.2, "0.0 ± 0.2"),
+        (1e-5, 2e-6, "0.000010 ± 0.000002"),
     ],
 )
 def test_a_value_has_as_many_decimals_as_its_error_allows(value: Any, stderr: Any, text: str) -> None:
     assert value_and_error(value, stderr) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.5, "0.50"), (0.0123, "0.012"), (1e-5, "1e-05"), (-4.05e-17, "0.00"), (0.0, "0.00")]
+)
+def test_small_numbers_are_told_and_rounding_is_not(value: float, text: str) -> None:
+    assert measured(value) == text
 
 
 def test_tables_survive_everything_that_is_not_finite(results: Results) -> None:
@@ -282,6 +302,28 @@ def test_the_terminal_shows_the_answer_and_where_everything_is(results: Results,
     assert max(len(line) for line in text.splitlines() if "Everything" not in line) <= width
     for task in ("synthetic 1, trained", "synthetic 2, held-out"):
         assert task in " ".join(text.split()) or width == 60
+
+
+def test_names_of_groups_are_whole_on_a_narrow_terminal(results: Results) -> None:
+    name = "group:philosophy"
+    for landscape in results["landscapes"].values():
+        landscape["surfaces"] = {name: landscape["surfaces"]["synthetic_1"]}
+    for make in (flatness_table, landscape_table):
+        console = Console(width=80, highlight=False)
+        with console.capture() as capture:
+            Terminal(console).show_table(make(results))
+        lines = capture.get().splitlines()
+        assert sum(name in line for line in lines) == 2
+        assert "…" not in capture.get()
+        assert max(map(len, lines)) <= 80
+
+
+def test_a_word_that_no_terminal_holds_is_broken_and_not_cut() -> None:
+    console, word = Console(width=60, highlight=False), "w" * 90
+    with console.capture() as capture:
+        Terminal(console).show_table(Table("Title", ("a", "b"), ((word, "1.00 ± 0.10"),)))
+    assert capture.get().count("w") == 90
+    assert "1.00 ± 0.10" in capture.get()
 
 
 def test_a_table_with_brackets_is_not_read_as_markup() -> None:

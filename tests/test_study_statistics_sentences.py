@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from llm_forgetting.statistics import Interval
 from llm_forgetting.study_statistics.association import associate
 from llm_forgetting.study_statistics.calibration import calibrate
-from llm_forgetting.study_statistics.clusters import change_over_runs
+from llm_forgetting.study_statistics.clusters import MeanOverPairs, change_over_runs, mean_over_pairs
 from llm_forgetting.study_statistics.prediction import predict_unseen_pairs
 from llm_forgetting.study_statistics.runs import Run
 from llm_forgetting.study_statistics.sentences import (
@@ -150,3 +151,30 @@ def test_no_sentence_holds_a_number_that_is_not_one():
     said = said_of_relation(association(broken))
     assert "nan" not in said
     assert "16 runs of 6 task pairs" in said
+
+
+@pytest.mark.parametrize(("rise", "shown"), [(4.05e-17, False), (1e-5, True)])
+def test_rounding_is_told_as_nothing_and_small_numbers_as_they_are(rise, shown):
+    said = said_of_change(
+        MeanOverPairs(
+            value=rise,
+            interval=Interval(-rise, 2 * rise, method="t"),
+            stderr=rise,
+            test=None,
+            reason="too few pairs",
+            share_positive=0.5,
+            detectable=rise,
+            n_runs=8,
+            n_pairs=2,
+        ),
+        name="sharpness",
+    )
+    assert ("mean change +1e-05 (95% interval -1e-05 to 2e-05)" in said) is shown
+    assert ("mean change +0 (95% interval 0 to 0)" in said) is not shown
+
+
+def test_runs_that_differ_by_rounding_only_say_so():
+    values = np.array([1, -1, 2, -1, 1, -2, 1, -1, 1, 2, -1, 1]) * 4.05e-17
+    said = said_of_change(mean_over_pairs(values, np.repeat(np.arange(6), 2), seed=0), name="sharpness")
+    assert "the runs differ by no more than rounding" in said
+    assert "e-" not in said

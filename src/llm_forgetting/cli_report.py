@@ -19,12 +19,22 @@ def report(arguments: list[str]) -> int:
     """`llm-forgetting report`: report.html of a run or a study, drawn again."""
     parser = Parser(
         "llm-forgetting report",
-        description="Write report.html of a finished run or study again, from what is in its folder: no model, no network, "
-        "seconds. Every run and study writes one at its end.",
+        description="Write report.html of a finished run, study, landscape or evaluation again, from what is in its folder: no "
+        "model, no network, seconds. All of them write one at their end.",
     )
-    parser.add_argument("folder", metavar="DIR", help="the folder of a run (results.json) or a study (study.json)")
-    folder = Path(parser.parse_args(arguments).folder)
-    say(f"{_rebuilt(folder)}: open it in a browser; it needs nothing else.")
+    parser.add_argument("folder", metavar="DIR", help="the folder of a run, study, landscape or evaluation")
+    parser.add_argument(
+        "--questions",
+        action="store_true",
+        help="also what every listed item of a run asks, out of the run's data on this machine; written as "
+        "report_with_questions.html, which is not for publishing",
+    )
+    options = parser.parse_args(arguments)
+    folder = Path(options.folder)
+    if options.questions:
+        say(f"{_with_questions(folder)}: open it in a browser. It holds benchmark questions: do not publish it.")
+    else:
+        say(f"{_rebuilt(folder)}: open it in a browser; it needs nothing else.")
     return 0
 
 
@@ -33,6 +43,10 @@ def _rebuilt(folder: Path) -> Path:
         return _drawn(folder, "results.json", _of_run)
     if (folder / "study.json").is_file():
         return _drawn(folder, "study.json", _of_study)
+    if (folder / "landscape.json").is_file():
+        return _drawn(folder, "landscape.json", _of_scan)
+    if (folder / "evaluation.json").is_file():
+        return _drawn(folder, "evaluation.json", _of_evaluation)
     if (folder / "records.json.gz").is_file():
         from llm_forgetting.study.writing import read_records, write_report
 
@@ -42,16 +56,43 @@ def _rebuilt(folder: Path) -> Path:
 
 
 def _not_a_folder(folder: Path) -> str:
-    wanted = f"a report needs the folder of a finished run (results.json) or study (study.json), {folder}"
+    wanted = (
+        "a report needs the folder of a finished run (results.json), study (study.json), landscape (landscape.json) or "
+        f"evaluation (evaluation.json), {folder}"
+    )
     if not folder.is_dir():
         return f"{wanted} is no folder"
     if (folder / "phases").is_dir() and (folder / "config.yaml").is_file():
         return (
             f"{wanted} holds an unfinished run; finish it with: llm-forgetting run --resume {shlex.quote(str(folder))}"
         )
+    if (folder / "phases").is_dir() and (folder / "scan.json").is_file():
+        return f"{wanted} holds an unfinished landscape; finish it by the same command with --resume {shlex.quote(str(folder))}"
     if (folder / "cells").is_dir():
         return f"{wanted} holds an unfinished study; go on with it by the command it was started with"
-    return f"{wanted} holds neither"
+    return f"{wanted} holds none of them"
+
+
+def _with_questions(folder: Path) -> Path:
+    if not (folder / "results.json").is_file():
+        raise UserError(f"--questions needs the folder of a finished run (results.json), {folder} is not one")
+    return _drawn(folder, "results.json", _of_run_with_questions)
+
+
+def _of_run_with_questions(content: Content, folder: Path) -> Path:
+    from llm_forgetting.questions import earlier_questions
+    from llm_forgetting.report.html.blocks import Question
+    from llm_forgetting.report.html.files import read_items, write_run_report
+
+    records = read_items(folder)
+    if not records or len(content["task_names"]) < 2:
+        raise UserError(
+            f"--questions needs items that a report lists, and {folder} has none: items.jsonl must be there, and two tasks"
+        )
+    found = {
+        key: Question(item.question, item.choices, item.answer) for key, item in earlier_questions(content).items()
+    }
+    return write_run_report(content, records, folder, found)
 
 
 def _of_run(content: Content, folder: Path) -> Path:
@@ -64,6 +105,18 @@ def _of_study(content: Content, folder: Path) -> Path:
     from llm_forgetting.report.html.files import write_study_report
 
     return write_study_report(content, folder)
+
+
+def _of_scan(content: Content, folder: Path) -> Path:
+    from llm_forgetting.report.html.files import write_scan_report
+
+    return write_scan_report(content, folder)
+
+
+def _of_evaluation(content: Content, folder: Path) -> Path:
+    from llm_forgetting.report.html.files import read_items, write_evaluation_report
+
+    return write_evaluation_report(content, read_items(folder), folder)
 
 
 def _drawn(folder: Path, name: str, draw: Callable[[Content, Path], Path]) -> Path:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from llm_forgetting.errors import UserError
 
 if TYPE_CHECKING:
     from llm_forgetting.terminal import Terminal
+
+log = logging.getLogger(__name__)
 
 
 def landscape(arguments: list[str]) -> int:
@@ -47,11 +50,29 @@ def landscape(arguments: list[str]) -> int:
                 shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
             raise
         save_scan(content, folder, dpi=config.output.dpi)
-    _show(terminal, content, folder.path)
+        page = _draw_report(folder.path, "landscape.json", terminal)
+    _show(terminal, content, folder.path, page)
     return 0
 
 
-def _show(terminal: "Terminal", content: dict[str, Any], folder: Path) -> None:
+def _draw_report(folder: Path, numbers: str, terminal: "Terminal") -> str:
+    """report.html out of the file `numbers`, which is written by then; how it is named among what was written."""
+    from llm_forgetting.report.html.files import read_items, write_evaluation_report, write_scan_report
+
+    try:
+        content = json.loads((folder / numbers).read_text(encoding="utf-8"))
+        if numbers == "landscape.json":
+            write_scan_report(content, folder)
+        else:
+            write_evaluation_report(content, read_items(folder), folder)
+    except Exception as error:
+        log.exception("report.html could not be drawn")
+        terminal.warn(f"report.html could not be drawn ({error!r}); all numbers are in {numbers}")
+        return ""
+    return "report.html, "
+
+
+def _show(terminal: "Terminal", content: dict[str, Any], folder: Path, page: str) -> None:
     from llm_forgetting.report.tables import between_table, flatness_table, landscape_table
 
     for table in (
@@ -62,7 +83,7 @@ def _show(terminal: "Terminal", content: dict[str, Any], folder: Path) -> None:
         terminal.show_table(table)
     for warning in content["warnings"]:
         terminal.warn(warning)
-    say(f"Everything is in {folder}: landscape.json and {len(content['figures'])} figures, as PNG and PDF.")
+    say(f"Everything is in {folder}: {page}landscape.json and {len(content['figures'])} figures, as PNG and PDF.")
 
 
 def parse_landscape(arguments: list[str]) -> tuple[argparse.Namespace, ScanConfig]:
@@ -116,7 +137,8 @@ def evaluate(arguments: list[str]) -> int:
     folder.write("items.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     folder.write("evaluation.json", encode_json(content))
     terminal.show_table(evaluation_table(content))
-    say(f"Everything is in {folder.path}: evaluation.json and items.jsonl.")
+    page = _draw_report(folder.path, "evaluation.json", terminal)
+    say(f"Everything is in {folder.path}: {page}evaluation.json and items.jsonl.")
     return 0
 
 

@@ -127,7 +127,8 @@ def _items(config: ScanConfig, model: LanguageModel, progress: Progress) -> list
 
 
 def save_scan(content: Result, folder: RunFolder, *, dpi: int) -> None:
-    """landscape.json and the figures."""
+    """landscape.json and the figures; the numbers first, which no failure to draw may lose."""
+    content |= {"figures": [], "timings": folder.timings()}
+    folder.write("landscape.json", encode_json(content))
     content["figures"] = draw_landscapes(content, folder.path, dpi=dpi)
-    content["timings"] = folder.timings()
     folder.write("landscape.json", encode_json(content))

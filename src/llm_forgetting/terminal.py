@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -29,6 +29,8 @@ from llm_forgetting.report.tables import (
 )
 
 log = logging.getLogger(__name__)
+# Columns are three characters apart, and a table keeps one at each side.
+APART, SIDES = 3, 2
 
 
 class Terminal:
@@ -110,11 +112,10 @@ class Terminal:
             pad_edge=False,
         )
         drawn.caption, drawn.caption_justify, drawn.caption_style = escape(table.note) or None, "left", "dim"
-        for index, name in enumerate(table.header):
+        for index, (name, width) in enumerate(zip(table.header, _widths(table, self.console.width), strict=True)):
             numeric = all(re.match(r"[-+.\d]|inf|nan", row[index]) for row in table.rows)
-            # Short values are not broken over lines; a narrow terminal breaks names and intervals.
-            width = min(max((len(row[index]) for row in table.rows), default=0), 12) if index else None
-            drawn.add_column(escape(name), justify="right" if index and numeric else "left", min_width=width)
+            justify: Literal["right", "left"] = "right" if index and numeric else "left"
+            drawn.add_column(escape(name), justify=justify, min_width=width, overflow="fold")
         for row in table.rows:
             drawn.add_row(*(escape(cell) for cell in row))
         self.console.print(drawn)
@@ -130,6 +131,18 @@ def _next_steps(results: Mapping[str, Any], folder: Path) -> Iterator[str]:
     if results["paths"]:
         yield f"go part of the way back, where both tasks are kept: llm-forgetting repair {where}"
     yield f"is it the seed? run it again with another --seed, then: llm-forgetting compare {where} OTHER_RUN"
+
+
+def _widths(table: Table, available: int) -> list[int]:
+    """The least width of every column: short values and words of headers are not broken over lines, nor, where there is room,
+    words of names."""
+    words = [max(map(len, name.split()), default=0) for name in table.header]
+    others = [
+        max(words[n], min(max((len(row[n]) for row in table.rows), default=0), 12)) for n in range(1, len(table.header))
+    ]
+    room = available - SIDES - APART * len(others) - sum(others)
+    word = max((len(word) for row in table.rows for word in row[0].split()), default=0)
+    return [max(min(word, room), 0), *others]
 
 
 def spoken_seconds(seconds: float) -> str:

@@ -112,8 +112,8 @@ def _coefficient(found: Found | None) -> str:
 
 
 def _with_interval(value: float, interval: Found | None) -> str:
-    text = f"{float(value):+.2f}"
-    return text if interval is None else f"{text} [{float(interval['low']):+.2f}, {float(interval['high']):+.2f}]"
+    text = f"{float(value):+z.2f}"
+    return text if interval is None else f"{text} [{float(interval['low']):+z.2f}, {float(interval['high']):+z.2f}]"
 
 
 def _estimate(found: Found) -> str:

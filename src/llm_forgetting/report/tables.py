@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llm_forgetting.rounding import settled
 from llm_forgetting.statistics import MINIMUM_ITEMS
 
 SPLIT_WORDS = {"train": "trained", "test": "held-out"}
@@ -30,21 +31,21 @@ def number(value: float | str | None, digits: int = 2) -> str:
     if value is None:
         return "-"
     value = float(value)
-    return f"{value:.{digits}f}" if math.isfinite(value) else str(value)
+    return f"{value:z.{digits}f}" if math.isfinite(value) else str(value)
 
 
 def measured(value: float | str) -> str:
     """A number to two decimals, or to two digits where it is smaller than that can show."""
-    value = float(value)
+    value = settled(float(value))
     return f"{value:.2g}" if 0 < abs(value) < 0.095 else number(value)
 
 
 def value_and_error(value: float | str, stderr: float | str | None) -> str:
     """`0.038 ± 0.006`: one digit of the error (two if it begins with 1), and the value to the same decimal.
 
-    An error of exactly 0 (all items alike) is no measure of precision, so the value then stands alone.
+    An error of 0, or of rounding's size (all items alike), is no measure of precision, so the value then stands alone.
     """
-    value, error = float(value), 0.0 if stderr is None else float(stderr)
+    value, error = settled(float(value)), 0.0 if stderr is None else settled(float(stderr))
     if error == 0:
         return number(value)
     if not (math.isfinite(value) and math.isfinite(error)):
@@ -52,12 +53,12 @@ def value_and_error(value: float | str, stderr: float | str | None) -> str:
     exponent = math.floor(math.log10(error))
     leading = error / 10**exponent
     decimals = max(0, (1 if leading < 1.95 else 0) - exponent)
-    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+    return f"{value:z.{decimals}f} ± {error:.{decimals}f}"
 
 
 def eigenvalue_text(found: Mapping[str, Any]) -> str:
     """A Ritz value, with its residual where that shows."""
-    value, residual = float(found["value"]), float(found["residual"])
+    value, residual = settled(float(found["value"])), float(found["residual"])
     return f"{value:.3g}" if residual < 5e-3 * abs(value) else value_and_error(value, residual)
 
 
@@ -188,7 +189,7 @@ def _how_made(landscapes: Sequence[Mapping[str, Any]]) -> str:
         said.append(
             f"{cells} x {cells} cells from a fit to {spent} evaluations; error: the largest at random points that the fit had "
             f"not seen ({fits[0]['check_points']} or more), as a share of the range (at most 2 nats), asked for "
-            f"{_share(fits[0]['tolerance'])}"
+            f"{share(fits[0]['tolerance'])}"
         )
     return "; ".join(said)
 
@@ -198,12 +199,12 @@ def _fit_error(error: Mapping[str, Any] | None, fit: Mapping[str, Any] | None) -
     if error is None or fit is None:
         return "-"
     converged = float(error["relative"]) <= float(fit["tolerance"])
-    return f"{_share(error['relative'])}{'' if converged else ', not converged'}"
+    return f"{share(error['relative'])}{'' if converged else ', not converged'}"
 
 
-def _share(value: float | str) -> str:
+def share(value: float | str) -> str:
     """A share in percent, with a decimal or a digit where it is small."""
-    percent = 100 * float(value)
+    percent = 100 * settled(float(value))
     if 0 < abs(percent) < 0.095:
         return f"{percent:.1g}%"
     return f"{percent:.1f}%".replace(".0%", "%") if abs(percent) < 9.95 else f"{percent:.0f}%"
@@ -222,7 +223,7 @@ def flatness_table(results: Mapping[str, Any]) -> Table:
                     measured(m["curvature_centre"]) if error is None else value_and_error(m["curvature_centre"], error),
                     value_and_error(rise["value"], rise["stderr"]),
                     f"{landscape['distance']:g} or more" if basin["value"] is None else number(basin["value"]),
-                    _share(m["share_within"]),
+                    share(m["share_within"]),
                 )
             )
     first = next(iter(results["landscapes"].values()))

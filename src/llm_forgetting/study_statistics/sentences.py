@@ -7,6 +7,7 @@ never called absent: what is said is how large it would have had to be.
 from typing import Literal
 
 from llm_forgetting.forgetting import Estimate
+from llm_forgetting.rounding import settled
 from llm_forgetting.statistics import Interval
 from llm_forgetting.study_statistics.association import Association, Coefficient
 from llm_forgetting.study_statistics.calibration import Calibration
@@ -52,14 +53,16 @@ def said_of_relation(found: Association) -> str:
     if not found.shown:
         lead = f"No relation between {found.measure} and {found.outcome} is shown within task pairs"
     partial = "".join(
-        f"; given {' and '.join(one.given)} {one.within_pairs.value:+.2f}"
+        f"; given {' and '.join(one.given)} {_figure(one.within_pairs.value, '+.2f')}"
         + _said_of_interval(one.within_pairs.interval, " (", ")")
         for one in found.partial
         if one.within_pairs is not None
     )
     over = found.spearman_over_runs
     together = (
-        "" if over is None else f"; over all runs {over.value:+.2f}" + _said_of_interval(over.interval, " (", ")")
+        ""
+        if over is None
+        else f"; over all runs {_figure(over.value, '+.2f')}" + _said_of_interval(over.interval, " (", ")")
     )
     return f"{lead}: {_said_of_coefficients(found, within)}{partial}{together}; {size}; {_NOT_A_CAUSE}."
 
@@ -112,7 +115,10 @@ def said_of_prediction(found: PairPrediction) -> str:
     size, gain = _size(found.n_runs, found.n_pairs), found.gain_over_mean
     if gain is None or found.error is None or found.mean_error is None:
         return f"Nothing is said on predicting {found.outcome} by {found.measure} from {size}: {found.refusal}."
-    numbers = f"mean absolute error {found.error:.3g} against {found.mean_error:.3g}, gain {_said_of_mean(gain)}"
+    numbers = (
+        f"mean absolute error {_figure(found.error, '.3g')} against {_figure(found.mean_error, '.3g')}, gain "
+        f"{_said_of_mean(gain)}"
+    )
     if found.baseline is not None and found.gain_over_baseline is not None:
         numbers += f"; gain over {found.baseline} {_said_of_mean(found.gain_over_baseline)}"
     better = gain.test is not None and gain.value > 0 and _is_shown(gain)
@@ -132,36 +138,48 @@ def _said_of_matched(matched: MatchedEffect) -> str:
     return (
         f"at matched {matched.learning} the difference is {_said_of_estimate(matched.adjusted, '+.3g')}, "
         f"p = {matched.test.p_value:.2g} ({used}; unmatched, {matched.learning} differs by "
-        f"{matched.learning_difference.value:+.3g})"
+        f"{_figure(matched.learning_difference.value, '+.3g')})"
     )
 
 
 def _said_of_coefficients(found: Association, within: Coefficient) -> str:
     p = found.p_value if found.primary else found.p_adjusted
     how = "named beforehand" if found.primary else "Holm-adjusted"
-    said = f"Spearman {within.value:+.2f}{_said_of_interval(within.interval, ' (', ')')}"
+    said = f"Spearman {_figure(within.value, '+.2f')}{_said_of_interval(within.interval, ' (', ')')}"
     tau = found.kendall_within_pairs
-    return said + ("" if tau is None else f", Kendall {tau.value:+.2f}") + f", permutation p = {p:.2g} ({how})"
+    return (
+        said + ("" if tau is None else f", Kendall {_figure(tau.value, '+.2f')}") + f", permutation p = {p:.2g} ({how})"
+    )
 
 
 def _said_of_mean(mean: MeanOverPairs) -> str:
     test = "" if mean.test is None else f", sign-flip p = {mean.test.p_value:.2g}"
-    return f"{mean.value:+.3g}{_said_of_interval(mean.interval, ' (', ')', '.3g')}{test}"
+    return f"{_figure(mean.value, '+.3g')}{_said_of_interval(mean.interval, ' (', ')', '.3g')}{test}"
 
 
 def _said_of_estimate(estimate: Estimate, style: str) -> str:
-    value = "unknown" if estimate.value is None else format(estimate.value, style)
+    value = "unknown" if estimate.value is None else _figure(estimate.value, style)
     return value + _said_of_interval(estimate.interval, " (", ")", style.lstrip("+"))
 
 
 def _said_of_interval(interval: Interval | None, before: str, after: str, style: str = ".2f") -> str:
     if interval is None:
         return f"{before}no interval{after}"
-    return f"{before}{100 * interval.level:.0f}% interval {interval.low:{style}} to {interval.high:{style}}{after}"
+    ends = f"{_figure(interval.low, style)} to {_figure(interval.high, style)}"
+    return f"{before}{100 * interval.level:.0f}% interval {ends}{after}"
+
+
+def _figure(value: float, style: str) -> str:
+    """A number in the style `.3g` or `+.3g`; what is of rounding's size is 0."""
+    sign = "+" if style.startswith("+") else ""
+    return format(settled(value), f"{sign}z{style.removeprefix('+')}")
 
 
 def _said_of_detectable(mean: MeanOverPairs) -> str:
-    return f"a mean below about {mean.detectable:.2g} in size is not seen reliably"
+    detectable = settled(mean.detectable or 0.0)
+    if not detectable:
+        return "the runs differ by no more than rounding"
+    return f"a mean below about {detectable:.2g} in size is not seen reliably"
 
 
 def _is_shown(mean: MeanOverPairs) -> bool:

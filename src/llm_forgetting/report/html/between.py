@@ -42,8 +42,8 @@ def _bowls(bowls: Sequence[Bowl], paths: Sequence[Mapping[str, Any]]) -> Figures
         (bowl.caption.heading.removeprefix("loss of "), *map(measured, bowl.losses.values())) for bowl in bowls
     )
     note = (
-        "The plane through base model, first and last checkpoint, in the Frobenius norm of ΔW. Arrows: the way the training "
-        "went; star: the best compromise t* on the path. Measured inside of the outline only."
+        f"The plane through {', '.join(map(spoken, bowls[0].checkpoints))}, in the Frobenius norm of ΔW. Arrows: from each of "
+        "them to the next; star: the best compromise t* on the path. Measured inside of the outline only."
     )
     return Figures(plots, min(len(plots), 2), note, [Table("Measured loss at the checkpoints (nats)", header, rows)])
 
@@ -165,9 +165,14 @@ def _names(bowl: Bowl) -> list[Spec]:
 
 def _ways(ways: Sequence[Way], table: Table) -> Figures:
     plots = [plot for way in ways for plot in (_losses(way), _accuracies(way))]
+    forecast = (
+        "thin dotted lines: the quadratic forecast from slope and curvature at t = 0, drawn as far as the loss goes; "
+        if any(profile.quadratic is not None for way in ways for profile in way.profiles)
+        else ""
+    )
     note = (
-        "t = 0 is the earlier checkpoint, t = 1 the later. Dots: measured; lines: the fit through them; thin dotted lines: the "
-        "quadratic forecast from slope and curvature at t = 0, drawn as far as the loss goes; the upright line: t*."
+        "t = 0 is the earlier checkpoint, t = 1 the later. Dots: measured; lines: the fit through them; "
+        f"{forecast}the upright line: t*."
     )
     return Figures(plots, 2, note, [table, _values(ways)])
 

@@ -128,20 +128,34 @@ class Heats:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A multiple-choice question: its text, its options in order, and the index of the right one."""
+
+    text: str
+    options: tuple[str, ...]
+    right: int
+
+
+@dataclass(frozen=True)
 class Listing:
     """A long table that can be sorted and filtered. `choices`: column to the value that is chosen at first ("" for all)."""
 
     kind: ClassVar[str] = "listing"
     caption: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Question]]
     numeric: Sequence[int] = ()
     choices: Sequence[tuple[int, str]] = ()
     note: str = ""
 
     def values(self, column: int) -> list[str]:
         """What can be chosen in a column."""
-        return list(dict.fromkeys(row[column] for row in self.rows))
+        return list(dict.fromkeys(cell for row in self.rows if isinstance(cell := row[column], str)))
+
+    @property
+    def folded(self) -> bool:
+        """Whether cells hold questions, which are opened one by one or all together."""
+        return any(isinstance(cell, Question) for row in self.rows[:1] for cell in row)
 
 
 Block = Figures | Numbers | Prose | Points | Code | Folded | Heats | Listing

@@ -1,4 +1,4 @@
-"""report.html in the folder of a run or a study, from the artifacts there."""
+"""report.html in the folder of whatever writes one, from the artifacts there."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,23 +6,43 @@ from pathlib import Path
 from typing import Any
 
 from llm_forgetting.artifacts import write_text
+from llm_forgetting.report.html.evaluated import evaluation_page
 from llm_forgetting.report.html.page import render
 from llm_forgetting.report.html.run import run_page
+from llm_forgetting.report.html.scan import scan_page
+from llm_forgetting.report.html.scores import Questions
 from llm_forgetting.report.html.study import study_page
 
 REPORT = "report.html"
+# A name of its own, so that nobody who passes a report on passes questions on.
+WITH_QUESTIONS = "report_with_questions.html"
 Content = Mapping[str, Any]
 
 
-def write_run_report(results: Content, records: Sequence[Content], folder: Path) -> Path:
-    """Of what results.json and the lines of items.jsonl hold."""
-    write_text(folder / REPORT, render(run_page(results, records)))
-    return folder / REPORT
+def write_run_report(
+    results: Content, records: Sequence[Content], folder: Path, questions: Questions | None = None
+) -> Path:
+    """Of what results.json and the lines of items.jsonl hold; a page with `questions` has a name of its own."""
+    path = folder / (REPORT if questions is None else WITH_QUESTIONS)
+    write_text(path, render(run_page(results, records, questions)))
+    return path
 
 
 def write_study_report(study: Content, folder: Path) -> Path:
     """Of what study.json holds."""
     write_text(folder / REPORT, render(study_page(study)))
+    return folder / REPORT
+
+
+def write_scan_report(scan: Content, folder: Path) -> Path:
+    """Of what landscape.json holds."""
+    write_text(folder / REPORT, render(scan_page(scan)))
+    return folder / REPORT
+
+
+def write_evaluation_report(evaluation: Content, records: Sequence[Content], folder: Path) -> Path:
+    """Of what evaluation.json and the lines of items.jsonl hold."""
+    write_text(folder / REPORT, render(evaluation_page(evaluation, records)))
     return folder / REPORT
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
-from llm_forgetting.report.forecasts import forecast_table
+from llm_forgetting.report.html.again import configuration, cost, versions, what_ran
 from llm_forgetting.report.html.between import between_blocks
-from llm_forgetting.report.html.blocks import Block, Code, Folded, Numbers, Page, Points, Prose, Section
+from llm_forgetting.report.html.blocks import Block, Code, Numbers, Page, Points, Prose, Section
 from llm_forgetting.report.html.curves import lines_blocks, training_blocks
-from llm_forgetting.report.html.scores import heat_maps, item_listing, tiles
+from llm_forgetting.report.html.foreseen import forecast_blocks
+from llm_forgetting.report.html.scores import Questions, heat_maps, item_listing, tiles
 from llm_forgetting.report.html.spectra import curvature_blocks
 from llm_forgetting.report.html.surfaces import landscape_blocks
 from llm_forgetting.report.markdown import changed
@@ -17,18 +16,22 @@ from llm_forgetting.report.spurious import spurious_table
 from llm_forgetting.report.tables import Table, comparison_table, forgetting_table, spoken, summary_table
 
 Results = Mapping[str, Any]
+PRIVATE = (
+    "This page holds the questions of a benchmark. Do not publish it: questions on the web get into training data, and then "
+    "measure nothing."
+)
 
 
-def run_page(results: Results, records: Sequence[Mapping[str, Any]]) -> Page:
-    """`records` are the lines of items.jsonl, none where they are gone."""
+def run_page(results: Results, records: Sequence[Mapping[str, Any]], questions: Questions | None = None) -> Page:
+    """`records` are the lines of items.jsonl, none where they are gone; `questions` only where they were asked for."""
     model = results["model"]
     return Page(
         title=_title(results["task_names"]),
         kicker=f"llm-forgetting run · {model['name']} · {model['parameters']:,} parameters",
         answers=[("", [results["answer"]])],
         tiles=tiles(results),
-        warnings=results["warnings"],
-        sections=_sections(results, records),
+        warnings=[*([] if questions is None else [PRIVATE]), *results["warnings"]],
+        sections=_sections(results, records, questions),
         footer=[f"llm-forgetting {results['versions']['llm-forgetting']}; one run, one seed. {results['source']}"],
     )
 
@@ -38,8 +41,8 @@ def _title(tasks: Sequence[str]) -> str:
     return f"What became of {first} after {', then '.join(others)}" if others else f"Fine-tuning on {first}"
 
 
-def _sections(results: Results, records: Sequence[Mapping[str, Any]]) -> list[Section]:
-    listing = item_listing(records, results)
+def _sections(results: Results, records: Sequence[Mapping[str, Any]], questions: Questions | None) -> list[Section]:
+    listing = item_listing(records, results, questions)
     items: Block = listing or Prose("No items: items.jsonl is missing, or only one task was learnt.", quiet=True)
     return [
         Section(
@@ -50,7 +53,7 @@ def _sections(results: Results, records: Sequence[Mapping[str, Any]]) -> list[Se
         Section("landscape", "Loss landscape", [*landscape_blocks(results), *_if_rows(comparison_table(results))]),
         Section("directions", "Along random directions", lines_blocks(results)),
         Section("between", "Between the checkpoints", between_blocks(results)),
-        Section("forecast", "Forecast and observed", _forecast(results)),
+        Section("forecast", "Forecast and observed", forecast_blocks(results, records)),
         Section("curvature", "Curvature", curvature_blocks(results)),
         Section("kind", "What kind of forgetting", _kind(results)),
         Section("items", "Item by item", [items]),
@@ -62,12 +65,6 @@ def _sections(results: Results, records: Sequence[Mapping[str, Any]]) -> list[Se
 
 def _if_rows(*tables: Table) -> list[Block]:
     return [Numbers(table) for table in tables if table.rows]
-
-
-def _forecast(results: Results) -> list[Block]:
-    if not results["forecasts"]:
-        return [Prose("Nothing was forecast in this run (curvature.forecast, or a single task).", quiet=True)]
-    return [Numbers(forecast_table(results))]
 
 
 def _kind(results: Results) -> list[Block]:
@@ -110,14 +107,8 @@ def _method(results: Results) -> list[Block]:
 
 
 def _again(results: Results) -> list[Block]:
-    config = yaml.safe_dump(results["config"], sort_keys=False, allow_unicode=True).rstrip()
     seeds = {part: results["config"][part]["seed"] for part in ("training", "data", "landscape")}
-    versions = Table("Versions", ("package", "version"), tuple(results["versions"].items()))
-    model, machine = results["model"], results["environment"]
     facts = (
-        ("model", f"{model['name']} ({model['architecture']}, {model['parameters']:,} parameters, {model['dtype']})"),
-        ("adapter", f"LoRA on {model['adapted_modules']} modules, {model['adapter_parameters']:,} parameters"),
-        ("machine", f"{machine['platform']}, {model['threads']} threads on {model['device']}"),
         ("seeds", ", ".join(f"{name} {seed}" for name, seed in seeds.items())),
         ("configuration, SHA-256", results["config_fingerprint"]),
         ("fresh adapter, SHA-256", results["initial_adapter_sha256"]),
@@ -126,16 +117,8 @@ def _again(results: Results) -> list[Block]:
     return [
         Prose("With the config.yaml beside this file; every item's hash is in results.json."),
         Code("llm-forgetting run --config config.yaml"),
-        Numbers(Table("What was run", ("what", "value"), facts)),
-        Numbers(versions),
-        _seconds(results["timings"]),
-        Folded("The whole configuration", config),
+        what_ran(results, *facts),
+        versions(results),
+        cost(results["timings"]),
+        configuration(results),
     ]
-
-
-def _seconds(timings: Mapping[str, Mapping[str, float]]) -> Numbers:
-    rows = tuple(
-        (name.replace("_", " "), f"{found['wall_seconds']:.1f}", f"{found['peak_memory_bytes'] / 2**30:.2f}")
-        for name, found in timings.items()
-    )
-    return Numbers(Table("Cost", ("phase", "seconds", "peak memory (GiB)"), rows))

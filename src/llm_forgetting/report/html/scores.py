@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import Normalize
 
-from llm_forgetting.report.html.blocks import Cell, Heat, Heats, Listing, Tile
+from llm_forgetting.report.html.blocks import Cell, Heat, Heats, Listing, Question, Tile
 from llm_forgetting.report.html.scales import Scale
 from llm_forgetting.report.matrix import Matrix, matrices_of
 from llm_forgetting.report.tables import SPLIT_WORDS, counts, number, spoken, value_and_error
 
 Record = Mapping[str, Any]
+# By task and id of an item.
+Questions = Mapping[tuple[str, str], Question]
 # More rows make a page slow; those of items that changed come first.
 MOST_ITEMS = 3000
 LOST, GAINED, KEPT, NEVER = "lost", "gained", "kept", "wrong before and after"
@@ -77,17 +79,26 @@ def _forgotten(found: Mapping[str, Any], split: str) -> list[Tile]:
     return tiles
 
 
-def item_listing(records: Sequence[Record], results: Mapping[str, Any]) -> Listing | None:
-    """Every item of the earlier tasks: right letter, letters answered, what became of it. None without any."""
+def item_listing(
+    records: Sequence[Record], results: Mapping[str, Any], questions: Questions | None = None
+) -> Listing | None:
+    """Every item of the earlier tasks: right letter, letters answered, what became of it. None without any.
+
+    With `questions` (one for every item) also what was asked.
+    """
     checkpoints = results["forgetting"]["train"]["checkpoints"]
-    rows = [row for k in range(len(results["task_names"]) - 1) for row in _task_rows(records, results, checkpoints, k)]
-    if not rows:
+    found = [row for k in range(len(results["task_names"]) - 1) for row in _task_rows(records, results, checkpoints, k)]
+    if not found:
         return None
     order = {LOST: 0, GAINED: 1, KEPT: 2, NEVER: 3}
-    rows = sorted(rows, key=lambda row: order[row[3]])
+    found = sorted(found, key=lambda row: order[row[1][3]])
+    rows: list[tuple[str | Question, ...]] = [
+        (row[0], *([] if questions is None else [questions[task, row[0]]]), *row[1:]) for task, row in found
+    ]
     numeric = range(len(rows[0]) - 2, len(rows[0]))
     header = (
         "item",
+        *([] if questions is None else ["question"]),
         "task",
         "split",
         "became",
@@ -103,12 +114,14 @@ def item_listing(records: Sequence[Record], results: Mapping[str, Any]) -> Listi
     )
     if left > 0:
         note += f" {left} more items, of those that did not change last, are in items.jsonl."
-    return Listing("Item by item", header, rows[:MOST_ITEMS], tuple(numeric), ((1, ""), (2, ""), (3, LOST)), note)
+    choices = tuple((header.index(name), chosen) for name, chosen in (("task", ""), ("split", ""), ("became", LOST)))
+    return Listing("Item by item", header, rows[:MOST_ITEMS], tuple(numeric), choices, note)
 
 
 def _task_rows(
     records: Sequence[Record], results: Mapping[str, Any], checkpoints: Sequence[str], k: int
-) -> list[tuple[str, ...]]:
+) -> list[tuple[str, tuple[str, ...]]]:
+    """The name of task number `k`, and the cells of one of its items."""
     name, own, last = results["task_names"][k], checkpoints[k + 1], checkpoints[-1]
     items: dict[tuple[str, str], dict[str, Record]] = {}
     for record in records:
@@ -122,5 +135,5 @@ def _task_rows(
         answered = [by[checkpoint]["predicted"] if checkpoint in by else "-" for checkpoint in checkpoints]
         fate = (LOST, KEPT)[after["correct"]] if before["correct"] else (NEVER, GAINED)[after["correct"]]
         losses = (number(before["loss"]), number(after["loss"]))
-        rows.append((item, spoken(name), SPLIT_WORDS[split], fate, before["answer"], *answered, *losses))
+        rows.append((name, (item, spoken(name), SPLIT_WORDS[split], fate, before["answer"], *answered, *losses)))
     return rows

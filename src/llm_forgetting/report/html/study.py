@@ -48,8 +48,8 @@ def _primary(study: Found) -> Tile:
     if found is None:
         return Tile(label, "-", "not to be had from these runs")
     interval = found["interval"]
-    note = "no interval" if interval is None else f"95% interval {interval['low']:+.2f} to {interval['high']:+.2f}"
-    return Tile(label, f"{float(found['value']):+.2f}", note)
+    note = "no interval" if interval is None else f"95% interval {interval['low']:+z.2f} to {interval['high']:+z.2f}"
+    return Tile(label, f"{float(found['value']):+z.2f}", note)
 
 
 def _measures(study: Found) -> list[Block]:
@@ -89,7 +89,7 @@ def _calibration(found: Found) -> Table:
 def _with_error(entry: Found) -> str:
     interval = entry.get("interval")
     if interval:
-        return f"{float(entry['value']):+.2f} [{float(interval['low']):+.2f}, {float(interval['high']):+.2f}]"
+        return f"{float(entry['value']):+z.2f} [{float(interval['low']):+z.2f}, {float(interval['high']):+z.2f}]"
     return value_and_error(entry["value"], entry.get("stderr"))
 
 

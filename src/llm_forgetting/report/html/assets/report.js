@@ -225,6 +225,9 @@
     };
     listing.querySelectorAll("thead th").forEach((head, column) => head.querySelector("button").addEventListener("click", () => order(head, column)));
     listing.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+    const fold = (open) => { for (const row of rows) if (!row.hidden) row.querySelector("details").open = open; };
+    listing.querySelector("[data-open]")?.addEventListener("click", () => fold(true));
+    listing.querySelector("[data-close]")?.addEventListener("click", () => fold(false));
     listing.addEventListener("input", filter);
     filter();
   }
