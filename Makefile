@@ -1,10 +1,11 @@
 # `make run` and `make test` are all a new machine needs (Python 3.11 to 3.13 and make).
 PYTHON ?= python3
 VENV ?= .venv
+DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
-.PHONY: run test bench-landscape bench-curvature bench-evaluation bench-study clean
+.PHONY: run test docs bench-landscape bench-curvature bench-evaluation bench-study clean
 
 run: $(VENV)/installed          ## environment, install, the main job; ARGS="--config smoke" and the like are passed on
 	$(BIN)/llm-forgetting run $(ARGS)
@@ -14,6 +15,9 @@ test: $(VENV)/installed-dev     ## style, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+docs: $(DOCS_VENV)/installed    ## the documentation's site, in site/: it opens from the disk and needs no network
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 bench-landscape: $(VENV)/installed      ## landscapes: a plain loop, loss-landscapes and ours; ARGS="--repeats 1 --cells 2" for a quick look
 	$(BIN)/python benchmarks/landscape.py $(ARGS)
@@ -40,5 +44,10 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
 	touch $@
 
+$(DOCS_VENV)/installed: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --disable-pip-version-check -q -r docs/requirements.txt
+	touch $@
+
 clean:                          ## the environment and caches, never results
-	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS_VENV) site build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 from runs import ROOT
 
+from llm_forgetting import cli
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 WRITTEN = {
     "experiment": ["scores.csv", "surface.json"],
     "own_classifier": ["plane.png", "plane_left.json", "plane_right.json"],
+    "own_intervention": ["records.json.gz", "surface.json"],
     "own_lora_model": ["adapter/adapter_model.safetensors", "surface.json", "trajectory.json"],
 }
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore:No artists with labels")  # of a study this small
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
 def test_an_example_runs(
     script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -31,6 +35,19 @@ def test_an_example_runs(
         assert path.stat().st_size > 500
         if path.suffix == ".json":
             assert json.loads(path.read_text())["losses"]
+        if path.name == "records.json.gz":
+            judge(path)
+
+
+def judge(path: Path) -> None:
+    """Records that a script wrote go through a study's statistics."""
+    folder = path.parent / "study"
+    assert cli.main(["study", "--records", str(path), "--folder", str(folder)]) == 0
+    content = json.loads((folder / "study.json").read_text())
+    effect = next(found for found in content["effects"] if found["outcome"] == "forgetting_loss")
+    assert content["runs"] == 12
+    assert effect["arm"] == "distilled"
+    assert "forgetting was lower" in content["answers"]["arms"][0]
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)

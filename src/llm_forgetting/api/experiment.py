@@ -24,7 +24,8 @@ class Experiment:
         settings: What differs from `config`: sections with some of their fields (`lora={"rank": 16}`), dotted paths
             (`**{"lora.rank": 16}`), or `seed`, which stands for every seed.
 
-    Example:
+    For example
+
         run = Experiment("smoke", training={"num_epochs": 2}).run()
         print(run.answer)
         run.scores  # a pandas frame

@@ -107,7 +107,8 @@ class Study:
         file: The study's YAML file.
         folder: Where cells and report go; `outputs/study_NAME`, if not given. What is there is not computed again.
 
-    Example:
+    For example
+
         if __name__ == "__main__":  # its workers are processes that import this file
             found = Study("studies/toy.yaml").run(workers=2)
             print(found.answers)
