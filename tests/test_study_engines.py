@@ -77,5 +77,24 @@ def test_ray_computes_the_same(file: Path, uninterrupted: dict[str, Any], tmp_pa
         run_study(plan, folder, engine, threads=1)
     finally:
         engine.close()
+    assert engine.gpus == 0
     assert folder.missing(plan) == []
     assert all(found in uninterrupted["cells"] for found in numbers(tmp_path))
+
+
+def test_a_running_cluster_gets_whole_paths_and_is_asked_for_its_gpus(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        plan, engine = plan_of(file, 1), RayEngine(1, 1)
+        monkeypatch.chdir(tmp_path)  # not the directory of the cluster's workers
+        folder = StudyFolder(Path("study"))
+        run_study(plan, folder, engine, threads=1)
+        engine.close()
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+    assert engine.gpus == 1
+    assert folder.missing(plan) == []

@@ -39,7 +39,7 @@ usage: llm-forgetting COMMAND [options]
   repair     go part of the way back: the adapter between two checkpoints that keeps both tasks
   landscape  the loss landscape of anyone's saved LoRA adapter, on any tasks
   study      many runs that answer the question, with error bars over runs
-  report     report.html of a finished run or study, drawn again from its folder in seconds
+  report     report.html of a finished run, study, landscape or evaluation, drawn again from its folder in seconds
   compare    finished runs side by side, on the terminal and as a page
   evaluate   accuracy of a model or a saved adapter on whole test splits, as lm-evaluation-harness measures it
   tasks      the subjects and groups that can be named as tasks, with their item counts

@@ -98,8 +98,8 @@ def effects_table(study: Found) -> Table:
         )
     note = (
         "mean difference over task pairs of runs that are otherwise alike, 95% interval, sign-flip p over pairs; at matched "
-        "learning: adjusted to equal learning of the last task, where both arms learnt alike. A control changes raw sharpness "
-        "and not the function."
+        "learning: adjusted to equal learning of the last task, where both arms learnt alike. A control shares its first "
+        "checkpoint with the baseline."
     )
     header = ("arm", "changes", "runs", "by", "p", "at matched learning")
     return Table("Interventions", header, tuple(rows), note)

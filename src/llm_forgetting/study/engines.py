@@ -1,6 +1,7 @@
 """Who computes cells: processes on this machine, or Ray."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import threading
@@ -143,7 +144,10 @@ def _end_with(parent: int) -> None:
 
 
 class RayEngine:
-    """Tasks of a Ray cluster: an existing one (`address`), or one that is started here. Folders must be seen by all nodes."""
+    """Tasks of a Ray cluster: an existing one (`address`), or one that is started here; a GPU for each where it has any.
+
+    Folders must be seen by all nodes.
+    """
 
     def __init__(self, workers: int, threads: int, address: str | None = None) -> None:
         try:
@@ -163,13 +167,19 @@ class RayEngine:
                 raise UserError(
                     f"--address must be that of a running Ray cluster, {address} is not: {error}"
                 ) from error
+        # A task that asks for no GPU sees none.
+        self.gpus = 1 if ray.cluster_resources().get("GPU") else 0
         # The study retries what died, and knows how often it did.
-        self._run = ray.remote(num_cpus=threads, max_retries=0)(_run_quietly)
+        self._run = ray.remote(num_cpus=threads, num_gpus=self.gpus, max_retries=0)(_run_quietly)
         self._busy: dict[Any, Job] = {}
 
     def submit(self, job: Job) -> None:
         """See `Engine`."""
-        self._busy[self._run.remote(job)] = job
+        folder, donor, base = (path and path.absolute() for path in (job.folder, job.donor, job.base))
+        assert folder is not None
+        # A cluster's workers have a working directory of their own.
+        sent = dataclasses.replace(job, folder=folder, donor=donor, base=base)
+        self._busy[self._run.remote(sent)] = job
 
     def ended(self, seconds: float) -> list[Ended]:
         """See `Engine`."""
