@@ -130,9 +130,9 @@ class Panels:
             axes.set_ylim(low - spare, high + spare)
 
 
-def panel_width(columns: int, margins: float) -> float:
-    """Inches of each of several panels that share a page (a single one: a column of it) with `margins` inches of labels."""
-    whole = COLUMN if columns == 1 else PAGE
+def panel_width(columns: int, margins: float, whole: float | None = None) -> float:
+    """Inches of each of several panels that share `whole` (a page; a single one: a column) with `margins` inches of labels."""
+    whole = whole or (COLUMN if columns == 1 else PAGE)
     return max((whole - margins - BESIDE * (columns - 1)) / columns, NARROWEST)
 
 
@@ -145,13 +145,15 @@ def lay_out(
     left: float = 0.55,
     right: float = BAR,
     below: float = 0.0,
+    whole: float | None = None,
 ) -> Panels:
     """Panels for the captions by (row, column), each `aspect` times as high as wide; margins in inches.
 
-    `y_labels` has one label per row. Ticks and labels stand at the outermost panels only. `below` is room under them.
+    `y_labels` has one label per row. Ticks and labels stand at the outermost panels only. `below` is room under them,
+    `whole` the width of the figure, if not a page's or a column's.
     """
     rows, columns = (1 + max(place[axis] for place in captions) for axis in (0, 1))
-    width = panel_width(columns, left + right)
+    width = panel_width(columns, left + right, whole)
     # A single panel's caption may reach over the scale beside it.
     reach = width + right if columns == 1 else width
     rooms = [max(c.height(reach) for (r, _), c in captions.items() if r == row) for row in range(rows)]

@@ -8,9 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llm_forgetting.report.layout import Caption, lay_out
+from llm_forgetting.report.layout import Caption, axis_label, lay_out
 from llm_forgetting.report.style import (
-    COLUMN,
     LEGEND,
     LINE_COLOURS,
     MARKERS,
@@ -59,12 +58,13 @@ def measures_figure(study: Found) -> Figure:
     )
     panels = lay_out(
         {(0, 0): caption},
-        aspect=max(0.35, 0.09 * len(names)),
+        aspect=0.17 + 0.052 * len(names),
         x_label="rank correlation",
         y_labels=[""],
         left=2.0,
         right=0.1,
-        below=0.2,
+        below=0.24,
+        whole=5.2,
     )
     axes = panels.axes[0, 0]
     axes.axvline(0, color=QUIET, linewidth=0.6)
@@ -85,13 +85,9 @@ def measures_figure(study: Found) -> Figure:
     axes.set_xlim(-1.05, 1.05)
     handles, labels = axes.get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))  # every kind once
-    axes.legend(
-        named.values(),
-        named,
-        loc="upper center",
-        bbox_to_anchor=(0.35, -0.22 * COLUMN / (0.09 * len(ordered) * COLUMN + 1)),
-        ncols=2,
-        fontsize=LEGEND,
+    middle = axes.get_position().x0 + axes.get_position().width / 2
+    panels.figure.legend(
+        named.values(), named, loc="lower center", bbox_to_anchor=(middle, 0.0), ncols=2, fontsize=LEGEND
     )
     return panels.figure
 
@@ -121,7 +117,6 @@ def trade_off_figure(study: Found, learning: str, outcome: str) -> Figure:
 
 
 def _panel(study: Found, heading: str, x: str, y: str) -> tuple[Figure, Axes]:
-    titles = study["titles"]
     panels = lay_out(
         {
             (0, 0): Caption(
@@ -129,15 +124,22 @@ def _panel(study: Found, heading: str, x: str, y: str) -> tuple[Figure, Axes]:
             )
         },
         aspect=0.75,
-        x_label=titles.get(x, x),
-        y_labels=[titles.get(y, y)],
-        left=0.55,
-        right=1.6,
+        x_label=_axis(study, x),
+        y_labels=[_axis(study, y)],
+        left=0.7,
+        right=2.0,
+        whole=5.6,
     )
     axes = panels.axes[0, 0]
     even_ticks(axes.xaxis, 6)
     even_ticks(axes.yaxis, 6)
     return panels.figure, axes
+
+
+def _axis(study: Found, name: str) -> str:
+    """What a number is, with its unit, in two lines where it is long."""
+    title, unit = study["titles"].get(name, name), study.get("units", {}).get(name)
+    return axis_label(title, unit, 2.1) if unit else title
 
 
 def _look(n: int) -> dict[str, Any]:

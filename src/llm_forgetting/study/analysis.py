@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llm_forgetting.study.measures import title
+from llm_forgetting.study.measures import NATS, title
 from llm_forgetting.study.plan import Analysis
 from llm_forgetting.study_statistics.association import Associations, associate
 from llm_forgetting.study_statistics.calibration import calibrate
@@ -57,6 +57,7 @@ def analyse(records: Sequence[Record], analysis: Analysis, arms: Sequence[str]) 
         "pairs": len({run.pair for run in runs}),
         "arms": {arm: sum(run.factors["arm"] == arm for run in runs) for arm in arms},
         "titles": {name: title(name) for name in _shown(present, analysis)},
+        "units": {name: "nats" for name in _shown(present, analysis) if name in NATS},
         "absent": [name for name in analysis.measures if name not in present],
         "answers": {},
     }
@@ -105,9 +106,17 @@ def _known(runs: Sequence[Run], name: str) -> bool:
 
 def _named(found: Any) -> Any:
     """An association under its titles."""
+
+    def told(name: str) -> str:
+        return (
+            f"the {title(name)}"
+            if title(name).partition(" ")[0].isalpha() and title(name)[0].islower()
+            else title(name)
+        )
+
     return dataclasses.replace(
         found,
-        measure=title(found.measure),
+        measure=told(found.measure),
         outcome=title(found.outcome),
         partial=tuple(
             dataclasses.replace(one, given=tuple(title(name) for name in one.given)) for one in found.partial

@@ -123,6 +123,17 @@ OUTCOMES: dict[str, tuple[str, Callable[[Results], Number]]] = {
 }  # fmt: skip
 
 
+NATS = frozenset(
+    {
+        "mean_rise", "standard_deviation", "maximum_rise", "centre_loss", "average_sharpness", "worst_sharpness",
+        "first_order", "second_order", "quadratic_bound", "average_rise", "divergence",
+        "forgetting_loss", "forgetting_test_loss", "observed", "retention_loss", "first_learning_loss", "learning_loss",
+        "text_drift", "mean_rise_after", "mean_rise_new",
+    }
+)  # fmt: skip
+"""The measures and outcomes that are losses."""
+
+
 def title(name: str) -> str:
     """A measure or outcome for people."""
     return {**MEASURES, **OUTCOMES}[name][0]

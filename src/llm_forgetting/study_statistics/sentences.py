@@ -104,7 +104,7 @@ def said_of_calibration(found: Calibration) -> str:
         return f"The calibration of {found.forecast} cannot be told: {found.refusal}; {errors}; {size}."
     nearer = "nearer to" if found.r_squared > 0 else "no nearer to"
     return (
-        f"{_capital(found.forecast)} was {nearer} {found.outcome} than the mean of all runs (R2 {found.r_squared:.2f}): "
+        f"{_capital(found.forecast)} was {nearer} {found.outcome} than the mean of all runs (R2 {found.r_squared:.2g}): "
         f"slope {_said_of_estimate(found.slope, '.2f')}, intercept {_said_of_estimate(found.intercept, '.2g')}, "
         f"where 1 and 0 would be calibrated; {errors}; {size}."
     )

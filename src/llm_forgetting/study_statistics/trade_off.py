@@ -172,7 +172,7 @@ def _adjusted(found: MatchedEffect, arms: _Arms, seed: int) -> MatchedEffect:
     overlapping = np.unique(arms.pairs).size
     found = replace(found, runs_used=arms.learning.size, pairs_overlapping=overlapping)
     if overlapping < MINIMUM_PAIRS:
-        reason = f"both arms learnt alike in {overlapping} task pairs, and {MINIMUM_PAIRS} are needed"
+        reason = f"both arms learnt alike in {overlapping} task pair{'s' * (overlapping != 1)}, and {MINIMUM_PAIRS} are needed"
         return replace(found, refusal=reason)
     if not math.isfinite(arms.slope()):
         return replace(found, refusal="learning does not vary among the runs of one arm in one task pair")

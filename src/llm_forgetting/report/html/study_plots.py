@@ -105,8 +105,8 @@ def _dots(
         line = {"color": "@quiet", "dash": "dash", "width": 1.5}
         data.append({**_group("alike", ends, ends, 0, named=False), "mode": "lines", "line": line})
     layout = {
-        "xaxis": {"title": {"text": plain(_title(study, x))}},
-        "yaxis": {"title": {"text": plain(_title(study, y))}},
+        "xaxis": {"title": {"text": plain(_axis(study, x))}},
+        "yaxis": {"title": {"text": plain(_axis(study, y))}},
         "showlegend": named,
         "margin": {"l": 54, "r": 8, "t": 30, "b": 44},
     }
@@ -118,6 +118,11 @@ def _dots(
 def _title(study: Found, name: str) -> str:
     title: str = study["titles"].get(name, name)
     return title
+
+
+def _axis(study: Found, name: str) -> str:
+    unit = study.get("units", {}).get(name)
+    return f"{_title(study, name)} ({unit})" if unit else _title(study, name)
 
 
 def _group(name: str, xs: Floats, ys: Floats, n: int, *, named: bool) -> Spec:
