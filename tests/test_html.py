@@ -112,7 +112,7 @@ def spoilt(content: Any) -> Any:
 def test_a_run_leaves_its_report_and_says_so(smoke_run: SmokeRun) -> None:
     path = smoke_run.path / "report.html"
     assert 4_000_000 < path.stat().st_size < 8_000_000
-    assert ": report.html, results.md" in smoke_run.stdout.replace("\n", " ")
+    assert f"  look at it: open {path} in a browser\n" in smoke_run.stdout
 
 
 def test_plotly_is_there_once_and_nothing_is_loaded(smoke_run: SmokeRun, study: tuple[Path, Results]) -> None:

@@ -299,7 +299,9 @@ def test_the_terminal_shows_the_answer_and_where_everything_is(results: Results,
     text = capture.get()
     assert results["answer"] in " ".join(text.replace("│", " ").split())
     assert "outputs/experiment_x [draft]: results.md" in text
-    assert max(len(line) for line in text.splitlines() if "Everything" not in line) <= width
+    shown, _, steps = text.partition("Everything is in")
+    assert max(len(line) for line in shown.splitlines()) <= width
+    assert "\n  draw its report: llm-forgetting report 'outputs/experiment_x [draft]'\n" in steps  # whole, to be copied
     for task in ("synthetic 1, trained", "synthetic 2, held-out"):
         assert task in " ".join(text.split()) or width == 60
 

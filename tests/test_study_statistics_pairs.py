@@ -44,6 +44,27 @@ def at_matched_learning(runs, seed=0):
     return compare_at_matched_learning(runs, "forgetting", **how, seed=seed)
 
 
+def test_an_arm_that_halves_a_number_halves_it_whatever_its_scale():
+    rng, runs = np.random.default_rng(3), []
+    for pair in range(6):
+        for seed in range(4):
+            sharpness = float(np.exp(rng.normal(2.0, 1.0))) * (100 if (pair, seed) == (5, 0) else 1)
+            for arm, factor in (("adamw", 1.0), ("sam", 0.5 * float(np.exp(rng.normal(0.0, 0.1))))):
+                runs.append(
+                    Run(f"pair {pair}", {"optimiser": arm, "seed": seed}, {"sharpness": sharpness * factor}, {})
+                )
+    how = {"factor": "optimiser", "arm": "sam", "baseline": "adamw", "seed": 0}
+    plain = compare_arms(runs, "sharpness", **how).difference
+    ratio = compare_arms(runs, "sharpness", ratio=True, **how)
+    assert ratio.ratio
+    assert plain.interval.high > 0  # one large run hides in the mean what every pair shows
+    assert np.exp(ratio.difference.interval.low) < 0.5 < np.exp(ratio.difference.interval.high) < 0.6
+    negative = [*runs, Run("pair 0", {"optimiser": "sam", "seed": 9}, {"sharpness": -1.0}, {})]
+    negative.append(Run("pair 0", {"optimiser": "adamw", "seed": 9}, {"sharpness": 1.0}, {}))
+    with pytest.raises(ValueError, match="ratios need positive numbers: sharpness is -1"):
+        compare_arms(negative, "sharpness", ratio=True, **how)
+
+
 # Means and fits over pairs
 
 

@@ -1,6 +1,7 @@
 """The sentences of a study: what they claim, what they refuse, and that they always name runs and pairs."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,22 @@ def test_the_relation_is_told_with_both_partial_and_plain_numbers():
     assert said.startswith("Within task pairs, retention was lower where sharpness was higher: Spearman -0.")
     assert "; given norm -0." in said
     assert "; over all runs -0." in said
+
+
+def test_the_relation_is_a_second_test_of_the_primary_measure():
+    assert "(primary measure, second outcome)" in said_of_relation(association(runs_of(), "retention"))
+
+
+def test_a_claim_that_its_interval_does_not_carry_says_so():
+    found = association(runs_of())
+    doubtful = replace(found.spearman_within_pairs, interval=Interval(-0.1, 0.9, method="a made-up one"))
+    torn = replace(found, spearman_within_pairs=doubtful)
+    for said, claim in (
+        (said_of_relation, "was higher where sharpness was higher"),
+        (lambda found: said_of_flatness(found, larger="sharper", outcome_is="forgetting"), "(forgetting)"),
+    ):
+        assert f"{claim}: " in said(found)
+        assert f"{claim}, by the test but not by the interval: " in said(torn)
 
 
 def test_too_few_runs_say_why():

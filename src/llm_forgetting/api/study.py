@@ -78,6 +78,7 @@ class StudyResults:
                     "control": found["control"],
                     "pairs": found["difference"]["n_pairs"],
                     **_coefficient("difference", found["difference"]),
+                    "of_logarithms": found.get("ratio", False),
                     "p_value": (found["difference"]["test"] or {}).get("p_value"),
                 }
                 for found in self.content.get("effects", [])

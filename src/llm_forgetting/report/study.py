@@ -1,5 +1,6 @@
 """The report of a study, from its analysis alone: tables, study.md, and what the terminal shows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,18 +92,27 @@ def effects_table(study: Found) -> Table:
                 f"{found['arm']} instead of {found['baseline']}" + (" (control)" if found["control"] else ""),
                 study["titles"].get(found["outcome"], found["outcome"]),
                 f"{difference['n_runs']} of {difference['n_pairs']} pairs",
-                _with_interval(difference["value"], difference["interval"]),
+                _factor(difference)
+                if found.get("ratio")
+                else _with_interval(difference["value"], difference["interval"]),
                 "-" if difference["test"] is None else _p(difference["test"]["p_value"]),
                 "-" if matched is None or matched["adjusted"] is None else _estimate(matched["adjusted"]),
             )
         )
     note = (
-        "mean difference over task pairs of runs that are otherwise alike, 95% interval, sign-flip p over pairs; at matched "
-        "learning: adjusted to equal learning of the last task, where both arms learnt alike. A control shares its first "
-        "checkpoint with the baseline."
+        "mean difference over task pairs of runs that are otherwise alike, 95% interval, sign-flip p over pairs; x: geometric "
+        "mean of their ratios; at matched learning: adjusted to equal learning of the last task, where both arms learnt alike. "
+        "A control shares its first checkpoint with the baseline."
     )
     header = ("arm", "changes", "runs", "by", "p", "at matched learning")
     return Table("Interventions", header, tuple(rows), note)
+
+
+def _factor(difference: Found) -> str:
+    """A difference of logarithms as the factor that it is."""
+    value, interval = math.exp(difference["value"]), difference["interval"]
+    ends = "" if interval is None else f" [{math.exp(interval['low']):.2f}, {math.exp(interval['high']):.2f}]"
+    return f"x {value:.2f}{ends}"
 
 
 def _coefficient(found: Found | None) -> str:

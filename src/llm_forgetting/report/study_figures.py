@@ -1,14 +1,18 @@
 """Figures of a study: every measure's association, forecast against observed, and the learning-forgetting trade-off."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
+from llm_forgetting.objective import Floats
 from llm_forgetting.report.layout import Caption, axis_label, lay_out
+from llm_forgetting.report.stretch import Stretch, stretch_for
 from llm_forgetting.report.style import (
     LEGEND,
     LINE_COLOURS,
@@ -52,9 +56,10 @@ def measures_figure(study: Found) -> Figure:
     """A row per measure: rho with forgetting within task pairs and over all runs, each with its interval."""
     table = study["associations"]
     names = list(table["measures"])
+    sizes = " or ".join(sorted({str(found["n_runs"]) for found in table["measures"].values()}))
     caption = Caption(
         f"Spearman's rho with {study['titles'][table['outcome']]}",
-        (f"{study['runs']} runs of {study['pairs']} task pairs; bars: 95% intervals; primary measure first in bold",),
+        (f"{sizes} runs of {study['pairs']} task pairs; bars: 95% intervals; bold: the primary measure",),
     )
     panels = lay_out(
         {(0, 0): caption},
@@ -93,14 +98,22 @@ def measures_figure(study: Found) -> Figure:
 
 
 def scatter_figure(study: Found, x: str, y: str, heading: str, *, same: bool = False) -> Figure:
-    """Every run as a dot, coloured by its task pair; with `same` the line on which both are equal."""
+    """Every run as a dot, coloured by its task pair; with `same` the line on which both are equal.
+
+    Where a few runs lie far from the rest the axis is logarithmic, or asinh where values may be negative; with `same` both are.
+    """
     figure, axes = _panel(study, f"{heading[0].upper()}{heading[1:]}", x, y)
+    across, upwards = stretches_of(study, x, y, same=same)
+    every = columns_of(study["points"], x, y)
+    _stretch(axes.set_xscale, axes.xaxis, across, every[0])
+    _stretch(axes.set_yscale, axes.yaxis, upwards, every[1])
     pairs = list(dict.fromkeys(point["pair"] for point in study["points"]))
     for n, pair in enumerate(pairs):
         xs, ys = columns_of([point for point in study["points"] if point["pair"] == pair], x, y)
         axes.plot(xs, ys, linestyle="", **_look(n), label=pair.replace("_", " "))
     if same:
-        low, high = max(axes.get_xlim()[0], axes.get_ylim()[0]), min(axes.get_xlim()[1], axes.get_ylim()[1])
+        xlim, ylim = axes.get_xlim(), axes.get_ylim()
+        low, high = max(xlim[0], ylim[0]), min(xlim[1], ylim[1])
         axes.plot([low, high], [low, high], color=QUIET, linewidth=0.7, linestyle=(0, (4, 2)))
     _legend(axes)
     return figure
@@ -134,6 +147,27 @@ def _panel(study: Found, heading: str, x: str, y: str) -> tuple[Figure, Axes]:
     even_ticks(axes.xaxis, 6)
     even_ticks(axes.yaxis, 6)
     return panels.figure, axes
+
+
+def stretches_of(study: Found, x: str, y: str, *, same: bool) -> tuple[Stretch, Stretch]:
+    """The axes of a scatter plot of all runs; with `same` both are the one that all its values need."""
+    columns = columns_of(study["points"], x, y)
+    if same:
+        return (together := stretch_for(*columns)), together
+    return stretch_for(columns[0]), stretch_for(columns[1])
+
+
+def _stretch(set_scale: Callable[..., None], axis: Axis, stretch: Stretch, values: Floats) -> None:
+    if stretch.kind == "linear":
+        return
+    if stretch.kind == "log":
+        set_scale("log")
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+    else:
+        set_scale("asinh", linear_width=stretch.width)
+        axis.set_major_locator(FixedLocator(stretch.ticks(values)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _axis(study: Found, name: str) -> str:

@@ -107,21 +107,20 @@ def _known(runs: Sequence[Run], name: str) -> bool:
 def _named(found: Any) -> Any:
     """An association under its titles."""
 
-    def told(name: str) -> str:
-        return (
-            f"the {title(name)}"
-            if title(name).partition(" ")[0].isalpha() and title(name)[0].islower()
-            else title(name)
-        )
-
     return dataclasses.replace(
         found,
-        measure=told(found.measure),
+        measure=_with_article(found.measure),
         outcome=title(found.outcome),
         partial=tuple(
             dataclasses.replace(one, given=tuple(title(name) for name in one.given)) for one in found.partial
         ),
     )
+
+
+def _with_article(name: str) -> str:
+    """A title within a sentence: the largest eigenvalue, |D|."""
+    shown = title(name)
+    return f"the {shown}" if shown[0].islower() and shown.partition(" ")[0].isalpha() else shown
 
 
 def _table(found: Associations) -> Result:
@@ -134,7 +133,10 @@ def _table(found: Associations) -> Result:
 
 
 def _effects(runs: Sequence[Run], analysis: Analysis, arms: Sequence[str]) -> list[Result]:
-    """Every other arm against the baseline: what it does to the outcome, to the primary measure and to learning."""
+    """Every other arm against the baseline: what it does to the outcome, to the primary measure and to learning.
+
+    The primary measure is compared by its ratio where it is positive in every run: sharpness differs in scale.
+    """
     matched_on = sorted({name for run in runs for name in run.factors if name != "arm"})
     found = []
     for arm in (arm for arm in arms if arm != analysis.baseline):
@@ -142,7 +144,8 @@ def _effects(runs: Sequence[Run], analysis: Analysis, arms: Sequence[str]) -> li
         for name in (analysis.outcome, analysis.primary, analysis.learning):
 
             def compare(name: str = name, settings: Any = settings) -> Any:
-                return compare_arms(runs, name, matched_on=matched_on, **settings)
+                ratio = name == analysis.primary and all(run.number(name) > 0 for run in runs if _known([run], name))
+                return compare_arms(runs, name, matched_on=matched_on, ratio=ratio, **settings)
 
             def compare_matched(name: str = name, settings: Any = settings) -> Any:
                 return compare_at_matched_learning(runs, name, learning=analysis.learning, **settings)
@@ -169,7 +172,7 @@ def _calibration(runs: Sequence[Run], analysis: Analysis) -> Result | None:
     found = _if_possible(lambda: calibrate(runs, analysis.forecast, "observed", seed=analysis.seed))
     if found is None:
         return None
-    told = dataclasses.replace(found, forecast=f"the {title(found.forecast)}", outcome=title(found.outcome))
+    told = dataclasses.replace(found, forecast=_with_article(found.forecast), outcome=title(found.outcome))
     return {**dataclasses.asdict(found), "said": said_of_calibration(told)}
 
 
@@ -178,7 +181,7 @@ def _prediction(runs: Sequence[Run], name: str, analysis: Analysis) -> Result:
     found = predict_unseen_pairs(runs, analysis.outcome, name, baseline=baseline, seed=analysis.seed)
     told = dataclasses.replace(
         found,
-        measure=f"the {title(name)}",
+        measure=_with_article(name),
         outcome=title(found.outcome),
         baseline=None if baseline is None else title(baseline),
     )

@@ -100,7 +100,7 @@ MEASURES: dict[str, tuple[str, Callable[[Results], Number]]] = {
     "update_norm": ("|D|", lambda r: (_forecast(r)["update_norm"], None)),
     "divergence": ("KL on new items", lambda r: _estimate(_forecast(r)["divergence"])),
     "first_order": ("g.D", lambda r: (_foreseen(r)["first_order"], None)),
-    "second_order": ("g.D + D.HD / 2", lambda r: (_foreseen(r)["second_order"], None)),
+    "second_order": ("forecast g.D + D.HD / 2", lambda r: (_foreseen(r)["second_order"], None)),
     "curvature_along": ("D.HD", lambda r: (_foreseen(r)["curvature"], None)),
     "quadratic_bound": ("lambda_max |D|^2 / 2", lambda r: (_rivals(r)["quadratic_bound"], None)),
     "average_rise": ("random step of |D|", lambda r: _estimate(_rivals(r)["average_rise"])),

@@ -48,7 +48,7 @@ def calibrate(runs: Sequence[Run], forecast: str, outcome: str, *, seed: int) ->
     f, y = data.values.T
     error, absolute, sign = fit_over_pairs(lambda rows: _errors(f[rows], y[rows]), data.pairs)
     sizes = (data.n_runs, data.n_pairs, data.excluded)
-    found = (forecast, outcome, *sizes, error, absolute, _as_share(sign))
+    found = (forecast, outcome, *sizes, error, _cut(absolute, 0.0, np.inf), _cut(sign, 0.0, 1.0))
     if data.n_runs < 3 or np.ptp(f) == 0 or np.ptp(y) == 0:
         return Calibration(*found, refusal="a line needs three runs whose forecasts and outcomes differ")
     slope, intercept = fit_over_pairs(lambda rows: fit_line(f[rows], y[rows]), data.pairs)
@@ -69,9 +69,9 @@ def _errors(f: Floats, y: Floats) -> tuple[float, float, float]:
     return float((f - y).mean()), float(np.abs(f - y).mean()), float((np.sign(f) == np.sign(y)).mean())
 
 
-def _as_share(estimate: Estimate) -> Estimate:
-    """The estimate with its interval cut to [0, 1]."""
+def _cut(estimate: Estimate, least: float, most: float) -> Estimate:
+    """The estimate with its interval cut to what can be."""
     if estimate.interval is None:
         return estimate
-    low, high = max(estimate.interval.low, 0.0), min(estimate.interval.high, 1.0)
+    low, high = max(estimate.interval.low, least), min(estimate.interval.high, most)
     return Estimate(estimate.value, estimate.stderr, Interval(low, high, method=estimate.interval.method))

@@ -38,18 +38,23 @@ def said_of_flatness(found: Association, *, larger: Larger, outcome_is: Literal[
     sharper_has_more = (within.value > 0) == (larger == "sharper")
     flatter_has = ("less" if sharper_has_more else "more") + f" {outcome_is}"
     return (
-        f"Within task pairs, runs with a flatter landscape (by {found.measure}) had {flatter_has} ({found.outcome}): "
-        f"{numbers}; {_NOT_A_CAUSE}."
+        f"Within task pairs, runs with a flatter landscape (by {found.measure}) had {flatter_has} ({found.outcome})"
+        f"{_unless(within.interval)}: {numbers}; {_NOT_A_CAUSE}."
     )
 
 
 def said_of_relation(found: Association) -> str:
-    """What is the relation between a measure and an outcome (sharpness and retention, say)? Also given other numbers."""
+    """What is the relation between a measure and an outcome (sharpness and retention, say)? Also given other numbers.
+
+    The outcome is not the study's first one, so that the p-value of the primary measure is one of a second test.
+    """
     within, size = found.spearman_within_pairs, _size(found.n_runs, found.n_pairs)
     if found.refusal is not None or within is None:
         return f"Nothing is concluded on {found.measure} and {found.outcome} from {size}: {found.refusal}."
     direction = "higher" if within.value > 0 else "lower"
-    lead = f"Within task pairs, {found.outcome} was {direction} where {found.measure} was higher"
+    lead = (
+        f"Within task pairs, {found.outcome} was {direction} where {found.measure} was higher{_unless(within.interval)}"
+    )
     if not found.shown:
         lead = f"No relation between {found.measure} and {found.outcome} is shown within task pairs"
     partial = "".join(
@@ -64,7 +69,8 @@ def said_of_relation(found: Association) -> str:
         if over is None
         else f"; over all runs {_figure(over.value, '+.2f')}" + _said_of_interval(over.interval, " (", ")")
     )
-    return f"{lead}: {_said_of_coefficients(found, within)}{partial}{together}; {size}; {_NOT_A_CAUSE}."
+    numbers = _said_of_coefficients(found, within, "primary measure, second outcome")
+    return f"{lead}: {numbers}{partial}{together}; {size}; {_NOT_A_CAUSE}."
 
 
 def said_of_change(change: MeanOverPairs, *, name: str, over: str = "the new task") -> str:
@@ -75,7 +81,9 @@ def said_of_change(change: MeanOverPairs, *, name: str, over: str = "the new tas
         return f"Nothing is concluded on how {name} changes with {over}: {change.reason}; {numbers}."
     if not _is_shown(change):
         return f"It is not shown that {name} changes with {over}: {numbers}; {_said_of_detectable(change)}."
-    return f"{_capital(name)} {'rose' if change.value > 0 else 'fell'} with {over}: {numbers}."
+    return (
+        f"{_capital(name)} {'rose' if change.value > 0 else 'fell'} with {over}{_unless(change.interval)}: {numbers}."
+    )
 
 
 def said_of_arm(effect: ArmEffect, matched: MatchedEffect | None = None) -> str:
@@ -87,7 +95,8 @@ def said_of_arm(effect: ArmEffect, matched: MatchedEffect | None = None) -> str:
     if difference.test is None:
         lead = f"Nothing is concluded on {names} and {effect.outcome}: {difference.reason}; {numbers}"
     elif _is_shown(difference):
-        lead = f"With {names}, {effect.outcome} was {'higher' if difference.value > 0 else 'lower'}: {numbers}"
+        direction = f"{'higher' if difference.value > 0 else 'lower'}{_unless(difference.interval)}"
+        lead = f"With {names}, {effect.outcome} was {direction}: {numbers}"
     else:
         lead = f"It is not shown that {names} changes {effect.outcome}: {numbers}; {_said_of_detectable(difference)}"
     return lead + ("." if matched is None else f"; {_said_of_matched(matched)}.")
@@ -103,8 +112,14 @@ def said_of_calibration(found: Calibration) -> str:
     if found.slope is None or found.intercept is None or found.r_squared is None:
         return f"The calibration of {found.forecast} cannot be told: {found.refusal}; {errors}; {size}."
     nearer = "nearer to" if found.r_squared > 0 else "no nearer to"
+    ranks = found.rank_correlation
+    if ranks is not None:
+        errors += (
+            f"; Spearman over all runs {_figure(ranks.value, '+.2f')}{_said_of_interval(ranks.interval, ' (', ')')}"
+        )
+    lead = f"{_capital(found.forecast)} was {nearer} {found.outcome} than the mean of all runs"
     return (
-        f"{_capital(found.forecast)} was {nearer} {found.outcome} than the mean of all runs (R2 {found.r_squared:.2g}): "
+        f"{lead} (R2 {_two_digits(found.r_squared)}): "
         f"slope {_said_of_estimate(found.slope, '.2f')}, intercept {_said_of_estimate(found.intercept, '.2g')}, "
         f"where 1 and 0 would be calibrated; {errors}; {size}."
     )
@@ -142,9 +157,16 @@ def _said_of_matched(matched: MatchedEffect) -> str:
     )
 
 
-def _said_of_coefficients(found: Association, within: Coefficient) -> str:
+def _unless(interval: Interval | None) -> str:
+    """What to add to a claim that its test carries and its interval does not."""
+    return (
+        ", by the test but not by the interval" if interval is not None and interval.low <= 0 <= interval.high else ""
+    )
+
+
+def _said_of_coefficients(found: Association, within: Coefficient, how_primary: str = "named beforehand") -> str:
     p = found.p_value if found.primary else found.p_adjusted
-    how = "named beforehand" if found.primary else "Holm-adjusted"
+    how = how_primary if found.primary else "Holm-adjusted"
     said = f"Spearman {_figure(within.value, '+.2f')}{_said_of_interval(within.interval, ' (', ')')}"
     tau = found.kendall_within_pairs
     return (
@@ -173,6 +195,11 @@ def _figure(value: float, style: str) -> str:
     """A number in the style `.3g` or `+.3g`; what is of rounding's size is 0."""
     sign = "+" if style.startswith("+") else ""
     return format(settled(value), f"{sign}z{style.removeprefix('+')}")
+
+
+def _two_digits(value: float) -> str:
+    """Two digits and no power of ten: 0.43, -72,000."""
+    return f"{float(f'{value:.2g}'):,.10g}"
 
 
 def _said_of_detectable(mean: MeanOverPairs) -> str:

@@ -25,6 +25,8 @@ class ArmEffect:
     """Arm less baseline in runs that agree in task pair and in the factors `matched_on`.
 
     unmatched: runs of either arm without a partner, or whose number is missing, NaN or infinite.
+    ratio: the difference is one of natural logarithms, so that exp(difference) is the factor between arm and baseline: for
+    positive numbers that differ in scale, of which one large one would decide the mean.
     """
 
     arm: object
@@ -33,6 +35,7 @@ class ArmEffect:
     matched_on: tuple[str, ...]
     difference: MeanOverPairs
     unmatched: int
+    ratio: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,13 @@ def compare_arms(
     arm: object,
     baseline: object,
     matched_on: Sequence[str] = ("seed",),
+    ratio: bool = False,
     seed: int,
 ) -> ArmEffect:
-    """The effect of setting `factor` to `arm` instead of `baseline`, in runs that are otherwise alike.
+    """The effect of setting `factor` to `arm` instead of `baseline`, in runs that are otherwise alike; `ratio`: of logarithms.
 
-    Raises ValueError if no runs match, or if two runs of one arm agree in pair and `matched_on` (name more factors).
+    Raises ValueError if no runs match, if two runs of one arm agree in pair and `matched_on` (name more factors), or if the
+    logarithm of a number is wanted that is not positive.
     """
     columns(runs, [outcome])
     groups = [_keyed(runs, outcome, factor, level, matched_on) for level in (baseline, arm)]
@@ -86,10 +91,13 @@ def compare_arms(
     if not shared:
         raise ValueError(f"no run with {factor} = {arm!r} has a partner with {factor} = {baseline!r}")
     total = sum(run.factors.get(factor) in (arm, baseline) for run in runs)
-    differences = np.array([groups[1][key] - groups[0][key] for key in shared])
+    values = np.array([[groups[n][key] for key in shared] for n in (1, 0)])
+    if ratio and not (values > 0).all():
+        raise ValueError(f"ratios need positive numbers: {outcome} is {values.min():.3g} in a run")
+    differences = np.subtract(*(np.log(values) if ratio else values))
     pairs, _ = numbered([str(key[0]) for key in shared])
     mean = mean_over_pairs(differences, pairs, seed=seed)
-    return ArmEffect(arm, baseline, outcome, tuple(matched_on), mean, total - 2 * len(shared))
+    return ArmEffect(arm, baseline, outcome, tuple(matched_on), mean, total - 2 * len(shared), ratio)
 
 
 def compare_at_matched_learning(

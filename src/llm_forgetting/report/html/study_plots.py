@@ -8,7 +8,8 @@ import numpy as np
 from llm_forgetting.objective import Floats
 from llm_forgetting.report.html.blocks import Plot, Spec, plain, rounded
 from llm_forgetting.report.html.curves import SYMBOLS
-from llm_forgetting.report.study_figures import columns_of
+from llm_forgetting.report.stretch import Stretch
+from llm_forgetting.report.study_figures import columns_of, stretches_of
 from llm_forgetting.report.tables import number
 
 Found = Mapping[str, Any]
@@ -96,17 +97,19 @@ def _dots(
 ) -> Plot:
     places = [columns_of(points, x, y) for _, points in groups]
     named = len(groups) <= MOST_NAMED
+    stretches = stretches_of(study, x, y, same=same)
     data = [
-        _group(name, xs, ys, n, named=named) for n, ((name, _), (xs, ys)) in enumerate(zip(groups, places, strict=True))
+        _group(name, xs, ys, n, stretches, named=named)
+        for n, ((name, _), (xs, ys)) in enumerate(zip(groups, places, strict=True))
     ]
     every = np.concatenate([np.stack(found, axis=1) for found in places])
     if same and len(every):
         ends = np.array([max(every.min(axis=0)), min(every.max(axis=0))])
         line = {"color": "@quiet", "dash": "dash", "width": 1.5}
-        data.append({**_group("alike", ends, ends, 0, named=False), "mode": "lines", "line": line})
+        data.append({**_group("alike", ends, ends, 0, stretches, named=False), "mode": "lines", "line": line})
     layout = {
-        "xaxis": {"title": {"text": plain(_axis(study, x))}},
-        "yaxis": {"title": {"text": plain(_axis(study, y))}},
+        "xaxis": {"title": {"text": plain(_axis(study, x))}, **_stretched(stretches[0], every[:, 0])},
+        "yaxis": {"title": {"text": plain(_axis(study, y))}, **_stretched(stretches[1], every[:, 1])},
         "showlegend": named,
         "margin": {"l": 54, "r": 8, "t": 30, "b": 44},
     }
@@ -125,13 +128,23 @@ def _axis(study: Found, name: str) -> str:
     return f"{_title(study, name)} ({unit})" if unit else _title(study, name)
 
 
-def _group(name: str, xs: Floats, ys: Floats, n: int, *, named: bool) -> Spec:
+def _stretched(stretch: Stretch, values: Floats) -> Spec:
+    if stretch.kind == "log":
+        return {"type": "log", "dtick": "D2"}
+    if stretch.kind == "asinh":
+        ticks = stretch.ticks(values)
+        return {"tickvals": rounded(stretch.place(np.array(ticks))), "ticktext": [f"{tick:g}" for tick in ticks]}
+    return {}
+
+
+def _group(name: str, xs: Floats, ys: Floats, n: int, stretches: tuple[Stretch, Stretch], *, named: bool) -> Spec:
     return {
         "type": "scatter",
         "mode": "markers",
         "name": plain(name.replace("_", " ")),
-        "x": rounded(xs),
-        "y": rounded(ys),
+        "x": rounded(stretches[0].place(xs)),
+        "y": rounded(stretches[1].place(ys)),
+        "text": [f"({a:.4g}, {b:.4g})" for a, b in zip(xs.tolist(), ys.tolist(), strict=True)],
         "marker": {
             "color": f"@line{n % 6}",
             "symbol": SYMBOLS[n % 6],
@@ -139,5 +152,5 @@ def _group(name: str, xs: Floats, ys: Floats, n: int, *, named: bool) -> Spec:
             "line": {"color": "@ground", "width": 0.7},
         },
         "showlegend": named,
-        "hoverinfo": "x+y+name",
+        "hoverinfo": "text+name",
     }
