@@ -77,20 +77,32 @@ def _forecast(study: Found) -> list[Block]:
     ]
 
 
+# The calibration's numbers, how they are called, and their style.
+_CALIBRATION = (
+    ("mean_error", "mean error (nats)", "+z.2f"),
+    ("mean_absolute_error", "mean absolute error (nats)", ".2f"),
+    ("sign_right", "right in sign (share of runs)", ".2f"),
+    ("slope", "slope (calibrated: 1)", "+z.2f"),
+    ("intercept", "intercept (nats; calibrated: 0)", "+z.2f"),
+    ("rank_correlation", "Spearman's rho over all runs", "+z.2f"),
+)
+
+
 def _calibration(found: Found) -> Table:
-    """Every number of the calibration that is a value with an interval or a standard error."""
-    rows = []
-    for name, entry in found.items():
-        if isinstance(entry, Mapping) and entry.get("value") is not None:
-            rows.append((name.replace("_", " "), _with_error(entry)))
+    """Every number of the calibration that exists, with its interval or standard error."""
+    rows = [
+        (name, _with_error(entry, style))
+        for key, name, style in _CALIBRATION
+        if (entry := found.get(key)) is not None and entry["value"] is not None
+    ]
     return Table("Calibration of the forecast", ("number", "value [95% interval]"), tuple(rows))
 
 
-def _with_error(entry: Found) -> str:
-    interval = entry.get("interval")
+def _with_error(entry: Found, style: str) -> str:
+    value, interval = float(entry["value"]), entry.get("interval")
     if interval:
-        return f"{float(entry['value']):+z.2f} [{float(interval['low']):+z.2f}, {float(interval['high']):+z.2f}]"
-    return value_and_error(entry["value"], entry.get("stderr"))
+        return f"{value:{style}} [{float(interval['low']):{style}}, {float(interval['high']):{style}}]"
+    return value_and_error(value, entry.get("stderr"))
 
 
 def _arms(study: Found) -> list[Block]:

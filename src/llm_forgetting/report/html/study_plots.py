@@ -1,5 +1,6 @@
 """Plots of a study: every measure's association, and runs as dots."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,6 +112,7 @@ def _dots(
         "xaxis": {"title": {"text": plain(_axis(study, x))}, **_stretched(stretches[0], every[:, 0])},
         "yaxis": {"title": {"text": plain(_axis(study, y))}, **_stretched(stretches[1], every[:, 1])},
         "showlegend": named,
+        "legend": {"font": {"size": 11}},  # two names of task pairs beside one another
         "margin": {"l": 54, "r": 8, "t": 30, "b": 44},
     }
     alt = f"{heading}: {len(every)} runs, {_title(study, x)} to the right, {_title(study, y)} upwards."
@@ -130,7 +132,9 @@ def _axis(study: Found, name: str) -> str:
 
 def _stretched(stretch: Stretch, values: Floats) -> Spec:
     if stretch.kind == "log":
-        return {"type": "log", "dtick": "D2"}
+        low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
+        ticks = [10.0**power * step for power in range(low, high + 1) for step in (1, 3)]
+        return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     if stretch.kind == "asinh":
         ticks = stretch.ticks(values)
         return {"tickvals": rounded(stretch.place(np.array(ticks))), "ticktext": [f"{tick:g}" for tick in ticks]}
