@@ -59,7 +59,7 @@ def _measures(study: Found) -> list[Block]:
     plots = [measures_plot(study), scatter_plot(study, analysis["primary"], analysis["outcome"])]
     absent = study["absent"]
     return [
-        Figures(plots, 2, "A dot is one run, one seed. Bars: 95% intervals."),
+        Figures(plots, 1, "A dot is one run, one seed. Bars: 95% intervals."),
         Numbers(measures_table(study)),
         Numbers(robustness_table(study)),
         *([Prose(f"Not measured in this study: {', '.join(absent)}.", quiet=True)] if absent else []),

@@ -46,7 +46,14 @@ def measures_plot(study: Found) -> Plot:
     found = table["measures"][table["primary"]]["spearman_within_pairs"]
     said = "no correlation of the primary measure" if found is None else f"primary measure {number(found['value'])}"
     alt = f"Rank correlations of {len(names)} measures with {outcome}: {said} within pairs; all are in the table below."
-    return Plot(f"Spearman's rho with {outcome}", alt, data, layout, ("bold: the primary measure",), aspect=0.95)
+    return Plot(
+        f"Spearman's rho with {outcome}",
+        alt,
+        data,
+        layout,
+        ("bold: the primary measure",),
+        aspect=0.25 + 0.035 * len(names),
+    )
 
 
 def _rhos(study: Found, names: Sequence[str], key: str, label: str, n: int) -> Spec:
@@ -117,7 +124,7 @@ def _dots(
     }
     alt = f"{heading}: {len(every)} runs, {_title(study, x)} to the right, {_title(study, y)} upwards."
     facts = (f"{len(every)} runs",) if named else (f"{len(every)} runs; colours: task pairs",)
-    return Plot(heading[0].upper() + heading[1:], alt, data, layout, facts, aspect=0.8)
+    return Plot(heading[0].upper() + heading[1:], alt, data, layout, facts, aspect=0.65)
 
 
 def _title(study: Found, name: str) -> str:
