@@ -1,6 +1,7 @@
 """Studies by real workers: one that dies, and Ray."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,11 +10,13 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from small_study import file, numbers, uninterrupted
 
-from llm_forgetting.study.engines import LocalEngine, RayEngine
+from llm_forgetting.study.engines import LocalEngine, RayEngine, visible_gpus
 from llm_forgetting.study.plan import Plan, read_plan
 from llm_forgetting.study.run import StudyFolder, run_study
+from llm_forgetting.study.whole import _share
 
 __all__ = ["file", "uninterrupted"]  # fixtures
 
@@ -68,6 +71,48 @@ def test_a_worker_that_died_while_it_was_idle_is_replaced(file: Path, tmp_path: 
     finally:
         engine.close()
     assert [cell.id for cell in folder.missing(plan)] == [cell.id for cell in plan.cells[2:]]
+
+
+def test_every_worker_sees_one_gpu_and_its_successor_the_same() -> None:
+    engine = LocalEngine(3, 1, gpus=("3", "5"))
+    try:
+        for _ in range(3):
+            engine._idle.append(engine._start())
+        assert [_gpu_seen_by(worker) for worker in engine._idle] == ["3", "5", "3"]
+        engine._idle.pop(1).end()
+        engine._idle.append(engine._start())
+        assert _gpu_seen_by(engine._idle[-1]) == "5"
+    finally:
+        engine.close()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") is None
+
+
+def _gpu_seen_by(worker: Any) -> str | None:
+    process = psutil.Process(worker.process.pid)
+    for _ in range(1000):  # at first it is a copy of this process
+        if seen := process.environ().get("CUDA_VISIBLE_DEVICES"):
+            return seen
+        time.sleep(0.01)
+    return None
+
+
+def test_gpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert visible_gpus() == []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-8f")
+    assert visible_gpus() == ["4", "GPU-8f"]
+
+
+def test_workers_and_threads_share_the_machine(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = read_plan(file)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert _share(None, None, plan) == (4, 2)
+    assert _share(None, 4, plan) == (2, 4)
+    assert _share(3, None, plan) == (3, 2)
+    assert _share(16, 2, plan) == (16, 2)  # of a cluster
+    assert _share(None, None, plan, gpus=2) == (2, 4)
+    assert _share(None, None, plan_of(file, 1), gpus=2) == (1, 8)
 
 
 def test_ray_computes_the_same(file: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:

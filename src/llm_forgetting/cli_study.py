@@ -39,9 +39,8 @@ def study(arguments: list[str]) -> int:
 
     again = f"llm-forgetting study {shlex.join(arguments)}"
     try:
-        content = carry_out(
-            plan, folder, engine=options.engine, workers=options.workers, address=options.address, tell=say
-        )
+        computed_by = {name: getattr(options, name) for name in ("engine", "workers", "threads", "address")}
+        content = carry_out(plan, folder, **computed_by, tell=say)
     except KeyboardInterrupt:
         say(f"\nstopped; nothing finished is lost. Go on with: {again}")
         return 130
@@ -58,7 +57,12 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("study", nargs="?", metavar="STUDY.yaml", help="what is varied; see docs/studies.md")
     parser.add_argument("--folder", metavar="DIR", help="where cells and report go; default outputs/study_NAME")
     parser.add_argument("--dry_run", action="store_true", help="print cells, cost and what is missing; stop")
-    parser.add_argument("--workers", type=positive, metavar="N", help="cells at a time; default: one per two cores")
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="cells at a time; default: one per GPU, or else per two cores"
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads of each; default: its share of this machine's cores"
+    )
     parser.add_argument("--engine", default="local", choices=["local", "ray"], help="processes here, or a Ray cluster")
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster (auto: the one of this machine)")
     parser.add_argument(

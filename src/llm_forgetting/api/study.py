@@ -128,15 +128,20 @@ class Study:
         self,
         *,
         workers: int | None = None,
+        threads: int | None = None,
         engine: Literal["local", "ray"] = "local",
         address: str | None = None,
         tell: Callable[[str], None] = say,
     ) -> StudyResults:
-        """Compute what is missing, `workers` cells at a time, and conclude; a cell that fails is reported, the rest goes on."""
+        """Compute what is missing, `workers` cells at a time on `threads` threads each, and conclude.
+
+        A cell that fails is reported, the rest goes on.
+        """
         quiet_libraries()
         from llm_forgetting.study.whole import carry_out
 
-        found = carry_out(self.plan, self._folder, engine=engine, workers=workers, address=address, tell=tell)
+        computed_by: Any = {"engine": engine, "workers": workers, "threads": threads, "address": address}
+        found = carry_out(self.plan, self._folder, **computed_by, tell=tell)
         return StudyResults(found, self._folder.path)
 
 

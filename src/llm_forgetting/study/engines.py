@@ -41,12 +41,14 @@ class Engine(Protocol):
 class LocalEngine:
     """Worker processes of this machine, each of which imports everything once and then computes one cell after the other.
 
-    A worker ends itself when the study's process is gone, so that a killed study leaves nobody writing.
+    A worker ends itself when the study's process is gone, so that a killed study leaves nobody writing. Each sees one of
+    `gpus` (values for CUDA_VISIBLE_DEVICES), which are dealt out evenly.
     """
 
-    def __init__(self, workers: int, threads: int) -> None:
+    def __init__(self, workers: int, threads: int, gpus: Sequence[str] = ()) -> None:
         self.slots = workers
         self._threads = threads
+        self._gpus = gpus
         self._context = multiprocessing.get_context("spawn")
         self._idle: list[_Worker] = []
         self._busy: dict[Connection, tuple[_Worker, Job]] = {}
@@ -87,21 +89,36 @@ class LocalEngine:
     def _start(self) -> "_Worker":
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
-        with _environment({"OMP_NUM_THREADS": str(self._threads), "TOKENIZERS_PARALLELISM": "false"}):
+        environment = {"OMP_NUM_THREADS": str(self._threads), "TOKENIZERS_PARALLELISM": "false"}
+        taken = [worker.gpu for worker in (*self._idle, *(worker for worker, _ in self._busy.values()))]
+        gpu = min(self._gpus, key=taken.count, default=None)
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        with _environment(environment):
             process.start()
         theirs.close()
-        return _Worker(process, ours)
+        return _Worker(process, ours, gpu)
 
 
 @dataclass(frozen=True)
 class _Worker:
     process: Any
     pipe: Connection
+    gpu: str | None = None
 
     def end(self) -> None:
         self.pipe.close()
         self.process.kill()
         self.process.join()
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return named[:count] if named else [str(n) for n in range(count)]
 
 
 @contextlib.contextmanager
