@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -467,6 +468,35 @@ def test_what_is_no_record_file_ends_in_one_line(tmp_path: Path, content: bytes)
     (tmp_path / "records.json.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"records\.json\.gz that a study wrote"):
         read_records(tmp_path / "records.json.gz")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda records: records[1].pop("pair"), "record 1 must hold arm, cell"),
+        (lambda records: records.insert(0, 3), "record 0 must hold"),
+        (
+            lambda records: records[2]["measures"].update(mean_rise="high"),
+            "record 2: measures.mean_rise must be a number",
+        ),
+        (lambda records: records[0].update(outcomes=[1.0]), "record 0: outcomes.all must be a number"),
+    ],
+)
+def test_a_record_that_is_none_is_named(tmp_path: Path, spoil: Callable[[Any], Any], said: str) -> None:
+    content = json.loads(json.dumps(stored(tmp_path)))
+    spoil(content["records"])
+    write_records(content, tmp_path / "records.json.gz")
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_records(tmp_path / "records.json.gz")
+
+
+def test_a_torn_record_file_ends_in_one_line(tmp_path: Path) -> None:
+    write_records(stored(tmp_path), tmp_path / "records.json.gz")
+    whole = (tmp_path / "records.json.gz").read_bytes()
+    for torn in (whole[:200], whole[:100] + bytes(50) + whole[150:]):
+        (tmp_path / "records.json.gz").write_bytes(torn)
+        with pytest.raises(UserError, match=r"records\.json\.gz that a study wrote"):
+            read_records(tmp_path / "records.json.gz")
 
 
 def test_a_report_is_rebuilt_from_records_without_torch(tmp_path: Path) -> None:

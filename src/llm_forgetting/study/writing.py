@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ from llm_forgetting.study.run import StudyFolder
 
 Found = dict[str, Any]
 RECORDS = "records.json.gz"
+STORED = {"name", "study", "planned", "arms", "analysis", "failures", "records"}
+KEPT = {"cell", "pair", "arm", "factors", "measures", "outcomes", "stderrs", "versions"}
 log = logging.getLogger(__name__)
 
 
@@ -50,11 +53,26 @@ def read_records(path: Path) -> Found:
     """What `write_records` wrote; UserError where it is something else."""
     try:
         stored: Found = json.loads(gzip.decompress(path.read_bytes()))
-        if not isinstance(stored["records"], list):
-            raise TypeError
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--records must be a records.json.gz that a study wrote, {path} is not ({error})") from error
+        wrong = _wrong_with(stored)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        wrong = str(error)
+    if wrong:
+        raise UserError(f"--records must be a records.json.gz that a study wrote, {path} is not ({wrong})")
     return stored
+
+
+def _wrong_with(stored: Any) -> str:
+    """What makes this no stored study, or nothing."""
+    if not isinstance(stored, dict) or STORED - stored.keys():
+        return f"it must hold {', '.join(sorted(STORED))}"
+    for n, record in enumerate(stored["records"] if isinstance(stored["records"], list) else [None]):
+        if not isinstance(record, dict) or KEPT - record.keys():
+            return f"record {n} must hold {', '.join(sorted(KEPT))}"
+        for kind in ("measures", "outcomes", "stderrs"):
+            for name, value in record[kind].items() if isinstance(record[kind], dict) else [("all", kind)]:
+                if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                    return f"record {n}: {kind}.{name} must be a number or null, is {value!r}"
+    return ""
 
 
 def write_report(stored: Mapping[str, Any], folder: Path, tell: Callable[[str], None] = log.warning) -> Found:

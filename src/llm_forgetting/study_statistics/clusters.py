@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from llm_forgetting.forgetting import Estimate
+from llm_forgetting.rounding import ROUNDING
 from llm_forgetting.statistics import LEVEL, Interval
 from llm_forgetting.study_statistics.permutation import PermutationTest, sign_flip
 from llm_forgetting.study_statistics.power import POWER
@@ -32,8 +33,8 @@ class MeanOverPairs:
     """The mean over task pairs of the mean over each pair's runs, so that every pair counts once.
 
     stderr: sd of the pair means / sqrt(n_pairs), None for one pair; interval: Student's t with n_pairs - 1 degrees of
-    freedom; test: signs flipped per pair; share_positive: of the runs; detectable: about the mean that is seen with 80%
-    power, (t_(97.5%) + t_(80%)) stderr; excluded: runs left out; reason: why interval, test and detectable are None.
+    freedom; test: signs flipped per pair; share_positive: of the runs, beyond rounding; detectable: about the mean that
+    is seen with 80% power, (t_(97.5%) + t_(80%)) stderr; excluded: runs left out; reason: why interval, test and detectable are None.
     """
 
     value: float
@@ -53,7 +54,7 @@ def mean_over_pairs(values: Floats, pairs: Indices, *, seed: int, excluded: int 
     if values.size == 0:
         raise ValueError("no run has the numbers asked for")
     means = np.array([values[pairs == pair].mean() for pair in np.unique(pairs)])
-    k, value, positive = means.size, float(means.mean()), float((values > 0).mean())
+    k, value, positive = means.size, float(means.mean()), float((values > ROUNDING).mean())
     stderr = float(means.std(ddof=1) / math.sqrt(k)) if k > 1 else None
     if stderr is None or k < MINIMUM_PAIRS:
         return MeanOverPairs(value, stderr, None, None, values.size, k, positive, None, excluded, TOO_FEW_PAIRS)
