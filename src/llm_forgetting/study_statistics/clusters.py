@@ -34,7 +34,8 @@ class MeanOverPairs:
 
     stderr: sd of the pair means / sqrt(n_pairs), None for one pair; interval: Student's t with n_pairs - 1 degrees of
     freedom; test: signs flipped per pair; share_positive: of the runs, beyond rounding; detectable: about the mean that
-    is seen with 80% power, (t_(97.5%) + t_(80%)) stderr; excluded: runs left out; reason: why interval, test and detectable are None.
+    is seen with 80% power, (t_(97.5%) + t_(80%)) stderr; excluded: runs left out; reason: why interval,
+    test and detectable are None.
     """
 
     value: float
