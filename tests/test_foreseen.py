@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from runs import SmokeRun
 
+from llm_forgetting.report.html.axes import ticks_of
 from llm_forgetting.report.html.blocks import Figures, Numbers, Prose
 from llm_forgetting.report.html.files import read_items
-from llm_forgetting.report.html.foreseen import Foreseen, Stretch, forecast_blocks, forecast_plot, foreseen_of
+from llm_forgetting.report.html.foreseen import Foreseen, forecast_blocks, forecast_plot, foreseen_of, stretch_of
+from llm_forgetting.report.stretch import Stretch
 
 Results = dict[str, Any]
 
@@ -56,14 +58,14 @@ def test_bars_are_of_paired_differences_over_the_same_items(results: Results, sm
 
 
 def test_an_axis_is_even_until_a_forecast_lies_far_out() -> None:
-    assert Stretch.of([entry(0.1, 3.0, 1.0)]).unit is None
-    assert Stretch.of([entry(0.1, 3.0, 0.0)]).unit is None
-    far = Stretch.of([entry(-0.5, 2454.0, 0.4)])
-    assert far.unit == 0.4
-    ticks = far.ticks(-0.5, 2454.0)
-    assert ticks["ticktext"] == ["0", "1", "10", "100", "1000"]
-    np.testing.assert_allclose(np.sinh(ticks["tickvals"]) * 0.4, [0, 1, 10, 100, 1000], rtol=1e-3)
-    assert far.ticks(-30.0, 2.0)["ticktext"] == ["-10", "-1", "0", "1"]
+    assert stretch_of([entry(0.1, 3.0, 1.0)]) == stretch_of([entry(0.1, 3.0, 0.0)]) == Stretch()
+    far = stretch_of([entry(-0.5, 2454.0, 0.4)])
+    assert far == Stretch("asinh", 0.4)
+    ticks = ticks_of(far, np.array([-0.5, 0.4, 2454.0]))
+    numbers = [float(text) for text in ticks["ticktext"]]
+    assert 0.0 in numbers
+    assert max(numbers) in (1000, 2000, 5000)
+    np.testing.assert_allclose(np.sinh(ticks["tickvals"]) * 0.4, numbers, rtol=1e-3, atol=1e-6)
 
 
 def test_bars_keep_their_ends_on_a_stretched_axis() -> None:

@@ -23,7 +23,7 @@ def test_every_checkpoint_of_a_run_has_a_card_with_its_scores_forgetting_and_fla
     results = smoke_run.results
     for k in (1, 2):
         loaded = ModelCard.load(smoke_run.path / f"checkpoint_after_task{k}" / "README.md")
-        assert loaded.data.library_name == "peft"
+        assert loaded.data.to_dict()["library_name"] == "peft"
         found = metrics(loaded, "synthetic_1", "train")
         assert found["accuracy"] == results["forgetting"]["train"]["accuracy"]["cells"][k][0]["value"]
         assert found["forgetting_loss"] == results["forgetting"]["train"]["loss"]["tasks"][0]["absolute"]["value"]

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from llm_forgetting.objective import Floats
 from llm_forgetting.report.forecasts import forecast_table
+from llm_forgetting.report.html.axes import ticks_of
 from llm_forgetting.report.html.blocks import Block, Figures, Numbers, Plot, Prose, Spec, plain, rounded
 from llm_forgetting.report.html.curves import SYMBOLS
+from llm_forgetting.report.stretch import Stretch
 from llm_forgetting.report.tables import SPLIT_WORDS, measured, spoken, value_and_error
 
 Record = Mapping[str, Any]
@@ -78,46 +79,27 @@ def _paired_stderr(before: Sequence[float | None], after: Sequence[float | None]
     return float(changes.std(ddof=1) / math.sqrt(len(changes)))
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """How nats are laid out on both axes: as they are, or (with a `unit`) as asinh(x / unit), logarithmic beyond the unit."""
-
-    unit: float | None
-
-    @classmethod
-    def of(cls, found: Sequence[Foreseen]) -> "Stretch":
-        """Even, unless forecasts lie far out of what was observed."""
-        observed = max((abs(one.observed) for one in found if math.isfinite(one.observed)), default=0.0)
-        furthest = max((abs(x) for one in found for x in one.forecasts.values() if math.isfinite(x)), default=0.0)
-        return cls(observed if 0 < FAR * observed < furthest else None)
-
-    def places(self, values: Floats) -> Floats:
-        """Where `values` are drawn."""
-        return values if self.unit is None else np.arcsinh(values / self.unit)
-
-    def ticks(self, low: float, high: float) -> Spec:
-        """Round numbers at their places between two values; plotly's own where the axis is even."""
-        if self.unit is None:
-            return {"nticks": 7}
-        first, last = (math.ceil(math.log10(x)) for x in (self.unit / 2, max(-low, high)))
-        sizes = [10.0**power for power in range(first, last + 1)]
-        values = [x for x in [*(-size for size in reversed(sizes)), 0.0, *sizes] if low <= x <= high]
-        return {"tickvals": rounded(self.places(np.array(values))), "ticktext": [f"{x:g}" for x in values]}
+def stretch_of(found: Sequence[Foreseen]) -> Stretch:
+    """Both axes: even, unless forecasts lie far out of what was observed."""
+    observed = max((abs(one.observed) for one in found if math.isfinite(one.observed)), default=0.0)
+    furthest = max((abs(x) for one in found for x in one.forecasts.values() if math.isfinite(x)), default=0.0)
+    return Stretch("asinh", observed) if 0 < FAR * observed < furthest else Stretch()
 
 
 def forecast_plot(found: Sequence[Foreseen]) -> Plot:
     """A dot per order, task and split: forecast to the right, observed upwards, on one scale."""
-    stretch = Stretch.of(found)
+    stretch = stretch_of(found)
     values = np.array([x for one in found for x in (0.0, one.observed, *one.forecasts.values())])
     values = values[np.isfinite(values)]
-    ends = stretch.places(np.array([values.min(), values.max()]))
+    ends = stretch.place(np.array([values.min(), values.max()]))
     spare = 0.07 * float(ends[1] - ends[0]) or 0.5
     limits = [float(ends[0]) - spare, float(ends[1]) + spare]
     axis = {
         "range": limits,
         "zeroline": True,
         "zerolinecolor": "@quiet",
-        **stretch.ticks(*values[[values.argmin(), values.argmax()]]),
+        "nticks": 7,
+        **ticks_of(stretch, values),
     }
     alike = {"color": "@quiet", "dash": "dash", "width": 1.5}
     line: Spec = {"type": "scatter", "mode": "lines", "x": limits, "y": limits, "line": alike}
@@ -136,8 +118,8 @@ def forecast_plot(found: Sequence[Foreseen]) -> Plot:
     facts = []
     if any(math.isfinite(one.stderr) for one in found):
         facts.append("bars: one standard error over the items, before and after paired")
-    if stretch.unit is not None:
-        facts.append(f"axes even within {stretch.unit:.2g} nats, logarithmic beyond")
+    if stretch.kind == "asinh":
+        facts.append(f"axes even within {stretch.width:.2g} nats, logarithmic beyond")
     return Plot("Forecast and observed change of the loss", _told(found), data, layout, tuple(facts), aspect=0.95)
 
 
@@ -147,7 +129,7 @@ def _dots(found: Sequence[Foreseen], key: str, name: str, n: int, stretch: Stret
         for column in zip(*((one.forecasts[key], one.observed, one.stderr) for one in found), strict=True)
     )
     colour = f"@line{n}"
-    low, middle, high = (stretch.places(observed + sign * np.nan_to_num(stderr)) for sign in (-1, 0, 1))
+    low, middle, high = (stretch.place(observed + sign * np.nan_to_num(stderr)) for sign in (-1, 0, 1))
     texts = [
         f"{plain(one.name)}<br>forecast {measured(one.forecasts[key])}, observed {measured(one.observed)} nats"
         for one in found
@@ -156,7 +138,7 @@ def _dots(found: Sequence[Foreseen], key: str, name: str, n: int, stretch: Stret
         "type": "scatter",
         "mode": "markers",
         "name": name,
-        "x": rounded(stretch.places(forecast)),
+        "x": rounded(stretch.place(forecast)),
         "y": rounded(middle),
         "error_y": {
             "type": "data",

@@ -1,12 +1,12 @@
 """Plots of a study: every measure's association, and runs as dots."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from llm_forgetting.objective import Floats
+from llm_forgetting.report.html.axes import ticks_of
 from llm_forgetting.report.html.blocks import Plot, Spec, plain, rounded
 from llm_forgetting.report.html.curves import SYMBOLS
 from llm_forgetting.report.stretch import Stretch
@@ -116,8 +116,8 @@ def _dots(
         line = {"color": "@quiet", "dash": "dash", "width": 1.5}
         data.append({**_group("alike", ends, ends, 0, stretches, named=False), "mode": "lines", "line": line})
     layout = {
-        "xaxis": {"title": {"text": plain(_axis(study, x))}, **_stretched(stretches[0], every[:, 0])},
-        "yaxis": {"title": {"text": plain(_axis(study, y))}, **_stretched(stretches[1], every[:, 1])},
+        "xaxis": {"title": {"text": plain(_axis(study, x))}, **ticks_of(stretches[0], every[:, 0])},
+        "yaxis": {"title": {"text": plain(_axis(study, y))}, **ticks_of(stretches[1], every[:, 1])},
         "showlegend": named,
         "legend": {"font": {"size": 11}},  # two names of task pairs beside one another
         "margin": {"l": 54, "r": 8, "t": 30, "b": 44},
@@ -135,17 +135,6 @@ def _title(study: Found, name: str) -> str:
 def _axis(study: Found, name: str) -> str:
     unit = study.get("units", {}).get(name)
     return f"{_title(study, name)} ({unit})" if unit else _title(study, name)
-
-
-def _stretched(stretch: Stretch, values: Floats) -> Spec:
-    if stretch.kind == "log":
-        low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
-        ticks = [10.0**power * step for power in range(low, high + 1) for step in (1, 3)]
-        return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-    if stretch.kind == "asinh":
-        ticks = stretch.ticks(values)
-        return {"tickvals": rounded(stretch.place(np.array(ticks))), "ticktext": [f"{tick:g}" for tick in ticks]}
-    return {}
 
 
 def _group(name: str, xs: Floats, ys: Floats, n: int, stretches: tuple[Stretch, Stretch], *, named: bool) -> Spec:
