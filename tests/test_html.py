@@ -343,7 +343,7 @@ def test_a_study_answers_its_questions_first(study: tuple[Path, Results]) -> Non
         "mean rise of the loss*",
         "sam instead of adamw",
         "llm-forgetting study study.yaml",
-        "rank correlation",
+        "Spearman's rho over all runs",
     ):
         assert words in after
     assert len(page.of("figure")) == 4
