@@ -115,7 +115,7 @@ def _differences(runs: Sequence[Compared]) -> Rows:
     """The fields of the configuration that are not the same everywhere, but for where results went."""
     flat = [_flattened(run.results["config"]) for run in runs]
     fields = dict.fromkeys(field for config in flat for field in config if not field.startswith("output."))
-    values = {field: tuple(str(config.get(field, "-")) for config in flat) for field in fields}
+    values = {field: tuple(_listed(config.get(field, "-")) for config in flat) for field in fields}
     return tuple((field, *said) for field, said in values.items() if len(set(said)) > 1)
 
 
@@ -124,6 +124,10 @@ def _flattened(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     for key, value in config.items():
         found |= _flattened(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
     return found
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _identity(runs: Sequence[Compared]) -> Table:
