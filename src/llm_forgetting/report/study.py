@@ -47,13 +47,18 @@ def measures_table(study: Found) -> Table:
             )
         )
     outcome = study["titles"][table["outcome"]]
-    sizes = " or ".join(sorted({str(found["n_runs"]) for found in table["measures"].values()}))
+    sizes = sizes_of(table)
     note = (
         f"Spearman's rho with {outcome}, 95% intervals; {sizes} runs. p: permutation within task pairs, Holm-adjusted over "
         f"{table['tests']} measures but for the primary one (*), which was named beforehand. A correlation is no cause."
     )
     header = ("measure", "within pairs", "p", "over all runs")
     return Table(f"What goes with {outcome} ({study['pairs']} task pairs)", header, tuple(rows), note)
+
+
+def sizes_of(associations: Found) -> str:
+    """How many runs the measures were known in: "48", or "17 or 48"."""
+    return " or ".join(map(str, sorted({found["n_runs"] for found in associations["measures"].values()})))
 
 
 def robustness_table(study: Found) -> Table:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from llm_forgetting.objective import Floats
 from llm_forgetting.report.layout import Caption, axis_label, lay_out
 from llm_forgetting.report.stretch import Stretch, stretch_for
+from llm_forgetting.report.study import sizes_of
 from llm_forgetting.report.style import (
     LEGEND,
     LINE_COLOURS,
@@ -56,10 +57,9 @@ def measures_figure(study: Found) -> Figure:
     """A row per measure: rho with forgetting within task pairs and over all runs, each with its interval."""
     table = study["associations"]
     names = list(table["measures"])
-    sizes = " or ".join(sorted({str(found["n_runs"]) for found in table["measures"].values()}))
     caption = Caption(
         f"Spearman's rho with {study['titles'][table['outcome']]}",
-        (f"{sizes} runs of {study['pairs']} task pairs; bars: 95% intervals; bold: the primary measure",),
+        (f"{sizes_of(table)} runs of {study['pairs']} task pairs; bars: 95% intervals; bold: the primary measure",),
     )
     panels = lay_out(
         {(0, 0): caption},

@@ -47,10 +47,10 @@ def carry_out(
 
 
 def _share(workers: int | None, threads: int | None, plan: Plan, gpus: int = 0) -> tuple[int, int]:
-    """Workers and threads of each: by default a worker per GPU, or else per two cores and no more than there is memory for."""
+    """Workers and threads of each: by default a worker per GPU, or else per two cores, and no more than there is memory for."""
     cores = os.cpu_count() or 1
     if workers is None:
-        workers = max(1, min(gpus or min(cores // (threads or 2), _fitting(plan)), len(plan.cells)))
+        workers = max(1, min(gpus or cores // (threads or 2), _fitting(plan), len(plan.cells)))
     return workers, threads or max(1, cores // workers)
 
 
