@@ -32,7 +32,7 @@ from peers import Worker, environment
 from safetensors.torch import load_file
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.results import versions
+from llm_forgetting.experiment.artifacts.provenance import versions
 
 RESULTS = Path(__file__).resolve().parent / "results/curvature.json"
 ITEMS = 16

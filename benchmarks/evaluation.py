@@ -29,9 +29,9 @@ import transformers
 from landscape_case import HERE, MODEL, SHARED
 from peers import Worker, environment
 
-from llm_forgetting.backbones import backbone_location
 from llm_forgetting.errors import UserError
-from llm_forgetting.results import versions
+from llm_forgetting.experiment.artifacts.provenance import versions
+from llm_forgetting.models.language.backbones import backbone_location
 from llm_forgetting.tasks.sources import open_source
 
 RESULTS = HERE / "results/evaluation.json"

@@ -39,10 +39,10 @@ from landscape_ours import ours
 from landscape_report import GRIDS, Record, mesh, print_case, print_plane, summarise
 from peers import Worker, environment, given_directions
 
-from llm_forgetting.config import ExperimentConfig
+from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.evaluation import score
-from llm_forgetting.results import versions
+from llm_forgetting.experiment.artifacts.provenance import versions
+from llm_forgetting.models.language.scoring import score
 from llm_forgetting.seeding import generator
 
 RESULTS = Path(__file__).resolve().parent / "results/landscape.json"

@@ -14,17 +14,17 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from llm_forgetting.artifacts import whole_folder
-from llm_forgetting.backbones import backbone_location
-from llm_forgetting.batches import EncodedItem, encode
-from llm_forgetting.config import ExperimentConfig, LoraConfig, ModelConfig
-from llm_forgetting.configured_tasks import source_of, tasks_of
+from llm_forgetting.config.sections import ExperimentConfig, LoraConfig, ModelConfig
+from llm_forgetting.experiment.tasks import source_of, tasks_of
+from llm_forgetting.files import whole_folder
 from llm_forgetting.landscape.gauge import canonicalise
 from llm_forgetting.landscape.spaces import AdapterSpace
-from llm_forgetting.language_model import LanguageModel
+from llm_forgetting.models.language.backbones import backbone_location
+from llm_forgetting.models.language.batches import EncodedItem, encode
+from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.tasks.sources import open_source
 from llm_forgetting.tasks.task import Item
-from llm_forgetting.training import fine_tune
+from llm_forgetting.training.fine_tuning import fine_tune
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".cache"

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from landscape_case import Scan
 
-from llm_forgetting.batches import EncodedItem
-from llm_forgetting.config import LandscapeConfig
+from llm_forgetting.config.sections import LandscapeConfig
+from llm_forgetting.experiment.analysis.landscape import objective_of, rule_of, space_of
 from llm_forgetting.landscape.nodes import Nodes
 from llm_forgetting.landscape.scan import scan_plane
-from llm_forgetting.landscape_analysis import objective_of, rule_of, space_of
-from llm_forgetting.language_model import LanguageModel
+from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.language_model import LanguageModel
 
 
 def ours(model: LanguageModel, items: Sequence[EncodedItem], distance: float, seed: int) -> Scan:

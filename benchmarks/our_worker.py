@@ -14,10 +14,10 @@ from landscape_case import load_adapter
 from safetensors.torch import save_file
 from serving import Metered, direction, serve
 
-from llm_forgetting.adapted_model import target_layers
-from llm_forgetting.batches import EncodedItem
-from llm_forgetting.curvature.products import Method, differentiates, products_at
 from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.models.adapter.adapted_model import target_layers
+from llm_forgetting.models.hessian.products import Method, differentiates, products_at
+from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.tasks.task import Item
 
 PREFIX = "base_model.model."

@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from llm_forgetting.statistics import Interval
-from llm_forgetting.study_statistics import association, resampling
-from llm_forgetting.study_statistics.association import associate
-from llm_forgetting.study_statistics.calibration import calibrate
-from llm_forgetting.study_statistics.clusters import mean_over_pairs
-from llm_forgetting.study_statistics.intraclass import intraclass_correlation
-from llm_forgetting.study_statistics.permutation import orders_within, permutation_test, spearman_statistic
-from llm_forgetting.study_statistics.rank_correlation import comparisons, kendall, spearman
-from llm_forgetting.study_statistics.runs import Run
-from llm_forgetting.study_statistics.trade_off import compare_at_matched_learning
+from llm_forgetting.forgetting.intervals import Interval
+from llm_forgetting.study.statistics import association, resampling
+from llm_forgetting.study.statistics.association import associate
+from llm_forgetting.study.statistics.calibration import calibrate
+from llm_forgetting.study.statistics.clusters import mean_over_pairs
+from llm_forgetting.study.statistics.intraclass import intraclass_correlation
+from llm_forgetting.study.statistics.permutation import orders_within, permutation_test, spearman_statistic
+from llm_forgetting.study.statistics.rank_correlation import comparisons, kendall, spearman
+from llm_forgetting.study.statistics.runs import Run
+from llm_forgetting.study.statistics.trade_off import compare_at_matched_learning
 
 RESULTS = Path(__file__).resolve().parent / "results/study_statistics.json"
 ICC = 0.5

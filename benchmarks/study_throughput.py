@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from statistics import median
 
-from llm_forgetting.command_line import quiet_libraries
+from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.study.engines import LocalEngine
 from llm_forgetting.study.plan import Plan, read_plan
-from llm_forgetting.study.run import StudyFolder, run_study
+from llm_forgetting.study.scheduler import StudyFolder, run_study
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/study_throughput.json"

@@ -28,7 +28,12 @@ ENVIRONMENT = {
     "COLUMNS": "200",
     "PYTHONPATH": str(ROOT / "src"),
 }
-PRELOADED = ("llm_forgetting.cli", "llm_forgetting.experiment", "llm_forgetting.estimate", "datasets")
+PRELOADED = (
+    "llm_forgetting.cli.main",
+    "llm_forgetting.experiment.experiment",
+    "llm_forgetting.experiment.cost",
+    "datasets",
+)
 
 TINY: dict[str, Any] = {
     "model": {"name": "synthetic"},
@@ -143,8 +148,8 @@ def _child(call: _Call) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (call.file_limit, call.file_limit))
-    from llm_forgetting.cli import main
-    from llm_forgetting.report import figures
+    from llm_forgetting.cli.main import main
+    from llm_forgetting.report.figures import run as figures
 
     figures.save = lambda figure, stem, dpi: None
     sys.exit(main(call.words))
@@ -190,7 +195,7 @@ class _Sabotage:
 
     def training_step(self) -> None:
         """After `count` optimiser steps of this process."""
-        from llm_forgetting import training
+        from llm_forgetting.training import fine_tuning as training
 
         step = training._Watch.on_step_end
 
@@ -214,7 +219,7 @@ class _Sabotage:
 
     def landscape_point(self) -> None:
         """At landscape point `count` of this process (0: never), the model moved away; every evaluation is told on stderr."""
-        from llm_forgetting import landscape_objective
+        from llm_forgetting.models.language import objective as landscape_objective
 
         score = landscape_objective.score
 
@@ -228,8 +233,8 @@ class _Sabotage:
 
     def loading(self) -> None:
         """When a model or a data source is opened."""
-        from llm_forgetting import session
-        from llm_forgetting.language_model import LanguageModel
+        from llm_forgetting.experiment import session
+        from llm_forgetting.models.language.language_model import LanguageModel
 
         for owner, name in ((LanguageModel, "load"), (session, "source_of")):
             setattr(owner, name, lambda *args, **kwargs: self._strike("loading"))

@@ -15,9 +15,9 @@ import yaml
 from runs import ROOT
 
 import llm_forgetting
-from llm_forgetting import cli
-from llm_forgetting.cli_scan import parse_evaluation, parse_landscape
-from llm_forgetting.config import ExperimentConfig
+from llm_forgetting.cli import main as cli
+from llm_forgetting.cli.adapters import parse_evaluation, parse_landscape
+from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 
 DOCS = ROOT / "docs"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from runs import ROOT
 
-from llm_forgetting import cli
+from llm_forgetting.cli import main as cli
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 WRITTEN = {

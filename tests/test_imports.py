@@ -1,10 +1,10 @@
-"""Which file may import which: the floors of the package, walked in the source."""
+"""Which file may import which: floors, walls and forbidden libraries, checked over the whole import graph at once."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,77 +12,151 @@ from runs import ROOT
 
 PACKAGE = ROOT / "src" / "llm_forgetting"
 
-# From the ground up. A file imports only from floors below its own (files of one folder may import one another).
+# From the ground up. A package imports only from floors below its own.
 FLOORS = (
-    ("config_rules", "errors", "metering", "progress", "rounding", "seeding"),
-    ("artifacts", "command_line", "comparison", "config", "covered_lora", "objective", "statistics", "transfer"),
-    ("config_files", "eigenvalues", "forgetting", "landscape"),
-    ("krylov",),
-    ("perturbation", "results", "rows", "saved_adapter", "spurious", "study_statistics", "tasks", "verdict"),
-    ("adapted_model", "configured_tasks", "report", "summary", "trackers"),
-    ("backbones", "batches", "model_cards", "own_models", "questions"),
-    ("packing",),
-    ("language_model", "scoring_batches"),
-    ("answer_loss", "evaluation", "unrelated_text"),
-    ("curvature", "guards", "interventions", "item_records", "landscape_objective"),
-    ("curvature_analysis", "landscape_analysis", "session", "training"),
-    ("between_checkpoints", "evaluate_adapter"),
-    ("phases",),
-    ("estimate", "experiment", "repair", "scan_adapter", "terminal"),
+    ("errors", "seeding", "progress", "arrays", "files"),
+    ("config", "tasks", "landscape", "forgetting"),
+    ("curvature",),
+    ("models", "results"),
+    ("training", "report"),
+    ("experiment",),
     ("study",),
-    ("api",),
-    ("cli_scan", "cli_study"),
-    ("cli_report",),
     ("cli",),
     ("__main__",),
 )
-MODULES = sorted(
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-    for path in PACKAGE.rglob("*.py")
-    if path != PACKAGE / "__init__.py"
-)
-WITHOUT_TORCH = (
-    "artifacts", "comparison", "config", "config_files", "config_rules", "configured_tasks",
-    "cli", "cli_report", "cli_scan", "cli_study", "command_line", "covered_lora",
-    "eigenvalues", "errors", "forgetting",
-    "landscape.domains", "landscape.metrics", "landscape.spectral", "metering", "objective", "progress",
-    *(module for module in MODULES if module.partition(".")[0] in ("report", "study_statistics", "tasks")),
-    *(f"study.{part}" for part in ("analysis", "cell", "engines", "halves", "measures", "plan", "run", "writing")),
-    *(f"api.{part}" for part in ("display", "experiment", "run_results", "settings", "study")),
-    "model_cards", "questions", "results", "rounding", "rows", "seeding", "spurious", "statistics", "summary", "transfer",
-    "verdict",
+# What a package may import besides its own files, where that is less than all floors below.
+WALLS = {
+    "config": ("errors", "files", "arrays"),
+    "tasks": ("errors", "seeding", "progress", "arrays", "files"),
+    "landscape": ("errors", "seeding", "progress", "arrays", "files"),
+    "forgetting": ("errors", "seeding", "arrays", "files"),
+    "curvature": ("errors", "seeding", "progress", "arrays", "files", "landscape"),
+    "models.any_module": (
+        "errors", "seeding", "progress", "arrays", "files", "landscape", "curvature", "models.adapter", "models.hessian",
+    ),
+    "report": (
+        "errors", "arrays", "files", "progress", "forgetting", "landscape.metrics", "landscape.results", "curvature.results",
+        "results",
+    ),
+}  # fmt: skip
+NUMERICS = {"numpy", "scipy", "safetensors", "torch", "pydantic"}
+# The only importers of a library.
+LIBRARIES = {
+    "peft": ("models.adapter.adapted_model", "models.adapter.saved_adapter"),
+    "transformers": ("models", "training", "experiment.artifacts.logs", "experiment.cost"),
+}
+# Modules that never import torch, and modules that do so only inside functions.
+NEVER_TORCH = ("config", "forgetting", "report", "results", "arrays", "files", "experiment.artifacts.run_folder")
+NO_TORCH_AT_IMPORT = (
+    *NEVER_TORCH, "errors", "seeding", "progress", "cli", "study", "tasks",
+    "experiment.api", "experiment.run_results", "experiment.artifacts.logs", "experiment.artifacts.provenance",
+    "experiment.tasks", "experiment.questions", "curvature.results", "landscape.metrics", "landscape.spectral",
+    "landscape.domains",
 )  # fmt: skip
+TORCH_AT_IMPORT_ALL_THE_SAME = ("study.study",)  # it asks experiment.cost
+HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors"}
 
 
-def path_of(module: str) -> Path:
-    path = PACKAGE.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+@dataclass(frozen=True)
+class Import:
+    """`module` imports `target`, a full name; `at_once`: as soon as it is imported itself."""
+
+    module: str
+    target: str
+    at_once: bool
+
+    @property
+    def own(self) -> str | None:
+        """The target inside this package, without the package's name."""
+        package, _, inside = self.target.partition(".")
+        return inside if package == "llm_forgetting" and inside else None
+
+    @property
+    def library(self) -> str | None:
+        """The foreign package that is imported."""
+        package = self.target.partition(".")[0]
+        return None if package == "llm_forgetting" else package
 
 
-@cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def within(module: str, parts: tuple[str, ...] | Mapping[str, object]) -> bool:
+    """Whether `module` is one of `parts` or stands in one."""
+    return any(module == part or module.startswith(f"{part}.") for part in parts)
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Every imported module by its full name, and whether it is imported as soon as the file is."""
-    at_once = {id(node) for statement in tree_of(path).body if not _is_late(statement) for node in ast.walk(statement)}
-    for node in ast.walk(tree_of(path)):
+def floor(module: str) -> int | None:
+    return next((number for number, parts in enumerate(FLOORS) if module.partition(".")[0] in parts), None)
+
+
+def violations(graph: list[Import]) -> list[str]:
+    """Every import that the floors and walls do not allow, as a sentence."""
+    return [f"{edge.module} imports {edge.target}: {reason}" for edge in graph for reason in reasons(edge)]
+
+
+def reasons(edge: Import) -> Iterator[str]:
+    module, own, library = edge.module, edge.own, edge.library
+    if own is not None:
+        room, other = module.partition(".")[0], own.partition(".")[0]
+        here, there = floor(module), floor(own)
+        if here is None or there is None:
+            yield "one of them has no floor"
+        elif room != other and there >= here:
+            yield "it stands no higher"
+        for walled, allowed in WALLS.items():
+            if within(module, (walled,)) and not within(own, (walled, *allowed)):
+                yield f"{walled} is walled off from it"
+    if library is not None:
+        if within(module, ("landscape", "curvature")) and library not in NUMERICS | set(sys.stdlib_module_names):
+            yield "numerics know numpy, scipy, torch and safetensors"
+        if library in LIBRARIES and not within(module, LIBRARIES[library]):
+            yield f"only {', '.join(LIBRARIES[library])} know {library}"
+        if library in HEAVY:
+            if within(module, NEVER_TORCH):
+                yield "it must run without torch"
+            elif edge.at_once and within(module, NO_TORCH_AT_IMPORT) and module not in TORCH_AT_IMPORT_ALL_THE_SAME:
+                yield "importing it must not import torch"
+
+
+def circles(graph: list[Import]) -> list[list[str]]:
+    """Packages that import one another, whenever they do so."""
+    below: dict[str, set[str]] = {}
+    for edge in graph:
+        if edge.own is not None and edge.own.partition(".")[0] != edge.module.partition(".")[0]:
+            below.setdefault(edge.module.partition(".")[0], set()).add(edge.own.partition(".")[0])
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for other in below.get(waiting.pop(), set()) - seen:
+                seen.add(other)
+                waiting.append(other)
+        return seen
+
+    return [[start] for start in below if start in reached(start)]
+
+
+def import_graph() -> list[Import]:
+    """Every import of every file of the package."""
+    return [
+        edge for path in sorted(PACKAGE.rglob("*.py")) for edge in imports_of(path) if path != PACKAGE / "__init__.py"
+    ]
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    at_once = {id(node) for statement in tree.body if not _is_late(statement) for node in ast.walk(statement)}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name, id(node) in at_once
+                yield Import(module, alias.name, id(node) in at_once)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            assert node.module is not None
+            assert node.level == 0 and node.module is not None, f"{path} imports relatively"  # noqa: PT018
             for alias in node.names:
-                inside = node.module == "llm_forgetting" or path_of_full(f"{node.module}.{alias.name}") is not None
-                yield f"{node.module}.{alias.name}" if inside else node.module, id(node) in at_once
-
-
-def path_of_full(name: str) -> Path | None:
-    module = name.removeprefix("llm_forgetting.")
-    found = path_of(module) if module != name else None
-    return found if found is not None and found.is_file() else None
+                full = f"{node.module}.{alias.name}"
+                inside = PACKAGE.parent.joinpath(*full.split("."))
+                is_module = inside.is_dir() or inside.with_suffix(".py").is_file()
+                yield Import(module, full if is_module else node.module, id(node) in at_once)
 
 
 def _is_late(statement: ast.stmt) -> bool:
@@ -91,80 +165,55 @@ def _is_late(statement: ast.stmt) -> bool:
     )
 
 
-def own_imports(module: str) -> set[str]:
-    """The package's own modules that `module` imports anywhere, functions included."""
-    names = {name for name, _ in imports(path_of(module))}
-    return {name.removeprefix("llm_forgetting.") for name in names if name.startswith("llm_forgetting.")}
-
-
-def foreign_imports(module: str, *, only_at_once: bool = False) -> set[str]:
-    """The other packages that `module` imports."""
-    found = {name.split(".")[0] for name, at_once in imports(path_of(module)) if at_once or not only_at_once}
-    return found - {"llm_forgetting"}
-
-
-def floor(module: str) -> int:
-    part = module.partition(".")[0]
-    return next(number for number, parts in enumerate(FLOORS) if part in parts)
-
-
-def test_every_file_has_a_floor_and_every_floor_a_file() -> None:
-    assert {module.split(".")[0] for module in MODULES} == {part for parts in FLOORS for part in parts}
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_is_imported_from_a_floor_that_is_not_below(module: str) -> None:
-    for other in own_imports(module):
-        same_folder = "." in module and module.partition(".")[0] == other.partition(".")[0]
-        assert same_folder or floor(other) < floor(module), f"{module} imports {other}"
-
-
-def test_only_adapted_model_knows_peft() -> None:
-    assert [module for module in MODULES if "peft" in foreign_imports(module)] == ["adapted_model"]
-
-
-def test_landscapes_know_no_language_model() -> None:
-    for module in (module for module in MODULES if module.startswith("landscape.")):
-        assert own_imports(module) <= {
-            "errors",
-            "seeding",
-            "objective",
-            *(m for m in MODULES if m.startswith("landscape.")),
-        }
-        assert foreign_imports(module) - set(sys.stdlib_module_names) <= {"numpy", "safetensors", "scipy", "torch"}
-
-
-def test_reports_are_made_from_artifacts_alone() -> None:
-    allowed = {
-        "results",
-        "artifacts",
-        "statistics",
-        "forgetting",
-        "comparison",
-        "objective",
-        "landscape.metrics",
-        "eigenvalues",
-        "rounding",
+def test_the_package_stands_on_its_floors_and_behind_its_walls() -> None:
+    graph = import_graph()
+    assert len(graph) > 500
+    assert violations(graph) == []
+    assert circles(graph) == []
+    rooms = {
+        path.name.removesuffix(".py")
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    for module in (module for module in MODULES if module.startswith("report.")):
-        assert own_imports(module) <= allowed | {m for m in MODULES if m.startswith("report.")}
+    assert rooms - {"__init__"} == {part for parts in FLOORS for part in parts}
 
 
-def test_what_says_it_needs_no_torch_imports_none() -> None:
-    for module in WITHOUT_TORCH:
-        assert not foreign_imports(module, only_at_once=True) & {
-            "torch",
-            "transformers",
-            "peft",
-            "safetensors",
-            "accelerate",
-        }
-    reports = [module for module in MODULES if module.startswith("report.")]
-    for module in ("artifacts", "comparison", "forgetting", *reports, "results", "statistics"):
-        assert not foreign_imports(module) & {"torch", "transformers", "peft", "safetensors", "accelerate"}
+@pytest.mark.parametrize(
+    ("module", "target"),
+    [
+        ("landscape.scan", "llm_forgetting.models.language.objective"),  # upwards
+        ("training.fine_tuning", "llm_forgetting.report.rows"),  # the same floor
+        ("attic.old", "llm_forgetting.errors"),  # no floor
+        ("forgetting.measures", "llm_forgetting.config.sections"),  # a wall
+        ("report.rows", "llm_forgetting.landscape.scan"),  # a wall that lets one file through
+        ("landscape.scan", "transformers"),
+        ("study.cell", "peft"),
+        ("report.rows", "torch"),
+        ("cli.main", "torch"),
+    ],
+)  # fmt: skip
+def test_a_violation_of_each_kind_is_found(module: str, target: str) -> None:
+    assert violations([Import(module, target, at_once=True)])
 
 
-def test_what_says_it_needs_no_torch_runs_where_there_is_none() -> None:
+def test_a_circle_is_found() -> None:
+    there, back = (
+        Import("study.cell", "llm_forgetting.cli.main", True),
+        Import("cli.main", "llm_forgetting.study.cell", True),
+    )
+    assert circles([there, back])
+    assert not circles([back])
+
+
+def test_late_imports_of_torch_are_allowed_where_early_ones_are_not() -> None:
+    assert violations([Import("cli.main", "torch", at_once=True)])
+    assert not violations([Import("cli.main", "torch", at_once=False)])
+    assert violations([Import("report.rows", "torch", at_once=False)])
+
+
+def test_what_needs_no_torch_runs_where_there_is_none() -> None:
+    modules = sorted({edge.module for edge in import_graph() if within(edge.module, NO_TORCH_AT_IMPORT)})
+    modules = [module for module in modules if module not in TORCH_AT_IMPORT_ALL_THE_SAME]
     program = "\n".join(
         [
             "import sys, importlib",
@@ -172,7 +221,7 @@ def test_what_says_it_needs_no_torch_runs_where_there_is_none() -> None:
             "    def find_spec(self, name, path=None, target=None):",
             "        if name in ('torch', 'transformers', 'peft', 'accelerate'): raise ModuleNotFoundError(name)",
             "sys.meta_path.insert(0, Wall())",
-            f"for name in {WITHOUT_TORCH!r}: importlib.import_module('llm_forgetting.' + name)",
+            f"for name in {modules!r}: importlib.import_module('llm_forgetting.' + name)",
         ]
     )
     environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "", "HOME": ""}
@@ -181,12 +230,14 @@ def test_what_says_it_needs_no_torch_runs_where_there_is_none() -> None:
 
 
 def test_nothing_reads_or_writes_pickles() -> None:
-    programs = [*PACKAGE.rglob("*.py"), ROOT / "main.py", *(ROOT / "scripts").glob("*.py")]
-    assert len(programs) > len(MODULES)
-    for path in programs:
-        names = {name.split(".")[0] for name, _ in imports(path)}
-        assert not names & {"pickle", "cPickle", "dill", "joblib", "shelve", "cloudpickle", "marshal"}, path
-        for node in ast.walk(tree_of(path)):
+    pickles = {"pickle", "cPickle", "dill", "joblib", "shelve", "cloudpickle", "marshal"}
+    for path in [*PACKAGE.rglob("*.py"), ROOT / "main.py", *(ROOT / "scripts").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = (
+                    [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                )
+                assert not {name.split(".")[0] for name in names} & pickles, path
             if isinstance(node, ast.Attribute) and node.attr in ("load", "save"):
                 assert ast.unparse(node.value) not in ("torch", "np", "numpy"), f"{path}, line {node.lineno}"
             if isinstance(node, ast.keyword):

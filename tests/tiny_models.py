@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llm_forgetting.adapted_model import target_layers
-from llm_forgetting.batches import EncodedItem, encode
-from llm_forgetting.config import LoraConfig, ModelConfig
-from llm_forgetting.language_model import LanguageModel
+from llm_forgetting.config.sections import LoraConfig, ModelConfig
+from llm_forgetting.models.adapter.adapted_model import target_layers
+from llm_forgetting.models.language.batches import EncodedItem, encode
+from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.tasks.task import Item
 
 CHARACTERS = sorted(set(string.printable) - set("\t\r\x0b\x0c "))

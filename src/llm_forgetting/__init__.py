@@ -24,45 +24,46 @@ from importlib import import_module as _import
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm_forgetting.api.experiment import Experiment
-    from llm_forgetting.api.run_results import Estimate, RunResults, open_run
-    from llm_forgetting.api.study import Study, StudyResults, open_study
-    from llm_forgetting.config import ExperimentConfig
+    from llm_forgetting.config.sections import ExperimentConfig
+    from llm_forgetting.curvature.results import ForecastOfStep, HessianSpectrum
     from llm_forgetting.errors import UserError
-    from llm_forgetting.own_models.callback import FlatnessCallback
-    from llm_forgetting.own_models.checkpoint_surface import checkpoint_plane
-    from llm_forgetting.own_models.checkpoints import checkpoint_difference
-    from llm_forgetting.own_models.flatness import flatness
-    from llm_forgetting.own_models.line import scan_line
-    from llm_forgetting.own_models.plane import scan_plane
-    from llm_forgetting.own_models.results import CheckpointSurface, Flatness, Line, Surface, Trajectory
-    from llm_forgetting.own_models.second_order import ForecastOfStep, HessianSpectrum, forecast, hessian_spectrum
+    from llm_forgetting.experiment.api import Experiment
+    from llm_forgetting.experiment.run_results import Estimate, RunResults, open_run
+    from llm_forgetting.landscape.results import CheckpointSurface, Flatness, Line, Surface, Trajectory
+    from llm_forgetting.models.any_module.callback import FlatnessCallback
+    from llm_forgetting.models.any_module.checkpoint_plane import checkpoint_plane
+    from llm_forgetting.models.any_module.checkpoints import checkpoint_difference
+    from llm_forgetting.models.any_module.flatness import flatness
+    from llm_forgetting.models.any_module.hessian import forecast, hessian_spectrum
+    from llm_forgetting.models.any_module.line import scan_line
+    from llm_forgetting.models.any_module.plane import scan_plane
+    from llm_forgetting.study.api import Study, StudyResults, open_study
 
 _HOMES = {
-    "Estimate": "api.run_results",
-    "Experiment": "api.experiment",
-    "ExperimentConfig": "config",
-    "RunResults": "api.run_results",
-    "Study": "api.study",
-    "StudyResults": "api.study",
-    "open_run": "api.run_results",
-    "open_study": "api.study",
+    "Estimate": "experiment.run_results",
+    "Experiment": "experiment.api",
+    "ExperimentConfig": "config.sections",
+    "RunResults": "experiment.run_results",
+    "Study": "study.api",
+    "StudyResults": "study.api",
+    "open_run": "experiment.run_results",
+    "open_study": "study.api",
     "UserError": "errors",
-    "FlatnessCallback": "own_models.callback",
-    "checkpoint_plane": "own_models.checkpoint_surface",
-    "checkpoint_difference": "own_models.checkpoints",
-    "ForecastOfStep": "own_models.second_order",
-    "HessianSpectrum": "own_models.second_order",
-    "forecast": "own_models.second_order",
-    "hessian_spectrum": "own_models.second_order",
-    "flatness": "own_models.flatness",
-    "scan_line": "own_models.line",
-    "scan_plane": "own_models.plane",
-    "CheckpointSurface": "own_models.results",
-    "Flatness": "own_models.results",
-    "Line": "own_models.results",
-    "Surface": "own_models.results",
-    "Trajectory": "own_models.results",
+    "FlatnessCallback": "models.any_module.callback",
+    "checkpoint_plane": "models.any_module.checkpoint_plane",
+    "checkpoint_difference": "models.any_module.checkpoints",
+    "ForecastOfStep": "curvature.results",
+    "HessianSpectrum": "curvature.results",
+    "forecast": "models.any_module.hessian",
+    "hessian_spectrum": "models.any_module.hessian",
+    "flatness": "models.any_module.flatness",
+    "scan_line": "models.any_module.line",
+    "scan_plane": "models.any_module.plane",
+    "CheckpointSurface": "landscape.results",
+    "Flatness": "landscape.results",
+    "Line": "landscape.results",
+    "Surface": "landscape.results",
+    "Trajectory": "landscape.results",
 }
 __all__ = [
     "CheckpointSurface",

@@ -1,5 +1,6 @@
 """What a long computation tells whoever is watching."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -43,3 +44,8 @@ class Silent:
     def bar(self, label: str, total: int) -> Iterator[Advance]:
         """A bar that is not drawn."""
         yield _ignore
+
+
+def say(text: str) -> None:
+    """A line on stdout."""
+    sys.stdout.write(f"{text}\n")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import log_softmax
 
-from llm_forgetting.curvature.along import Along
-from llm_forgetting.eigenvalues import Trace
-from llm_forgetting.objective import Floats
+from llm_forgetting.arrays import Floats
+from llm_forgetting.curvature.operators import Along
+from llm_forgetting.curvature.results import Trace
 
 # A trace smaller than this many standard errors is no denominator.
 CERTAIN = 3.0

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llm_forgetting.objective import Floats
+from llm_forgetting.arrays import Floats
 
 
 class Domain(Protocol):

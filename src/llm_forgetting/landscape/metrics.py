@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_forgetting.objective import Floats
+from llm_forgetting.arrays import Floats
 
 FLAT_RANGE = 1e-5
 # Second differences of a fitted surface are taken over this share of the distance: it is smooth to float64's last digits.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.spaces import Point
-from llm_forgetting.objective import Floats
 
 ValuesAt = Callable[[Iterable[Point]], Iterator[Floats]]
 

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.domains import Segment, square
 from llm_forgetting.landscape.nodes import Nodes
 from llm_forgetting.landscape.spaces import Point, Space
 from llm_forgetting.landscape.spectral import NotSmoothError, Rule, SpectralSurface, fit, fit_surface
-from llm_forgetting.objective import Floats
 
 Losses = Callable[[Floats], Floats]
 # Steps, in units of the distance, at which a line off the plane is evaluated; the centre is known already.

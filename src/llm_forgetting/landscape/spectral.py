@@ -19,9 +19,9 @@ import numpy as np
 from numpy.polynomial.chebyshev import chebvander
 from scipy.linalg import lu_factor
 
+from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.domains import Domain, mesh, random_points
 from llm_forgetting.landscape.metrics import FLAT_RANGE
-from llm_forgetting.objective import Floats
 from llm_forgetting.seeding import generator
 
 HIGHEST_DEGREE = 14

@@ -7,13 +7,13 @@ from typing import Any
 
 from llm_forgetting.study.measures import NATS, title
 from llm_forgetting.study.plan import Analysis
-from llm_forgetting.study_statistics.association import Associations, associate
-from llm_forgetting.study_statistics.calibration import calibrate
-from llm_forgetting.study_statistics.clusters import change_over_runs
-from llm_forgetting.study_statistics.intraclass import intraclass_correlation
-from llm_forgetting.study_statistics.prediction import predict_unseen_pairs
-from llm_forgetting.study_statistics.runs import Run
-from llm_forgetting.study_statistics.sentences import (
+from llm_forgetting.study.statistics.association import Associations, associate
+from llm_forgetting.study.statistics.calibration import calibrate
+from llm_forgetting.study.statistics.clusters import change_over_runs
+from llm_forgetting.study.statistics.intraclass import intraclass_correlation
+from llm_forgetting.study.statistics.prediction import predict_unseen_pairs
+from llm_forgetting.study.statistics.runs import Run
+from llm_forgetting.study.statistics.sentences import (
     said_of_arm,
     said_of_calibration,
     said_of_change,
@@ -21,7 +21,7 @@ from llm_forgetting.study_statistics.sentences import (
     said_of_prediction,
     said_of_relation,
 )
-from llm_forgetting.study_statistics.trade_off import compare_arms, compare_at_matched_learning
+from llm_forgetting.study.statistics.trade_off import compare_arms, compare_at_matched_learning
 
 Record = Mapping[str, Any]
 Result = dict[str, Any]

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_forgetting.artifacts import RunFolder, encode_json, write_text
-from llm_forgetting.command_line import log_file
-from llm_forgetting.config_files import parse_config
+from llm_forgetting.config.files import parse_config
 from llm_forgetting.errors import UserError, is_out_of_memory
-from llm_forgetting.study.halves import take_base, take_half
+from llm_forgetting.experiment.artifacts.logs import log_file
+from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+from llm_forgetting.files import encode_json, write_text
 from llm_forgetting.study.measures import numbers_of
+from llm_forgetting.study.shared_first_task import take_base, take_half
 
 RECORD, FAILURE = "record.json", "failure.json"
 Record = dict[str, Any]
@@ -54,7 +55,7 @@ def run_cell(job: Job) -> None:
 def _run(job: Job, started: float) -> None:
     import torch
 
-    from llm_forgetting.experiment import run_experiment
+    from llm_forgetting.experiment.experiment import run_experiment
 
     torch.set_num_threads(job.threads)
     config = parse_config(str(job.folder / "config.yaml"), [], resumed=True)

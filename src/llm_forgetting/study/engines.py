@@ -142,7 +142,7 @@ def _serve(pipe: Connection, parent: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    from llm_forgetting.command_line import quiet_libraries
+    from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 
     quiet_libraries()
     while True:
@@ -221,7 +221,7 @@ class RayEngine:
 
 
 def _run_quietly(job: Job) -> None:
-    from llm_forgetting.command_line import quiet_libraries
+    from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 
     quiet_libraries()
     run_cell(job)

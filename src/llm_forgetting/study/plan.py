@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from llm_forgetting.config import SEEDS, ExperimentConfig, leaves
-from llm_forgetting.config_files import PRESETS, dotted_paths, parse_config, written
+from llm_forgetting.config.files import PRESETS, dotted_paths, parse_config, written
+from llm_forgetting.config.sections import SEEDS, ExperimentConfig, leaves
 from llm_forgetting.errors import UserError
 from llm_forgetting.study.measures import MEASURES, OUTCOMES
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from llm_forgetting.errors import UnreachableError, UserError
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.definition_files import Definition, read_definitions
-from llm_forgetting.tasks.files import SUFFIXES
 from llm_forgetting.tasks.prompt_format import filled, names_in
+from llm_forgetting.tasks.record_files import SUFFIXES
 from llm_forgetting.tasks.records import RecordLayout, require_options, some_names
 from llm_forgetting.tasks.sources import (
     LoadedSource,

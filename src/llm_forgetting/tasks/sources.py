@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from llm_forgetting.errors import UnreachableError, UserError
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.embedded import MMLU_SAMPLE, fetch
-from llm_forgetting.tasks.files import csv_rows, read_records
+from llm_forgetting.tasks.record_files import csv_rows, read_records
 from llm_forgetting.tasks.records import COLUMNS, RecordLayout, item_of_record, some_names
 from llm_forgetting.tasks.synthetic import SyntheticSource
 from llm_forgetting.tasks.task import LETTERS, Item, Pool, Task, split_pools

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from llm_forgetting.objective import Floats
+from llm_forgetting.arrays import Floats
+from llm_forgetting.report.figures.axis_scale import Stretch
 from llm_forgetting.report.html.blocks import Spec, rounded
-from llm_forgetting.report.stretch import Stretch
 
 
 def ticks_of(stretch: Stretch, values: Floats) -> Spec:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from llm_forgetting.objective import Floats
-from llm_forgetting.report.tables import Table
+from llm_forgetting.arrays import Floats
+from llm_forgetting.report.tables.run import Table
 
 Spec = dict[str, Any]
 

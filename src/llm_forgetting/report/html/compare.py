@@ -6,7 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 from llm_forgetting.report.html.blocks import Block, Code, Numbers, Page, Prose, Section
-from llm_forgetting.report.tables import SPLIT_WORDS, Table, measured, number, spoken, value_and_error
+from llm_forgetting.report.tables.run import SPLIT_WORDS, Table, measured, number, spoken, value_and_error
 
 Results = Mapping[str, Any]
 Rows = tuple[tuple[str, ...], ...]

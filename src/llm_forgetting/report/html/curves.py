@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from llm_forgetting.objective import Floats
+from llm_forgetting.arrays import Floats
+from llm_forgetting.report.figures.lines import Ensemble, ensembles_of
+from llm_forgetting.report.figures.style import step_unit
 from llm_forgetting.report.html.blocks import Block, Figures, Plot, Prose, Spec, plain, rounded
-from llm_forgetting.report.lines import Ensemble, ensembles_of
-from llm_forgetting.report.style import step_unit
-from llm_forgetting.report.tables import Table, measured, number, spoken, value_and_error
+from llm_forgetting.report.tables.run import Table, measured, number, spoken, value_and_error
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")

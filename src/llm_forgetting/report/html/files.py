@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_forgetting.artifacts import write_text
-from llm_forgetting.report.html.evaluated import evaluation_page
+from llm_forgetting.files import write_text
+from llm_forgetting.report.html.evaluation import evaluation_page
 from llm_forgetting.report.html.page import render
 from llm_forgetting.report.html.run import run_page
 from llm_forgetting.report.html.scan import scan_page

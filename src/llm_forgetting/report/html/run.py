@@ -3,17 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_forgetting.report.html.again import configuration, cost, versions, what_ran
-from llm_forgetting.report.html.between import between_blocks
 from llm_forgetting.report.html.blocks import Block, Code, Numbers, Page, Points, Prose, Section
 from llm_forgetting.report.html.curves import lines_blocks, training_blocks
-from llm_forgetting.report.html.foreseen import forecast_blocks
+from llm_forgetting.report.html.forecasts import forecast_blocks
+from llm_forgetting.report.html.paths import between_blocks
+from llm_forgetting.report.html.reproduction import configuration, cost, versions, what_ran
 from llm_forgetting.report.html.scores import Questions, heat_maps, item_listing, tiles
 from llm_forgetting.report.html.spectra import curvature_blocks
 from llm_forgetting.report.html.surfaces import landscape_blocks
-from llm_forgetting.report.markdown import changed
-from llm_forgetting.report.spurious import spurious_table
-from llm_forgetting.report.tables import Table, comparison_table, forgetting_table, spoken, summary_table
+from llm_forgetting.report.tables.markdown import changed
+from llm_forgetting.report.tables.run import Table, comparison_table, forgetting_table, spoken, summary_table
+from llm_forgetting.report.tables.spurious import spurious_table
 
 Results = Mapping[str, Any]
 PRIVATE = (

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_forgetting.report.html.again import configuration, cost, model_name, versions, what_ran
-from llm_forgetting.report.html.between import between_blocks
 from llm_forgetting.report.html.blocks import Block, Code, Page, Points, Prose, Section
 from llm_forgetting.report.html.curves import lines_blocks
+from llm_forgetting.report.html.paths import between_blocks
+from llm_forgetting.report.html.reproduction import configuration, cost, model_name, versions, what_ran
 from llm_forgetting.report.html.surfaces import landscape_blocks
-from llm_forgetting.report.tables import SPLIT_WORDS, number, share, spoken, value_and_error
+from llm_forgetting.report.tables.run import SPLIT_WORDS, number, share, spoken, value_and_error
 
 Content = Mapping[str, Any]
 

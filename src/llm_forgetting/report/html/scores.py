@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import Normalize
 
+from llm_forgetting.report.figures.accuracy_matrix import Matrix, matrices_of
 from llm_forgetting.report.html.blocks import Cell, Heat, Heats, Listing, Question, Tile
-from llm_forgetting.report.html.scales import Scale
-from llm_forgetting.report.matrix import Matrix, matrices_of
-from llm_forgetting.report.tables import SPLIT_WORDS, counts, number, spoken, value_and_error
+from llm_forgetting.report.html.colour_scale import Scale
+from llm_forgetting.report.tables.run import SPLIT_WORDS, counts, number, spoken, value_and_error
 
 Record = Mapping[str, Any]
 # By task and id of an item.

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from llm_forgetting.report.forecasts import curvature_table
+from llm_forgetting.report.figures.spectra import FLOOR, WIDTH, Spectrum, spectra_of
 from llm_forgetting.report.html.blocks import Block, Figures, Numbers, Plot, Prose, Spec, plain, rounded
-from llm_forgetting.report.html.scales import COLOURSCALE
-from llm_forgetting.report.spectra import FLOOR, WIDTH, Spectrum, spectra_of
-from llm_forgetting.report.tables import Table, spoken, value_and_error
+from llm_forgetting.report.html.colour_scale import COLOURSCALE
+from llm_forgetting.report.tables.curvature import curvature_table
+from llm_forgetting.report.tables.run import Table, spoken, value_and_error
 
 
 def curvature_blocks(results: Mapping[str, Any]) -> list[Block]:

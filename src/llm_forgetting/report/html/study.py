@@ -5,8 +5,8 @@ from typing import Any
 
 from llm_forgetting.report.html.blocks import Block, Code, Figures, Numbers, Page, Points, Prose, Section, Tile
 from llm_forgetting.report.html.study_plots import measures_plot, scatter_plot, trade_off_plot
-from llm_forgetting.report.study import answers_of, effects_table, measures_table, robustness_table
-from llm_forgetting.report.tables import Table, value_and_error
+from llm_forgetting.report.tables.run import Table, value_and_error
+from llm_forgetting.report.tables.study import answers_of, effects_table, measures_table, robustness_table
 
 Found = Mapping[str, Any]
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from llm_forgetting.objective import Floats
+from llm_forgetting.arrays import Floats
+from llm_forgetting.report.figures.axis_scale import Stretch
+from llm_forgetting.report.figures.study import columns_of, stretches_of
 from llm_forgetting.report.html.axes import ticks_of
 from llm_forgetting.report.html.blocks import Plot, Spec, plain, rounded
 from llm_forgetting.report.html.curves import SYMBOLS
-from llm_forgetting.report.stretch import Stretch
-from llm_forgetting.report.study_figures import columns_of, stretches_of
-from llm_forgetting.report.tables import number
+from llm_forgetting.report.tables.run import number
 
 Found = Mapping[str, Any]
 # More pairs than this have no legend: their names are in the hover texts.

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from llm_forgetting.report.contours import shared_norm
+from llm_forgetting.report.figures.contours import shared_norm
+from llm_forgetting.report.figures.style import step_unit
+from llm_forgetting.report.figures.surfaces import Surface, surfaces_of
 from llm_forgetting.report.html.blocks import Block, Figures, Plot, Prose, Spec, plain, rounded
-from llm_forgetting.report.html.fields import CHECKPOINT, dots, field
-from llm_forgetting.report.html.scales import Scale
-from llm_forgetting.report.style import step_unit
-from llm_forgetting.report.surfaces import Surface, surfaces_of
-from llm_forgetting.report.tables import flatness_table, landscape_table, number
+from llm_forgetting.report.html.colour_scale import Scale
+from llm_forgetting.report.html.contour_plots import CHECKPOINT, dots, field
+from llm_forgetting.report.tables.run import flatness_table, landscape_table, number
 
 # Every three-dimensional plot takes one of the some sixteen WebGL contexts that a browser allows a page.
 MOST_IN_3D = 9

@@ -1,1 +1,0 @@
-"""The command line as objects: experiments and studies that run, and what they leave behind as values, frames and pages."""

@@ -1,0 +1,239 @@
+"""Commands on what is there already: `landscape ADAPTER_DIR`, `evaluate [ADAPTER_DIR]` and `repair RUN`."""
+
+import argparse
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_forgetting.cli.parser import Parser, positive
+from llm_forgetting.config.files import config_help, parse_config, parse_evaluate, parse_scan
+from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig, to_dict
+from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
+from llm_forgetting.progress import say
+
+if TYPE_CHECKING:
+    from llm_forgetting.report.terminal import Terminal
+
+log = logging.getLogger(__name__)
+
+
+def landscape(arguments: list[str]) -> int:
+    """`llm-forgetting landscape`: surfaces around a saved adapter, and on the way to another."""
+    options, config = parse_landscape(arguments)
+    quiet_libraries()
+    from llm_forgetting.experiment.adapter_landscape import refuse_other_scan, save_scan, scan_adapter
+    from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+    from llm_forgetting.report.terminal import Terminal
+
+    terminal = Terminal()
+    adapters = [Path(options.adapter), *([Path(options.to)] if options.to else [])]
+    if options.resume:
+        folder = RunFolder(Path(options.resume))
+        if not folder.phases.is_dir():
+            raise UserError(f"--resume needs the folder of an earlier scan, {options.resume} is not one")
+        refuse_other_scan(config, adapters, folder)
+    else:
+        folder = RunFolder.create(Path(config.output.folder), prefix="landscape")
+    with folder.locked(), log_file(folder.path / "run.log"):
+        say(f"writing to {folder.path}")
+        try:
+            content = scan_adapter(config, adapters, folder, terminal)
+        except KeyboardInterrupt:
+            again = " ".join(
+                ["llm-forgetting landscape", *arguments, *([] if options.resume else ["--resume", str(folder.path)])]
+            )
+            say(f"\nstopped; nothing evaluated is lost. Go on with: {again}")
+            return 130
+        except UserError:
+            if not any(folder.phases.iterdir()):
+                shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
+            raise
+        save_scan(content, folder, dpi=config.output.dpi)
+        page = _draw_report(folder.path, "landscape.json", terminal)
+    _show(terminal, content, folder.path, page)
+    return 0
+
+
+def _draw_report(folder: Path, numbers: str, terminal: "Terminal") -> str:
+    """report.html out of the file `numbers`, which is written by then; how it is named among what was written."""
+    from llm_forgetting.report.html.files import read_items, write_evaluation_report, write_scan_report
+
+    try:
+        content = json.loads((folder / numbers).read_text(encoding="utf-8"))
+        if numbers == "landscape.json":
+            write_scan_report(content, folder)
+        else:
+            write_evaluation_report(content, read_items(folder), folder)
+    except Exception as error:
+        log.exception("report.html could not be drawn")
+        terminal.warn(f"report.html could not be drawn ({error!r}); all numbers are in {numbers}")
+        return ""
+    return "report.html, "
+
+
+def _show(terminal: "Terminal", content: dict[str, Any], folder: Path, page: str) -> None:
+    from llm_forgetting.report.tables.run import between_table, flatness_table, landscape_table
+
+    for table in (
+        landscape_table(content),
+        flatness_table(content),
+        *([between_table(content)] if content["paths"] else []),
+    ):
+        terminal.show_table(table)
+    for warning in content["warnings"]:
+        terminal.warn(warning)
+    say(f"Everything is in {folder}: {page}landscape.json and {len(content['figures'])} figures, as PNG and PDF.")
+
+
+def parse_landscape(arguments: list[str]) -> tuple[argparse.Namespace, ScanConfig]:
+    """The options of `landscape` and the configuration they resolve to."""
+    parser = Parser(
+        "llm-forgetting landscape",
+        add_help=False,
+        usage="llm-forgetting landscape ADAPTER_DIR --task NAME [--task NAME ...] [--to ADAPTER_DIR] [--DOTTED.PATH VALUE ...]",
+        description="The loss landscape around a saved PEFT LoRA adapter, on any tasks: with --to also the path to another "
+        "adapter on the same backbone, and the plane through both and the backbone itself.",
+    )
+    parser.add_argument("adapter", nargs="?", metavar="ADAPTER_DIR", help="a folder with adapter_model.safetensors")
+    main_options = parser.add_argument_group("main options")
+    main_options.add_argument("-h", "--help", action="store_true", help="show this help and stop")
+    main_options.add_argument("--task", action="append", default=[], metavar="NAME", help="see `llm-forgetting tasks`")
+    main_options.add_argument("--to", metavar="ADAPTER_DIR", help="a second adapter on the same backbone")
+    main_options.add_argument("--resume", metavar="DIR", help="go on with a scan that was stopped, options as before")
+    main_options.add_argument("--model_name", metavar="NAME", help="model.name; default: what the adapter names itself")
+    main_options.add_argument("--output_dir", metavar="DIR", help="output.folder")
+    main_options.add_argument("--seed", metavar="N", help="data.seed and landscape.seed")
+    options, dotted = parser.parse_known_args(arguments)
+    if options.help:
+        say(
+            parser.format_help()
+            + "\nevery field of the configuration, by its dotted path:\n\n"
+            + config_help(ScanConfig)
+        )
+        raise SystemExit(0)
+    if options.adapter is None:
+        raise UserError("the folder of a saved LoRA adapter must be given (see llm-forgetting landscape --help)")
+    pairs = {"model.name": options.model_name, "output.folder": options.output_dir}
+    pairs |= {"data.seed": options.seed, "landscape.seed": options.seed}
+    dotted += [f"--{path}={value}" for path, value in pairs.items() if value is not None]
+    return options, parse_scan(dotted, options.task)
+
+
+def evaluate(arguments: list[str]) -> int:
+    """`llm-forgetting evaluate`: accuracy on whole test splits."""
+    options, config = parse_evaluation(arguments)
+    quiet_libraries()
+    from llm_forgetting.experiment.adapter_evaluation import evaluate_adapter
+    from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+    from llm_forgetting.files import encode_json
+    from llm_forgetting.report.tables.evaluation import evaluation_table
+    from llm_forgetting.report.terminal import Terminal
+
+    terminal = Terminal()
+    adapter = Path(options.adapter) if options.adapter else None
+    content, records = evaluate_adapter(config, adapter, options.limit, terminal)
+    folder = RunFolder.create(Path(config.output.folder), prefix="evaluation")
+    folder.phases.rmdir()
+    folder.write("items.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    folder.write("evaluation.json", encode_json(content))
+    terminal.show_table(evaluation_table(content))
+    page = _draw_report(folder.path, "evaluation.json", terminal)
+    say(f"Everything is in {folder.path}: {page}evaluation.json and items.jsonl.")
+    return 0
+
+
+def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, EvaluateConfig]:
+    """The options of `evaluate` and the configuration they resolve to."""
+    parser = Parser(
+        "llm-forgetting evaluate",
+        add_help=False,
+        usage="llm-forgetting evaluate [ADAPTER_DIR] --task NAME [--task NAME ...] [--few_shot K] [--DOTTED.PATH VALUE ...]",
+        description="Accuracy and loss on every test row of any tasks, of the bare backbone or of a saved PEFT LoRA adapter, "
+        "with the prompts, few-shot examples, accuracies and standard errors of lm-evaluation-harness 0.4.13.",
+    )
+    # Not a positional of the parser: it would take the value of the first dotted option for the adapter.
+    named = [entry for entry in arguments[:1] if not entry.startswith("-")]
+    main_options = parser.add_argument_group("main options")
+    main_options.add_argument("-h", "--help", action="store_true", help="show this help and stop")
+    main_options.add_argument("--task", action="append", default=[], metavar="NAME", help="see `llm-forgetting tasks`")
+    main_options.add_argument("--few_shot", metavar="K", help="data.few_shot: worked examples before each question")
+    main_options.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each subject")
+    main_options.add_argument("--model_name", metavar="NAME", help="model.name; default: what the adapter names itself")
+    main_options.add_argument("--output_dir", metavar="DIR", help="output.folder")
+    options, dotted = parser.parse_known_args(arguments[len(named) :])
+    options.adapter = named[0] if named else None
+    if options.help:
+        say(
+            parser.format_help()
+            + "\nevery field of the configuration, by its dotted path:\n\n"
+            + config_help(EvaluateConfig)
+        )
+        raise SystemExit(0)
+    pairs = {"model.name": options.model_name, "output.folder": options.output_dir, "data.few_shot": options.few_shot}
+    dotted += [f"--{path}={value}" for path, value in pairs.items() if value is not None]
+    return options, parse_evaluate(dotted, options.task)
+
+
+def repair(arguments: list[str]) -> int:
+    """`llm-forgetting repair`: export and score the adapter at t* of a finished run."""
+    parser = Parser(
+        "llm-forgetting repair",
+        description="Export the adapter part of the way from one checkpoint to the next at which both tasks are kept best, as "
+        "the run's path phase found it, and score it on items that had no part in choosing it.",
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument(
+        "--rank", type=positive, help="cut the adapter to this rank; default: exact, both ranks together"
+    )
+    parser.add_argument("--t", type=_share, help="take this point of the path instead of t*, between 0 and 1")
+    options = parser.parse_args(arguments)
+    folder = Path(options.run)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"repair needs the folder of a finished run (with config.yaml and results.json), {folder} is not one"
+        )
+    config = parse_config(str(folder / "config.yaml"), [], resumed=True)
+    if not (folder / "results.json").is_file():
+        raise UserError(
+            f"{folder} must hold a finished run (results.json), go on with: llm-forgetting run --resume {folder}"
+        )
+    return _repair_in(folder, config, options)
+
+
+def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespace) -> int:
+    quiet_libraries()
+    from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+    from llm_forgetting.experiment.experiment import load_results
+    from llm_forgetting.experiment.repair import path_of
+    from llm_forgetting.experiment.repair import repair as repair_run
+    from llm_forgetting.experiment.session import Session
+    from llm_forgetting.files import encode_json
+    from llm_forgetting.report.tables.repair import repair_tables
+    from llm_forgetting.report.terminal import Terminal
+
+    terminal, run = Terminal(), RunFolder(folder)
+    results = load_results(folder)
+    path, session = path_of(results), Session(config, folder, terminal)
+    session.frozen = results["tasks"]
+    with run.locked(), log_file(folder / "run.log"):
+        found = repair_run(session, path, rank=options.rank, t=options.t)
+        run.write("repair.json", encode_json({"config": to_dict(config), **found}))
+    for table in repair_tables(json.loads((folder / "repair.json").read_text(encoding="utf-8"))):
+        terminal.show_table(table)
+    say(
+        f"The adapter is in {folder / found['adapter']} (PeftModel.from_pretrained loads it), the numbers in repair.json."
+    )
+    return 0
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, was {text!r}")
+    return value

@@ -1,0 +1,264 @@
+"""The command line: `llm-forgetting run`, `repair`, `landscape`, `study`, `report`, `compare`, `evaluate`, `tasks`."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from llm_forgetting.cli import adapters as cli_scan
+from llm_forgetting.cli import report as cli_report
+from llm_forgetting.cli import study as cli_study
+from llm_forgetting.cli.parser import Parser
+from llm_forgetting.config.files import DEFAULT_PRESET, PRESETS, config_help, parse_config
+from llm_forgetting.config.sections import SEEDS, ExperimentConfig, to_dict
+from llm_forgetting.errors import UserError, is_out_of_memory
+from llm_forgetting.experiment.artifacts.logs import quiet_libraries
+from llm_forgetting.progress import say
+
+if TYPE_CHECKING:
+    from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+    from llm_forgetting.report.terminal import Terminal
+
+# The short flags of the documents, and the dotted paths they stand for.
+SHORT_FLAGS: dict[str, tuple[str, ...]] = {
+    "--batch_size": ("training.batch_size",),
+    "--num_epochs": ("training.num_epochs",),
+    "--learning_rate": ("training.learning_rate",),
+    "--lora_r": ("lora.rank",),
+    "--lora_alpha": ("lora.alpha",),
+    "--model_name": ("model.name",),
+    "--output_dir": ("output.folder",),
+    "--seed": SEEDS,
+}
+
+_USAGE = """\
+usage: llm-forgetting COMMAND [options]
+
+  run        fine-tune on each task in turn, measure forgetting and the loss landscape   (the main job)
+  repair     go part of the way back: the adapter between two checkpoints that keeps both tasks
+  landscape  the loss landscape of anyone's saved LoRA adapter, on any tasks
+  study      many runs that answer the question, with error bars over runs
+  report     report.html of a finished run, study, landscape or evaluation, drawn again from its folder in seconds
+  compare    finished runs side by side, on the terminal and as a page
+  evaluate   accuracy of a model or a saved adapter on whole test splits, as lm-evaluation-harness measures it
+  tasks      the subjects and groups that can be named as tasks, with their item counts
+
+`llm-forgetting COMMAND --help` says more. Start with `llm-forgetting run` (ten minutes, nothing to set up)
+or `llm-forgetting run --config smoke` (under a minute, a toy)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `llm-forgetting`; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "run": run,
+        "repair": cli_scan.repair,
+        "landscape": cli_scan.landscape,
+        "evaluate": cli_scan.evaluate,
+        "study": cli_study.study,
+        "report": cli_report.report,
+        "compare": cli_report.compare,
+        "tasks": tasks,
+    }
+    if not given or given[0] in ("-h", "--help"):
+        say(_USAGE)
+        return 0 if given else 2
+    command = commands.get(given[0])
+    if command is None:
+        return _fail(f"a command is needed, one of {', '.join(commands)}; was {given[0]!r}")
+    return guarded(command, given[1:])
+
+
+def run_main() -> int:
+    """Entry point of main.py: `run` with the program's own arguments."""
+    return guarded(run, sys.argv[1:])
+
+
+def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command; what the user can mend becomes one line on stderr and exit status 2."""
+    try:
+        return command(arguments)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone; give Python's own exit something to flush into.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return 2
+
+
+def run(arguments: list[str]) -> int:
+    """`llm-forgetting run`: the main job."""
+    options, config = parse_run(arguments)
+    if options.print_config:
+        say(_as_yaml(config))
+        return 0
+    quiet_libraries()
+    from llm_forgetting.report.terminal import Terminal
+
+    terminal = Terminal()
+    if options.dry_run:
+        return _dry_run(config, terminal)
+    from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+
+    if options.resume:
+        return _run_in(RunFolder.open(Path(options.resume)), config, terminal)
+    folder = RunFolder.create(Path(config.output.folder))
+    try:
+        return _run_in(folder, config, terminal)
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):
+            folder.remove_if_unused()
+        raise
+
+
+def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> int:
+    again = f"llm-forgetting run --resume {shlex.quote(str(folder.path))}"
+    try:
+        say(f"writing to {folder.path}")
+        results = _experiment_in(folder, config, terminal)
+    except KeyboardInterrupt:
+        say(f"\nstopped; nothing finished is lost. Go on with: {again}")
+        return 130
+    except OSError as error:
+        remedy = again if (folder.path / "config.yaml").exists() else "start again"
+        raise UserError(
+            f"{folder.path} could not be written: {error.strerror or error}; make room, then {remedy}"
+        ) from error
+    terminal.show_results(results, folder.path)
+    return 0
+
+
+def _experiment_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> dict[str, Any]:
+    """The experiment, with what the user can mend told apart from what only we can."""
+    from safetensors import SafetensorError
+
+    from llm_forgetting.experiment.experiment import run_in
+
+    try:
+        return run_in(folder, config, terminal)
+    except UserError as error:
+        kept = f" (what was finished is kept in {folder.path})" if any(folder.phases.glob("*.json")) else ""
+        raise UserError(f"{error}{kept}") from error
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        if "inline_container" in str(error):  # all that torch.save says where the disk is full
+            raise OSError("a file of weights was not taken whole") from error
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            "memory ran out; lower training.batch_size (and raise training.gradient_accumulation_steps by as much), "
+            "evaluation.batch_size and landscape.batch_size, or turn on training.gradient_checkpointing; "
+            f"{folder.path} keeps what was finished"
+        ) from error
+
+
+def _as_yaml(config: ExperimentConfig) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _dry_run(config: ExperimentConfig, terminal: "Terminal") -> int:
+    from llm_forgetting.experiment.cost import estimate
+
+    say(_as_yaml(config))
+    for table in estimate(config, terminal.note):
+        terminal.show_table(table)
+    return 0
+
+
+def tasks(arguments: list[str]) -> int:
+    """`llm-forgetting tasks`: what can be named as a task."""
+    parser = Parser(
+        "llm-forgetting tasks", description="The subjects and groups that can be named as tasks, with item counts."
+    )
+    parser.add_argument("--source", choices=["embedded", "local", "hub", "synthetic"], help="default: embedded")
+    parser.add_argument("--path", default=None, help="the folder, file or data set of local and hub")
+    parser.add_argument("--definitions", metavar="FILE", help="a YAML file of tasks of your own; lists those")
+    parsed = parser.parse_args(arguments)
+    from llm_forgetting.config.sections import DataConfig
+    from llm_forgetting.experiment.tasks import source_of
+    from llm_forgetting.report.tables.run import Table
+    from llm_forgetting.report.terminal import Terminal
+    from llm_forgetting.tasks.mmlu import groups
+
+    quiet_libraries()
+    terminal = Terminal()
+    if parsed.definitions is not None:
+        _show_definitions(Path(parsed.definitions).expanduser(), terminal)
+        if parsed.source is None:
+            return 0
+    source = source_of(DataConfig(source=parsed.source or "embedded", path=parsed.path), terminal.note)
+    counts = source.subjects()
+    subjects = tuple((name, str(count)) for name, count in sorted(counts.items()))
+    terminal.show_table(Table(f"{len(counts)} subjects", ("subject", "items"), subjects, source.description))
+    found = groups(counts)
+    rows = tuple((name, str(sum(counts[s] for s in members)), ", ".join(members)) for name, members in found.items())
+    if rows:
+        terminal.show_table(Table(f"{len(rows)} groups", ("group", "items", "subjects"), rows))
+    return 0
+
+
+def _show_definitions(file: Path, terminal: "Terminal") -> None:
+    """The tasks that a YAML file defines, with what they hold."""
+    from llm_forgetting.report.tables.run import Table
+    from llm_forgetting.tasks.definitions import list_defined
+
+    rows = tuple(
+        (task.name, str(task.items), task.options, task.description) for task in list_defined(file, terminal.note)
+    )
+    header = ("task", "items", "options", "source")
+    terminal.show_table(Table(f"{len(rows)} tasks defined in {file.name}", header, rows))
+
+
+def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentConfig]:
+    """The options of `run` and the configuration they resolve to; UserError for anything that does not fit."""
+    parser = Parser(
+        "llm-forgetting run",
+        add_help=False,
+        usage="llm-forgetting run [--config PRESET_OR_FILE] [--task1 NAME --task2 NAME] [options] [--DOTTED.PATH VALUE ...]",
+        description="Fine-tune a language model with LoRA on one task after the other; measure what it forgets and its loss "
+        "landscape.",
+    )
+    main_options = parser.add_argument_group("options")
+    main_options.add_argument("-h", "--help", action="store_true", help="show this help and stop")
+    main_options.add_argument(
+        "--config", metavar="NAME", default=DEFAULT_PRESET,
+        help=f"a preset ({', '.join(PRESETS)}) or your own YAML file; default {DEFAULT_PRESET}",
+    )  # fmt: skip
+    main_options.add_argument("--resume", metavar="DIR", help="go on with the run in DIR; takes no other option")
+    main_options.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    main_options.add_argument(
+        "--dry_run", action="store_true", help="print configuration, sizes, time and memory; stop"
+    )
+    main_options.add_argument("--tasks", metavar="A,B,...", help="data.tasks, separated by commas")
+    main_options.add_argument("--task1", metavar="NAME", help="the first of data.tasks")
+    main_options.add_argument("--task2", metavar="NAME", help="the second of data.tasks")
+    for flag, paths in SHORT_FLAGS.items():
+        main_options.add_argument(flag, metavar="VALUE", help=" and ".join(paths))
+    options, dotted = parser.parse_known_args(list(arguments))
+    if options.help:
+        say(parser.format_help() + "\nevery field of the configuration, by its dotted path:\n\n" + config_help())
+        raise SystemExit(0)
+    if options.resume is not None:
+        if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
+            raise UserError("--resume takes no other option: a run goes on with the configuration it was started with")
+        return options, parse_config(str(Path(options.resume) / "config.yaml"), [], resumed=True)
+    for flag, paths in SHORT_FLAGS.items():
+        value = getattr(options, flag.removeprefix("--"))
+        dotted += [f"--{path}={value}" for path in paths if value is not None]
+    if options.tasks is not None and (options.task1 or options.task2):
+        raise UserError("--tasks names all tasks; give either it or --task1 and --task2")
+    named = None if options.tasks is None else [name.strip() for name in options.tasks.split(",")]
+    return options, parse_config(options.config, dotted, tasks=named, task_at={0: options.task1, 1: options.task2})

@@ -1,0 +1,73 @@
+"""What every command of the command line needs: a parser that complains in one line, a quiet screen, a log."""
+
+import argparse
+import textwrap
+from typing import Any, NoReturn
+
+from llm_forgetting.errors import UserError
+
+EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "run": (
+        ("llm-forgetting run --config smoke", "a toy, under a minute, no download: see what comes out"),
+        ("llm-forgetting run", "a real small model on two MMLU subjects, ten minutes"),
+        ("llm-forgetting run --task1 virology --task2 group:philosophy --seed 1", "other tasks, another seed"),
+        ("llm-forgetting run --config full --lora.rank 16 --dry_run", "what it would cost"),
+        ("llm-forgetting run --resume outputs/experiment_...", "go on with a run that was stopped"),
+        ("llm-forgetting report outputs/experiment_...", "afterwards: report.html, to be opened in a browser"),
+    ),
+    "repair": (
+        ("llm-forgetting repair outputs/experiment_...", "the adapter at t*, exact"),
+        ("llm-forgetting repair outputs/experiment_... --rank 8", "the same, cut to rank 8, with the error that makes"),
+    ),
+    "landscape": (
+        ("llm-forgetting landscape my_adapter --task anatomy --task virology", "any saved PEFT LoRA adapter"),
+        ("llm-forgetting landscape before --to after --task anatomy", "also the path and the plane to another"),
+    ),
+    "evaluate": (
+        ("llm-forgetting evaluate --task anatomy --few_shot 5", "the bare backbone"),
+        (
+            "llm-forgetting evaluate my_adapter --task anatomy --limit 50",
+            "an adapter, the first 50 rows of each subject",
+        ),
+    ),
+    "study": (
+        ("llm-forgetting study studies/toy.yaml --dry_run", "cells, cost, what is missing"),
+        ("llm-forgetting study studies/toy.yaml --workers 2", "a toy of 192 runs; again to go on where it was stopped"),
+        ("llm-forgetting study --records docs/results/flatness/records.json.gz", "a published study, without a model"),
+    ),
+    "report": (("llm-forgetting report outputs/experiment_...", "then open its report.html in a browser"),),
+    "compare": (
+        ("llm-forgetting compare outputs/experiment_1 outputs/experiment_2", "prints tables, writes compare.html"),
+    ),
+    "tasks": (
+        ("llm-forgetting tasks", "of the embedded MMLU sample"),
+        ("llm-forgetting tasks --source local --path mmlu", "of the original MMLU folder, with all its rows"),
+    ),
+}
+"""What each command's `--help` ends with."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose complaint is one line, and whose help ends with examples."""
+
+    def __init__(self, program: str, *, description: str, **kwargs: Any) -> None:
+        shown = EXAMPLES.get(program.rpartition(" ")[2], ())
+        epilog = "\n".join(["examples:", *(f"  {command}\n      {what}" for command, what in shown)])
+        super().__init__(
+            prog=program,
+            allow_abbrev=False,
+            description=textwrap.fill(description, 100),
+            epilog=epilog if shown else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **kwargs,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for an option's `type`."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, was {text!r}")
+    return int(text)

@@ -1,0 +1,175 @@
+"""From a preset or YAML file and dotted overrides to an `ExperimentConfig`, through jsonargparse."""
+
+import argparse
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
+from llm_forgetting.errors import UserError
+
+PRESETS = ("quickstart", "full", "smoke", "llama2-7b")
+DEFAULT_PRESET = "quickstart"
+Config = TypeVar("Config", ExperimentConfig, ScanConfig, EvaluateConfig)
+
+
+def parse_config(
+    name: str,
+    dotted: Sequence[str],
+    *,
+    tasks: Sequence[str] | None = None,
+    task_at: Mapping[int, str | None] | None = None,
+    resumed: bool = False,
+) -> ExperimentConfig:
+    """The configuration of preset or file `name`, overridden by `--dotted.path=value` arguments.
+
+    `tasks` replaces all of data.tasks, `task_at` some of them by position. UserError names the dotted path of whatever
+    is unknown, of the wrong type, or impossible.
+    """
+    path = _config_path(name, resumed)
+    parser, parsed = _parsed(ExperimentConfig, [*([f"--config={path}"] if _has_fields(path) else []), *dotted])
+    names = list(parsed.data.tasks if tasks is None else tasks)
+    for position, task in (task_at or {}).items():
+        if task is not None:
+            names[position : position + 1] = [task]
+    parsed.data.tasks = tuple(names)
+    return _built(ExperimentConfig, parser, parsed)
+
+
+def parse_scan(dotted: Sequence[str], tasks: Sequence[str]) -> ScanConfig:
+    """The configuration of a landscape of a saved adapter: the defaults, overridden by `--dotted.path=value` arguments."""
+    parser, parsed = _parsed(ScanConfig, dotted)
+    parsed.data.tasks = tuple(tasks)
+    return _built(ScanConfig, parser, parsed)
+
+
+def parse_evaluate(dotted: Sequence[str], tasks: Sequence[str]) -> EvaluateConfig:
+    """The configuration of an evaluation: the defaults, overridden by `--dotted.path=value` arguments."""
+    parser, parsed = _parsed(EvaluateConfig, dotted)
+    parsed.data.tasks = tuple(tasks)
+    return _built(EvaluateConfig, parser, parsed)
+
+
+def config_help(cls: type = ExperimentConfig) -> str:
+    """Every dotted path with its meaning, type and default."""
+    text: str = _parser(cls).format_help()
+    fields = text[text.index("\n\n") :].split("Path to a configuration file.", 1)[-1].strip("\n")
+    return re.sub(r"\n +--\w+ CONFIG\s+Path to a configuration file\.", "", fields)  # a section is no option of ours
+
+
+def _parser(cls: type) -> Any:
+    parser = ArgumentParser(prog="llm-forgetting run", exit_on_error=False, print_config=None, add_help=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(cls)
+    return parser
+
+
+def _parsed(cls: type, arguments: Sequence[str]) -> tuple[Any, Any]:
+    parser = _parser(cls)
+    try:
+        return parser, parser.parse_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise UserError(_one_line(str(error))) from error
+
+
+def _built(cls: type[Config], parser: Any, parsed: Any) -> Config:
+    sections = parser.instantiate(parsed)
+    return cls(**{field.name: getattr(sections, field.name) for field in dataclasses.fields(cls)})
+
+
+def _config_path(name: str, resumed: bool) -> Path:
+    if name in PRESETS and not Path(name).is_file():
+        return Path(str(resources.files("llm_forgetting").joinpath(f"presets/{name}.yaml")))
+    path = Path(name)
+    if resumed and not path.is_file():
+        raise UserError(f"--resume needs the folder of an earlier run (with its config.yaml); {path.parent} is not one")
+    if not path.is_file():
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"--config must be a preset ({', '.join(PRESETS)}) or a YAML file, {name!r} is neither{hint}")
+    return path
+
+
+def _has_fields(path: Path) -> bool:
+    """Whether the YAML file `path` sets anything; UserError where it is not sections of fields, as no parser says it well."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} must be YAML in UTF-8: {' '.join(str(error).split())}") from error
+    if content is None:
+        return False
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} must hold sections such as `training:`, was {str(content)[:40]!r}")
+    sections = [field.name for field in dataclasses.fields(ExperimentConfig)]
+    for name, value in content.items():
+        if name in sections and not isinstance(value, dict):
+            raise UserError(
+                f"{name} must hold fields such as {name}.{_first_field(name)}, was {value!r}; or leave it out"
+            )
+    return True
+
+
+def _first_field(section: str) -> str:
+    return next(path.partition(".")[2] for path in dotted_paths() if path.startswith(f"{section}."))
+
+
+def dotted_paths(cls: type = ExperimentConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted path of the configuration."""
+    for field in dataclasses.fields(cls):
+        section = field.default_factory if dataclasses.is_dataclass(field.default_factory) else None
+        if isinstance(section, type):
+            yield from dotted_paths(section, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def written(value: object) -> str:
+    """A value as a dotted argument gives it: YAML in one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    return str(yaml.safe_dump(plain, default_flow_style=True, width=10**6)).removesuffix("\n").removesuffix("\n...")
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse's message as one line: what must hold, what was given, what to do."""
+    unknown = re.search(r"Group '(\w[\w.]*)' does not accept option '([\w.]+)'", message)
+    if unknown:
+        return unknown_option(f"{unknown[1]}.{unknown[2]}")
+    stray = re.search(r"unrecognized arguments: (\S+)", message)
+    if stray:
+        return unknown_option(stray[1].removeprefix("--").split("=")[0], flag=stray[1].startswith("--"))
+    extra = re.search(
+        r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)|does not accept option '([\w.]+)'",
+        message,
+    )
+    if extra:
+        return unknown_option(extra[1] or extra[2])
+    key = re.search(r'[Kk]ey "([\w.]+)"', message)
+    expected = re.findall(r"Expected an? (<class '\w+'>|typing\.Literal\[[^]]*\]|\w+)", message)
+    given = re.search(r"(?:Given value|Got value): (.*)", message)
+    if key and expected and given:
+        kinds = [re.sub(r"<class '(\w+)'>", r"\1", kind).replace("typing.Literal", "one of ") for kind in expected]
+        readable = " or ".join(
+            {"NoneType": "null", "int": "a whole number", "float": "a number", "tuple": "a list", "str": "a text"}.get(
+                k, k
+            )
+            for k in kinds
+        )
+        return f"{key[1]} must be {readable}, was {given[1].strip()!r}"
+    return " ".join(message.split())
+
+
+def unknown_option(path: str, *, flag: bool = False) -> str:
+    """What is said of a dotted path that the configuration has not."""
+    known = list(dotted_paths())
+    near = difflib.get_close_matches(path, known, n=1) or [
+        entry for entry in known if entry.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]
+    ]
+    hint = f"; did you mean {'--' if flag else ''}{near[0]}?" if near else "; --help lists all"
+    return f"{'--' if flag else ''}{path} is not an option{hint}"

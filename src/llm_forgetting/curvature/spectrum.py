@@ -1,0 +1,1 @@
+"""What is known of a spectrum: single eigenvalues, a trace, a density. No torch."""

@@ -1,0 +1,1 @@
+"""One experiment: the phases of the method, and what they write."""

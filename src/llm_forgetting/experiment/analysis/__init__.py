@@ -1,0 +1,1 @@
+"""Analyses of a run at and between its checkpoints."""

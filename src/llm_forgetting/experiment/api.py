@@ -1,0 +1,64 @@
+"""An experiment as an object: the command `llm-forgetting run`, with its results as values."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_forgetting.config.files import parse_config
+from llm_forgetting.config.overrides import Config, resolve
+from llm_forgetting.config.sections import ExperimentConfig
+from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.artifacts.logs import quiet_libraries
+from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+from llm_forgetting.experiment.run_results import RunResults
+from llm_forgetting.progress import Progress, Silent
+
+
+class Experiment:
+    """Fine-tune on each task in turn; measure after each what is forgotten and how the loss landscape looks.
+
+    Args:
+        config: A preset (`quickstart`, `full`, `smoke`, `llama2-7b`), a YAML file, or an `ExperimentConfig`.
+        tasks: Names of subjects or groups, in the order in which they are learnt.
+        settings: What differs from `config`: sections with some of their fields (`lora={"rank": 16}`), dotted paths
+            (`**{"lora.rank": 16}`), or `seed`, which stands for every seed.
+
+    For example
+
+        run = Experiment("smoke", training={"num_epochs": 2}).run()
+        print(run.answer)
+        run.scores  # a pandas frame
+    """
+
+    def __init__(self, config: Config = "quickstart", *, tasks: Sequence[str] | None = None, **settings: Any) -> None:
+        self.config: ExperimentConfig = resolve(config, tasks, settings)
+
+    def run(self, folder: str | os.PathLike[str] | None = None, *, quiet: bool = False) -> RunResults:
+        """Run it into `experiment_TIMESTAMP` below `folder` (`output.folder`, if not given).
+
+        What is finished is kept, whatever happens: `Experiment.resume` goes on with it. `quiet` shows nothing.
+        """
+        created = RunFolder.create(Path(self.config.output.folder if folder is None else folder))
+        try:
+            return _run(self.config, created, quiet)
+        except UserError:
+            created.remove_if_unused()
+            raise
+
+    @classmethod
+    def resume(cls, folder: str | os.PathLike[str], *, quiet: bool = False) -> RunResults:
+        """Go on with a run that was stopped, or that is finished (then its results are read back)."""
+        path = Path(folder)
+        return _run(parse_config(str(path / "config.yaml"), [], resumed=True), RunFolder.open(path), quiet)
+
+
+def _run(config: ExperimentConfig, folder: RunFolder, quiet: bool) -> RunResults:
+    quiet_libraries()
+    from llm_forgetting.experiment.experiment import run_in
+    from llm_forgetting.report.terminal import Terminal
+
+    progress: Progress = Silent() if quiet else Terminal()
+    if not quiet:
+        progress.note(f"writing to {folder.path}; if it is stopped, Experiment.resume({str(folder.path)!r}) goes on")
+    return RunResults(run_in(folder, config, progress), folder.path)

@@ -1,0 +1,72 @@
+"""Checks made before anything is trained: what would otherwise spoil every number in silence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llm_forgetting.errors import UserError
+from llm_forgetting.models.language.batches import ROUNDING, EncodedItem
+from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.scoring import score
+
+GUARD_ITEMS = 16
+LETTER_MASS_WARNING = 0.5
+
+
+@dataclass(frozen=True)
+class GuardReport:
+    """What the start-up checks measured.
+
+    `batch_logit_difference`: largest difference of a letter logit between batch size 1 and `batch_size`.
+    `repeat_loss_difference`: difference of the mean loss between two passes (nats).
+    `letter_mass`: mean probability that the base model gives to the option letters.
+    """
+
+    items: int
+    batch_size: int
+    batch_logit_difference: float
+    batch_tolerance: float
+    repeat_loss_difference: float
+    letter_mass: float
+    letter_token_ids: tuple[int, ...]
+
+
+def check(model: LanguageModel, encoded: Sequence[EncodedItem]) -> GuardReport:
+    """Run the checks on up to 16 items of mixed length; UserError where the model cannot be measured."""
+    by_length = sorted(encoded, key=lambda item: len(item.input_ids))
+    picks = np.linspace(0, len(by_length) - 1, min(GUARD_ITEMS, len(by_length))).round().astype(int)
+    # Long and short items side by side, so that the batch really is padded.
+    chosen = [by_length[i] for i in np.unique(picks)]
+    alone = score(model, chosen, 1, packed=False)
+    padded = score(model, chosen, len(chosen), packed=False)  # as training sees them, also where scoring packs
+    together, again = (score(model, chosen, len(chosen)) for _ in range(2))
+    if not all(np.isfinite(way.losses).all() for way in (alone, padded, together)):
+        raise UserError(
+            f"the base model's losses must be finite, some are not in {model.dtype}; use model.dtype=float32"
+        )
+    there = np.isfinite(alone.letter_logits)
+    difference = max(
+        float(np.abs(alone.letter_logits[there] - way.letter_logits[there]).max()) for way in (padded, together)
+    )
+    tolerance = ROUNDING[model.dtype]
+    if difference > tolerance:
+        raise UserError(
+            f"an item's answer must not depend on its batch; letter logits alone and in a batch differ by {difference:.3g} "
+            f"(allowed {tolerance:g}): this model's padding or positions are not handled, use another model"
+        )
+    repeat = float(abs(together.losses.mean() - again.losses.mean()))
+    if not repeat <= 1e-6 * max(1.0, float(together.losses.mean())):
+        raise UserError(
+            f"two passes over the same items must give the same loss, they differ by {repeat:.3g} nats: the model is not "
+            f"deterministic in eval mode (dropout? atomics?), so no landscape of it can be measured"
+        )
+    return GuardReport(
+        items=len(chosen),
+        batch_size=len(chosen),
+        batch_logit_difference=difference,
+        batch_tolerance=tolerance,
+        repeat_loss_difference=repeat,
+        letter_mass=float(together.letter_mass.mean()),
+        letter_token_ids=chosen[0].letter_ids,
+    )

@@ -1,0 +1,155 @@
+"""The live side of a run: encoded tasks, and one model that is brought to whichever checkpoint a phase asks for."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llm_forgetting.config.sections import ExperimentConfig, LandscapeConfig
+from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.tasks import source_of, tasks_of
+from llm_forgetting.forgetting.scores import SPLITS
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
+from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.text_loss import Passage, passages
+from llm_forgetting.progress import Progress
+from llm_forgetting.seeding import generator
+from llm_forgetting.tasks.sources import Source
+from llm_forgetting.tasks.synthetic import fillers
+from llm_forgetting.tasks.task import Task, turn
+
+INITIAL = "initial"
+
+
+def checkpoint_name(after_task: int) -> str:
+    """`initial` for 0, else `after_taskN`: the checkpoints theta_0, theta_1, ... of the method."""
+    return f"after_task{after_task}" if after_task else INITIAL
+
+
+def frozen_items(task: Task) -> dict[str, Any]:
+    """What a run freezes of a task: how its items are put to the model, and every item by id and hash."""
+    return {
+        "prompt": dataclasses.asdict(task.train[0].format),
+        "splits": {split: [{"id": item.id, "sha256": item.sha256} for item in task.split(split)] for split in SPLITS},
+    }
+
+
+def choose_landscape_items(items: Sequence[EncodedItem], task: str, settings: LandscapeConfig) -> list[EncodedItem]:
+    """The fixed, seeded subset of a task's items whose loss is the landscape."""
+    rows = generator(settings.seed, "landscape items", task).permutation(len(items))[: settings.num_items]
+    return [items[row] for row in sorted(rows)]
+
+
+class Session:
+    """Everything that is loaded only if a phase has to be computed: a finished run resumes without model or data."""
+
+    def __init__(self, config: ExperimentConfig, folder: Path, progress: Progress) -> None:
+        self.config = config
+        self.folder = folder
+        self.progress = progress
+        self.frozen: Sequence[Mapping[str, Any]] | None = None  # the tasks as an earlier process set them up
+        self._at: int | None = 0
+
+    @cached_property
+    def source(self) -> Source:
+        """The source of items."""
+        return source_of(self.config.data, self.progress.note)
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """The tasks in the order they are learnt; UserError where they are not those that the run was started with."""
+        tasks = tasks_of(self.config.data, self.source)
+        for task, before in zip(tasks, self.frozen or [], strict=False):
+            if any(before.get(key, found) != found for key, found in frozen_items(task).items()):
+                raise UserError(
+                    f"the items of task {task.name} and their prompt must be those that the run in {self.folder} was started "
+                    "with, the data were changed since; undo the change, or start a new run"
+                )
+        return tasks
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """Backbone and fresh adapter; `at` moves it to a checkpoint."""
+        self._at = 0
+        model = LanguageModel.load(
+            self.config.model, self.config.lora, seed=self.config.training.seed, notify=self.progress.note
+        )
+        self._initial = model.adapter_state()
+        return model
+
+    @cached_property
+    def encoded(self) -> list[EncodedTask]:
+        """The tasks as tokens."""
+        return [
+            EncodedTask(
+                task.name,
+                *(
+                    tuple(encode(self.model.tokenizer, task.split(split), task.shots, self.config.data.max_tokens))
+                    for split in ("train", "test")
+                ),
+            )
+            for task in self.tasks
+        ]
+
+    def at(self, after_task: int) -> LanguageModel:
+        """The model with the adapter of the checkpoint after task number `after_task` (0: the fresh one)."""
+        model = self.model
+        if self._at != after_task:
+            if after_task:
+                model.load_adapter_weights(self.checkpoint_folder(after_task))
+            else:
+                model.set_adapter_state(self._initial)
+            self._at = after_task
+        return model
+
+    def trained(self, after_task: int | None) -> None:
+        """Say that the live adapter now is the checkpoint after task number `after_task`, or (None) that of none."""
+        self._at = after_task
+
+    def checkpoint_folder(self, after_task: int) -> Path:
+        """`checkpoint_after_taskN` in the run folder."""
+        return self.folder / f"checkpoint_{checkpoint_name(after_task)}"
+
+    def landscape_items(self) -> list[list[EncodedItem]]:
+        """Per task the fixed subset of items whose loss is the landscape, in a seeded order."""
+        settings = self.config.landscape
+        return [choose_landscape_items(task.split(settings.items), task.name, settings) for task in self.encoded]
+
+    def named_landscape_items(self) -> list[tuple[str, list[EncodedItem]]]:
+        """`landscape_items` with the names of their tasks."""
+        return [(task.name, items) for task, items in zip(self.encoded, self.landscape_items(), strict=True)]
+
+    def rotated(self, task: int, split: str) -> list[list[EncodedItem]]:
+        """The items of task number `task` (from 1) with their options moved 1, 2, ... places, one list per rotation.
+
+        An item that has fewer options than the longest is in fewer lists. Those of one item share a beginning, its question.
+        """
+        chosen, shots = self.tasks[task - 1].split(split), self.tasks[task - 1].shots
+        turned = [
+            [turn(item, places) for item in chosen if places < len(item.choices)]
+            for places in range(1, max(len(item.choices) for item in chosen))
+        ]
+        encoded = [encode(self.model.tokenizer, items, shots, self.config.data.max_tokens) for items in turned]
+        if shots:
+            return encoded
+        return [[dataclasses.replace(item, kin=item.item.id) for item in items] for items in encoded]
+
+    @cached_property
+    def passages(self) -> list[Passage]:
+        """Text that belongs to no task."""
+        text = self.config.evaluation.text
+        if text is None and self.config.data.source == "synthetic":
+            return [
+                Passage(f"passage/{n}", tuple(self.model.tokenizer(said)["input_ids"]))
+                for n, said in enumerate(fillers())
+            ]
+        return passages(text, self.model.tokenizer, self.config.data.max_tokens)
+
+    def journal(self, name: str) -> Path:
+        """Where the evaluations of a scan that is not finished are kept."""
+        return self.folder / "phases" / f"{name}.journal"
+
+    def trajectory_folder(self, after_task: int) -> Path:
+        """Where the adapters at the ends of a task's epochs wait to be projected onto the checkpoint plane."""
+        return self.folder / "phases" / f"trajectory_task{after_task}"

@@ -1,0 +1,1 @@
+"""Accuracy matrix R[i, j], forgetting and its uncertainty. No torch."""

@@ -1,0 +1,118 @@
+"""The answer of a run in one plain sentence."""
+
+import math
+from typing import Literal
+
+from llm_forgetting.forgetting.intervals import Interval, PairedProportionChange, detectable_drop
+from llm_forgetting.forgetting.measures import Estimate, Forgetting
+
+Outcome = Literal["too few items", "dropped", "rose", "nothing learnt", "no drop shown"]
+
+
+def verdict(result: Forgetting) -> str:
+    """The answer of the run in one sentence: what became of each earlier task; loss changes as value ± stderr."""
+    names = result.task_names
+    if len(names) == 1:
+        return f"Only {names[0]} was fine-tuned, nothing came after it, so forgetting cannot be measured; one seed."
+    lead = f"After fine-tuning on {', then '.join(names[1:])}, "
+    if len(names) == 2:
+        said = _said_of_task(result, 0)
+        taught_nothing = _outcome(result, 0) == "nothing learnt"
+        return (said[0].upper() + said[1:] if taught_nothing else lead + said) + "; one seed."
+    earlier = "; ".join(_said_of_task(result, k) for k in range(len(names) - 1))
+    return f"{lead}{earlier}; {_said_of_average(result)}; one seed."
+
+
+def _outcome(result: Forgetting, k: int) -> Outcome:
+    interval = result.accuracy.tasks[k].absolute.interval
+    if interval is None:
+        return "too few items"
+    if interval.low > 0:
+        return "dropped"
+    if interval.high < 0:
+        return "rose"
+    learnt = result.accuracy.learning[k].shown or result.loss.learning[k].shown
+    return "no drop shown" if learnt else "nothing learnt"
+
+
+def _said_of_task(result: Forgetting, k: int) -> str:
+    accuracy, learnt = result.accuracy.tasks[k], result.accuracy.learning[k]
+    cell, final = result.accuracy.cells[k + 1][k], result.accuracy.cells[-1][k]
+    change, drop = accuracy.change, accuracy.absolute
+    assert isinstance(change, PairedProportionChange)
+    assert drop.value is not None
+    items = f"{_split_word(result.split)} {accuracy.name} items"
+    where = f"accuracy on the {accuracy.n} {items}"
+    span = f"from {cell.value:.2f} to {final.value:.2f}"
+    loss = _said_of_loss(result.loss.tasks[k].absolute)
+    match _outcome(result, k):
+        case "too few items":
+            before, after = change.both + change.only_before, change.both + change.only_after
+            return (
+                f"correct answers on the {items} went from {before} to {after} of {accuracy.n} items, "
+                "too few items for an interval or a verdict"
+            )
+        case "dropped":
+            base = f", though fine-tuning on it had not measurably raised it ({learnt.before:.2f} before)"
+            fell = f"{where} fell {span}, a drop of {drop.value:.2f} ({_said_of(drop.interval)}; {loss})"
+            return fell if learnt.shown else fell + base
+        case "rose":
+            return f"{where} rose {span}, a gain of {-drop.value:.2f} ({_said_of(change.interval)}; {loss})"
+        case "nothing learnt":
+            return (
+                f"nothing was learnt of {accuracy.name}, so nothing could be forgotten: fine-tuning on it took {where} "
+                f"from {learnt.before:.2f} to {learnt.after:.2f}, and it ended at {final.value:.2f}"
+            )
+        case "no drop shown":
+            smallest = 100 * detectable_drop(change.n, (change.only_before + change.only_after) / change.n)
+            return (
+                f"no drop could be shown in {where} ({span}, a drop of {drop.value:.2f}, {_said_of(drop.interval)}; "
+                f"{loss}); with {change.n} items a drop below {smallest:.0f} points cannot be seen reliably"
+            )
+
+
+def detectable(result: Forgetting) -> list[dict[str, object]]:
+    """Per task but the last the smallest drop in accuracy that its items could have shown, and that in words.
+
+    McNemar's test at 5%, power 80%, with the share of items that changed as it was found; at least one item in ten is
+    supposed to change.
+    """
+    found: list[dict[str, object]] = []
+    for task in result.accuracy.tasks:
+        change = task.change
+        assert isinstance(change, PairedProportionChange)
+        changed = (change.only_before + change.only_after) / change.n
+        drop = detectable_drop(change.n, max(changed, 0.1))
+        found.append(
+            {
+                "task": task.name,
+                "n": change.n,
+                "changed": changed,
+                "drop": drop,
+                "said": f"with {change.n} {_split_word(result.split)} {task.name} items a drop below {100 * drop:.0f} points "
+                "is seen in fewer than four runs of five",
+            }
+        )
+    return found
+
+
+def _split_word(split: str) -> str:
+    return {"train": "trained", "test": "held-out"}.get(split, split)
+
+
+def _said_of(interval: Interval | None) -> str:
+    assert interval is not None
+    return f"{100 * interval.level:.0f}% interval {interval.low:.2f} to {interval.high:.2f}"
+
+
+def _said_of_loss(rise: Estimate) -> str:
+    if rise.value is None or not math.isfinite(rise.value):
+        return "loss not finite"
+    return f"loss {rise.value:+.2f}" + ("" if rise.stderr is None else f" ± {rise.stderr:.2f}") + " nats"
+
+
+def _said_of_average(result: Forgetting) -> str:
+    transfer = result.accuracy.backward_transfer
+    assert transfer.value is not None
+    uncertainty = "" if transfer.stderr is None else f" ± {transfer.stderr:.2f}"
+    return f"average forgetting {0.0 - transfer.value:.2f}{uncertainty} in accuracy"

@@ -1,0 +1,1 @@
+"""Models that are moved, scored and differentiated."""

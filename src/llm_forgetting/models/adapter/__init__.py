@@ -1,0 +1,1 @@
+"""A LoRA adapter on a backbone: the only place that imports peft."""

@@ -1,0 +1,1 @@
+"""Scans and curvature of any torch module."""

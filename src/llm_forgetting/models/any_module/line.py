@@ -1,0 +1,120 @@
+"""The loss along a line through one's own model: `scan_line`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+
+from llm_forgetting.arrays import Floats
+from llm_forgetting.landscape.domains import Segment
+from llm_forgetting.landscape.nodes import Nodes
+from llm_forgetting.landscape.results import Line
+from llm_forgetting.landscape.scan import LINE_STEPS, axis
+from llm_forgetting.landscape.spectral import NotSmoothError, Rule, fit_surface
+from llm_forgetting.models.any_module.directions import Choice, GivenDirection, Neighbourhood, SpaceName, neighbourhood
+from llm_forgetting.models.any_module.losses import Batches, Loss
+from llm_forgetting.models.any_module.scan_options import (
+    GRID_CELLS,
+    LINE_CHECKS,
+    Measured,
+    Progress,
+    Tasks,
+    cells_of,
+    identity,
+    measuring,
+    nodes_at,
+    refuse_distance,
+    rule,
+    unnamed,
+)
+
+
+# fmt: off
+@overload
+def scan_line(
+    model: torch.nn.Module, loss: Loss, batches: Tasks, *, direction: Literal["random", "gradient"] | GivenDirection = ...,
+    distance: float = ..., steps: Sequence[float] | Floats | None = ..., resolution: int = ..., tolerance: float = ...,
+    max_evaluations: int = ..., seed: int = ..., space: SpaceName | None = ..., parameters: Sequence[str] | None = ...,
+    normalise: Literal["filter"] | None = ..., reference_norm: float | None = ..., progress: Progress | None = ...,
+) -> dict[str, Line]: ...
+@overload
+def scan_line(
+    model: torch.nn.Module, loss: Loss, batches: Batches, *, direction: Literal["random", "gradient"] | GivenDirection = ...,
+    distance: float = ..., steps: Sequence[float] | Floats | None = ..., resolution: int = ..., tolerance: float = ...,
+    max_evaluations: int = ..., seed: int = ..., space: SpaceName | None = ..., parameters: Sequence[str] | None = ...,
+    normalise: Literal["filter"] | None = ..., reference_norm: float | None = ..., progress: Progress | None = ...,
+) -> Line: ...
+# fmt: on
+def scan_line(
+    model: torch.nn.Module,
+    loss: Loss,
+    batches: Any,
+    *,
+    direction: Literal["random", "gradient"] | GivenDirection = "random",
+    distance: float = 1.0,
+    steps: Sequence[float] | Floats | None = None,
+    resolution: int = LINE_STEPS,
+    tolerance: float = 0.01,
+    max_evaluations: int = 30,
+    seed: int = 0,
+    space: SpaceName | None = None,
+    parameters: Sequence[str] | None = None,
+    normalise: Literal["filter"] | None = None,
+    reference_norm: float | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """The loss along a line through `model` as it stands: losses[i] = L(theta + steps[i] d). See `scan_plane` for the rest.
+
+    With `steps` exactly these are evaluated (0 to 1 along the difference of two checkpoints is the path between them); without,
+    a polynomial is fitted on [-distance, distance] and given at `resolution` even steps.
+    """
+    refuse_distance(distance)
+    wanted = rule(tolerance, max_evaluations, LINE_CHECKS, 1, seed)
+    choice = Choice(direction, seed, space, parameters, normalise, reference_norm)
+    with measuring(model, loss, batches) as losses:
+        around = neighbourhood(model, losses, 1, choice)
+        with around.perturbed() as move:
+            nodes = nodes_at(losses, move, progress)
+            if steps is None:
+                found = _fitted(nodes, around, distance, cells_of("spectral", resolution), wanted)
+            else:
+                found = _stepwise(nodes, around, np.asarray(steps, dtype=np.float64).reshape(-1), None)
+    return unnamed(
+        {
+            name: Line(
+                steps=found.steps,
+                losses=found.losses[:, index],
+                evaluated=found.measured.of_task(index, tolerance),
+                along=around.along(seed),
+            )
+            for index, name in enumerate(losses.names)
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Losses (steps, tasks), and what was measured for them."""
+
+    steps: Floats
+    losses: Floats
+    measured: Measured
+
+
+def _fitted(nodes: Nodes, around: Neighbourhood, distance: float, cells: int, wanted: Rule) -> _Found:
+    try:
+        fitted = fit_surface(
+            lambda where: nodes.at("line", where, around.point), identity, Segment(-distance, distance), wanted
+        )
+    except NotSmoothError as error:
+        note = f"{error}, so {GRID_CELLS} steps were evaluated instead of a fit"
+        return _stepwise(nodes, around, axis(distance, GRID_CELLS), note)
+    steps = axis(distance, cells)
+    return _Found(steps, fitted.fit(steps[:, None]), Measured(fitted.points, fitted.values, fitted))
+
+
+def _stepwise(nodes: Nodes, around: Neighbourhood, steps: Floats, note: str | None) -> _Found:
+    losses = nodes.at("line", steps[:, None], around.point)
+    return _Found(steps, losses, Measured(steps[:, None], losses, None, note))

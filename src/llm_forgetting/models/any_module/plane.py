@@ -1,0 +1,117 @@
+"""The loss on a plane through one's own model: `scan_plane`."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+
+from llm_forgetting.landscape.results import Surface
+from llm_forgetting.landscape.scan import scan_plane as scan_engine
+from llm_forgetting.models.any_module.directions import Choice, Directions, SpaceName, neighbourhood
+from llm_forgetting.models.any_module.losses import Batches, Loss
+from llm_forgetting.models.any_module.scan_options import (
+    PLANE_CHECKS,
+    Measured,
+    Method,
+    Progress,
+    Tasks,
+    cells_of,
+    fit_of,
+    identity,
+    measuring,
+    nodes_at,
+    refuse_distance,
+    rule,
+    unnamed,
+)
+
+
+# fmt: off
+@overload
+def scan_plane(
+    model: torch.nn.Module, loss: Loss, batches: Tasks, *, directions: Directions = ..., distance: float = ...,
+    method: Method = ..., resolution: int | None = ..., tolerance: float = ..., max_evaluations: int = ..., seed: int = ...,
+    space: SpaceName | None = ..., parameters: Sequence[str] | None = ..., normalise: Literal["filter"] | None = ...,
+    reference_norm: float | None = ..., progress: Progress | None = ...,
+) -> dict[str, Surface]: ...
+@overload
+def scan_plane(
+    model: torch.nn.Module, loss: Loss, batches: Batches, *, directions: Directions = ..., distance: float = ...,
+    method: Method = ..., resolution: int | None = ..., tolerance: float = ..., max_evaluations: int = ..., seed: int = ...,
+    space: SpaceName | None = ..., parameters: Sequence[str] | None = ..., normalise: Literal["filter"] | None = ...,
+    reference_norm: float | None = ..., progress: Progress | None = ...,
+) -> Surface: ...
+# fmt: on
+def scan_plane(
+    model: torch.nn.Module,
+    loss: Loss,
+    batches: Any,
+    *,
+    directions: Directions = "random",
+    distance: float = 1.0,
+    method: Method = "spectral",
+    resolution: int | None = None,
+    tolerance: float = 0.01,
+    max_evaluations: int = 60,
+    seed: int = 0,
+    space: SpaceName | None = None,
+    parameters: Sequence[str] | None = None,
+    normalise: Literal["filter"] | None = None,
+    reference_norm: float | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """The loss on a plane through `model` as it stands: losses[i, j] = L(theta + alphas[i] d + betas[j] e).
+
+    Args:
+        model: Any torch module or PEFT LoRA model. Afterwards everything in it is as before, bit for bit, also after an error
+            or Ctrl-C: parameters, buffers, modes, `requires_grad`, random streams.
+        loss: `loss(model, batch)`: a tensor of the items' losses, (sum, count), or a scalar mean (over predicted tokens where
+            the batch has `labels`, else over items). None: `model(**batch).loss`, for transformers models and dict batches.
+        batches: Anything that can be gone through several times in the same order; or a dict of such by task, then every task
+            is measured at the same points and the result is a dict of surfaces. Moved to the model's device.
+        directions: `random`; `gradient` (downhill along the gradient of the tasks' mean loss, then random, orthogonal); or
+            given, (d, e): dicts of a tensor per parameter name, for exactly W + a d + b e, what is left out not moved;
+            for PEFT models also delta W = B A per module (see `checkpoint_difference`).
+        distance: The axes go from -distance to distance, in units of the norm of what is moved (of `reference_norm`), or of the
+            given directions. Li et al. (2018) draw 1; the merged weights of a pretrained language model bear about 0.05.
+        method: `spectral` fits a polynomial surface to few evaluations and measures its error; `grid` evaluates every cell.
+        resolution: Cells along an axis, odd; None is 41 for spectral, 11 for grid.
+        tolerance: A fit is good if its largest error at fresh random points is within this share of min(range, 2 nats).
+        max_evaluations: The budget of a fit, whose `converged` says whether it sufficed.
+        seed: Of random directions and check points.
+        space: Of a PEFT model: `adapter` (default), the adapter's own reachable set in coordinates that do not depend on how A
+            and B are written; or `weight`, the merged weights. A plain module's is `weight`: every parameter a matrix (first
+            dimension, all others), a random direction's rows with the norms of its rows (filter normalisation).
+        parameters: Shell-style patterns of what random directions of a plain module move; None: all floating-point parameters
+            of at least two dimensions that require a gradient. Biases and the like are left alone.
+        normalise: `filter` gives the rows of given directions the norms of the parameters' rows.
+        reference_norm: Distance 1 of random and gradient directions, to compare checkpoints; None: the norm of what is moved.
+        progress: Called after every evaluation.
+
+    Raises UserError, in one line, where something does not fit.
+    """
+    refuse_distance(distance)
+    cells, wanted = cells_of(method, resolution), rule(tolerance, max_evaluations, PLANE_CHECKS, 2, seed)
+    choice = Choice(directions, seed, space, parameters, normalise, reference_norm)
+    with measuring(model, loss, batches) as losses:
+        around = neighbourhood(model, losses, 2, choice)
+        with around.perturbed() as move:
+            nodes = nodes_at(losses, move, progress)
+            found = scan_engine(
+                nodes, around.point, identity, distance=distance, cells=cells, method=method, rule=wanted
+            )
+    measured = Measured(found.points, found.measured, found.surface, found.note)
+    fits = None if found.surface is None else (found.surface.fit, found.surface.previous)
+    return unnamed(
+        {
+            name: Surface(
+                alphas=found.alphas,
+                betas=found.betas,
+                losses=found.values[:, :, index],
+                evaluated=measured.of_task(index, tolerance),
+                along=around.along(seed),
+                fits=None if fits is None else (fit_of(index, fits[0]), fit_of(index, fits[1])),
+            )
+            for index, name in enumerate(losses.names)
+        }
+    )

@@ -1,0 +1,115 @@
+"""What every scan of one's own model has in common: the guarded model, its losses at points, and the rules of a fit."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from llm_forgetting.arrays import Floats
+from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.nodes import Nodes
+from llm_forgetting.landscape.results import Evaluations
+from llm_forgetting.landscape.spaces import Point
+from llm_forgetting.landscape.spectral import FIRST_DEGREE, Fit, Rule, SpectralSurface, terms
+from llm_forgetting.models.any_module.losses import Batches, Loss, MeanLosses, tasks_of
+from llm_forgetting.models.any_module.preserved_state import interrupts_held, undisturbed
+
+Progress = Callable[[], object]
+Method = Literal["spectral", "grid"]
+Tasks = Mapping[str, Batches]
+PLANE_CHECKS, LINE_CHECKS = 8, 4
+# Cells along an axis where a fit gives them, and where every one of them is evaluated.
+FITTED_CELLS, GRID_CELLS = 41, 11
+
+
+@contextmanager
+def measuring(model: torch.nn.Module, loss: Loss, batches: Batches | Tasks) -> Iterator[MeanLosses]:
+    """The losses of `model`, checked to be the same twice; afterwards it is as it was, also after an error or Ctrl-C."""
+    with interrupts_held() as interruptible, undisturbed(model):
+        losses = MeanLosses(model, loss, tasks_of(batches), interruptible)
+        losses.check()
+        yield losses
+
+
+def nodes_at(losses: MeanLosses, move: Callable[[Point], None], progress: Progress | None) -> Nodes:
+    """The losses (p, tasks) at points, each evaluated once."""
+
+    def values_at(points: Iterable[Point]) -> Iterator[Floats]:
+        for point in points:
+            move(point)
+            yield losses.values()
+
+    def advance() -> None:
+        if progress is not None:
+            progress()
+
+    return Nodes(values_at, advance=advance)
+
+
+def unnamed(found: Mapping[str, Any]) -> Any:
+    """Results by task, or the only one of a task without a name."""
+    return found[""] if set(found) == {""} else dict(found)
+
+
+def rule(tolerance: float, budget: int, checks: int, axes: int, seed: int) -> Rule:
+    """When a fit is good enough; UserError where the budget is too small for any."""
+    least = terms(FIRST_DEGREE, axes) + checks
+    if budget < least:
+        raise UserError(f"max_evaluations must be at least {least}, was {budget}")
+    if not tolerance > 0:
+        raise UserError(f"tolerance must be greater than 0, was {tolerance}")
+    return Rule(tolerance=tolerance, checks=checks, budget=budget, seed=seed)
+
+
+def cells_of(method: str, resolution: int | None) -> int:
+    """Cells along an axis; UserError where the checkpoint would not be one of them."""
+    if method not in ("spectral", "grid"):
+        raise UserError(f"method must be 'spectral' or 'grid', was {method!r}")
+    cells = (GRID_CELLS if method == "grid" else FITTED_CELLS) if resolution is None else resolution
+    if cells < 3 or cells % 2 == 0:
+        raise UserError(f"resolution must be odd (the centre is a cell) and at least 3, was {cells}")
+    return cells
+
+
+def refuse_distance(distance: float) -> None:
+    """UserError where `distance` is none."""
+    if not 0 < distance < float("inf"):
+        raise UserError(f"distance must be greater than 0, was {distance}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All evaluations of a scan: `points` (p, axes), `losses` (p, tasks), and the fit to them, or why there is none."""
+
+    points: Floats
+    losses: Floats
+    fitted: SpectralSurface | None
+    note: str | None = None
+
+    def of_task(self, index: int, tolerance: float) -> Evaluations:
+        """What the result of task number `index` rests on."""
+        fitted = self.fitted
+        relative = None if fitted is None else float(fitted.relative_error[index])
+        return Evaluations(
+            points=self.points,
+            losses=self.losses[:, index],
+            degree=None if fitted is None else fitted.fit.degree,
+            checks=0 if fitted is None else fitted.checks,
+            error=None if fitted is None else float(fitted.error[index]),
+            relative_error=relative,
+            tolerance=tolerance,
+            converged=relative is None or relative <= tolerance,
+            note=self.note,
+        )
+
+
+def identity(losses: Floats) -> Floats:
+    """What is fitted is the loss itself: nothing is known about how somebody else's comes about."""
+    return losses
+
+
+def fit_of(index: int, fitted: Fit) -> Fit:
+    """The polynomial of task number `index` alone."""
+    return Fit(fitted.domain, fitted.degree, fitted.coefficients[:, [index]], fitted.absent[[index]])

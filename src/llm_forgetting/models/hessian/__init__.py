@@ -1,0 +1,1 @@
+"""Hessian-vector products of a language model's loss."""

@@ -1,0 +1,107 @@
+"""Gradients and Hessian-vector products of the landscape objective at one point of adapter space.
+
+The objective is the mean full-vocabulary loss of fixed items; the coordinates are the factors that are given (canonical ones,
+for numbers that do not depend on the gauge), or the merged weights W + B A of the adapted modules.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from llm_forgetting.curvature.operators import Products
+from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.landscape.lowrank import Update
+from llm_forgetting.models.adapter.adapted_model import target_layers
+from llm_forgetting.models.hessian.difference_products import DifferenceProducts
+from llm_forgetting.models.hessian.graph_products import GraphProducts, flat
+from llm_forgetting.models.hessian.micro_batches import MicroBatches
+from llm_forgetting.models.hessian.tangent_pass import NoTangentPassError, TangentPass
+from llm_forgetting.models.hessian.tangent_products import TangentProducts
+from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.packing import CannotPackError
+
+Method = Literal["exact", "tangent", "graph", "differences"]
+METHODS: tuple[Method, ...] = ("tangent", "graph")
+PROBE_TOLERANCE = 1e-3
+_PROBED: WeakKeyDictionary[LanguageModel, bool] = WeakKeyDictionary()
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def products_at(
+    model: LanguageModel,
+    items: Sequence[EncodedItem],
+    factors: Update,
+    *,
+    micro_batch: int = 16,
+    method: Method = "exact",
+) -> Iterator[Products]:
+    """Products at delta W = B A of `factors`; the model is as before afterwards.
+
+    `exact` takes the tangent pass where the model has one (see `differentiates`), else the graph; both can be asked for.
+    `differences` needs first derivatives only, with whatever attention the model uses.
+    """
+    model.peft_model.eval()
+    batches = MicroBatches(model, items, micro_batch)
+    if method == "exact":
+        method = "tangent" if differentiates(model) and batches.within_window else "graph"
+    with ExitStack() as stack:
+        if method == "tangent":
+            yield stack.enter_context(_tangent(model, batches, factors))
+            return
+        stack.enter_context(model.bare())
+        if method == "graph":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        found = GraphProducts(model, batches, factors)
+        yield found if method == "graph" else DifferenceProducts(found)
+
+
+@contextmanager
+def _tangent(model: LanguageModel, batches: MicroBatches, factors: Update) -> Iterator[TangentProducts]:
+    layers = {name: layer.get_base_layer() for name, layer in target_layers(model.peft_model).items()}
+    passed = TangentPass(model.peft_model.get_base_model(), layers)
+    with ExitStack() as stack:
+        if model.can_merge:
+            stack.enter_context(model.perturbed())(factors)
+        else:
+            stack.enter_context(model.bare())
+            passed.beside = {name: Factors(f.B.to(model.dtype), f.A.to(model.dtype)) for name, f in factors.items()}
+        yield TangentProducts(passed, stack.enter_context(passed.stacked()), batches, factors, model.dtype)
+
+
+def differentiates(model: LanguageModel) -> bool:
+    """Whether the tangent pass is right for this model: tried out against the graph on three short rows of tokens, once."""
+    if model not in _PROBED:
+        _PROBED[model] = _probe(model)
+    return _PROBED[model] and model.packs
+
+
+def _probe(model: LanguageModel) -> bool:
+    if not model.packs:
+        return False
+    items, factors = model.probes(), model.adapter_factors()
+    step = {
+        name: Factors(
+            *(torch.randn(part.shape, generator=torch.Generator().manual_seed(n)).to(part) for part in (f.B, f.A))
+        )
+        for n, (name, f) in enumerate(factors.items())
+    }
+    found = []
+    try:
+        for method in METHODS:
+            with products_at(model, items, factors, method=method) as products:
+                found.append(torch.cat([part.flatten().double() for part in flat(products.hessian(step))]))
+    except (NoTangentPassError, CannotPackError, TypeError, AttributeError) as error:
+        log.info("second derivatives are taken of the graph: %s", error)
+        return False
+    difference = float((found[0] - found[1]).norm() / found[1].norm().clamp(min=1e-30))
+    if not difference <= (PROBE_TOLERANCE if model.dtype in (torch.float32, torch.float64) else 0.1):
+        log.info("second derivatives are taken of the graph: those of the tangent pass differ by %.2g", difference)
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""Hessian-vector products by a tangent pass and one pass back (`tangent_pass`), at the cost of about four forward passes."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from llm_forgetting.curvature.operators import Along, Weights
+from llm_forgetting.landscape.directions import Direction
+from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.landscape.lowrank import Update
+from llm_forgetting.models.hessian.micro_batches import MicroBatches
+from llm_forgetting.models.hessian.tangent_operations import WeightTangent
+from llm_forgetting.models.hessian.tangent_pass import TangentPass
+from llm_forgetting.models.hessian.weight_tangents import AdapterTangent, DenseTangent, LowRankTangent
+from llm_forgetting.models.language.packing import Pack
+
+LogitsOf = Callable[[Pack], torch.Tensor]
+
+
+class TangentProducts:
+    """Exact products; `logits_of` is what `passed.stacked` yields, `dtype` the precision of the backbone."""
+
+    def __init__(
+        self, passed: TangentPass, logits_of: LogitsOf, items: MicroBatches, factors: Update, dtype: torch.dtype
+    ) -> None:
+        self._dtype = dtype
+        self._pass = passed
+        self._logits_of = logits_of
+        self._items = items
+        self.factors = factors
+        self.evaluations = 0
+
+    def along(self, tangents: Mapping[str, WeightTangent]) -> tuple[float, float]:
+        """Loss and slope along `tangents`, which collect the rest."""
+        self._pass.tangents = tangents
+        self.evaluations += 1
+        loss = slope = 0.0
+        with torch.enable_grad():
+            for pack in self._items.packs:
+                logits = self._logits_of(pack)
+                value, derivative, grad = _cross_entropy(logits.detach(), self._items.answers(pack), self._items.count)
+                logits.backward(grad)  # type: ignore[no-untyped-call]
+                loss, slope = loss + value, slope + derivative
+        return loss, slope
+
+    def gradient(self) -> Direction:
+        """See `Products`."""
+        zero = {name: Factors(torch.zeros_like(f.B), torch.zeros_like(f.A)) for name, f in self.factors.items()}
+        tangents = self._adapter_tangents(zero)
+        self.along(tangents)
+        return {name: tangent.gradient for name, tangent in tangents.items()}
+
+    def hessian(self, step: Direction) -> Direction:
+        """See `Products`."""
+        tangents = self._adapter_tangents(step)
+        self.along(tangents)
+        return {name: tangent.product for name, tangent in tangents.items()}
+
+    def _adapter_tangents(self, step: Direction) -> dict[str, AdapterTangent]:
+        return {name: AdapterTangent(self.factors[name], step[name], self._dtype) for name in self.factors}
+
+    def along_update(self, update: Update) -> Along:
+        """See `Products`."""
+        tangents = {name: LowRankTangent(pair, self._dtype) for name, pair in update.items()}
+        loss, slope = self.along(tangents)
+        return Along(loss, slope, sum(tangent.curvature for tangent in tangents.values()))
+
+    def weight_hessian(self, direction: Weights) -> Weights:
+        """See `Products`."""
+        tangents = {name: DenseTangent(matrix, self._dtype) for name, matrix in direction.items()}
+        self.along(tangents)
+        return {name: tangent.product for name, tangent in tangents.items()}
+
+
+def _cross_entropy(pair: torch.Tensor, answers: torch.Tensor, count: int) -> tuple[float, float, torch.Tensor]:
+    """Sum / count of -log p(answer), its derivative, and the derivative's gradient, of logits (2, n, vocabulary)."""
+    logits, tangent = pair
+    log_p = torch.log_softmax(logits, dim=-1)
+    p = log_p.exp()
+    row = torch.arange(len(answers), device=answers.device)
+    mean = (p * tangent).sum(dim=-1, keepdim=True)
+    loss = -log_p[row, answers].sum(dtype=torch.float64) / count
+    slope = (mean[:, 0] - tangent[row, answers]).sum(dtype=torch.float64) / count
+    grad = torch.stack([p * (tangent - mean), p]) / count
+    grad[1, row, answers] -= 1 / count
+    return float(loss), float(slope), grad

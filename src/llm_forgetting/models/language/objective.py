@@ -1,0 +1,84 @@
+"""The landscape objective: letter logits and rest of fixed items of all tasks, as one vector per point of a scan."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+import numpy as np
+
+from llm_forgetting.arrays import Floats
+from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.nodes import ValuesAt
+from llm_forgetting.landscape.spaces import Point
+from llm_forgetting.models.language.answer_statistics import AnswerStatistics
+from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.packing import CannotPackError
+from llm_forgetting.models.language.scoring import score, score_points, split_groups
+
+
+class LandscapeObjective:
+    """Losses of fixed items in fixed batches, the same at every point and checkpoint.
+
+    A point's values are z (n, k) and rest (n,) of all n items in one row of n (k + 1) numbers, so that whoever fits surfaces
+    need not know what they are; `statistics` and `losses` say it again.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        groups: Sequence[Sequence[EncodedItem]],
+        batch_size: int,
+        points_per_forward: int = 1,
+    ) -> None:
+        self._model = model
+        self._items = [item for group in groups for item in group]
+        self._sizes = [len(group) for group in groups]
+        self._batch_size = batch_size
+        self._rows = points_per_forward
+        self._options = max(len(item.letter_ids) for item in self._items)
+        self._answers = np.array([item.item.answer for item in self._items])
+
+    @contextmanager
+    def moving(self) -> Iterator[ValuesAt]:
+        """A function from points to their values, in order; the model is moved meanwhile, and as before afterwards."""
+        together = self._rows > 1 and self._model.packs
+        with self._model.beside() if together else self._alone() as move:
+
+            def values_at(points: Iterable[Point]) -> Iterator[Floats]:
+                waiting = iter(points)
+                while chunk := list(islice(waiting, self._rows if together else 1)):
+                    move(chunk)
+                    found = (
+                        self._side_by_side(len(chunk))
+                        if together
+                        else [score(self._model, self._items, self._batch_size)]
+                    )
+                    for entry in found:
+                        yield np.concatenate([entry.letter_logits.reshape(-1), entry.rest])
+
+            yield values_at
+
+    def _side_by_side(self, points: int) -> list[AnswerStatistics]:
+        try:
+            return score_points(self._model, self._items, self._batch_size, points)
+        except CannotPackError as error:
+            raise UserError(
+                f"points can share a forward pass only where items can be packed, and {error} forbids it; set "
+                f"landscape.points_per_forward=1"
+            ) from error
+
+    @contextmanager
+    def _alone(self) -> Iterator[Callable[[Sequence[Point]], None]]:
+        with self._model.perturbed() as move:
+            yield lambda points: move(points[0])
+
+    def statistics(self, values: Floats) -> list[AnswerStatistics]:
+        """Per task the statistics of values (..., m), leading axes kept."""
+        n, k = len(self._items), self._options
+        z = values[..., : n * k].reshape(*values.shape[:-1], n, k)
+        return split_groups(AnswerStatistics(z, values[..., n * k :], self._answers), self._sizes)
+
+    def losses(self, values: Floats) -> Floats:
+        """(..., tasks) mean loss of each task."""
+        return np.stack([entry.surface("loss") for entry in self.statistics(values)], axis=-1)

@@ -1,0 +1,322 @@
+"""Items one after another in one row of tokens: nothing is computed for padding, and a shared beginning is computed once.
+
+A pack is a row of segments. The beginning that several items of one subject share (description, worked examples) is a
+segment of its own, the rest of each item another; an item's tokens attend to the shared segment and, causally, to their own.
+All linear layers see one dense row; only attention knows the segments, through an attention function that transformers
+lets every model exchange. A beginning that many packs share is computed once before them, and its keys and values are kept.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from llm_forgetting.models.language.batches import EncodedItem
+
+
+class CannotPackError(Exception):
+    """The model's attention does something that segments do not know."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who attends to whom in a row of T tokens.
+
+    `prefixes`: slices of shared beginnings. `queries` (n, L) and `keys` (n, P + L): places of each item's own tokens, and of
+    its shared beginning followed by them, filled up with 0. `mask` (n, 1, L, P + L): what a query may see. `own` (n, L):
+    which queries are real. Keys are counted from the first of `kept` tokens that were computed before the row.
+    """
+
+    prefixes: tuple[slice, ...]
+    queries: torch.Tensor
+    keys: torch.Tensor
+    mask: torch.Tensor
+    own: torch.Tensor
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Tokens that items begin with, and what each attention layer made of them: keys and values (1, groups, P, d)."""
+
+    tokens: tuple[int, ...]
+    keys_and_values: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A row of tokens and where its items are.
+
+    `input_ids`, `position_ids` (1, T); `answer_index` (n,): where each item's `Answer:` ends; `letter_ids` (n, k), -1 where an
+    item has fewer options; `items` (n,): their places in the list that was packed.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    answer_index: torch.Tensor
+    letter_ids: torch.Tensor
+    items: tuple[int, ...]
+    layout: Layout
+
+    def to(self, device: torch.device) -> "Pack":
+        """The pack on `device`."""
+
+        def moved(record: Any) -> dict[str, Any]:
+            return {name: value.to(device) for name, value in vars(record).items() if isinstance(value, torch.Tensor)}
+
+        return dataclasses.replace(self, **moved(self), layout=dataclasses.replace(self.layout, **moved(self.layout)))
+
+
+def packs(encoded: Sequence[EncodedItem], batch_size: int) -> list[Pack]:
+    """Packs of up to `batch_size` items, subject by subject and longest first; they depend on the items alone."""
+    order = sorted(range(len(encoded)), key=lambda n: (encoded[n].family, -len(encoded[n].input_ids), n))
+    return [pack_of(encoded, tuple(order[start : start + batch_size])) for start in range(0, len(order), batch_size)]
+
+
+def pack_of(encoded: Sequence[EncodedItem], chosen: tuple[int, ...], beginning: Beginning | None = None) -> Pack:
+    """The chosen items in one row; those that go on from `beginning`, which all of them have, without it."""
+    if beginning is not None:
+        return _pack_after(encoded, chosen, len(beginning.tokens))
+    families: dict[str, list[int]] = {}
+    for row, n in enumerate(chosen):
+        families.setdefault(encoded[n].family, []).append(row)
+    ids: list[int] = []
+    positions: list[int] = []
+    prefixes: list[slice] = []
+    starts, shared = [0] * len(chosen), [slice(0, 0)] * len(chosen)
+    for rows in families.values():
+        sequences = [encoded[chosen[row]].input_ids for row in rows]
+        length = common_beginning(sequences)
+        prefix = slice(len(ids), len(ids) + length)
+        if length:
+            prefixes.append(prefix)
+            ids += sequences[0][:length]
+            positions += range(length)
+        for row, sequence in zip(rows, sequences, strict=True):
+            starts[row], shared[row] = len(ids), prefix
+            ids += sequence[length:]
+            positions += range(length, len(sequence))
+    sizes = [len(encoded[n].input_ids) - (prefix.stop - prefix.start) for n, prefix in zip(chosen, shared, strict=True)]
+    return _filled(encoded, chosen, ids, positions, _layout(tuple(prefixes), starts, sizes, shared))
+
+
+def _pack_after(encoded: Sequence[EncodedItem], chosen: tuple[int, ...], kept: int) -> Pack:
+    own = [encoded[n].input_ids[kept:] for n in chosen]
+    sizes = [len(tokens) for tokens in own]
+    starts = [sum(sizes[:row]) for row in range(len(sizes))]
+    alone = _layout((), starts, sizes, [slice(0, 0)] * len(chosen))
+    before = torch.arange(kept).expand(len(chosen), -1)
+    seen = torch.ones(kept, dtype=torch.bool).expand(*alone.mask.shape[:3], -1)
+    layout = dataclasses.replace(
+        alone,
+        keys=torch.cat([before, kept + alone.keys], dim=1),
+        mask=torch.cat([seen, alone.mask], dim=3),
+        kept=kept,
+    )
+    ids = [token for tokens in own for token in tokens]
+    positions = [kept + n for size in sizes for n in range(size)]
+    return _filled(encoded, chosen, ids, positions, layout)
+
+
+def _filled(
+    encoded: Sequence[EncodedItem], chosen: tuple[int, ...], ids: list[int], positions: list[int], layout: Layout
+) -> Pack:
+    options = max(len(encoded[n].letter_ids) for n in chosen)
+    letters = [[*encoded[n].letter_ids, *[-1] * (options - len(encoded[n].letter_ids))] for n in chosen]
+    return Pack(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        answer_index=layout.queries.gather(1, layout.own.sum(dim=1, keepdim=True) - 1)[:, 0],
+        letter_ids=torch.tensor(letters),
+        items=chosen,
+        layout=layout,
+    )
+
+
+def common_beginning(sequences: Sequence[Sequence[int]]) -> int:
+    """Tokens that all sequences begin with, at least one of each left over; 0 for a single sequence."""
+    if len(sequences) < 2:
+        return 0
+    limit = min(len(sequence) for sequence in sequences) - 1
+    return next((n for n in range(limit) if len({sequence[n] for sequence in sequences}) > 1), limit)
+
+
+def _layout(prefixes: tuple[slice, ...], starts: list[int], sizes: list[int], shared: list[slice]) -> Layout:
+    longest, widest = max(sizes), max(prefix.stop - prefix.start for prefix in shared)
+    places = torch.arange(longest)
+    own = places[None, :] < torch.tensor(sizes)[:, None]
+    queries = torch.where(own, torch.tensor(starts)[:, None] + places, 0)
+    lengths = torch.tensor([prefix.stop - prefix.start for prefix in shared])
+    before = torch.arange(widest)[None, :] < lengths[:, None]
+    first = torch.where(before, torch.tensor([prefix.start for prefix in shared])[:, None] + torch.arange(widest), 0)
+    causal = torch.ones(longest, longest, dtype=torch.bool).tril().expand(len(sizes), -1, -1)
+    mask = torch.cat([before[:, None, :].expand(-1, longest, -1), causal], dim=2)
+    return Layout(prefixes, queries, torch.cat([first, queries], dim=1), mask[:, None], own)
+
+
+_layout_in_use: ContextVar[Layout] = ContextVar("layout")
+_beginning_in_use: ContextVar[Beginning | None] = ContextVar("beginning", default=None)
+# PyTorch's own kernel on a CPU, which also returns the log-sum-exp; None in versions that do not have it by this name.
+_ATTEND = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+# Arguments with which an attention layer asks for more than softmax(scale q k^T) v over a causal past.
+_FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+def layout_for(arguments: Mapping[str, Any]) -> Layout:
+    """The layout of the pack that is being computed; CannotPackError where the layer's `arguments` ask for more."""
+    layout = _layout_in_use.get()
+    asked = [name for name in _FOREIGN if arguments.get(name) is not None]
+    window = arguments.get("sliding_window")
+    if asked or (window is not None and window < layout.keys.shape[1]):
+        raise CannotPackError(f"attention with {', '.join(asked) or 'a sliding window'}")
+    return layout
+
+
+def segment_attention(  # noqa: PLR0917 -- transformers' signature
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of query (b, heads, T, d), key and value (b, groups, T, d) within the segments of the layout in use.
+
+    Returns (b, T, heads, d). Differentiable.
+    """
+    layout = layout_for(kwargs)
+    if layout.kept and _ATTEND is not None and query.device.type == "cpu" and not torch.is_grad_enabled():
+        return _attention_after_beginning(module, query, key, value, layout, scaling), None
+    key, value = _with_beginning(module, key, value, layout.kept)
+    b, heads, _, d = query.shape
+    grouped: Any = {"scale": scaling, "enable_gqa": key.shape[1] != heads}
+    n, longest = layout.queries.shape
+
+    def gathered(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return tensor[:, :, places].transpose(1, 2).reshape(b * n, tensor.shape[1], places.shape[1], d)
+
+    out = query.new_empty(b, query.shape[2], heads, d)
+    if n:
+        q, k, v = gathered(query, layout.queries), gathered(key, layout.keys), gathered(value, layout.keys)
+        mask = layout.mask.repeat(b, 1, 1, 1) if b > 1 else layout.mask
+        items = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **grouped)
+        out[:, layout.queries[layout.own]] = items.reshape(b, n, heads, longest, d).transpose(2, 3)[:, layout.own]
+    for prefix in layout.prefixes:
+        part = F.scaled_dot_product_attention(
+            query[:, :, prefix], key[:, :, prefix], value[:, :, prefix], is_causal=True, **grouped
+        )
+        out[:, prefix] = part.transpose(1, 2)
+    return out, None
+
+
+def _attention_after_beginning(  # noqa: PLR0917 -- as above
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    scaling: float | None,
+) -> torch.Tensor:
+    """`segment_attention` where all items go on from one kept beginning, in two parts that cost no copy of it per item.
+
+    All T queries attend to the beginning at once, each item's to its own tokens; the two softmaxes are joined by their
+    log-sum-exps: out = w own + (1 - w) beginning, w = sigmoid(lse_own - lse_beginning).
+    """
+    beginning = _beginning_in_use.get()
+    assert beginning is not None
+    repeats = query.shape[1] // key.shape[1]
+    attend: Any = _ATTEND
+    b, heads, _, d = query.shape
+    n, longest = layout.queries.shape
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        every = tensor[:, :, layout.queries].transpose(1, 2).reshape(b * n, tensor.shape[1], longest, d)
+        return every.repeat_interleave(heads // tensor.shape[1], dim=1)
+
+    before = [part.repeat_interleave(repeats, dim=1) for part in beginning.keys_and_values[module]]
+    out, lse = attend(query, before[0].expand(b, -1, -1, -1), before[1].expand(b, -1, -1, -1), scale=scaling)
+    own_out, own_lse = attend(
+        own(query), own(key), own(value), 0.0, True, scale=scaling
+    )  # filled up behind, so causal is all
+    places = layout.queries[layout.own]
+    own_out = own_out.reshape(b, n, heads, longest, d).transpose(2, 3)[:, layout.own]
+    own_lse = own_lse.reshape(b, n, heads, longest).transpose(2, 3)[:, layout.own]
+    out, lse = out.transpose(1, 2), lse.reshape(b, heads, -1).transpose(1, 2)
+    weight = torch.sigmoid(own_lse - lse[:, places])[..., None]
+    joined = torch.empty_like(out)
+    joined[:, places] = (out[:, places] + weight * (own_out - out[:, places])).to(out.dtype)
+    return joined
+
+
+def _with_beginning(
+    module: Any, key: torch.Tensor, value: torch.Tensor, kept: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values after those of the beginning in use; where it is what is being computed, they are kept."""
+    beginning = _beginning_in_use.get()
+    if beginning is None:
+        return key, value
+    if not kept:
+        beginning.keys_and_values[module] = key, value
+        return key, value
+    before = beginning.keys_and_values[module]
+    return torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
+
+
+@contextmanager
+def segments(backbone: Any, attention: Callable[..., Any] | None = None) -> Iterator[None]:
+    """`backbone` (a transformers model) with attention by segments; its own kernel comes back afterwards.
+
+    `attention` takes the place of `segment_attention`.
+    """
+    from transformers import AttentionInterface
+
+    if not getattr(backbone, "_supports_attention_backend", False):
+        raise CannotPackError(f"{type(backbone).__name__} does not let its attention be exchanged")
+    function = attention or segment_attention
+    name = f"llm_forgetting_{function.__name__}"
+    AttentionInterface.register(name, function)
+    before = backbone.config._attn_implementation
+    backbone.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        backbone.set_attn_implementation(before)
+
+
+def computed_beginning(model: Any, tokens: tuple[int, ...], device: torch.device) -> Beginning:
+    """The beginning `tokens`, with keys and values of every layer, inside `segments`; for one row of tokens."""
+    length, none = len(tokens), torch.zeros(0, 0, dtype=torch.long)
+    layout = Layout((slice(0, length),), none, none, none.bool()[:, None, None, :], none.bool())
+    last = torch.tensor([length - 1])
+    row = Pack(torch.tensor([tokens]), torch.arange(length)[None], last, torch.zeros(0, 0), (), layout).to(device)
+    beginning = Beginning(tokens)
+    packed_answer_logits(model, row, beginning=beginning)
+    return beginning
+
+
+def packed_answer_logits(model: Any, pack: Pack, rows: int = 1, beginning: Beginning | None = None) -> torch.Tensor:
+    """(rows, n, vocabulary) logits, float32 or better, that follow each item's `Answer:`, inside `segments`.
+
+    `rows` > 1 repeats the row of tokens, for models that do something else in each row. `beginning` is what the pack goes on
+    from, if anything.
+    """
+    tokens = (_layout_in_use, _layout_in_use.set(pack.layout)), (_beginning_in_use, _beginning_in_use.set(beginning))
+    try:
+        logits = model(
+            input_ids=pack.input_ids.expand(rows, -1),
+            position_ids=pack.position_ids.expand(rows, -1),
+            logits_to_keep=pack.answer_index,
+            use_cache=False,
+        ).logits
+    finally:
+        for variable, token in tokens:
+            variable.reset(token)  # type: ignore[arg-type]
+    precise: torch.Tensor = logits if logits.dtype == torch.float64 else logits.float()
+    return precise

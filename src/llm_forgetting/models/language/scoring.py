@@ -1,0 +1,157 @@
+"""Scoring: letter logits of every item, at the live checkpoint or at another point of adapter space."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from llm_forgetting.arrays import Floats
+from llm_forgetting.models.language.answer_statistics import AnswerStatistics
+from llm_forgetting.models.language.batches import EncodedItem, collate, length_buckets, split_logits
+from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.packing import Beginning, CannotPackError, pack_of, packs
+from llm_forgetting.models.language.scoring_batches import TOKENS_PER_BATCH, Pieces, shares
+
+
+def score(
+    model: LanguageModel,
+    encoded: Sequence[EncodedItem],
+    batch_size: int | None,
+    advance: Callable[[int], None] = lambda items: None,
+    *,
+    packed: bool = True,
+) -> AnswerStatistics:
+    """Statistics of all items in the order given; eval mode, no gradients, float32 logits.
+
+    Items are packed (no padding, shared beginnings once) where the model allows it and `packed` does, else padded in length
+    buckets. The batches depend only on the items, so they are the same at every call, unless memory runs out: then they are
+    halved. `batch_size` None takes as many items as make some thousand tokens. `advance` is told how many items each batch
+    held.
+    """
+    model.peft_model.eval()
+    with torch.inference_mode():
+        if packed and model.packs:
+            try:
+                return _score_packed(model, encoded, batch_size, advance)
+            except (
+                CannotPackError
+            ) as error:  # a window that the short rows tried out fitted into, and these items do not
+                model.cannot_pack(error)
+        return _score_padded(model, encoded, batch_size, advance)
+
+
+def _score_packed(
+    model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int | None, advance: Callable[[int], None]
+) -> AnswerStatistics:
+    found, pieces = _Collector(encoded), Pieces()
+    for share in shares(encoded, batch_size):
+        beginning = model.beginning(share.beginning) if share.beginning else None
+
+        def compute(chosen: tuple[int, ...], beginning: Beginning | None = beginning) -> None:
+            pack = pack_of(encoded, chosen, beginning)
+            found.take(pack.items, model.packed_logits([pack], 1, beginning)[0][0], pack.letter_ids)
+            advance(len(chosen))
+
+        for chosen in share.batches:
+            pieces.run(chosen, compute)
+    return found.statistics
+
+
+def _score_padded(
+    model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int | None, advance: Callable[[int], None]
+) -> AnswerStatistics:
+    found, pieces = _Collector(encoded), Pieces()
+
+    def compute(bucket: tuple[int, ...]) -> None:
+        batch = collate([encoded[index] for index in bucket], model.pad_id)
+        found.take(bucket, model.answer_logits(batch), batch.letter_ids)
+        advance(len(bucket))
+
+    lengths = [len(item.input_ids) for item in encoded]
+    size = batch_size or max(1, TOKENS_PER_BATCH // max(lengths))
+    for bucket in length_buckets(lengths, size):
+        pieces.run(tuple(bucket), compute)
+    return found.statistics
+
+
+@contextmanager
+def merged(model: LanguageModel) -> Iterator[None]:
+    """The live adapter inside the weights it adapts, where that loses nothing (float32): fewer, larger matrix products.
+
+    Takes a copy of those weights; they come back bit-equal.
+    """
+    if model.dtype != torch.float32 or not model.can_merge:
+        yield
+        return
+    with model.perturbed() as move:
+        move(model.adapter_factors())
+        yield
+
+
+def score_points(
+    model: LanguageModel,
+    encoded: Sequence[EncodedItem],
+    batch_size: int,
+    points: int,
+    advance: Callable[[int], None] = lambda items: None,
+) -> list[AnswerStatistics]:
+    """`score` in packs, at each of `points` points that the model was moved to side by side (`LanguageModel.beside`)."""
+    found = [_Collector(encoded) for _ in range(points)]
+    model.peft_model.eval()
+    with torch.inference_mode():
+        for pack in packs(encoded, batch_size):
+            (logits,) = model.packed_logits([pack], points)
+            for collector, rows in zip(found, logits, strict=True):
+                collector.take(pack.items, rows, pack.letter_ids)
+            advance(len(pack.items))
+    return [collector.statistics for collector in found]
+
+
+def answer_distributions(model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int) -> Floats:
+    """(n, vocabulary) logits after `Answer:` of all items, in the order given."""
+    model.peft_model.eval()
+    with torch.inference_mode():
+        batches = (collate(encoded[n : n + batch_size], model.pad_id) for n in range(0, len(encoded), batch_size))
+        return np.concatenate([model.answer_logits(batch).double().cpu().numpy() for batch in batches])
+
+
+class _Collector:
+    """Letter logits and rest of the items, filled in batch by batch."""
+
+    def __init__(self, encoded: Sequence[EncodedItem]) -> None:
+        self._z = np.full((len(encoded), max(len(item.letter_ids) for item in encoded)), -np.inf)
+        self._rest = np.empty(len(encoded))
+        self._answers = np.array([item.item.answer for item in encoded])
+
+    def take(self, places: Sequence[int], logits: torch.Tensor, letter_ids: torch.Tensor) -> None:
+        """Logits (n, vocabulary) of the items at `places`."""
+        letters, others = split_logits(logits, letter_ids.to(logits.device))
+        index = list(places)
+        self._z[index, : letters.shape[1]] = letters.double().cpu().numpy()
+        self._rest[index] = others.double().cpu().numpy()
+
+    @property
+    def statistics(self) -> AnswerStatistics:
+        return AnswerStatistics(self._z, self._rest, self._answers)
+
+
+def score_tasks(
+    model: LanguageModel,
+    groups: Sequence[Sequence[EncodedItem]],
+    batch_size: int | None,
+    advance: Callable[[int], None] = lambda items: None,
+) -> list[AnswerStatistics]:
+    """`score` for several groups of items in one pass over all of them."""
+    together = score(model, [item for group in groups for item in group], batch_size, advance)
+    return split_groups(together, [len(group) for group in groups])
+
+
+def split_groups(together: AnswerStatistics, sizes: Sequence[int]) -> list[AnswerStatistics]:
+    """Statistics (..., n) of items that were scored together, cut into groups of the given sizes."""
+    bounds = np.cumsum([0, *sizes])
+    return [
+        AnswerStatistics(together.letter_logits[..., a:b, :], together.rest[..., a:b], together.answers[a:b])
+        for a, b in pairwise(bounds)
+    ]

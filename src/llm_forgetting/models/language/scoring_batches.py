@@ -1,0 +1,99 @@
+"""Which items are scored together: a long beginning that a subject's items share is computed once for all of them."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llm_forgetting.errors import is_out_of_memory
+from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.packing import common_beginning
+
+log = logging.getLogger(__name__)
+
+# Tokens of a batch whose size nobody set: enough for full speed on a CPU and a GPU, little beside a backbone's weights.
+TOKENS_PER_BATCH = 2048
+# A shorter beginning is computed again in every pack: as fast, and packs may then hold several subjects.
+SHORTEST_KEPT = 64
+
+
+@dataclass(frozen=True)
+class Share:
+    """Batches of items (by their places) that go on from the tokens `beginning`, which may be none."""
+
+    beginning: tuple[int, ...]
+    batches: tuple[tuple[int, ...], ...]
+
+
+def shares(encoded: Sequence[EncodedItem], batch_size: int | None) -> list[Share]:
+    """Every item in one batch of one share, subject by subject, longest items first; a function of the items alone.
+
+    `batch_size` counts items; None fills batches to `TOKENS_PER_BATCH` tokens, beginnings not counted.
+    """
+    groups: dict[tuple[str, int], list[int]] = {}
+    for n in sorted(range(len(encoded)), key=lambda n: (encoded[n].family, -len(encoded[n].input_ids), n)):
+        groups.setdefault((encoded[n].family, encoded[n].shots_dropped), []).append(n)
+    found, rest = [], []
+    for places in groups.values():
+        length = common_beginning([encoded[n].input_ids for n in places])
+        if length < SHORTEST_KEPT:
+            rest += places
+            continue
+        batches = _batches(encoded, places, length, batch_size)
+        beginning = (
+            encoded[places[0]].input_ids[:length] if len(batches) > 1 else ()
+        )  # one pack computes it once anyway
+        found.append(Share(beginning, batches))
+    return [*found, Share((), _batches(encoded, rest, 0, batch_size))] if rest else found
+
+
+def _batches(
+    encoded: Sequence[EncodedItem], places: Sequence[int], kept: int, batch_size: int | None
+) -> tuple[tuple[int, ...], ...]:
+    if batch_size is not None:
+        return tuple(tuple(places[start : start + batch_size]) for start in range(0, len(places), batch_size))
+    batches: list[list[int]] = []
+    room = 0
+    for n in places:
+        tokens = len(encoded[n].input_ids) - kept
+        if not batches or tokens > room:
+            batches.append([])
+            room = TOKENS_PER_BATCH
+        batches[-1].append(n)
+        room -= tokens
+    return tuple(map(tuple, batches))
+
+
+class Pieces:
+    """Runs batches whole while memory suffices; from the first that does not fit on, in halves (quarters, ...) of its size."""
+
+    def __init__(self) -> None:
+        self._limit: int | None = None
+
+    def run(self, batch: tuple[int, ...], compute: Callable[[tuple[int, ...]], None]) -> None:
+        """Call `compute` for all of `batch`; what it raises for want of memory is raised on where a single item is too much."""
+        waiting = [batch]
+        while waiting:
+            piece = waiting.pop(0)
+            size = min(len(piece), self._limit or len(piece))
+            if size < len(piece):
+                waiting = [piece[start : start + size] for start in range(0, len(piece), size)] + waiting
+                continue
+            try:
+                compute(piece)
+            except (MemoryError, RuntimeError) as error:
+                if len(piece) == 1 or not is_out_of_memory(error):
+                    raise
+                self._limit = len(piece) // 2
+                log.info("memory ran out with %d items in a batch; going on with %d", len(piece), self._limit)
+                waiting.insert(0, piece)
+            else:
+                continue
+            _release()
+
+
+def _release() -> None:
+    """Give memory that failed batches held back to the device (outside the handler: its traceback holds tensors)."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,182 @@
+"""The report of a study, from its analysis alone: tables, study.md, and what the terminal shows."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llm_forgetting.report.tables.run import Table, number
+
+Found = Mapping[str, Any]
+QUESTIONS = {
+    "flatness": "Does a flatter landscape go with less forgetting?",
+    "change": "How does the landscape change with a new task?",
+    "relation": "What is the relation between sharpness and retention?",
+    "forecast": "Does the landscape forecast how much is forgotten?",
+    "prediction": "Does it foretell forgetting of task pairs it has not seen?",
+    "arms": "Do interventions on training change forgetting?",
+}
+
+
+def answers_of(study: Found) -> list[tuple[str, list[str]]]:
+    """The questions with their sentences, those that were asked."""
+    found = study["answers"]
+    asked = [(question, found[key]) for key, question in QUESTIONS.items() if found.get(key)]
+    return [(question, [said] if isinstance(said, str) else list(said)) for question, said in asked]
+
+
+def study_tables(study: Found) -> list[Table]:
+    """Every table."""
+    makers = [measures_table, robustness_table] * ("associations" in study) + [effects_table] * bool(
+        study.get("effects")
+    )
+    return [make(study) for make in makers]
+
+
+def measures_table(study: Found) -> Table:
+    """Every measure with the outcome: within pairs and over all runs."""
+    table = study["associations"]
+    rows = []
+    for name, found in table["measures"].items():
+        p = found["p_value"] if found["primary"] else found["p_adjusted"]
+        rows.append(
+            (
+                _measure(study, name),
+                _coefficient(found["spearman_within_pairs"]),
+                "-" if p is None or found["refusal"] else _p(p),
+                _coefficient(found["spearman_over_runs"]),
+            )
+        )
+    outcome = study["titles"][table["outcome"]]
+    sizes = sizes_of(table)
+    note = (
+        f"Spearman's rho with {outcome}, 95% intervals; {sizes} runs. p: permutation within task pairs, Holm-adjusted over "
+        f"{table['tests']} measures but for the primary one (*), which was named beforehand. A correlation is no cause."
+    )
+    header = ("measure", "within pairs", "p", "over all runs")
+    return Table(f"What goes with {outcome} ({study['pairs']} task pairs)", header, tuple(rows), note)
+
+
+def sizes_of(associations: Found) -> str:
+    """How many runs the measures were known in: "48", or "17 or 48"."""
+    return " or ".join(map(str, sorted({found["n_runs"] for found in associations["measures"].values()})))
+
+
+def robustness_table(study: Found) -> Table:
+    """Every measure within pairs given other numbers, and as a forecast for task pairs it has not seen."""
+    table = study["associations"]["measures"]
+    unseen = {found["measure"]: found for found in study["predictions"]}
+    given = list(dict.fromkeys(tuple(one["given"]) for found in table.values() for one in found["partial"]))
+    rows = []
+    for name, found in table.items():
+        partial = {tuple(one["given"]): one["within_pairs"] for one in found["partial"]}
+        rows.append(
+            (_measure(study, name), *(_coefficient(partial.get(names)) for names in given), _gain(unseen.get(name)))
+        )
+    titles = [" and ".join(study["titles"].get(name, name) for name in names) for names in given]
+    note = (
+        "within pairs given other numbers, by the residual method on ranks: |D| and learning may be mediators, so no column "
+        "is nearer the truth. Unseen pairs: how much the mean absolute error of forecasting a task pair from the others falls "
+        "against taking their mean."
+    )
+    header = ("measure", *(f"given {title}" for title in titles), "unseen pairs")
+    return Table("The same, given other numbers", header, tuple(rows), note)
+
+
+def _measure(study: Found, name: str) -> str:
+    primary = study["associations"]["primary"] == name
+    return f"{study['titles'][name]}{'*' if primary else ''}"
+
+
+def effects_table(study: Found) -> Table:
+    """Every arm against the baseline."""
+    rows = []
+    for found in study["effects"]:
+        difference, matched = found["difference"], found["matched"]
+        rows.append(
+            (
+                f"{found['arm']} instead of {found['baseline']}" + (" (control)" if found["control"] else ""),
+                study["titles"].get(found["outcome"], found["outcome"]),
+                f"{difference['n_runs']} of {difference['n_pairs']} pairs",
+                _factor(difference)
+                if found.get("ratio")
+                else _with_interval(difference["value"], difference["interval"]),
+                "-" if difference["test"] is None else _p(difference["test"]["p_value"]),
+                "-" if matched is None or matched["adjusted"] is None else _estimate(matched["adjusted"]),
+            )
+        )
+    note = (
+        "mean difference over task pairs of runs that are otherwise alike, 95% interval, sign-flip p over pairs; x: geometric "
+        "mean of their ratios; at matched learning: adjusted to equal learning of the last task, where both arms learnt alike. "
+        "A control shares its first checkpoint with the baseline."
+    )
+    header = ("arm", "changes", "runs", "by", "p", "at matched learning")
+    return Table("Interventions", header, tuple(rows), note)
+
+
+def _factor(difference: Found) -> str:
+    """A difference of logarithms as the factor that it is."""
+    value, interval = math.exp(difference["value"]), difference["interval"]
+    ends = "" if interval is None else f" [{math.exp(interval['low']):.2f}, {math.exp(interval['high']):.2f}]"
+    return f"x {value:.2f}{ends}"
+
+
+def _coefficient(found: Found | None) -> str:
+    if found is None:
+        return "-"
+    return _with_interval(found["value"], found["interval"])
+
+
+def _with_interval(value: float, interval: Found | None) -> str:
+    text = f"{float(value):+z.2f}"
+    return text if interval is None else f"{text} [{float(interval['low']):+z.2f}, {float(interval['high']):+z.2f}]"
+
+
+def _estimate(found: Found) -> str:
+    return "-" if found["value"] is None else _with_interval(found["value"], found["interval"])
+
+
+def _gain(found: Found | None) -> str:
+    if found is None or found["gain_over_mean"] is None:
+        return "-"
+    return _with_interval(found["gain_over_mean"]["value"], found["gain_over_mean"]["interval"])
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else number(value, 3)
+
+
+def study_markdown(study: Found) -> str:
+    """study.md: the answers first, then tables, figures, what failed, and how to do it again."""
+    parts = [f"# {study['name']}: {study['runs']} runs of {study['pairs']} task pairs", ""]
+    for question, said in answers_of(study):
+        parts += [f"**{question}**", "", *(f"{sentence}\n" for sentence in said)]
+    for table in study_tables(study):
+        parts += [f"## {table.title}", "", *_rows(table), "", table.note, ""]
+    if study["figures"]:
+        parts += ["## Figures", "", *(f"![{name}]({name})" for name in study["figures"]), ""]
+    if study["absent"]:
+        parts += [f"Not measured in this study: {', '.join(study['absent'])}.", ""]
+    if study["failures"]:
+        parts += ["## Cells that failed", "", *(f"- {name}: {why}" for name, why in study["failures"].items()), ""]
+    primary = study["analysis"]["primary"]
+    arms = ", ".join(f"{arm} ({n})" for arm, n in study["arms"].items())
+    parts += [
+        "## How",
+        "",
+        f"- Cells: {study['runs']} of {study['planned']}; arms: {arms}",
+        f"- Primary measure, named before the study: {study['titles'].get(primary, primary)}",
+        f"- Versions: {', '.join(f'{name} {version}' for name, version in study['versions'].items())}",
+        "- Every run is one seed of one small model on few items; the runs of a task pair resemble one another, so the tests "
+        "are within pairs and the intervals of effects over pairs.",
+        "- Again: `llm-forgetting study study.yaml` with the `study.yaml` beside this file; from the stored records alone, in "
+        "seconds: `llm-forgetting study --records records.json.gz`",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _rows(table: Table) -> Sequence[str]:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    return [line(table.header), line(["---"] * len(table.header)), *(line(row) for row in table.rows)]

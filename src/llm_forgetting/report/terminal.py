@@ -1,0 +1,152 @@
+"""What a person sees while a run goes on, and when it is done."""
+
+import logging
+import re
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from llm_forgetting.progress import Advance
+from llm_forgetting.report.tables.curvature import curvature_table, forecast_table
+from llm_forgetting.report.tables.run import (
+    Table,
+    accuracy_matrix,
+    between_table,
+    flatness_table,
+    forgetting_table,
+    landscape_table,
+)
+from llm_forgetting.report.tables.spurious import spurious_table
+
+log = logging.getLogger(__name__)
+# Columns are three characters apart, and a table keeps one at each side.
+APART, SIDES = 3, 2
+
+
+class Terminal:
+    """A `Progress` on a rich console; bars are drawn on a terminal and left out of pipes and files."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+
+    def phase(self, number: int, total: int, title: str, *, kept: bool) -> None:
+        """A heading such as `[ 3/10] evaluate`."""
+        width = len(str(total))
+        mark = "  [dim](kept from before)[/dim]" if kept else ""
+        self.console.print(f"[bold cyan]\\[{number:>{width}}/{total}][/bold cyan] {escape(title)}{mark}")
+
+    def note(self, message: str) -> None:
+        """A dim line."""
+        log.info(message)
+        self.console.print(f"        [dim]{escape(message)}[/dim]", soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """A yellow line."""
+        log.warning(message)
+        self.console.print(f"        [yellow]note:[/yellow] {escape(message)}", soft_wrap=True)
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Advance]:
+        """A bar with counts, a short text, time gone and time left; then one line that says how long it took."""
+        columns = (
+            TextColumn("       "), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        started = time.perf_counter()
+        latest, done = "", 0
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            task = progress.add_task(label, total=total, text="")
+
+            def advance(steps: int, text: str) -> None:
+                nonlocal latest, done
+                latest, done = text or latest, done + steps
+                progress.update(task, total=max(total, done), completed=done, text=latest)
+
+            yield advance
+        seconds = time.perf_counter() - started
+        ending = f", {latest}" if latest else ""
+        self.note(f"{label}: {done} steps in {spoken_seconds(seconds)}{ending}")
+
+    def show_results(self, results: Mapping[str, Any], folder: Path) -> None:
+        """The closing tables, the answer, and where everything is."""
+        self.console.print()
+        makers = [accuracy_matrix, forgetting_table, *([spurious_table] * bool(results["spurious"]))]
+        makers += [landscape_table, flatness_table]
+        makers += [between_table] * bool(results["paths"] or results["checkpoint_plane"] or results["between_notes"])
+        makers += [forecast_table] * bool(results["forecasts"]) + [curvature_table] * bool(results["curvature"])
+        for make in makers:
+            self.show_table(make(results))
+            self.console.print()
+        for warning in results["warnings"]:
+            self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")
+        self.show_answer("answer", results["answer"])
+        files = "results.md, results.json, items.jsonl, checkpoints"
+        if results["figures"]:
+            files += f", {results['figures'][0]} and {len(results['figures']) - 1} more figures"
+        self.console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]: {files}.", soft_wrap=True)
+        for step in _next_steps(results, folder):
+            self.console.print(f"  {escape(step)}", soft_wrap=True)
+
+    def show_answer(self, question: str, said: str) -> None:
+        """A question and its answer, in a frame."""
+        self.console.print(Panel(escape(said), title=escape(question), title_align="left", border_style="green"))
+
+    def show_table(self, table: Table) -> None:
+        """One table, its note below."""
+        drawn = RichTable(
+            title=table.title,
+            title_justify="left",
+            title_style="bold",
+            header_style="dim",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        drawn.caption, drawn.caption_justify, drawn.caption_style = escape(table.note) or None, "left", "dim"
+        for index, (name, width) in enumerate(zip(table.header, _widths(table, self.console.width), strict=True)):
+            numeric = all(re.match(r"[-+.\d]|inf|nan", row[index]) for row in table.rows)
+            justify: Literal["right", "left"] = "right" if index and numeric else "left"
+            drawn.add_column(escape(name), justify=justify, min_width=width, overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*(escape(cell) for cell in row))
+        self.console.print(drawn)
+
+
+def _next_steps(results: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """What to do with a finished run, each with its command."""
+    where = shlex.quote(str(folder))
+    if (folder / "report.html").is_file():
+        yield f"look at it: open {folder / 'report.html'} in a browser"
+    else:
+        yield f"draw its report: llm-forgetting report {where}"
+    if results["paths"]:
+        yield f"go part of the way back, where both tasks are kept: llm-forgetting repair {where}"
+    yield f"is it the seed? run it again with another --seed, then: llm-forgetting compare {where} OTHER_RUN"
+
+
+def _widths(table: Table, available: int) -> list[int]:
+    """The least width of every column: short values and words of headers are not broken over lines, nor, where there is room,
+    words of names."""
+    words = [max(map(len, name.split()), default=0) for name in table.header]
+    others = [
+        max(words[n], min(max((len(row[n]) for row in table.rows), default=0), 12)) for n in range(1, len(table.header))
+    ]
+    room = available - SIDES - APART * len(others) - sum(others)
+    word = max((len(word) for row in table.rows for word in row[0].split()), default=0)
+    return [max(min(word, room), 0), *others]
+
+
+def spoken_seconds(seconds: float) -> str:
+    """Seconds as `42 s` or `3 min 20 s`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"

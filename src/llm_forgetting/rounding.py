@@ -1,9 +1,0 @@
-"""What rounding leaves of a difference that is none."""
-
-# Losses, correlations and shares are of the size of 1, and sums over items or runs keep some thirteen of float64's digits.
-ROUNDING = 1e-12
-
-
-def settled(value: float) -> float:
-    """`value`, or 0 where rounding alone makes numbers of that size; 1e-5 is a number."""
-    return 0.0 if abs(value) < ROUNDING else value

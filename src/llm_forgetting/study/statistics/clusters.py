@@ -1,0 +1,106 @@
+"""A mean, or any fit, over runs that come in task pairs: the pair is the unit of replication.
+
+Below `MINIMUM_PAIRS` task pairs there is no interval and no p-value: the least p-value of a sign-flip test of k pairs is
+2 / 2^k, which reaches 0.05 at k = 6.
+
+Coverage at nominal 0.95 with 6 / 8 / 12 pairs of 8 runs, intra-class correlation 0.5 (benchmarks/study_statistics.py): a
+mean of normal values 0.953 / 0.939 / 0.956, of log-normal ones 0.884 / 0.885 / 0.912 (take logarithms of what spans orders
+of magnitude); the slope of a calibration 0.956 (6 pairs) and 0.956 (12); an effect at matched learning 0.927 and 0.948.
+Sign-flip tests of means reject in 3.1% / 5.7% / 4.5% of studies without an effect.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from llm_forgetting.arrays import ROUNDING
+from llm_forgetting.forgetting.intervals import LEVEL, Interval
+from llm_forgetting.forgetting.measures import Estimate
+from llm_forgetting.study.statistics.permutation import PermutationTest, sign_flip
+from llm_forgetting.study.statistics.power import POWER
+from llm_forgetting.study.statistics.runs import Floats, Indices, Run, columns
+
+MINIMUM_PAIRS = 6
+
+TOO_FEW_PAIRS = f"fewer than {MINIMUM_PAIRS} task pairs: no interval, no p-value"
+
+
+@dataclass(frozen=True)
+class MeanOverPairs:
+    """The mean over task pairs of the mean over each pair's runs, so that every pair counts once.
+
+    stderr: sd of the pair means / sqrt(n_pairs), None for one pair; interval: Student's t with n_pairs - 1 degrees of
+    freedom; test: signs flipped per pair; share_positive: of the runs, beyond rounding; detectable: about the mean that
+    is seen with 80% power, (t_(97.5%) + t_(80%)) stderr; excluded: runs left out; reason: why interval,
+    test and detectable are None.
+    """
+
+    value: float
+    stderr: float | None
+    interval: Interval | None
+    test: PermutationTest | None
+    n_runs: int
+    n_pairs: int
+    share_positive: float
+    detectable: float | None
+    excluded: int = 0
+    reason: str | None = None
+
+
+def mean_over_pairs(values: Floats, pairs: Indices, *, seed: int, excluded: int = 0) -> MeanOverPairs:
+    """The mean of values (n,) of runs in pairs (n,), each pair counting once. Raises ValueError without values."""
+    if values.size == 0:
+        raise ValueError("no run has the numbers asked for")
+    means = np.array([values[pairs == pair].mean() for pair in np.unique(pairs)])
+    k, value, positive = means.size, float(means.mean()), float((values > ROUNDING).mean())
+    stderr = float(means.std(ddof=1) / math.sqrt(k)) if k > 1 else None
+    if stderr is None or k < MINIMUM_PAIRS:
+        return MeanOverPairs(value, stderr, None, None, values.size, k, positive, None, excluded, TOO_FEW_PAIRS)
+    detectable = (_t_quantile(k) + float(stats.t.ppf(POWER, k - 1))) * stderr
+    test = sign_flip(means, seed=seed)
+    interval = _t_interval(value, stderr, k, "Student t of the means of task pairs")
+    return MeanOverPairs(value, stderr, interval, test, values.size, k, positive, detectable, excluded)
+
+
+def change_over_runs(runs: Sequence[Run], before: str, after: str, *, seed: int) -> MeanOverPairs:
+    """`after` less `before` in every run that has both: how a number changes with a new task.
+
+    For a number that spans orders of magnitude give its logarithm: the change is then that of its ratio.
+    """
+    data = columns(runs, [before, after])
+    return mean_over_pairs(data.values[:, 1] - data.values[:, 0], data.pairs, seed=seed, excluded=data.excluded)
+
+
+def fit_over_pairs(fit: Callable[[Indices], Sequence[float]], pairs: Indices) -> tuple[Estimate, ...]:
+    """The numbers that `fit` computes from the runs with the given indices, each with an interval.
+
+    Jackknife over k pairs: stderr^2 = (k - 1) / k sum_j (theta_(-j) - mean)^2, theta_(-j) without pair j, and
+    theta +- t_(k - 1) stderr. Errors of runs of one pair may depend on one another in any way. A number that is not
+    finite, with all pairs or without one of them, has no interval.
+    """
+    whole = [float(number) for number in fit(np.arange(pairs.size))]
+    labels = np.unique(pairs)
+    if labels.size < MINIMUM_PAIRS:
+        return tuple(Estimate(value, reason=TOO_FEW_PAIRS) for value in whole)
+    without = np.array([fit(np.flatnonzero(pairs != label)) for label in labels], dtype=np.float64)
+    return tuple(_jackknifed(value, column) for value, column in zip(whole, without.T, strict=True))
+
+
+def _jackknifed(value: float, without: Floats) -> Estimate:
+    k = without.size
+    if not (math.isfinite(value) and np.isfinite(without).all()):
+        return Estimate(value if math.isfinite(value) else None, reason="not defined without every task pair")
+    stderr = math.sqrt((k - 1) / k * float(((without - without.mean()) ** 2).sum()))
+    return Estimate(value, stderr, _t_interval(value, stderr, k, "jackknife over task pairs, Student t"))
+
+
+def _t_interval(value: float, stderr: float, k: int, method: str) -> Interval:
+    half_width = _t_quantile(k) * stderr
+    return Interval(value - half_width, value + half_width, method=method)
+
+
+def _t_quantile(k: int) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, k - 1))

@@ -1,0 +1,276 @@
+"""Fine-tuning on one task, through transformers' Trainer."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from llm_forgetting.config.sections import TrainingConfig
+from llm_forgetting.errors import UserError
+from llm_forgetting.models.language.answer_loss import answer_losses
+from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.seeding import derive_seed, generator
+from llm_forgetting.training.interventions import Interventions, TwoPasses
+
+# Batches are cut from runs of this many batches sorted by length: little padding, yet other company every epoch.
+BATCHES_PER_BUCKET = 4
+
+
+class LengthBucketSampler(Sampler[int]):
+    """Item indices in a new order every epoch, neighbours of like length; a function of (seed, epoch) alone.
+
+    Shuffle, cut into runs of a few batches, sort each run by length, shuffle the batches. Trainer calls `set_epoch`, so a
+    resumed run sees the order of an uninterrupted one.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of epoch `epoch`."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = generator(self.seed, "order", self.epoch)
+        order = rng.permutation(len(self.lengths)).tolist()
+        run = self.batch_size * BATCHES_PER_BUCKET
+        batches = []
+        for start in range(0, len(order), run):
+            ordered = sorted(order[start : start + run], key=lambda index: -self.lengths[index])
+            batches += [ordered[i : i + self.batch_size] for i in range(0, len(ordered), self.batch_size)]
+        # A short batch stays last: moved elsewhere it would shift the borders of all that follow.
+        tail = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        batches = [batches[n] for n in rng.permutation(len(batches))] + tail
+        return iter([index for batch in batches for index in batch])
+
+
+class AnswerTrainer(Trainer):
+    """Trainer whose loss is the mean full-vocabulary cross-entropy of the answer token, from answer-position logits.
+
+    An anchor adds its penalty to that loss; SAM takes the gradient of their sum elsewhere. Items are packed where the model
+    allows it, except where activations are to be computed again in the backward pass, which would not know the pack.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        sampler: LengthBucketSampler,
+        *,
+        packed: bool,
+        interventions: Interventions,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=language_model.peft_model, **kwargs)
+        self._packed = packed
+        self._anchor = interventions.anchor
+        trained = [parameter for parameter in language_model.peft_model.parameters() if parameter.requires_grad]
+        self._two_passes = TwoPasses(interventions.sam, trained) if interventions.sam is not None else None
+        # The loss is a mean per batch; without this Trainer would not divide it by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self._language_model = language_model
+        self._sampler = sampler
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Mean over the batch of -log p(answer letter | prompt), and the anchor's penalty, nats."""
+        losses = answer_losses(self._language_model, inputs["items"], packed=self._packed)
+        loss = losses.mean()
+        if self._anchor is not None:
+            loss = loss + self._anchor.penalty(self._language_model.live_factors())
+        return (loss, losses) if return_outputs else loss
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Adds the gradient of a batch; with SAM the step's last batch leaves the gradient at the ascended weights."""
+        step = partial(super().training_step, model, inputs, num_items_in_batch)
+        if self._two_passes is None:
+            return step()
+        return self._two_passes.add(step, last=self.accelerator.sync_gradients)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketSampler:
+        return self._sampler
+
+
+class _Watch(TrainerCallback):
+    """Tells the progress display, and stops a run whose loss is no longer a number."""
+
+    def __init__(self, advance: Callable[[int, str], None]) -> None:
+        self._advance = advance
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        recent = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
+        self._advance(1, "" if recent is None else f"loss {recent:.3f}")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise UserError(
+                f"the training loss became {loss} at step {state.global_step}; lower training.learning_rate "
+                f"(was {args.learning_rate:g}) or use model.dtype=float32"
+            )
+
+
+class _EpochEnd(TrainerCallback):
+    """Tells the caller that an epoch's weights stand."""
+
+    def __init__(self, record: Callable[[int], None]) -> None:
+        self._record = record
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._record(round(state.epoch))
+
+
+def require_known_names(config: TrainingConfig) -> None:
+    """Raise UserError for an optimiser or schedule that transformers does not know, before anything is loaded."""
+    wanted: tuple[tuple[str, str, Any], ...] = (
+        ("training.optimizer", config.optimizer, OptimizerNames),
+        ("training.lr_scheduler", config.lr_scheduler, SchedulerType),
+    )
+    for path, name, known in wanted:
+        names = [member.value for member in known]
+        if name not in names:
+            longer = [known for known in names if known.startswith(name)]
+            near = (longer or difflib.get_close_matches(name, names) or names)[:4]
+            raise UserError(
+                f"{path} must be a name that transformers knows, was {name!r}; did you mean {', '.join(near)}?"
+            )
+
+
+def optimizer_steps(items: int, config: TrainingConfig) -> int:
+    """Optimiser steps of one fine-tuning phase."""
+    batches = math.ceil(items / config.batch_size)
+    return math.ceil(batches / config.gradient_accumulation_steps) * config.num_epochs
+
+
+def fine_tune(
+    model: LanguageModel,
+    items: Sequence[EncodedItem],
+    config: TrainingConfig,
+    *,
+    stream: str,
+    scratch: Path,
+    interventions: Interventions | None = None,
+    trackers: Sequence[str] = (),
+    advance: Callable[[int, str], None] = lambda steps, text: None,
+    record: Callable[[int], None] = lambda epoch: None,
+) -> list[dict[str, float]]:
+    """Train the live adapter on `items` with a fresh optimiser and schedule; returns the log, one entry per step.
+
+    Of `interventions`, SAM and anchor; replayed items are among `items`.
+    `trackers` are names for Trainer's `report_to`. `record` is called at the end of every epoch (numbered from 1), while the
+    live adapter is what that epoch made of it.
+
+    `stream` names the random stream of item order and dropout. `scratch` holds Trainer's private resume files (one per
+    epoch; optimiser and RNG states): a phase that was killed goes on from the last whole epoch. The caller deletes it.
+    """
+    seed = derive_seed(config.seed, "training", stream) % 2**32
+    _ = model.packs  # tried out before dropout is on and random numbers count
+    sampler = LengthBucketSampler([len(item.input_ids) for item in items], config.batch_size, seed)
+    steps = optimizer_steps(len(items), config)
+    trainer = AnswerTrainer(
+        model,
+        sampler,
+        args=_arguments(config, steps, seed, scratch, model.device, trackers),
+        train_dataset=list(items),
+        packed=not config.gradient_checkpointing,
+        interventions=interventions or Interventions(),
+        data_collator=lambda batch: {"items": batch},
+        callbacks=[_Watch(advance), _EpochEnd(record)],
+    )
+    trainer.remove_callback(_printer(trainer))
+    try:
+        trainer.create_optimizer_and_scheduler(steps)
+    except (ImportError, TypeError, ValueError) as error:
+        raise _unusable(config, "work without another package or further arguments", error) from error
+    try:
+        trainer.train(resume_from_checkpoint=_last_checkpoint(scratch))
+    finally:
+        model.peft_model.eval()
+    keys = ("epoch", "step", "loss", "grad_norm", "learning_rate")
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{key: float(entry[key]) for key in keys if key in entry} for entry in history]
+
+
+def _printer(trainer: Trainer) -> Any:
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    kinds = (PrinterCallback, ProgressCallback)
+    return next(
+        (type(callback) for callback in trainer.callback_handler.callbacks if isinstance(callback, kinds)), None
+    )
+
+
+def _last_checkpoint(scratch: Path) -> str | None:
+    """The newest resume folder that was written whole (Trainer writes its state file last)."""
+    whole = [path for path in scratch.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def _checkpointing() -> dict[str, Any]:
+    """Trainer's arguments for recomputing activations; transformers renamed them in 5.x and warns about the old ones."""
+    fields = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+def _arguments(  # noqa: PLR0917 -- one call, above
+    config: TrainingConfig, steps: int, seed: int, scratch: Path, device: torch.device, trackers: Sequence[str]
+) -> TrainingArguments:
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(scratch),
+            per_device_train_batch_size=config.batch_size,
+            num_train_epochs=config.num_epochs,
+            learning_rate=config.learning_rate,
+            optim=config.optimizer,
+            lr_scheduler_type=config.lr_scheduler,
+            warmup_steps=math.ceil(config.warmup_ratio * steps),
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            **(_checkpointing() if config.gradient_checkpointing else {}),
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="epoch",
+            save_total_limit=1,
+            report_to=list(trackers) or "none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=device.type == "cuda",
+            use_cpu=device.type == "cpu",
+            seed=seed,
+            data_seed=seed,
+        )
+        # Several GPUs would make Trainer wrap the model in DataParallel and multiply the batch size.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        return arguments
+    except ValueError as error:
+        raise _unusable(config, "be names that transformers knows", error) from error
+
+
+def _unusable(config: TrainingConfig, demand: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160]
+    return UserError(
+        f"training.optimizer={config.optimizer!r} and training.lr_scheduler={config.lr_scheduler!r} must {demand}: {reason}"
+    )

@@ -1,0 +1,193 @@
+"""The two backbones that need no hub: whole or absent, and what they know."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llm_forgetting.config.sections import LoraConfig, ModelConfig
+from llm_forgetting.errors import UserError
+from llm_forgetting.models.language import backbones
+from llm_forgetting.models.language.backbones import synthetic_backbone
+from llm_forgetting.models.language.batches import collate, encode
+from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.tasks.prompts import render
+from llm_forgetting.tasks.sources import open_source
+from llm_forgetting.tasks.synthetic import SUBJECTS, SyntheticSource
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LLM_FORGETTING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def silent(message: str) -> None:
+    """Hears what a build has to say."""
+
+
+def left_behind(cache: Path) -> set[str]:
+    return {path.name for path in cache.iterdir() if not path.name.endswith(".lock")}
+
+
+def synthetic_items(shots: int) -> tuple[list[Any], dict[str, tuple[Any, ...]]]:
+    """Every row of the four tasks, and `shots` examples of each."""
+    pools = [SyntheticSource().pool(name, (name,)) for name in SUBJECTS]
+    return [row for pool in pools for row in pool.rows], {pool.name: pool.rows[:shots] for pool in pools}
+
+
+def test_synthetic_backbone_loads_like_any_other(cache: Path) -> None:
+    told: list[str] = []
+    folder = synthetic_backbone(told.append)
+    assert folder.parent == cache
+    assert len(told) == 1
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.architectures == ["LlamaForCausalLM"]
+    assert model.config.vocab_size == len(tokenizer) == len(tokenizer.get_vocab())
+    assert synthetic_backbone(told.append) == folder
+    assert len(told) == 1
+    assert left_behind(cache) == {folder.name}
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_synthetic_tokenizer_knows_every_word_of_every_prompt(cache: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(synthetic_backbone(silent))
+    items, shots = synthetic_items(2)
+    encoded = encode(tokenizer, items[::40], shots, 512)
+    encoded += encode(tokenizer, items[::7], {}, 512)
+    letters = {item.letter_ids for item in encoded}
+    assert len(letters) == 1
+    assert tokenizer.convert_ids_to_tokens(list(letters.pop())) == [" A", " B", " C", " D"]
+    for item in encoded:
+        assert tokenizer.unk_token_id not in item.input_ids
+        assert not item.shots_dropped
+        assert len(item.input_ids) < 512
+    texts = [render(item) for item in items]
+    assert all(tokenizer.unk_token_id not in ids for ids in tokenizer(texts)["input_ids"])
+
+
+def test_synthetic_weights_are_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeded by name, whatever the global generator has done, and leaving it alone."""
+    weights = []
+    for n in range(2):
+        monkeypatch.setenv("LLM_FORGETTING_CACHE", str(tmp_path / str(n)))
+        torch.manual_seed(n)
+        folder = synthetic_backbone(silent)
+        after = torch.rand(2)
+        torch.manual_seed(n)
+        assert torch.equal(after, torch.rand(2))
+        weights.append((folder / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_build_leaves_nothing_behind(
+    error: type[BaseException], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(folder: Path, notify: Any) -> None:
+        (folder / "config.json").write_text("half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backbones, "_make_random_llama", interrupted)
+        with pytest.raises(error):
+            synthetic_backbone(silent)
+    assert left_behind(cache) == set()
+    assert (synthetic_backbone(silent) / "model.safetensors").is_file()
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from llm_forgetting import backbones
+
+def build(folder, notify):
+    notify("building")
+    (folder / "one").write_text("1")
+    time.sleep(0.5)
+    (folder / "two").write_text("2")
+
+backbones._make_random_llama = build
+log = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+folder = backbones.synthetic_backbone(lambda message: log.open("a").write(message + "\\n"))
+assert sorted(path.name for path in folder.iterdir()) == ["one", "two"]
+"""
+
+
+def test_two_processes_at_once_build_once(cache: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILD, str(tmp_path / "log")],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for process in both:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in both:
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+    assert (tmp_path / "log").read_text() == "building\n"
+    assert len(left_behind(cache)) == 1
+
+
+def test_a_cache_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("LLM_FORGETTING_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cache folder must be writable .* Set LLM_FORGETTING_CACHE") as error:
+        synthetic_backbone(silent)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cache_folder_that_may_not_be_looked_into(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", forbidden)
+    with pytest.raises(UserError, match=r"cache folder must be writable .* Permission denied"):
+        synthetic_backbone(silent)
+
+
+def test_a_full_disk_is_told_in_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, notify: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backbones, "_make_random_llama", full)
+    with pytest.raises(UserError, match=r"must be writable and have room; .*No space left on device"):
+        synthetic_backbone(silent)
+    assert left_behind(cache) == set()
+
+
+def test_embedded_model_gives_the_reference_log_probabilities() -> None:
+    """lm-evaluation-harness 0.4.13 on the same model: the first anatomy test item, 0-shot, and the model's own voice.
+
+    The cache is the user's own (or LLM_FORGETTING_CACHE), so that model and data are downloaded once, not per run.
+    """
+    model = LanguageModel.load(ModelConfig(name="embedded", dtype="float32"), LoraConfig(), seed=0)
+    source = open_source(source="embedded", path=None, hub_config=None, columns={}, notify=silent)
+    rows = source.pool("anatomy", ("anatomy",)).rows
+    item = next(row for row in rows if row.id == "anatomy/test/0")
+    (encoded,) = encode(model.tokenizer, [item], {}, 512)
+    with torch.no_grad():
+        (logits,) = model.answer_logits(collate([encoded], model.pad_id))
+        text = model.tokenizer("The capital of France is", return_tensors="pt")
+        output = model.peft_model.generate(**text, max_new_tokens=1, do_sample=False)
+    assert item.answer == 0
+    found = logits.log_softmax(dim=0)[list(encoded.letter_ids)].tolist()
+    assert found == pytest.approx([-2.3419, -6.9606, -4.8995, -4.3281], abs=1e-3)
+    assert model.tokenizer.decode(output[0]).endswith("The capital of France is Paris")

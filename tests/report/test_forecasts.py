@@ -1,0 +1,92 @@
+"""Forecast against observed as dots: the numbers of results.json, and bars from items.jsonl."""
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import SmokeRun
+
+from llm_forgetting.report.figures.axis_scale import Stretch
+from llm_forgetting.report.html.axes import ticks_of
+from llm_forgetting.report.html.blocks import Figures, Numbers, Prose
+from llm_forgetting.report.html.files import read_items
+from llm_forgetting.report.html.forecasts import Foreseen, forecast_blocks, forecast_plot, foreseen_of, stretch_of
+
+Results = dict[str, Any]
+
+
+@pytest.fixture
+def results(smoke_run: SmokeRun) -> Results:
+    return copy.deepcopy(smoke_run.results)
+
+
+def entry(first: float, second: float, observed: float, stderr: float = math.nan, split: str = "train") -> Foreseen:
+    return Foreseen(
+        "maths, trained, one to two", split, {"first_order": first, "second_order": second}, observed, stderr
+    )
+
+
+def test_every_forecast_is_a_dot_at_its_numbers(results: Results, smoke_run: SmokeRun) -> None:
+    figures, table = forecast_blocks(results, read_items(smoke_run.path))
+    assert isinstance(figures, Figures)
+    assert isinstance(table, Numbers)
+    (plot,) = figures.plots
+    named = {trace["name"]: trace for trace in plot.data}
+    found = results["forecasts"][0]["tasks"]["synthetic_1"]
+    for split, word in (("train", "trained"), ("test", "held-out")):
+        for key, label in (("first_order", "first order"), ("second_order", "second order")):
+            dot = named[f"{label}, {word}"]
+            assert dot["x"] == pytest.approx([found[split][key]], rel=1e-4)
+            assert dot["y"] == pytest.approx([found[split]["observed"]], rel=1e-4)
+    assert named["forecast = observed"]["x"] == named["forecast = observed"]["y"]
+    assert f"observed {found['train']['observed']:.1f}" in plot.alt
+
+
+def test_bars_are_of_paired_differences_over_the_same_items(results: Results, smoke_run: SmokeRun) -> None:
+    records = read_items(smoke_run.path)
+    chosen = results["forecasts"][0]["tasks"]["synthetic_1"]["train"]
+    by = {(r["checkpoint"], r["id"]): r["loss"] for r in records if r.get("task") == "synthetic_1"}
+    changes = np.array([by["after_task2", item] - by["after_task1", item] for item in chosen["items"]])
+    found = foreseen_of(results, records)[0]
+    assert found.stderr == pytest.approx(changes.std(ddof=1) / len(changes) ** 0.5)
+    assert changes.mean() == pytest.approx(found.observed, abs=1e-4)
+    assert math.isnan(foreseen_of(results, [])[0].stderr)
+    bare = forecast_plot(foreseen_of(results, []))
+    assert not any("standard error" in fact for fact in bare.facts)
+
+
+def test_an_axis_is_even_until_a_forecast_lies_far_out() -> None:
+    assert stretch_of([entry(0.1, 3.0, 1.0)]) == stretch_of([entry(0.1, 3.0, 0.0)]) == Stretch()
+    far = stretch_of([entry(-0.5, 2454.0, 0.4)])
+    assert far == Stretch("asinh", 0.4)
+    ticks = ticks_of(far, np.array([-0.5, 0.4, 2454.0]))
+    numbers = [float(text) for text in ticks["ticktext"]]
+    assert 0.0 in numbers
+    assert max(numbers) in (1000, 2000, 5000)
+    np.testing.assert_allclose(np.sinh(ticks["tickvals"]) * 0.4, numbers, rtol=1e-3, atol=1e-6)
+
+
+def test_bars_keep_their_ends_on_a_stretched_axis() -> None:
+    plot = forecast_plot([entry(-0.5, 2454.0, 0.4, 0.1)])
+    dot = plot.data[1]
+    ends = [dot["y"][0] + dot["error_y"]["array"][0], dot["y"][0] - dot["error_y"]["arrayminus"][0]]
+    np.testing.assert_allclose(np.sinh(ends) * 0.4, [0.5, 0.3], rtol=1e-3)
+    assert plot.facts[-1] == "axes even within 0.4 nats, logarithmic beyond"
+
+
+def test_numbers_that_are_not_finite_leave_gaps() -> None:
+    plot = forecast_plot([entry(math.nan, math.inf, math.nan), entry(0.1, 0.2, 0.3)])
+    assert plot.data[1]["x"] == [None, 0.1]
+    assert all(math.isfinite(end) for end in plot.layout["xaxis"]["range"])
+
+
+def test_many_entries_are_told_by_the_table() -> None:
+    assert "7 entries" in forecast_plot([entry(0.1, 0.2, 0.3, split=split) for split in ("train", *["test"] * 6)]).alt
+
+
+def test_without_forecasts_a_sentence_stands_there(results: Results) -> None:
+    results["forecasts"] = []
+    (said,) = forecast_blocks(results, [])
+    assert isinstance(said, Prose)

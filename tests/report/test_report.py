@@ -1,0 +1,349 @@
+"""Tables, from results.json and nothing else."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from runs import SmokeRun
+
+from llm_forgetting.report.tables.markdown import all_tables, results_markdown
+from llm_forgetting.report.tables.run import (
+    Table,
+    accuracy_matrix,
+    between_table,
+    comparison_table,
+    flatness_table,
+    forgetting_table,
+    landscape_table,
+    measured,
+    number,
+    summary_table,
+    value_and_error,
+)
+from llm_forgetting.report.terminal import Terminal, spoken_seconds
+
+Results = dict[str, Any]
+
+
+@pytest.fixture
+def results(smoke_run: SmokeRun) -> Results:
+    return copy.deepcopy(smoke_run.results)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------------
+
+
+def test_every_cell_of_r_is_in_the_table(results: Results) -> None:
+    table = accuracy_matrix(results)
+    assert table.header == ("task", "items", "base model", "after task 1", "after task 2")
+    assert [row[0] for row in table.rows] == [
+        f"synthetic {j}, {word}" for j in (1, 2) for word in ("trained", "held-out")
+    ]
+    for row, (j, split) in zip(table.rows, [(j, s) for j in (0, 1) for s in ("train", "test")], strict=True):
+        cells = results["forgetting"][split]
+        pairs = [(cells["accuracy"]["cells"][i][j]["value"], cells["loss"]["cells"][i][j]["value"]) for i in range(3)]
+        assert row[1:] == ("48", *(f"{accuracy:.2f} / {loss:.2f}" for accuracy, loss in pairs))
+
+
+def test_forgetting_is_told_with_its_interval(results: Results) -> None:
+    for row, split in zip(forgetting_table(results).rows, ("train", "test"), strict=True):
+        (accuracy,), (loss,) = (results["forgetting"][split][measure]["tasks"] for measure in ("accuracy", "loss"))
+        for cell, estimate in ((row[2], accuracy["absolute"]), (row[5], loss["absolute"])):
+            interval = estimate["interval"]
+            assert cell == f"{estimate['value']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+        assert row[1] == "48"
+        assert row[3] == f"{100 * accuracy['relative']['value']:.0f}%"
+        assert row[4] == f"{100 * accuracy['normalised']['value']:.0f}%"
+
+
+def test_what_was_refused_is_a_dash_and_too_few_items_have_no_interval(results: Results) -> None:
+    task = results["forgetting"]["train"]["accuracy"]["tasks"][0]
+    task["absolute"].update(value=0.25, stderr=0.1, interval=None)
+    task["normalised"].update(value=None, stderr=None, interval=None)
+    row = forgetting_table(results).rows[0]
+    assert row[2] == "0.25 ± 0.10"
+    assert row[4] == "-"
+    task["absolute"].update(stderr=None)
+    assert forgetting_table(results).rows[0][2] == "0.25"
+
+
+def test_summaries_landscapes_and_comparisons_are_all_there(results: Results) -> None:
+    assert len(summary_table(results).rows) == 2 * 4
+    landscape, flatness = landscape_table(results), flatness_table(results)
+    assert len(landscape.rows) == len(flatness.rows) == 2 * 2
+    surface = results["landscapes"]["after_task2"]["surfaces"]["synthetic_1"]
+    metrics, rise = surface["metrics"], surface["mean_rise"]
+    (row,) = (row for row in landscape.rows if "synthetic 1" in row[0] and "after task 2" in row[0])
+    assert row[1:5] == tuple(f"{metrics[k]:.2f}" for k in ("centre", "maximum", "standard_deviation", "range"))
+    (row,) = (row for row in flatness.rows if "synthetic 1" in row[0] and "after task 2" in row[0])
+    assert row[1] == value_and_error(metrics["curvature_centre"], metrics["curvature_centre_error"])
+    assert "±" in row[1]
+    assert row[2] == value_and_error(rise["value"], rise["stderr"])
+    assert row[4] == f"{100 * metrics['share_within']:.0f}%"
+    assert f"over {results['config']['landscape']['directions']} directions" in flatness.note
+    compared = results["landscape_comparison"]
+    for entry, sharper in zip(compared, (True, False), strict=True):
+        entry["sharper"] = sharper
+    assert [row[-1] for row in comparison_table(results).rows] == ["sharper", "flatter"]
+    compared[0]["sharper"] = None
+    assert "no difference" in comparison_table(results).rows[0][-1]
+
+
+@pytest.mark.parametrize(
+    ("relative", "text"),
+    [(0.0034, "0.3%"), (0.00034, "0.03%"), (0.01, "1%"), (0.0, "0%"), (0.0101, "1%, not converged"),
+     (0.2417, "24%, not converged"), ("nan", "nan%, not converged")],
+)  # fmt: skip
+def test_a_fitted_surface_says_what_it_cost_and_how_far_off_it_is(
+    results: Results, relative: float | str, text: str
+) -> None:
+    for count, landscape in enumerate(results["landscapes"].values(), start=31):
+        landscape["fit"].update(evaluations=count, tolerance=0.01)
+        for found in landscape["surfaces"].values():
+            found["error"]["relative"] = relative
+    table = landscape_table(results)
+    assert table.header[-1] == "error"
+    assert [row[-1] for row in table.rows] == [text] * 4
+    for words in ("41 x 41 cells from a fit to 31 or 32 evaluations", "not seen (8 or more)", "asked for 1%"):
+        assert words in table.note
+
+
+def test_a_grid_has_neither_error_and_says_so(results: Results) -> None:
+    for landscape in results["landscapes"].values():
+        landscape.update(fit=None, method="grid", note=None)
+        for found in landscape["surfaces"].values():
+            found["error"] = None
+            found["metrics"].update(curvature_centre=1.5, curvature_centre_error=None, curvature_inner_error=None)
+    assert {row[-1] for row in landscape_table(results).rows} == {"-"}
+    assert "41 x 41 cells, each evaluated." in landscape_table(results).note
+    assert "fit" not in landscape_table(results).note
+    assert {row[1] for row in flatness_table(results).rows} == {"1.50"}
+
+
+def test_one_grid_among_fits_is_explained(results: Results) -> None:
+    entry = results["landscapes"]["after_task2"]
+    entry.update(
+        fit=None, note="2 of 15 points are not finite, so a grid of 7 x 7 cells was evaluated instead of a fit"
+    )
+    entry["alphas"] = entry["betas"] = [n / 3 for n in range(-3, 4)]
+    for found in entry["surfaces"].values():
+        found["error"] = None
+    table = landscape_table(results)
+    assert [row[-1] == "-" for row in table.rows] == [False, False, True, True]
+    spent = results["landscapes"]["after_task1"]["fit"]["evaluations"]
+    assert f"7 x 7 cells, each evaluated; 41 x 41 cells from a fit to {spent} evaluations" in table.note
+    assert "after task 2: 2 of 15 points are not finite, so a grid" in table.note
+
+
+@pytest.mark.parametrize(
+    ("space", "words"), [("adapter", "invariant"), ("weight", "filter-normalised"), ("raw", "another gauge")]
+)
+def test_only_what_is_invariant_is_called_so(results: Results, space: str, words: str) -> None:
+    for landscape in results["landscapes"].values():
+        landscape["space"] = space
+    note = landscape_table(results).note
+    assert note.startswith(f"{space} space (")
+    assert words in note
+    assert ("invariant" in note) == (space == "adapter")
+
+
+def test_a_basin_that_is_not_left_is_at_least_the_distance(results: Results) -> None:
+    for landscape, radius in zip(results["landscapes"].values(), (0.304, None), strict=True):
+        landscape["distance"] = 0.5
+        for found in landscape["surfaces"].values():
+            found["lines"]["basin_radius"]["value"] = radius
+    assert [row[3] for row in flatness_table(results).rows] == ["0.30", "0.30", "0.5 or more", "0.5 or more"]
+
+
+def test_barriers_and_the_best_compromise_are_told_per_path_and_task(results: Results) -> None:
+    table = between_table(results)
+    (path,) = results["paths"]
+    assert len(table.rows) == 2
+    for row, task in zip(table.rows, results["task_names"], strict=True):
+        found = path["tasks"][task]
+        assert row[0] == f"{task.replace('_', ' ')}, after task 1 to after task 2"
+        losses = (found["loss"][0], path["repair"]["loss"][task], found["loss"][-1])
+        assert row[1:4] == tuple(f"{loss:.2f}" for loss in losses)
+        assert float(row[4]) == pytest.approx(found["barrier"]["value"], abs=0.005)
+        assert row[5] == f"{found['barrier']['at']:.2f}"
+        assert float(row[6].split("%")[0]) == pytest.approx(100 * found["error"]["relative"], abs=0.5)
+    chosen = " + ".join(map(str, path["repair"]["selection_items"]))
+    assert (
+        f"after task 1 to after task 2: t* = {path['repair']['t']:.2f} has the least mean loss of the tasks on {chosen} items; "
+        f"{path['evaluations']} evaluations." in table.note
+    )
+    plane = results["checkpoint_plane"]
+    assert (
+        f"plane through base model, after task 1, after task 2: {plane['fit']['evaluations']} evaluations" in table.note
+    )
+    results["paths"] = [path, {**path, "from": "after_task2", "to": "after_task3"}]
+    rows = between_table(results).rows
+    assert [row[0].partition(", ")[2] for row in rows] == ["after task 1 to after task 2"] * 2 + [
+        "after task 2 to after task 3"
+    ] * 2
+
+
+def test_what_between_the_checkpoints_could_not_be_measured_is_said(results: Results) -> None:
+    sentence = "the path from after_task1 to after_task2 could not be measured: 2 of 5 points are not finite"
+    results.update(paths=[], checkpoint_plane=None, between_notes=[sentence])
+    table = between_table(results)
+    assert table.rows == ()
+    assert table.note.endswith(f"{sentence}.")
+    assert sentence in results_markdown(results)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (1.005, "1.00"),
+        (-0.5, "-0.50"),
+        (-4e-17, "0.00"),
+        ("nan", "nan"),
+        ("inf", "inf"),
+        (-math.inf, "-inf"),
+    ],
+)
+def test_numbers_as_text(value: Any, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "text"),
+    [
+        (0.0384, 0.0061, "0.038 ± 0.006"),
+        (2.3561, 0.298, "2.4 ± 0.3"),
+        (1.0, 0.123, "1.00 ± 0.12"),
+        (-1.32, 0.097, "-1.32 ± 0.10"),
+        (123.4, 17.0, "123 ± 17"),
+        (0.5, 0.0, "0.50"),
+        (0.5, None, "0.50"),
+        ("nan", "nan", "nan ± nan"),
+        ("inf", 0.1, "inf ± 0.10"),
+        (0.5, 3e-17, "0.50"),
+        (-4.05e-17, 2e-17, "0.00"),
+        (-4.05e-17, 0.2, "0.0 ± 0.2"),
+        (1e-5, 2e-6, "0.000010 ± 0.000002"),
+    ],
+)
+def test_a_value_has_as_many_decimals_as_its_error_allows(value: Any, stderr: Any, text: str) -> None:
+    assert value_and_error(value, stderr) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.5, "0.50"), (0.0123, "0.012"), (1e-5, "1e-05"), (-4.05e-17, "0.00"), (0.0, "0.00")]
+)
+def test_small_numbers_are_told_and_rounding_is_not(value: float, text: str) -> None:
+    assert measured(value) == text
+
+
+def test_tables_survive_everything_that_is_not_finite(results: Results) -> None:
+    def spoil(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: spoil(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [spoil(value) for value in node]
+        return "nan" if isinstance(node, float) else node
+
+    for part in ("landscapes", "landscape_comparison", "paths", "checkpoint_plane"):
+        kept = {name: entry["distance"] for name, entry in results["landscapes"].items()}
+        tau = results["config"]["landscape"]["tau"]
+        results[part] = spoil(results[part])
+        for name, distance in kept.items():
+            results["landscapes"][name]["distance"] = distance
+            for found in results["landscapes"][name]["surfaces"].values():
+                found["lines"]["basin_radius"]["tau"] = tau
+    for split in ("train", "test"):
+        results["forgetting"][split]["loss"] = spoil(results["forgetting"][split]["loss"])
+    text = results_markdown(results)
+    assert "nan" in text
+    assert "inf" not in text.replace("information", "")
+
+
+def test_markdown_holds_the_answer_every_table_figure_and_warning(results: Results) -> None:
+    results["warnings"] = ["beware | of pipes"]
+    text = results_markdown(results)
+    assert text.startswith(f"# {results['answer']}\n")
+    for table in all_tables(results):
+        assert f"## {table.title}\n" in text
+        assert table.note in text
+        for row in table.rows:
+            assert f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" in text
+    for name in results["figures"]:
+        assert f"![{name}]({name})" in text
+    assert "- beware | of pipes" in text
+    assert results["source"] in text
+    assert f"{results['model']['parameters']:,} parameters" in text
+
+
+def test_a_pipe_in_a_cell_does_not_end_it(results: Results) -> None:
+    old, new = results["task_names"][0], "left|right"
+    renamed = json.loads(json.dumps(results).replace(f'"{old}"', f'"{new}"'))
+    rows = [line for line in results_markdown(renamed).splitlines() if line.startswith("|") and "right" in line]
+    assert rows
+    assert all("left\\|right" in row for row in rows)
+
+
+# --- the terminal -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_terminal_shows_the_answer_and_where_everything_is(results: Results, width: int) -> None:
+    console = Console(width=width, record=True, highlight=False, file=None, quiet=False)
+    with console.capture() as capture:
+        Terminal(console).show_results(results, Path("outputs/experiment_x [draft]"))
+    text = capture.get()
+    assert results["answer"] in " ".join(text.replace("│", " ").split())
+    assert "outputs/experiment_x [draft]: results.md" in text
+    shown, _, steps = text.partition("Everything is in")
+    assert max(len(line) for line in shown.splitlines()) <= width
+    assert "\n  draw its report: llm-forgetting report 'outputs/experiment_x [draft]'\n" in steps  # whole, to be copied
+    for task in ("synthetic 1, trained", "synthetic 2, held-out"):
+        assert task in " ".join(text.split()) or width == 60
+
+
+def test_names_of_groups_are_whole_on_a_narrow_terminal(results: Results) -> None:
+    name = "group:philosophy"
+    for landscape in results["landscapes"].values():
+        landscape["surfaces"] = {name: landscape["surfaces"]["synthetic_1"]}
+    for make in (flatness_table, landscape_table):
+        console = Console(width=80, highlight=False)
+        with console.capture() as capture:
+            Terminal(console).show_table(make(results))
+        lines = capture.get().splitlines()
+        assert sum(name in line for line in lines) == 2
+        assert "…" not in capture.get()
+        assert max(map(len, lines)) <= 80
+
+
+def test_a_word_that_no_terminal_holds_is_broken_and_not_cut() -> None:
+    console, word = Console(width=60, highlight=False), "w" * 90
+    with console.capture() as capture:
+        Terminal(console).show_table(Table("Title", ("a", "b"), ((word, "1.00 ± 0.10"),)))
+    assert capture.get().count("w") == 90
+    assert "1.00 ± 0.10" in capture.get()
+
+
+def test_a_table_with_brackets_is_not_read_as_markup() -> None:
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        Terminal(console).show_table(Table("Title", ("a [b]", "c"), (("[red]x[/red]", "1"),), "note [i]"))
+    for words in ("a [b]", "[red]x[/red]", "note [i]"):
+        assert words in capture.get()
+
+
+def test_a_bar_ends_with_a_line_that_says_how_long_it_took() -> None:
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture, Terminal(console).bar("work", 2) as advance:
+        advance(1, "loss 2.0")
+        advance(1, "")
+    assert "work: 2 steps in 0 s, loss 2.0" in capture.get()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89.4, "89 s"), (90, "1 min 30 s"), (3725, "62 min 5 s")])
+def test_seconds_are_spoken(seconds: float, text: str) -> None:
+    assert spoken_seconds(seconds) == text

@@ -1,0 +1,145 @@
+"""Studies by real workers: one that dies, and Ray."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from small_study import file, numbers, uninterrupted
+
+from llm_forgetting.study.engines import LocalEngine, RayEngine, visible_gpus
+from llm_forgetting.study.plan import Plan, read_plan
+from llm_forgetting.study.scheduler import StudyFolder, run_study
+from llm_forgetting.study.study import _share
+
+__all__ = ["file", "uninterrupted"]  # fixtures
+
+
+@contextlib.contextmanager
+def one_worker_killed() -> Iterator[list[int]]:
+    """The first process that a study starts is killed as soon as it is there."""
+    killed: list[int] = []
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+
+    def kill() -> None:
+        while not killed:
+            for child in psutil.Process().children():
+                if child.pid not in before and "spawn_main" in " ".join(child.cmdline()):
+                    time.sleep(1.0)
+                    child.kill()
+                    killed.append(child.pid)
+                    return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    yield killed
+    thread.join(30)
+
+
+def plan_of(file: Path, cells: int) -> Plan:
+    plan = read_plan(file)
+    return Plan(plan.name, plan.cells[:cells], plan.arms, plan.analysis, plan.content)
+
+
+def test_the_cell_of_a_worker_that_dies_is_begun_again(
+    file: Path, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    plan, folder, engine, said = plan_of(file, 1), StudyFolder(tmp_path), LocalEngine(1, 1), list[str]()
+    with one_worker_killed() as killed:
+        run_study(plan, folder, engine, threads=1, tell=said.append)
+        engine.close()
+    assert len(killed) == 1
+    assert any("begun again" in line for line in said)
+    assert numbers(tmp_path)[0] in uninterrupted["cells"]
+
+
+def test_a_worker_that_died_while_it_was_idle_is_replaced(file: Path, tmp_path: Path) -> None:
+    plan, folder, engine = read_plan(file), StudyFolder(tmp_path), LocalEngine(1, 1)
+    try:
+        run_study(plan_of(file, 1), folder, engine, threads=1)
+        (worker,) = engine._idle
+        worker.process.kill()
+        worker.process.join()
+        run_study(plan_of(file, 2), folder, engine, threads=1)
+    finally:
+        engine.close()
+    assert [cell.id for cell in folder.missing(plan)] == [cell.id for cell in plan.cells[2:]]
+
+
+def test_every_worker_sees_one_gpu_and_its_successor_the_same() -> None:
+    engine = LocalEngine(3, 1, gpus=("3", "5"))
+    try:
+        for _ in range(3):
+            engine._idle.append(engine._start())
+        assert [_gpu_seen_by(worker) for worker in engine._idle] == ["3", "5", "3"]
+        engine._idle.pop(1).end()
+        engine._idle.append(engine._start())
+        assert _gpu_seen_by(engine._idle[-1]) == "5"
+    finally:
+        engine.close()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") is None
+
+
+def _gpu_seen_by(worker: Any) -> str | None:
+    process = psutil.Process(worker.process.pid)
+    for _ in range(1000):  # at first it is a copy of this process
+        if seen := process.environ().get("CUDA_VISIBLE_DEVICES"):
+            return seen
+        time.sleep(0.01)
+    return None
+
+
+def test_gpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert visible_gpus() == []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-8f")
+    assert visible_gpus() == ["4", "GPU-8f"]
+
+
+def test_workers_and_threads_share_the_machine(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = read_plan(file)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert _share(None, None, plan) == (4, 2)
+    assert _share(None, 4, plan) == (2, 4)
+    assert _share(3, None, plan) == (3, 2)
+    assert _share(16, 2, plan) == (16, 2)  # of a cluster
+    assert _share(None, None, plan, gpus=2) == (2, 4)
+    assert _share(None, None, plan_of(file, 1), gpus=2) == (1, 8)
+
+
+def test_ray_computes_the_same(file: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    plan, folder, engine = plan_of(file, 2), StudyFolder(tmp_path), RayEngine(2, 1)
+    try:
+        run_study(plan, folder, engine, threads=1)
+    finally:
+        engine.close()
+    assert engine.gpus == 0
+    assert folder.missing(plan) == []
+    assert all(found in uninterrupted["cells"] for found in numbers(tmp_path))
+
+
+def test_a_running_cluster_gets_whole_paths_and_is_asked_for_its_gpus(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        plan, engine = plan_of(file, 1), RayEngine(1, 1)
+        monkeypatch.chdir(tmp_path)  # not the directory of the cluster's workers
+        folder = StudyFolder(Path("study"))
+        run_study(plan, folder, engine, threads=1)
+        engine.close()
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+    assert engine.gpus == 1
+    assert folder.missing(plan) == []
