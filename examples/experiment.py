@@ -1,6 +1,7 @@
-"""A whole experiment from Python: two tasks one after the other, and what it says as values, frames and a loss surface.
+"""A whole experiment from Python: two tasks one after the other, and its results as values, frames and a loss surface.
 
-Here the toy preset, a random two-layer model on synthetic tasks that interfere; leave out the settings for the real one.
+This uses the toy preset, a random two-layer model on synthetic tasks that interfere. For a real model use the preset
+"quickstart", without these tasks and settings.
 
     python examples/experiment.py outputs/experiment
 """

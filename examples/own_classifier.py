@@ -1,7 +1,7 @@
-"""A small classifier with a training loop of its own: is the minimum it reaches flat, and what does a second task do to it?
+"""A small classifier with its own training loop: is the minimum flat, and what does a second task do to it?
 
-Task "left" is two moons, task "right" the same moons moved and turned, learnt one after the other. Printed: flatness before and
-after training, and what is forgotten. Written: both tasks' bowls on the plane through the three checkpoints, as JSON and PNG.
+Task "left" is two moons, task "right" the same moons shifted and rotated, learnt one after the other. Printed: flatness after
+each task, and forgetting. Written: both tasks' loss on the plane through the three checkpoints, as JSON and PNG.
 
     python examples/own_classifier.py outputs/own_classifier
 """
@@ -41,7 +41,7 @@ def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def train(model: torch.nn.Module, batches: list[Batch], epochs: int) -> dict[str, torch.Tensor]:
-    """Plain Adam; returns the checkpoint that is reached."""
+    """Plain Adam; returns the final checkpoint."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(epochs):

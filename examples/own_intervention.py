@@ -1,9 +1,9 @@
-"""An intervention of one's own, in a training script of one's own: does it protect the old task, and is that flatness?
+"""Your own intervention in your own training script: does it protect the old task, and is that related to flatness?
 
-A random two-layer Llama learns one counting task after another with LoRA under transformers' Trainer, plainly or with
-distillation: on unlabelled sequences it is held to what it said before task 2. Six pairs of tasks; both arms share task 1.
-Printed: forgetting and learning of both arms, what slope and curvature forecast, flatness after both tasks. Written: every
-run as a record, of which `llm-forgetting study --records FILE --folder DIR` makes the report of a study.
+A random two-layer Llama learns one counting task after another with LoRA under transformers' Trainer, either plainly or with
+distillation towards its predictions before task 2, on unlabelled sequences. Six pairs of tasks; both arms share task 1.
+Printed: forgetting and learning of both arms, the forecast from slope and curvature, flatness after both tasks. Written: every
+run as a record. `llm-forgetting study --records FILE --folder DIR` writes the report of a study from these records.
 
     python examples/own_intervention.py outputs/own_intervention
 """
@@ -33,19 +33,19 @@ ANALYSIS = {
     "measures": ["mean_rise", "second_order", "update_norm"],
     "given": [["update_norm"]],
     "baseline": "plain",
-    "controls": ["distilled"],  # shares its checkpoint after task 1 with `plain`: not a second sample of a flatness
+    "controls": ["distilled"],  # shares its checkpoint after task 1 with `plain`: not an independent sample of flatness
 }
 
 
 def counting(task: int, count: int, seed: int) -> list[Batch]:
-    """Items that begin with the task's own token and count in its own steps, modulo NUMBERS."""
+    """Items that begin with the task's token and count in the task's steps, modulo NUMBERS."""
     random = torch.Generator().manual_seed(seed)
     start = torch.randint(0, NUMBERS, (count, 1), generator=random)
     ids = torch.cat(
         [torch.full((count, 1), NUMBERS + task), (start + (2 * task + 1) * torch.arange(LENGTH)) % NUMBERS], 1
     )
     labels = ids.clone()
-    labels[:, :2] = -100  # neither the task nor where it starts can be known
+    labels[:, :2] = -100  # the task and its first number cannot be predicted
     return [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
 
 
@@ -55,14 +55,14 @@ def collate(items: list[Batch]) -> Batch:
 
 
 class Distilled(Trainer):
-    """The intervention: KL from what `before` says to what the model says, on sequences that need no labels."""
+    """The intervention: KL from the predictions of `before` to the model's predictions, on unlabelled sequences."""
 
     before: torch.nn.Module | None = None
     unlabelled: torch.Tensor
     strength = 1.0
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The task's loss and, where there is a `before`, the distance from it."""
+        """The task's loss, plus the KL term if there is a `before`."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if self.before is None:
             return loss
@@ -98,7 +98,7 @@ def train(
 
 
 def fresh(seed: int) -> Any:
-    """A random backbone, the same for all runs, with a fresh adapter."""
+    """A random base model, the same for all runs, with a fresh adapter."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=NUMBERS + TASKS, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -110,12 +110,12 @@ def fresh(seed: int) -> Any:
 
 
 def adapter(model: Any) -> Batch:
-    """A copy of the adapter as it stands."""
+    """A copy of the current adapter."""
     return {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
 
 
 def pair_of_runs(old: int, new: int, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """Both arms on one pair of tasks, as records; the checkpoint after task 1 is theirs in common."""
+    """Both arms on one pair of tasks, as records; they share the checkpoint after task 1."""
     model = fresh(seed)
     items = {"old": counting(old, 48, seed), "new": counting(new, 48, seed + 100)}
     batches = {name: [collate(task)] for name, task in items.items()}

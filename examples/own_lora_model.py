@@ -1,8 +1,8 @@
-"""Anyone's LoRA model under transformers' Trainer: flatness while it trains, the way it went, the surface where it ends.
+"""A LoRA model under transformers' Trainer: flatness during training, the training trajectory, and the final surface.
 
-A random two-layer Llama learns to count; its batches are the dicts that Trainer itself uses. Nothing is downloaded. Printed:
-flatness at every measurement, the recorded points on the plane through three of them, the surface's own error. Written: the
-surface and the trajectory as JSON, the adapter as PEFT saves it.
+A random two-layer Llama learns to count. Its batches are the dicts that Trainer itself uses. Nothing is downloaded. Printed:
+flatness at every measurement, the recorded points on the plane through three of them, the surface's measured error. Written:
+the surface and the trajectory as JSON, and the adapter in PEFT's format.
 
     python examples/own_lora_model.py outputs/own_lora_model
 """
@@ -21,7 +21,7 @@ WORDS, LENGTH = 16, 12
 
 
 def sequences(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """Items that count upwards in steps of 1 to 3; the first token is no label."""
+    """Items that count upwards in steps of 1 to 3; the first two tokens are not labels."""
     random = torch.Generator().manual_seed(seed)
     starts, steps = (torch.randint(low, high, (count, 1), generator=random) for low, high in ((0, WORDS), (1, 4)))
     ids = (starts + steps * torch.arange(LENGTH)) % WORDS
@@ -36,7 +36,7 @@ def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def model() -> Any:
-    """A random backbone with a fresh adapter."""
+    """A random base model with a fresh adapter."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=WORDS, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -47,7 +47,7 @@ def model() -> Any:
 
 
 def main(folder: Path) -> None:
-    """Train with the callback, then look around."""
+    """Train with the callback, then scan the final surface."""
     train, held_out = sequences(128, seed=1), sequences(32, seed=2)
     batches = {"train": [collate(train[:32])], "held_out": [collate(held_out[:20]), collate(held_out[20:])]}
     adapted = model()
