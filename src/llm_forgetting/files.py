@@ -5,10 +5,16 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema, from_json
+
+from llm_forgetting.errors import UserError
 
 Json = Any
 
@@ -56,3 +62,150 @@ def whole_folder(path: Path) -> Iterator[Path]:
         os.replace(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+Kind = TypeVar("Kind")
+Extra = Literal["ignore", "forbid"]
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+OMITTED = Field(exclude_if=_is_none)
+"""Metadata of an optional key: `grad_norm: Annotated[float | None, OMITTED] = None` is absent from JSON where it is
+None."""
+
+
+def reshaped(schema: CoreSchema, read: Callable[[Any], Any], write: Callable[[Any, Any], Any]) -> CoreSchema:
+    """The core schema of a record whose JSON is not its fields: `read` turns the JSON into fields, `write` (record,
+    fields) the fields into JSON. For `__get_pydantic_core_schema__` of the few records that need it.
+    """
+
+    def written(record: Any, inner: Callable[[Any], Any]) -> Any:
+        return write(record, inner(record))
+
+    def told(value: Any) -> Any:
+        return read(value) if isinstance(value, Mapping) else value
+
+    return core_schema.no_info_before_validator_function(
+        told,
+        schema,
+        serialization=core_schema.wrap_serializer_function_ser_schema(written, schema=schema),
+    )
+
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Pydantic's reader and writer of a type, made once."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+def from_plain(kind: type[Kind], value: Any, *, file: str = "", extra: Extra = "ignore") -> Kind:
+    """The record that plain JSON values stand for; UserError names `file` (the type, if not given) and the dotted path.
+
+    Unknown keys are ignored, or with `extra="forbid"` refused.
+    """
+    try:
+        found: Kind = adapter(kind).validate_python(value, extra=extra, by_alias=True)
+    except ValidationError as error:
+        raise UserError(_said(file or _name(kind), error)) from error
+    except UserError as error:  # a configuration that this version refuses
+        raise UserError(f"{file or _name(kind)}: {error}") from error
+    return found
+
+
+def to_plain(record: Any, kind: Any = None) -> Any:
+    """The plain JSON values of a record, non-finite numbers still as floats; `kind` where it is not simply the record's
+    class (lists, mappings, generic records).
+    """
+    return adapter(type(record) if kind is None else kind).dump_python(record, by_alias=True)
+
+
+def decode(kind: type[Kind], text: str | bytes, *, file: str = "", extra: Extra = "ignore") -> Kind:
+    """The record of an artifact's text; UserError as `from_plain`, also where the text is no JSON."""
+    return from_plain(kind, _parsed(text, file or _name(kind)), file=file, extra=extra)
+
+
+def encode(record: Any, kind: Any = None) -> str:
+    """The text of an artifact; `kind` as in `to_plain`."""
+    return encode_json(to_plain(record, kind))
+
+
+def decode_lines(kind: type[list[Kind]], text: str, *, file: str = "", extra: Extra = "ignore") -> list[Kind]:
+    """The records of a file of one JSON value per line (items.jsonl); `kind` is the type of the list of them."""
+    lines = text.removesuffix("\n").split("\n") if text else []
+    values = [_parsed(line, f"{file or _name(kind)}, line {n}") for n, line in enumerate(lines, start=1)]
+    return from_plain(kind, values, file=file, extra=extra)
+
+
+def encode_lines(records: Iterable[Any]) -> str:
+    """One line of JSON per record."""
+    return "".join(
+        json.dumps(_spelt(to_plain(record)), ensure_ascii=False, allow_nan=False) + "\n" for record in records
+    )
+
+
+_NUMBER: JsonSchemaValue = {"anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]}]}
+
+
+class _Schema(GenerateJsonSchema):
+    """JSON schema of exactly what `encode` writes: every key, no other key, numbers that may be spelt."""
+
+    def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
+        return dict(_NUMBER)
+
+    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
+        return {**super().dataclass_schema(schema), "additionalProperties": False}
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        return "serialization_exclude_if" not in field
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
+def schema_text(kind: Any) -> str:
+    """The JSON schema (draft 2020-12) of what `encode` writes; docstrings are its descriptions."""
+    schema = adapter(kind).json_schema(mode="serialization", schema_generator=_Schema)
+    shared = _tidy({"$schema": GenerateJsonSchema.schema_dialect, **schema})
+    return encode_json({**shared, "$defs": {"number": _NUMBER, **shared.get("$defs", {})}})
+
+
+def _tidy(schema: Any) -> Any:
+    """`schema` with one definition of a number, and descriptions of one line."""
+    if schema == _NUMBER:
+        return {"$ref": "#/$defs/number"}
+    if isinstance(schema, dict):
+        tidy = {key: _tidy(value) for key, value in schema.items()}
+        said = tidy.get("description")
+        return {**tidy, "description": " ".join(said.split())} if isinstance(said, str) else tidy
+    return [_tidy(value) for value in schema] if isinstance(schema, list) else schema
+
+
+def _parsed(text: str | bytes, file: str) -> Any:
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise UserError(f"{file} must be JSON, is not: {' '.join(str(error).split())}") from error
+
+
+def _name(kind: Any) -> str:
+    return str(getattr(kind, "__name__", kind))
+
+
+def _said(file: str, error: ValidationError) -> str:
+    """One line about the first problem, with the number of the others."""
+    first, *others = error.errors(include_url=False, include_context=False)
+    path = ".".join(map(str, first["loc"])) or "the whole"
+    value = repr(first["input"])
+    shown = "" if first["type"] in {"missing", "array"} or len(value) > 60 else f" (is {value})"
+    more = f", and {len(others)} more" if others else ""
+    return " ".join(f"{file}: {path}: {first['msg']}{shown}{more}".split())

@@ -1,1 +1,390 @@
-"""Typed records of every artifact."""
+"""Records of every artifact: results.json, landscape.json, evaluation.json, repair.json. No torch."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
+from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
+from llm_forgetting.files import OMITTED
+from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
+from llm_forgetting.forgetting.records import (
+    ForgettingBySplit,
+    SpuriousForgetting,
+    TextDrift,
+)
+from llm_forgetting.landscape.records import (
+    CheckpointLandscape,
+    CheckpointPlaneScan,
+    LandscapeChange,
+    PathScan,
+)
+from llm_forgetting.tasks.prompt_format import PromptFormat
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time (seconds) and peak memory (bytes) of a phase; the GPU's only where one was in use."""
+
+    wall_seconds: float
+    peak_memory_bytes: int
+    peak_gpu_memory_bytes: Annotated[int | None, OMITTED] = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Machine of a run, as far as it can change a rounding error."""
+
+    platform: str
+    machine: str
+    cpu_count: int | None
+
+
+@dataclass(frozen=True)
+class ItemHash:
+    """Item of a split by id, with the SHA-256 of its content."""
+
+    id: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Items of both splits of a task."""
+
+    train: tuple[ItemHash, ...]
+    test: tuple[ItemHash, ...]
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of all prompts of a split."""
+
+    train: int
+    test: int
+
+
+@dataclass(frozen=True)
+class TaskSetup:
+    """Task as it was frozen at the start: its subjects, prompt, items, few-shot examples by subject, the numbers of
+    options that occur, and what had to be shortened. `landscape_items` are the ids of those whose loss is the
+    landscape.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    duplicates_removed: int
+    shots: dict[str, tuple[str, ...]]
+    options: tuple[int, ...]
+    prompt: PromptFormat
+    splits: Splits
+    truncated_questions: int
+    shots_dropped: int
+    tokens: TokenCounts
+    landscape_items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """Model as it was loaded: numbers of parameters, of the adapter's, of adapted modules and of their weights;
+    precision, device and threads.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    adapter_parameters: int
+    adapted_modules: int
+    adapted_weights: int
+    dtype: str
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class GuardReport:
+    """Guards' measurements: the largest difference of a letter logit between batch sizes, and what was allowed; the
+    difference of the mean loss between two passes (nats); the mean probability that the base model gives to the option
+    letters.
+    """
+
+    items: int
+    batch_size: int
+    batch_logit_difference: float
+    batch_tolerance: float
+    repeat_loss_difference: float
+    letter_mass: float
+    letter_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Protocol of the experiment, in words, and the number of runs behind its numbers."""
+
+    adapter: str
+    optimizer: str
+    train_split: str
+    landscape_items: str
+    runs: int
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """Set-up of a run, as the phase `setup` leaves it; results.json holds the same keys among its own."""
+
+    config_fingerprint: str
+    task_names: tuple[str, ...]
+    source: str
+    tasks: tuple[TaskSetup, ...]
+    model: ModelDescription
+    initial_adapter_sha256: str
+    guards: GuardReport
+    protocol: Protocol
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """Step of the optimiser: the loss in nats, the gradient's norm before clipping, and the learning rate."""
+
+    epoch: Annotated[float | None, OMITTED] = None
+    step: Annotated[float | None, OMITTED] = None
+    loss: float
+    grad_norm: Annotated[float | None, OMITTED] = None
+    learning_rate: Annotated[float | None, OMITTED] = None
+
+
+@dataclass(frozen=True)
+class SharpnessAwareRecord:
+    """Sharpness-aware minimisation: radius, and whether relative to every weight."""
+
+    rho: float
+    adaptive: bool
+
+
+@dataclass(frozen=True)
+class AnchorRecord:
+    """Anchor: strength (nats per squared unit), its penalty at the end (nats), and the distance |delta W - delta
+    W_start|_F.
+    """
+
+    strength: float
+    penalty: float
+    distance: float
+
+
+@dataclass(frozen=True)
+class InterventionRecord:
+    """Interventions in the training on one task: None or empty where off; `replayed` are item ids by earlier task."""
+
+    sam: SharpnessAwareRecord | None
+    replayed: dict[str, tuple[str, ...]]
+    anchor: AnchorRecord | None
+    rescale: float
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """Training on one task: steps, interventions, the hash of the adapter afterwards, and a log entry per step."""
+
+    task: str
+    optimizer_steps: int
+    interventions: InterventionRecord
+    adapter_sha256: str
+    log: tuple[TrainingStep, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """Results of one run: results.json. Losses are in nats per item, times in seconds, memory in bytes, accuracies are
+    shares.
+
+    Checkpoints are called `initial`, `after_task1`, ...; landscapes, curvature and forgetting are keyed by them or by
+    task.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(use_attribute_docstrings=True)
+
+    schema_version: Literal[1]
+    """Version of this schema. It grows when a field changes its meaning or goes away."""
+    answer: str
+    """The answer of the run, in one sentence: what became of each earlier task, on the items that were trained on."""
+    config: ExperimentConfig
+    """The whole configuration, all defaults filled in. `config.yaml` beside this file holds the same."""
+    versions: dict[str, str]
+    """Version of Python and of every package that computes a number, by package name."""
+    environment: Environment
+    """The machine, as far as it can change a rounding error."""
+    config_fingerprint: str
+    """SHA-256 of everything in `config` that can change a number, which is all but `output`, and of the content of
+    the file `data.definitions`. Equal fingerprints = the same experiment."""
+    task_names: tuple[str, ...]
+    """The tasks by their unambiguous names, in the order they were learnt."""
+    source: str
+    """Where the items come from: data set, licence, citation."""
+    tasks: tuple[TaskSetup, ...]
+    """The tasks, in the order they were learnt."""
+    model: ModelDescription
+    """The model as it was run."""
+    initial_adapter_sha256: str
+    """Hash of the fresh adapter's weights (B = 0, A random)."""
+    guards: GuardReport
+    """What the start-up checks measured, on up to 16 items of mixed length."""
+    protocol: Protocol
+    """How it was done, in words."""
+    warnings: tuple[str, ...]
+    """What is worth worrying about, one sentence each; empty if nothing is."""
+    training: tuple[TrainingRecord, ...]
+    """One entry per task, in order."""
+    forgetting: ForgettingBySplit
+    """Accuracy, loss and every variant of forgetting. Retention is read off `train`, generalisation off `test`; they
+    forget differently."""
+    spurious: dict[str, SpuriousForgetting]
+    """Lost knowledge or a changed habit of answering: every earlier task's trained items after itself and after the
+    last task, by checkpoint, and what a few items bring back."""
+    text: TextDrift
+    """Loss on text that belongs to no task, nats per token, mean over passages."""
+    landscapes: dict[str, CheckpointLandscape]
+    """The loss landscape around every checkpoint after fine-tuning, by checkpoint name."""
+    landscape_comparison: tuple[LandscapeChange, ...]
+    """How each task's surface changed between successive checkpoints."""
+    paths: tuple[PathScan, ...]
+    """The loss on the straight path between every two successive checkpoints, in the order of the tasks."""
+    checkpoint_plane: CheckpointPlaneScan | None
+    """The plane through three checkpoints; null where it was not asked for or could not be measured (`between_notes`
+    says why)."""
+    between_notes: tuple[str, ...]
+    """What between the checkpoints could not be measured, and why, one sentence each."""
+    curvature: dict[str, SpectrumRecord]
+    """Second derivatives of the loss of the task just learnt at every checkpoint, by checkpoint; empty unless
+    curvature.spectrum. In canonical adapter coordinates unless said otherwise."""
+    forecasts: tuple[ForecastRecord, ...]
+    """For every step from one trained checkpoint to the next: what the landscape at its start forecasts of the tasks
+    learnt before. Empty where curvature.forecast is off."""
+    figures: tuple[str, ...]
+    """Names of the PNG files in the run folder, the overview first."""
+    timings: dict[str, Timing]
+    """Cost of every phase, by phase name, in the order they were computed. The only part that differs when a run is
+    repeated on the same machine."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScanResults:
+    """Results of `llm-forgetting landscape`: landscape.json. `adapters` are folders by name (adapter, other)."""
+
+    schema_version: Literal[1]
+    config: ScanConfig
+    versions: dict[str, str]
+    environment: Environment
+    model: ModelDescription
+    adapters: dict[str, str]
+    landscapes: dict[str, CheckpointLandscape]
+    paths: tuple[PathScan, ...]
+    checkpoint_plane: CheckpointPlaneScan | None
+    between_notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    figures: tuple[str, ...]
+    timings: dict[str, Timing]
+
+
+@dataclass(frozen=True)
+class DefinitionsHash:
+    """Task definitions by path, with the SHA-256 of the file."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ScanIdentity:
+    """Identity of a scan, scan.json: the configuration without what changes no number, and the adapters' SHA-256 (None
+    where an adapter has no safetensors file).
+    """
+
+    config: dict[str, object]
+    adapters: tuple[str | None, ...]
+    definitions: Annotated[DefinitionsHash | None, OMITTED] = None
+
+
+@dataclass(frozen=True)
+class SubjectEvaluation:
+    """Evaluation of one subject on n rows: accuracy (share), loss (nats), mean letter mass, seconds; `shortened` rows
+    did not fit as they were.
+    """
+
+    name: str
+    n: int
+    shots: tuple[str, ...]
+    shortened: int
+    accuracy: Proportion
+    loss: Mean
+    letter_mass: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PooledAccuracy:
+    """Accuracy over all n rows of a task, with the harness's pooled stderr (None where a subject has one row)."""
+
+    value: float
+    stderr: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """Evaluation of one task, subject by subject."""
+
+    name: str
+    subjects: tuple[SubjectEvaluation, ...]
+    accuracy: PooledAccuracy
+
+
+@dataclass(frozen=True)
+class EvaluationResults:
+    """Results of `llm-forgetting evaluate`: evaluation.json. `adapter` None is the backbone, `limit` the rows kept per
+    subject.
+    """
+
+    schema_version: Literal[1]
+    config: EvaluateConfig
+    versions: dict[str, str]
+    environment: Environment
+    source: str
+    model: ModelDescription
+    adapter: str | None
+    limit: int | None
+    tasks: tuple[TaskEvaluation, ...]
+
+
+@dataclass(frozen=True)
+class RepairScore:
+    """Scores of all candidate adapters on one task and split, on items that did not choose t, and the repaired one's
+    change from the last checkpoint; accuracy in shares, loss in nats.
+    """
+
+    task: str
+    split: Literal["train", "test"]
+    items: tuple[str, ...]
+    accuracy: dict[str, Proportion]
+    loss: dict[str, Mean]
+    accuracy_change: PairedProportionChange
+    loss_change: PairedMeanChange
+
+
+@dataclass(frozen=True)
+class RepairRecord:
+    """Repair between checkpoints `start` and `to`: repair.json. The point t of the path, the adapter's rank, the
+    relative error of cutting it to that (0 for exact), and its folder.
+    """
+
+    config: ExperimentConfig
+    start: Annotated[str, Field(alias="from")]
+    to: str
+    t: float
+    chosen_by: str
+    rank: int
+    truncation_error: float
+    adapter: str
+    scores: tuple[RepairScore, ...]

@@ -41,7 +41,8 @@ def forecast(along: Along, observed: float) -> Forecast:
 @dataclass(frozen=True)
 class Validity:
     """How far the quadratic forecast holds along the straight path: up to the share `fraction` of the way it is within
-    `tolerance` nats of the loss; 1 where it never breaks."""
+    `tolerance` nats of the loss; 1 where it never breaks.
+    """
 
     fraction: float
     tolerance: float
@@ -71,7 +72,8 @@ def average_rise(trace: Trace, dimension: int, distance: float) -> Trace:
 
 def alignment(along: Along, distance: float, trace: Trace, dimension: int) -> float | None:
     """kappa = (D.HD / |D|^2) / (tr H / n): how much more curved the way taken is than a random one. None where the trace is
-    within three standard errors of 0."""
+    within three standard errors of 0.
+    """
     if not distance or not abs(trace.value) >= CERTAIN * trace.stderr:
         return None
     return along.curvature / distance**2 / (trace.value / dimension)

@@ -25,7 +25,8 @@ EXHAUSTED = 1e-10
 @dataclass(frozen=True)
 class Krylov:
     """H Q = Q T + beta_m q e_m^T: `basis` (m, n) rows Q^T, T tridiagonal with `alphas` (m,) and `betas` (m,), the last beta_m
-    that of the residual vector `rest` (n,), which is not in the basis (0 where the space is exhausted)."""
+    that of the residual vector `rest` (n,), which is not in the basis (0 where the space is exhausted).
+    """
 
     basis: torch.Tensor
     alphas: Floats

@@ -33,7 +33,8 @@ def worst_case(
     loss_at: LossAt, gradient_at: GradientAt, gradient: torch.Tensor, radius: float, steps: int
 ) -> WorstCase:
     """Sharpness of SAM (Foret et al. 2021): radius g / |g|, then `steps` further gradient steps of half the radius, each
-    projected back onto the ball. The largest loss met counts. Costs steps + 2 losses and steps gradients."""
+    projected back onto the ball. The largest loss met counts. Costs steps + 2 losses and steps gradients.
+    """
     centre = loss_at(torch.zeros_like(gradient))
     offset = _of_length(gradient, radius)
     rises = [loss_at(offset) - centre]

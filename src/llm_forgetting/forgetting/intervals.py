@@ -62,13 +62,8 @@ class Proportion:
     correct: int
     n: int
     interval: Interval | None
-    value: float = field(init=False)
-    stderr: float | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        value = self.correct / self.n
-        object.__setattr__(self, "value", value)
-        object.__setattr__(self, "stderr", math.sqrt(value * (1 - value) / (self.n - 1)) if self.n > 1 else None)
+    value: float
+    stderr: float | None
 
 
 @dataclass(frozen=True)
@@ -135,7 +130,8 @@ def proportion(correct: ArrayLike) -> Proportion:
     """The share of true values in a 0/1 array of shape (n,), with Wilson's interval from `MINIMUM_ITEMS` on."""
     scores = _as_bools(correct, "correct")
     count, n = int(scores.sum()), scores.size
-    return Proportion(count, n, wilson(count, n) if n >= MINIMUM_ITEMS else None)
+    value, interval = count / n, wilson(count, n) if n >= MINIMUM_ITEMS else None
+    return Proportion(count, n, interval, value, math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else None)
 
 
 def newcombe_paired(both: int, only_before: int, only_after: int, neither: int) -> Interval:

@@ -37,7 +37,8 @@ def _plain(value: Any) -> Any:
 @dataclass(frozen=True)
 class Along:
     """What the axes are: `description` in words, `norm` of what is moved, `units`: the length of a step of 1 along every
-    direction (Frobenius norms in the same coordinates), and the `cosine` of the first two."""
+    direction (Frobenius norms in the same coordinates), and the `cosine` of the first two.
+    """
 
     description: str
     norm: float
@@ -114,7 +115,8 @@ class Surface(_Scan):
 
     def metrics(self, tau: float = 0.1) -> SurfaceMetrics:
         """The numbers of this surface; `tau` is the rise that bounds the basin. Curvatures come from the fit, with their change
-        between its last two degrees as error, else from differences between cells."""
+        between its last two degrees as error, else from differences between cells.
+        """
         distance = float(self.alphas[-1])
         curvature, coarser = (
             (None, None)

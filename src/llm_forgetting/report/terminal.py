@@ -135,7 +135,8 @@ def _next_steps(results: Mapping[str, Any], folder: Path) -> Iterator[str]:
 
 def _widths(table: Table, available: int) -> list[int]:
     """The least width of every column: short values and words of headers are not broken over lines, nor, where there is room,
-    words of names."""
+    words of names.
+    """
     words = [max(map(len, name.split()), default=0) for name in table.header]
     others = [
         max(words[n], min(max((len(row[n]) for row in table.rows), default=0), 12)) for n in range(1, len(table.header))

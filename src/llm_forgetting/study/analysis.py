@@ -106,7 +106,6 @@ def _known(runs: Sequence[Run], name: str) -> bool:
 
 def _named(found: Any) -> Any:
     """An association under its titles."""
-
     return dataclasses.replace(
         found,
         measure=_with_article(found.measure),

@@ -4,11 +4,13 @@ import gzip
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import encode_json
+from llm_forgetting.files import OMITTED, encode_json
+from llm_forgetting.study.plan import Analysis
 
 Found = dict[str, Any]
 
@@ -50,3 +52,54 @@ def _wrong_with(stored: Any) -> str:
                 if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                     return f"record {n}: {kind}.{name} must be a number or null, is {value!r}"
     return ""
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """Cell of a study that is done: its place (task pair, factors by dotted path, arm) and its numbers by name.
+
+    measures, outcomes: None for what was measured and has no number, absent for what was not measured; stderrs: of
+    either. Losses in nats. `shared_half`: training on the first task was taken from another cell.
+    """
+
+    cell: str
+    pair: str
+    tasks: tuple[str, ...]
+    factors: dict[str, object]
+    arm: str
+    fingerprint: str
+    measures: dict[str, float | None]
+    outcomes: dict[str, float | None]
+    stderrs: dict[str, float]
+    answer: str
+    versions: dict[str, str]
+    wall_seconds: float
+    shared_half: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFailure:
+    """Cell of a study that failed, and why; of a cell whose worker died only its id is known."""
+
+    cell: str
+    pair: Annotated[str | None, OMITTED] = None
+    tasks: Annotated[tuple[str, ...] | None, OMITTED] = None
+    factors: Annotated[dict[str, object] | None, OMITTED] = None
+    arm: Annotated[str | None, OMITTED] = None
+    reason: str
+    trace: Annotated[str | None, OMITTED] = None
+
+
+@dataclass(frozen=True)
+class StudyRecords:
+    """Records of a whole study: records.json(.gz). `study` is its YAML file as it was read, `planned` the number of
+    cells, `failures` reasons by cell label.
+    """
+
+    name: str
+    study: dict[str, object]
+    planned: int
+    arms: tuple[str, ...]
+    analysis: Analysis
+    failures: dict[str, str]
+    records: tuple[CellRecord, ...]

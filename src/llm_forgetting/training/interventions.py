@@ -75,7 +75,8 @@ class TwoPasses:
 
     def add(self, backward: Callable[[], torch.Tensor], *, last: bool) -> torch.Tensor:
         """The loss of a micro-batch; `backward` adds its gradient and returns it. After the `last` one of a step the gradients
-        are those at the ascended weights, and the weights are where they were."""
+        are those at the ascended weights, and the weights are where they were.
+        """
         if not self._passes:
             self._rewind = _rewinding(self._parameters[0].device)
         self._passes.append(backward)

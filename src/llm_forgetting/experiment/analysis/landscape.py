@@ -131,7 +131,8 @@ def describe_fit(surface: SpectralSurface, tolerance: float) -> dict[str, Any]:
 
 def describe_error(index: int, objective: LandscapeObjective, surface: SpectralSurface) -> dict[str, float]:
     """Measured at the check points, for task number `index`: largest error of the loss, in nats and as a share of
-    min(range, 2 nats), and the share of items whose likeliest letter is wrong."""
+    min(range, 2 nats), and the share of items whose likeliest letter is wrong.
+    """
     truth, predicted = (
         objective.statistics(values)[index]
         for values in (

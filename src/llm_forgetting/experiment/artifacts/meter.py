@@ -19,7 +19,8 @@ def _reset_peak() -> None:
 
 def peak_resident_bytes() -> int:
     """The largest resident memory since the last reset (Linux) or since the process began (elsewhere), in bytes;
-    0 where the system does not tell."""
+    0 where the system does not tell.
+    """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

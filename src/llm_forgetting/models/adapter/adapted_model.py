@@ -218,7 +218,8 @@ class AdaptedModel:
     @property
     def can_merge(self) -> bool:
         """Whether W + B A can be written into the backbone: float32 or float64 (not quantised), so that B A is not rounded
-        away, and no adapted W that another module uses too (a head tied to the embedding), which would move as well."""
+        away, and no adapted W that another module uses too (a head tied to the embedding), which would move as well.
+        """
         weights = [layer.get_base_layer().weight for layer in target_layers(self.peft_model).values()]
         adapted = {id(weight) for weight in weights}
         places = [id(p) for _, p in self.peft_model.named_parameters(remove_duplicate=False) if id(p) in adapted]

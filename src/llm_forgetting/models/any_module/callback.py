@@ -23,7 +23,8 @@ from llm_forgetting.models.any_module.scan_options import Tasks, measuring, unna
 @dataclass(frozen=True)
 class Recorded:
     """The model after `step` optimiser steps: its flatness by task (None for a fresh adapter, which has no directions), and
-    what is trained, as a state dict or the safetensors file that holds it."""
+    what is trained, as a state dict or the safetensors file that holds it.
+    """
 
     step: int
     epoch: float

@@ -94,7 +94,8 @@ def flatness(
 @dataclass(frozen=True)
 class _Profiles:
     """`centre` (tasks,) and `ends` (directions, 2, tasks) as measured; `losses` (directions, steps, tasks) on the polynomials
-    through the centre and four points of each line."""
+    through the centre and four points of each line.
+    """
 
     centre: Floats
     ends: Floats

@@ -151,7 +151,8 @@ def _mean(passed: Floats) -> float:
 
 def _weight(model: Any, batch: Any) -> float:
     """What a batch's mean is a mean over: predicted tokens (labels that are not -100, the first of a row left out where the
-    model predicts the next token), else items."""
+    model predicts the next token), else items.
+    """
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if isinstance(labels, torch.Tensor) and not labels.is_floating_point():
         shifted = labels[..., 1:] if labels.ndim > 1 and _predicts_next(model) else labels

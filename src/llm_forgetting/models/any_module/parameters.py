@@ -54,7 +54,8 @@ def refuse_unmovable(tensors: Tensors) -> None:
 
 def weight_space(tensors: Tensors) -> WeightSpace:
     """Filter-normalised directions of `tensors`, each seen as a matrix (first dimension, all others); one of a single
-    dimension as a column, every entry of which moves by its own size."""
+    dimension as a column, every entry of which moves by its own size.
+    """
     flat = {name: matrix_of(tensor) for name, tensor in tensors.items()}
     unmoved = {n: Factors(B=m.new_zeros(len(m), 0), A=m.new_zeros(0, m.shape[1])) for n, m in flat.items()}
     return WeightSpace(unmoved, {name: matrix.norm(dim=1) for name, matrix in flat.items()})

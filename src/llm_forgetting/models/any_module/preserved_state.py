@@ -16,7 +16,8 @@ Interruptible = Callable[[], AbstractContextManager[None]]
 @contextmanager
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards every module's mode, every parameter's `requires_grad`, every buffer (bit for
-    bit) and the random streams of Python, numpy and torch are as before. Parameters are the business of who moves them."""
+    bit) and the random streams of Python, numpy and torch are as before. Parameters are the business of who moves them.
+    """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [

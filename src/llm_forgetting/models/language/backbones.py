@@ -128,7 +128,8 @@ def backbone_location(name: str, notify: Notify) -> str:
 
 def built_in_name(location: str) -> str | None:
     """The built-in backbone whose cache folder `location` was on the machine where an adapter was saved, or that it is the bare
-    name of; None where it is something else, or a folder that is there."""
+    name of; None where it is something else, or a folder that is there.
+    """
     folder = Path(location).name if name_is_a_path(location) or "/" not in location else ""
     return next((name for name, built in BUILT_IN.items() if built == folder and not Path(location).is_dir()), None)
 

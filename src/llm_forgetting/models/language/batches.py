@@ -42,7 +42,8 @@ class EncodedItem:
 @dataclass(frozen=True)
 class Batch:
     """Left-padded `input_ids`, `attention_mask`, `position_ids` (n, tokens); `letter_ids` (n, k), -1 where an item has
-    fewer options; `answers` (n,)."""
+    fewer options; `answers` (n,).
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor

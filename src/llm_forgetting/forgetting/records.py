@@ -1,0 +1,140 @@
+"""Records of forgetting, of the looks at spurious forgetting, and of the loss on unrelated text. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from llm_forgetting.arrays import Floats1, Floats2
+from llm_forgetting.files import OMITTED, reshaped
+from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange
+from llm_forgetting.forgetting.measures import MeasureForgetting
+from llm_forgetting.forgetting.spurious import Looks, Recovery
+
+
+@dataclass(frozen=True)
+class DetectableDrop:
+    """Drop in accuracy (a share) that a task's n items could have shown, the share of them that changed, and that in
+    words.
+    """
+
+    task: str
+    n: int
+    changed: float
+    drop: float
+    said: str
+
+
+@dataclass(frozen=True, eq=False)
+class SplitForgetting:
+    """Forgetting on one split, in accuracy (shares) and in loss (nats), over T + 1 checkpoints and T tasks.
+
+    letter_mass (T + 1, T): mean probability of the option letters together; detectable: per task but the last.
+    """
+
+    checkpoints: tuple[str, ...]
+    split: str
+    task_names: tuple[str, ...]
+    accuracy: MeasureForgetting
+    loss: MeasureForgetting
+    letter_mass: Floats2
+    detectable: tuple[DetectableDrop, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ForgettingBySplit:
+    """Forgetting of the trained items and of held-out ones."""
+
+    train: SplitForgetting
+    test: SplitForgetting
+
+
+@dataclass(frozen=True)
+class SpuriousForgetting:
+    """Looks at one task's trained items, by checkpoint (after the task itself, after the last), and what a few items
+    bring back (None where that was not tried). In JSON the checkpoints stand beside `recovery`.
+    """
+
+    looks: dict[str, Looks]
+    recovery: Recovery | None
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return reshaped(
+            handler(source), _gathered, lambda _, fields: {**fields["looks"], "recovery": fields["recovery"]}
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core))
+        properties = schema.pop("properties", None)
+        if properties is not None:
+            schema["additionalProperties"] = properties["looks"]["additionalProperties"]
+            schema |= {"properties": {"recovery": properties["recovery"]}, "required": ["recovery"]}
+        return schema
+
+
+def _gathered(content: Mapping[str, Any]) -> dict[str, Any]:
+    looks = {name: value for name, value in content.items() if name != "recovery"}
+    return {"looks": looks, **({"recovery": content["recovery"]} if "recovery" in content else {})}
+
+
+@dataclass(frozen=True)
+class TextDrift:
+    """Loss per token on text that belongs to no task (nats): by checkpoint, and its change from the base model. Both
+    are empty where a loss is not finite.
+    """
+
+    passages: int
+    loss: dict[str, Mean]
+    change: dict[str, PairedMeanChange]
+
+
+@dataclass(frozen=True)
+class ForgettingSummary:
+    """Summary of a run's scores, as the phase `forgetting` leaves it: the answer in one sentence, and its parts by
+    task.
+    """
+
+    answer: str
+    forgetting: ForgettingBySplit
+    spurious: dict[str, SpuriousForgetting]
+    text: TextDrift
+
+
+@dataclass(frozen=True, eq=False)
+class ItemRecord:
+    """Item as one checkpoint answered it: loss in nats over the whole vocabulary, letter_logits (k,), rest = logsumexp
+    of all other logits, and rotated_letter_logits (k - 1, k) where its options were rotated.
+    """
+
+    checkpoint: str
+    task: str
+    split: Literal["train", "test"]
+    id: str
+    subject: str
+    answer: str
+    predicted: str
+    correct: bool
+    loss: float
+    letter_logits: Floats1
+    rest: float
+    rotated_letter_logits: Annotated[Floats2 | None, OMITTED] = None
+
+
+@dataclass(frozen=True)
+class PassageRecord:
+    """Passage of unrelated text at one checkpoint: its loss in nats per token, over `tokens` of them."""
+
+    checkpoint: str
+    split: Literal["text"]
+    id: str
+    tokens: int
+    loss: float
+
+
+Line = Annotated[ItemRecord | PassageRecord, Field(discriminator="split")]
+"""A line of items.jsonl."""
