@@ -10,7 +10,7 @@ from runs import ROOT, SmokeRun
 
 from llm_forgetting.curvature.records import SpectralDensity
 from llm_forgetting.errors import UserError
-from llm_forgetting.experiment.artifacts.phase_artifacts import phase_kind
+from llm_forgetting.experiment.artifacts.phase_artifacts import artifact_kind, phase_named
 from llm_forgetting.files import decode, decode_lines, encode, encode_json, encode_lines, from_plain, schema_text
 from llm_forgetting.forgetting.intervals import Interval
 from llm_forgetting.forgetting.records import Line
@@ -35,7 +35,7 @@ def test_phases_come_back_byte_by_byte(smoke_run: SmokeRun) -> None:
     paths = sorted((smoke_run.path / "phases").glob("*.json"))
     assert len(paths) > 8
     for path in paths:
-        text, kind = path.read_text(encoding="utf-8"), phase_kind(path.stem)
+        text, kind = path.read_text(encoding="utf-8"), artifact_kind(phase_named(path.stem))
         assert encode(decode(kind, text, extra="forbid"), kind) == text, path.name
 
 

@@ -1,22 +1,30 @@
-"""Artifacts of phases, phases/NAME.json: the type of each."""
+"""Phases of a run by name, and the type of each one's artifact, phases/NAME.json. No torch."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.files import OMITTED
-from llm_forgetting.forgetting.records import (
-    ForgettingSummary,
-    Line,
-)
-from llm_forgetting.landscape.records import (
-    BetweenCheckpoints,
-    CheckpointLandscape,
-    LandscapeChange,
-)
+from llm_forgetting.forgetting.records import ForgettingSummary, Line
+from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape, LandscapeChange
 from llm_forgetting.results import GuardReport, RunSetup, TrainingRecord
 
 Result = TypeVar("Result")
+INITIAL = "initial"
+Lines = tuple[Line, ...]
+
+
+def checkpoint_name(after_task: int) -> str:
+    """`initial` for 0, else `after_taskN`: the checkpoints theta_0, theta_1, ... of the method."""
+    return f"after_task{after_task}" if after_task else INITIAL
+
+
+@dataclass(frozen=True)
+class Phase(Generic[Result]):
+    """Phase by the name of its artifact, and the type of its result."""
+
+    name: str
+    kind: type[Result]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,25 +39,51 @@ class PhaseArtifact(Generic[Result]):
     taken_from: Annotated[str | None, OMITTED] = None
 
 
-_RESULTS: dict[str, Any] = {
-    "guards": GuardReport,
-    "setup": RunSetup,
-    "train_": TrainingRecord,
-    "evaluate_": tuple[Line, ...],
-    "recovery": tuple[Line, ...],
-    "landscape_": CheckpointLandscape,
-    "curvature_": SpectrumRecord,
-    "forgetting": ForgettingSummary,
-    "between_checkpoints": BetweenCheckpoints,
-    "forecast": tuple[ForecastPhase, ...],
-    "comparison": tuple[LandscapeChange, ...],
-    "tracked": tuple[str, ...],
-}
+GUARDS = Phase("guards", GuardReport)
+SETUP = Phase("setup", RunSetup)
+EVALUATE_INITIAL = Phase("evaluate_initial", Lines)
+RECOVERY = Phase("recovery", Lines)
+FORGETTING = Phase("forgetting", ForgettingSummary)
+BETWEEN = Phase("between_checkpoints", BetweenCheckpoints)
+FORECAST = Phase("forecast", tuple[ForecastPhase, ...])
+COMPARISON = Phase("comparison", tuple[LandscapeChange, ...])
+TRACKED = Phase("tracked", tuple[str, ...])
 
 
-def phase_kind(name: str) -> Any:
-    """The type of a phase's artifact by the phase's name, for the codec; KeyError for an unknown one."""
-    for known, result in _RESULTS.items():
-        if name == known or (known.endswith("_") and name.startswith(known)):
-            return PhaseArtifact[result]  # type: ignore[valid-type]
+def train_phase(k: int) -> Phase[TrainingRecord]:
+    """Fine-tuning on task k."""
+    return Phase(f"train_task{k}", TrainingRecord)
+
+
+def evaluation_phase(k: int) -> Phase[Lines]:
+    """Scores of the checkpoint after task k."""
+    return Phase(f"evaluate_{checkpoint_name(k)}", Lines)
+
+
+def landscape_phase(checkpoint: str) -> Phase[CheckpointLandscape]:
+    """Landscape around a checkpoint (or a saved adapter) by its name."""
+    return Phase(f"landscape_{checkpoint}", CheckpointLandscape)
+
+
+def curvature_phase(checkpoint: str) -> Phase[SpectrumRecord]:
+    """Spectrum and sharpness at a checkpoint by its name."""
+    return Phase(f"curvature_{checkpoint}", SpectrumRecord)
+
+
+_KNOWN: tuple[Phase[Any], ...] = (
+    GUARDS, SETUP, RECOVERY, FORGETTING, BETWEEN, FORECAST, COMPARISON, TRACKED,
+    Phase("train_", TrainingRecord), Phase("evaluate_", Lines), landscape_phase(""), curvature_phase(""),
+)  # fmt: skip
+
+
+def artifact_kind(phase: Phase[Result]) -> type[PhaseArtifact[Result]]:
+    """The type of a phase's artifact, for the codec."""
+    return PhaseArtifact[phase.kind]  # type: ignore[name-defined]
+
+
+def phase_named(name: str) -> Phase[Any]:
+    """The phase of an artifact's name; KeyError for an unknown one."""
+    for phase in _KNOWN:
+        if name == phase.name or (phase.name.endswith("_") and name.startswith(phase.name)):
+            return Phase(name, phase.kind)
     raise KeyError(name)
