@@ -35,8 +35,8 @@ WALLS = {
         "errors", "seeding", "progress", "arrays", "files", "landscape", "curvature", "models.adapter", "models.hessian",
     ),
     "report": (
-        "errors", "arrays", "files", "progress", "forgetting", "landscape.metrics", "landscape.results", "curvature.results",
-        "results",
+        "errors", "arrays", "files", "progress", "forgetting", "landscape.metrics", "landscape.records", "landscape.results",
+        "curvature.records", "curvature.results", "results",
     ),
 }  # fmt: skip
 NUMERICS = {"numpy", "scipy", "safetensors", "torch", "pydantic", "pydantic_core"}

@@ -131,6 +131,19 @@ def decode(kind: type[Kind], text: str | bytes, *, file: str = "", extra: Extra 
     return from_plain(kind, _parsed(text, file or _name(kind)), file=file, extra=extra)
 
 
+def read_json(path: Path) -> Json:
+    """The plain JSON values of a file; UserError where it cannot be read or is no JSON."""
+    try:
+        return _parsed(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path} must be a file that can be read, and is not ({error.strerror or error})") from error
+
+
+def read(kind: type[Kind], path: Path) -> Kind:
+    """The record of the artifact at `path`; UserError as `read_json` and `from_plain`."""
+    return from_plain(kind, read_json(path), file=str(path))
+
+
 def encode(record: Any, kind: Any = None) -> str:
     """The text of an artifact; `kind` as in `to_plain`."""
     return encode_json(to_plain(record, kind))

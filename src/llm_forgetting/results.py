@@ -1,16 +1,18 @@
 """Records of every artifact: results.json, landscape.json, evaluation.json, repair.json. No torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
-from llm_forgetting.files import OMITTED
+from llm_forgetting.files import OMITTED, decode_lines, read
 from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
+    Line,
     SpuriousForgetting,
     TextDrift,
 )
@@ -388,3 +390,24 @@ class RepairRecord:
     truncation_error: float
     adapter: str
     scores: tuple[RepairScore, ...]
+
+
+def read_results(folder: Path) -> Results:
+    """results.json of a run's folder; UserError names the file and what is wrong in it."""
+    return read(Results, folder / "results.json")
+
+
+def read_scan(folder: Path) -> ScanResults:
+    """landscape.json of a scan's folder; UserError as `read_results`."""
+    return read(ScanResults, folder / "landscape.json")
+
+
+def read_evaluation(folder: Path) -> EvaluationResults:
+    """evaluation.json of an evaluation's folder; UserError as `read_results`."""
+    return read(EvaluationResults, folder / "evaluation.json")
+
+
+def read_items(folder: Path) -> list[Line]:
+    """Lines of items.jsonl in a folder, none where the file is gone; UserError as `read_results`."""
+    path = folder / "items.jsonl"
+    return decode_lines(list[Line], path.read_text(encoding="utf-8"), file=str(path)) if path.exists() else []

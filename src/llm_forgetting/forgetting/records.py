@@ -51,6 +51,11 @@ class ForgettingBySplit:
     train: SplitForgetting
     test: SplitForgetting
 
+    @property
+    def splits(self) -> tuple[SplitForgetting, SplitForgetting]:
+        """Both splits, the trained items first."""
+        return self.train, self.test
+
 
 @dataclass(frozen=True)
 class SpuriousForgetting:

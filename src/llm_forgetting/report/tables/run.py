@@ -21,9 +21,12 @@ class Table:
     note: str = ""
 
 
-def spoken(name: str) -> str:
+def display_name(name: str) -> str:
     """A checkpoint's or task's name for people."""
     return {"initial": "base model"}.get(name, name.replace("after_task", "after task ").replace("_", " "))
+
+
+spoken = display_name
 
 
 def number(value: float | str | None, digits: int = 2) -> str:
@@ -80,8 +83,8 @@ def accuracy_matrix(results: Mapping[str, Any]) -> Table:
             cells = results["forgetting"][split]
             pairs = zip(cells["accuracy"]["cells"], cells["loss"]["cells"], strict=True)
             scores = [f"{number(a[j]['value'])} / {number(b[j]['value'])}" for a, b in pairs]
-            rows.append((f"{spoken(name)}, {word}", str(cells["accuracy"]["cells"][0][j]["n"]), *scores))
-    checkpoints = [spoken(name) for name in results["forgetting"]["train"]["checkpoints"]]
+            rows.append((f"{display_name(name)}, {word}", str(cells["accuracy"]["cells"][0][j]["n"]), *scores))
+    checkpoints = [display_name(name) for name in results["forgetting"]["train"]["checkpoints"]]
     note = "trained items were fine-tuned on, held-out items never."
     return Table("Accuracy / loss in nats", ("task", "items", *checkpoints), tuple(rows), note)
 
@@ -94,7 +97,7 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
         for accuracy, loss in zip(cells["accuracy"]["tasks"], cells["loss"]["tasks"], strict=True):
             rows.append(
                 (
-                    f"{spoken(accuracy['name'])}, {word}",
+                    f"{display_name(accuracy['name'])}, {word}",
                     str(accuracy["n"]),
                     counts(accuracy["change"]) or _with_error(accuracy["absolute"], 2),
                     _percent(accuracy["relative"]["value"]),
@@ -157,7 +160,7 @@ def landscape_table(results: Mapping[str, Any]) -> Table:
             numbers = (m[name] for name in ("centre", "maximum", "standard_deviation", "range"))
             rows.append(
                 (
-                    f"{spoken(task)}, {spoken(checkpoint)}",
+                    f"{display_name(task)}, {display_name(checkpoint)}",
                     *(measured(value) for value in numbers),
                     _fit_error(surface["error"], landscape["fit"]),
                 )
@@ -167,7 +170,9 @@ def landscape_table(results: Mapping[str, Any]) -> Table:
     note = (
         f"{_SPACES[first['space']]}, distance {first['distance']:g}; {_how_made(list(results['landscapes'].values()))}."
     )
-    notes = [f"{spoken(name)}: {entry['note']}." for name, entry in results["landscapes"].items() if entry["note"]]
+    notes = [
+        f"{display_name(name)}: {entry['note']}." for name, entry in results["landscapes"].items() if entry["note"]
+    ]
     return Table("Loss landscape (nats)", header, tuple(rows), " ".join([note, *notes]))
 
 
@@ -219,7 +224,7 @@ def flatness_table(results: Mapping[str, Any]) -> Table:
             error = m["curvature_centre_error"]
             rows.append(
                 (
-                    f"{spoken(task)}, {spoken(checkpoint)}",
+                    f"{display_name(task)}, {display_name(checkpoint)}",
                     measured(m["curvature_centre"]) if error is None else value_and_error(m["curvature_centre"], error),
                     value_and_error(rise["value"], rise["stderr"]),
                     f"{landscape['distance']:g} or more" if basin["value"] is None else number(basin["value"]),
@@ -246,7 +251,7 @@ def between_table(results: Mapping[str, Any]) -> Table:
         for task, found in path["tasks"].items():
             rows.append(
                 (
-                    f"{spoken(task)}, {spoken(path['from'])} to {spoken(path['to'])}",
+                    f"{display_name(task)}, {display_name(path['from'])} to {display_name(path['to'])}",
                     *(number(loss) for loss in (found["loss"][0], best["loss"][task], found["loss"][-1])),
                     measured(found["barrier"]["value"]),
                     number(found["barrier"]["at"]),
@@ -259,7 +264,7 @@ def between_table(results: Mapping[str, Any]) -> Table:
         "between its two ends, and where."
     ]
     for path in results["paths"]:
-        best, way = path["repair"], f"{spoken(path['from'])} to {spoken(path['to'])}"
+        best, way = path["repair"], f"{display_name(path['from'])} to {display_name(path['to'])}"
         chosen = " + ".join(map(str, best["selection_items"]))
         notes.append(
             f"{way}: t* = {number(best['t'])} has the least mean loss of the tasks on {chosen} items; {path['evaluations']} "
@@ -268,7 +273,8 @@ def between_table(results: Mapping[str, Any]) -> Table:
     plane = results["checkpoint_plane"]
     if plane is not None:
         errors = [
-            f"{spoken(task)} {_fit_error(found['error'], plane['fit'])}" for task, found in plane["surfaces"].items()
+            f"{display_name(task)} {_fit_error(found['error'], plane['fit'])}"
+            for task, found in plane["surfaces"].items()
         ]
         names = ", ".join(map(spoken, plane["checkpoints"]))
         notes.append(f"plane through {names}: {plane['fit']['evaluations']} evaluations, error {'; '.join(errors)}.")
@@ -281,7 +287,7 @@ def comparison_table(results: Mapping[str, Any]) -> Table:
     words = {True: "sharper", False: "flatter", None: "no difference shown"}
     rows = tuple(
         (
-            f"{spoken(entry['task'])}, {spoken(entry['before'])} to {spoken(entry['after'])}",
+            f"{display_name(entry['task'])}, {display_name(entry['before'])} to {display_name(entry['after'])}",
             value_and_error(entry["mean_rise"]["change"], entry["mean_rise"]["stderr"]),
             measured(entry["metrics"]["curvature_centre"]["change"]),
             measured(entry["metrics"]["centre"]["change"]),
