@@ -43,7 +43,7 @@ class Ours:
         """Accuracy, its stderr, log-likelihoods (n, k) in the order of the rows, and seconds."""
         part = subject_items(self.source, subject, DataConfig(few_shot=shots), None)
         start = time.perf_counter()
-        with merged(self.model) if self.adapted else self.model.bare():
+        with merged(self.model) if self.adapted else self.model.without_adapter():
             encoded = encode(self.model.tokenizer, part.items, {subject: part.shots}, self.data.max_tokens)
             scored = score(self.model, encoded, None)
         seconds = time.perf_counter() - start

@@ -6,7 +6,7 @@ from landscape_case import Scan
 
 from llm_forgetting.config.sections import LandscapeConfig
 from llm_forgetting.experiment.analysis.landscape import objective_of, rule_of, space_of
-from llm_forgetting.landscape.nodes import Nodes
+from llm_forgetting.landscape.nodes import CachedEvaluator
 from llm_forgetting.landscape.scan import scan_plane
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -17,8 +17,8 @@ def ours(model: LanguageModel, items: Sequence[EncodedItem], distance: float, se
     config = LandscapeConfig(distance=distance, seed=seed)
     space, objective = space_of(model, config), objective_of(model, [items], config)
     d, e = space.directions(seed, 2, space.norm)
-    with objective.moving() as values_at:
-        nodes = Nodes(values_at)
+    with objective.evaluating() as values_at:
+        nodes = CachedEvaluator(values_at)
         plane = scan_plane(
             nodes,
             lambda row: space.point([(row[0], d), (row[1], e)]),

@@ -19,7 +19,7 @@ from llm_forgetting.experiment.analysis.checkpoint_plane import analyse_checkpoi
 from llm_forgetting.experiment.analysis.paths import analyse_between, analyse_path, no_update, path_evaluations
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.lowrank import Update, combination
-from llm_forgetting.landscape.path import along, choosers
+from llm_forgetting.landscape.path import interpolate, selection_mask
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -54,8 +54,8 @@ ENDS = [vector(FIRST), vector(SECOND)]
 
 def test_along_is_the_straight_line() -> None:
     for t in (0.0, 0.25, 0.7, 1.0):
-        np.testing.assert_allclose(vector(along(FIRST, SECOND, t)), (1 - t) * ENDS[0] + t * ENDS[1], atol=1e-12)
-    assert [along(FIRST, SECOND, t)["q"].A.shape[0] for t in (0.0, 0.5, 1.0)] == [2, 5, 3]
+        np.testing.assert_allclose(vector(interpolate(FIRST, SECOND, t)), (1 - t) * ENDS[0] + t * ENDS[1], atol=1e-12)
+    assert [interpolate(FIRST, SECOND, t)["q"].A.shape[0] for t in (0.0, 0.5, 1.0)] == [2, 5, 3]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_along_is_the_straight_line() -> None:
 def test_all_items_choose_where_others_are_left_to_judge_else_every_second(
     count: int, pool: int, expected: list[int]
 ) -> None:
-    chosen = choosers(count, pool)
+    chosen = selection_mask(count, pool)
     assert chosen.shape == (count,)
     assert np.flatnonzero(chosen).tolist() == list(expected)
 
@@ -103,7 +103,7 @@ class Bowls:
         return np.array([losses.mean() for losses in self.item_losses(dW)])
 
     @contextmanager
-    def moving(self) -> Iterator[Any]:
+    def evaluating(self) -> Iterator[Any]:
         def values_at(points: Iterable[Update]) -> Iterator[Floats]:
             for point in points:
                 dW = vector(point)

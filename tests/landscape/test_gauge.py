@@ -26,9 +26,9 @@ from llm_forgetting.landscape.directions import (
     random_direction,
 )
 from llm_forgetting.landscape.gauge import (
-    Adapter,
-    Canonical,
+    CanonicalAdapter,
     Factors,
+    ModuleSvd,
     adapter_norm,
     canonicalise,
     regauged,
@@ -406,9 +406,9 @@ def test_gauge_self_test_of_a_model_passes(equal: bool, any_folder: Path) -> Non
 def test_gauge_self_test_fails_where_directions_are_raw(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the canonical form (columns of B and rows of A as they happen to be) the self-test must say so."""
 
-    def as_written(factors: dict[str, Factors]) -> Adapter:
+    def as_written(factors: dict[str, Factors]) -> CanonicalAdapter:
         return {
-            name: Canonical(U=pair.B, S=torch.ones(pair.A.shape[0]), V=pair.A.T.contiguous())
+            name: ModuleSvd(U=pair.B, S=torch.ones(pair.A.shape[0]), V=pair.A.T.contiguous())
             for name, pair in factors.items()
         }
 

@@ -15,7 +15,7 @@ import torch
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.domains import square
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.nodes import Journal, Nodes
+from llm_forgetting.landscape.nodes import CachedEvaluator, Journal
 from llm_forgetting.landscape.spectral import Rule, SpectralSurface, fit_surface
 
 NUMBERS = [0.1, -0.0, 1 / 3, math.pi * 1e300, 5e-324, 2.0**-1074 * 3, np.nan, np.inf, -np.inf, np.nextafter(1, 2)]
@@ -103,7 +103,7 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.iterdir())
 
 
-# Nodes
+# CachedEvaluator
 
 Point = dict[str, Factors]
 
@@ -138,14 +138,14 @@ def wave(points: Floats) -> Floats:
 def test_values_come_in_the_order_of_their_coordinates() -> None:
     places = np.array([[0.3, 0.1], [0.0, 0.0], [-1.0, 2.0]])
     evaluator = Evaluator(wave)
-    np.testing.assert_array_equal(Nodes(evaluator).at("plane", places, make), wave(places))
+    np.testing.assert_array_equal(CachedEvaluator(evaluator).at("plane", places, make), wave(places))
     assert evaluator.asked == [tuple(row) for row in places.tolist()]
 
 
 def test_every_point_of_a_family_is_evaluated_once(path: Path) -> None:
     steps: list[int] = []
     evaluator = Evaluator(wave)
-    nodes = Nodes(evaluator, Journal(path), lambda: steps.append(1))
+    nodes = CachedEvaluator(evaluator, Journal(path), lambda: steps.append(1))
     places = np.array([[0.5], [-0.0], [0.0], [0.5]])
     np.testing.assert_array_equal(nodes.at("line 2", places, make), wave(places))
     assert evaluator.asked == [(0.5,), (0.0,)]
@@ -159,7 +159,7 @@ def test_every_point_of_a_family_is_evaluated_once(path: Path) -> None:
 
 def test_neighbouring_floats_are_different_points() -> None:
     evaluator = Evaluator(wave)
-    Nodes(evaluator).at("plane", np.array([[0.1], [np.nextafter(0.1, 1)], [0.1 + 1e-12]]), make)
+    CachedEvaluator(evaluator).at("plane", np.array([[0.1], [np.nextafter(0.1, 1)], [0.1 + 1e-12]]), make)
     assert len(evaluator.asked) == 3
 
 
@@ -176,30 +176,30 @@ def test_points_are_made_when_their_turn_comes() -> None:
             yield np.array([float(point["w"].B[0, 0])])
             alive["now"] -= 1
 
-    Nodes(values_at).at("plane", np.arange(9.0)[:, None], counted)
+    CachedEvaluator(values_at).at("plane", np.arange(9.0)[:, None], counted)
     assert alive["most"] == 1
 
 
 def test_too_few_values_are_an_error() -> None:
     with pytest.raises(ValueError, match="zip"):
-        Nodes(lambda points: iter([np.zeros(1)])).at("plane", np.arange(3.0)[:, None], make)
+        CachedEvaluator(lambda points: iter([np.zeros(1)])).at("plane", np.arange(3.0)[:, None], make)
 
 
 @pytest.mark.parametrize("lives", [0, 1, 5])
 def test_what_was_evaluated_before_an_interruption_is_known_after_it(path: Path, lives: int) -> None:
     places = np.random.default_rng(0).normal(size=(8, 2))
     with pytest.raises(KeyboardInterrupt):
-        Nodes(Evaluator(wave, lives), Journal(path)).at("plane", places, make)
+        CachedEvaluator(Evaluator(wave, lives), Journal(path)).at("plane", places, make)
     steps: list[int] = []
     second = Evaluator(wave)
-    found = Nodes(second, Journal(path), lambda: steps.append(1)).at("plane", places, make)
+    found = CachedEvaluator(second, Journal(path), lambda: steps.append(1)).at("plane", places, make)
     np.testing.assert_array_equal(found, wave(places))
     assert second.asked == [tuple(row) for row in places[lives:].tolist()]
     assert len(steps) == 8
 
 
 def scan(evaluator: Evaluator, path: Path | None) -> SpectralSurface:
-    nodes = Nodes(evaluator, Journal(path))
+    nodes = CachedEvaluator(evaluator, Journal(path))
     return fit_surface(
         lambda places: nodes.at("plane", places, make), lambda values: values[:, :2], square(1.0), Rule(budget=60)
     )

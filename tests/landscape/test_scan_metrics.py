@@ -8,9 +8,9 @@ import torch
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.directions import Direction
-from llm_forgetting.landscape.gauge import Adapter, Factors, canonicalise
+from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, canonicalise
 from llm_forgetting.landscape.metrics import SurfaceMetrics, fitted_curvature, mean_rise, surface_metrics
-from llm_forgetting.landscape.nodes import Nodes
+from llm_forgetting.landscape.nodes import CachedEvaluator
 from llm_forgetting.landscape.scan import LineScan, PlaneScan, axis, scan_lines, scan_plane
 from llm_forgetting.landscape.spaces import AdapterSpace, Point
 from llm_forgetting.landscape.spectral import Rule
@@ -19,7 +19,7 @@ METHODS = ("grid", "spectral")
 TAU = 0.1
 
 
-def small_adapter(seed: int = 0) -> Adapter:
+def small_adapter(seed: int = 0) -> CanonicalAdapter:
     """Two modules of rank 2, in float64."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -37,14 +37,14 @@ def flat(point: Point) -> Floats:
 class Probe:
     """Scans of functions whose values are their own losses, around an adapter."""
 
-    def __init__(self, adapter: Adapter, *functions: Callable[[Floats], float]) -> None:
+    def __init__(self, adapter: CanonicalAdapter, *functions: Callable[[Floats], float]) -> None:
         self.space = AdapterSpace(adapter)
         self.directions: list[Direction] = self.space.directions(5, 4, 1.5)
         self.origin = flat(self.space.point([]))
         self.functions = functions
         self.seen: list[Point] = []
         self.told = 0
-        self.nodes = Nodes(self._values_at, advance=self._tell)
+        self.nodes = CachedEvaluator(self._values_at, advance=self._tell)
 
     def _values_at(self, points: Iterable[Point]) -> Iterator[Floats]:
         for point in points:
@@ -78,7 +78,7 @@ class Probe:
 class Quadratic:
     """3 + g.p + p^T H p / 2 around an adapter, H symmetric and indefinite."""
 
-    def __init__(self, adapter: Adapter, seed: int = 1, slope: float = 0.05) -> None:
+    def __init__(self, adapter: CanonicalAdapter, seed: int = 1, slope: float = 0.05) -> None:
         self.origin = flat(AdapterSpace(adapter).point([]))
         rng = np.random.default_rng(seed)
         root = rng.normal(size=(len(self.origin), len(self.origin)))
@@ -91,7 +91,7 @@ class Quadratic:
 
 
 @pytest.fixture
-def adapter() -> Adapter:
+def adapter() -> CanonicalAdapter:
     return small_adapter()
 
 
@@ -99,7 +99,7 @@ def adapter() -> Adapter:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_first_axis_is_the_first_direction(adapter: Adapter, method: str) -> None:
+def test_first_axis_is_the_first_direction(adapter: CanonicalAdapter, method: str) -> None:
     """Not symmetric in a and b, and two tasks that are not to be mixed up."""
 
     def first(p: Floats) -> float:
@@ -128,7 +128,7 @@ def test_first_axis_is_the_first_direction(adapter: Adapter, method: str) -> Non
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("cells", "distance"), [(3, 0.1), (5, 1.0), (11, 0.3), (21, 0.7)])
 def test_axes_are_odd_and_pass_exactly_through_the_checkpoint(
-    adapter: Adapter, cells: int, distance: float, method: str
+    adapter: CanonicalAdapter, cells: int, distance: float, method: str
 ) -> None:
     probe = Probe(adapter, lambda p: 1.0)
     plane = probe.plane(method, distance=distance, cells=cells)
@@ -146,7 +146,7 @@ def test_axes_are_odd_and_pass_exactly_through_the_checkpoint(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_quadratic_surface_and_its_curvature(adapter: Adapter, method: str) -> None:
+def test_quadratic_surface_and_its_curvature(adapter: CanonicalAdapter, method: str) -> None:
     f = Quadratic(adapter)
     probe = Probe(adapter, f)
     plane = probe.plane(method, cells=7)
@@ -176,7 +176,7 @@ def test_quadratic_surface_and_its_curvature(adapter: Adapter, method: str) -> N
     assert metrics.non_finite_cells == 0
 
 
-def test_a_kink_is_fitted_badly_and_said_to_be(adapter: Adapter) -> None:
+def test_a_kink_is_fitted_badly_and_said_to_be(adapter: CanonicalAdapter) -> None:
     """|a| has no polynomial: the measured error is the fit's true size of error, and the fit is not called converged."""
     probe = Probe(adapter, lambda p: abs(probe.along(p, 0)))
     plane = probe.plane("spectral", cells=41, budget=40)
@@ -188,7 +188,7 @@ def test_a_kink_is_fitted_badly_and_said_to_be(adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_a_diverged_point_of_a_plane_stays_where_it_is(adapter: Adapter, broken: float) -> None:
+def test_a_diverged_point_of_a_plane_stays_where_it_is(adapter: CanonicalAdapter, broken: float) -> None:
     probe = Probe(adapter, lambda p: broken if probe.along(p, 0) > 0.9 else 1.0)
     plane = probe.plane("grid", cells=3)
     assert np.isfinite(plane.values[..., 0]).tolist() == [[True] * 3, [True] * 3, [False] * 3]
@@ -197,7 +197,7 @@ def test_a_diverged_point_of_a_plane_stays_where_it_is(adapter: Adapter, broken:
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 @pytest.mark.parametrize(("budget", "cells"), [(23, 5), (60, 7), (120, 9)])
 def test_what_diverges_somewhere_is_scanned_cell_by_cell_after_all(
-    adapter: Adapter, broken: float, budget: int, cells: int
+    adapter: CanonicalAdapter, broken: float, budget: int, cells: int
 ) -> None:
     """Nothing can be fitted through such values: a grid of about the same cost is taken, and said to be."""
 
@@ -221,7 +221,7 @@ def test_what_diverges_somewhere_is_scanned_cell_by_cell_after_all(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_lines_of_a_quadratic_are_its_values_along_every_direction(adapter: Adapter, method: str) -> None:
+def test_lines_of_a_quadratic_are_its_values_along_every_direction(adapter: CanonicalAdapter, method: str) -> None:
     """The first two are read off the plane, four more evaluations give each of the others."""
     f = Quadratic(adapter)
     probe = Probe(adapter, f)
@@ -243,7 +243,7 @@ def test_lines_of_a_quadratic_are_its_values_along_every_direction(adapter: Adap
         assert (found[-1] - found[0]) / (2 * h) == pytest.approx(f.g @ u, abs=1e-5)
 
 
-def test_lines_off_the_plane_are_polynomials_through_what_was_evaluated(adapter: Adapter) -> None:
+def test_lines_off_the_plane_are_polynomials_through_what_was_evaluated(adapter: CanonicalAdapter) -> None:
     """a^4 is one, |a| is not: at the nodes and the centre it is met all the same."""
     probe = Probe(adapter, lambda p: probe.along(p, 2) ** 4, lambda p: 1 + abs(probe.along(p, 3)))
     lines = probe.lines(probe.plane("grid", cells=9))
@@ -253,7 +253,7 @@ def test_lines_off_the_plane_are_polynomials_through_what_was_evaluated(adapter:
             assert found == pytest.approx(1 + abs(step), abs=1e-6)
 
 
-def test_a_line_that_diverges_is_finite_as_far_as_was_found(adapter: Adapter) -> None:
+def test_a_line_that_diverges_is_finite_as_far_as_was_found(adapter: CanonicalAdapter) -> None:
     probe = Probe(adapter, lambda p: np.inf if abs(probe.along(p, 2)) > 0.9 else 2 + probe.along(p, 2))
     lines = probe.lines(probe.plane("spectral"))
     inside = np.abs(lines.steps) <= 0.5

@@ -17,7 +17,7 @@ from llm_forgetting.experiment.analysis import landscape as landscape_analysis
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged
 from llm_forgetting.landscape.spaces import (
     AdapterSpace,
-    Displaced,
+    NoisyUpdate,
     RawSpace,
     Space,
     WeightDirection,
@@ -72,7 +72,7 @@ def dense(point: Mapping[str, Factors]) -> Weights:
     found = {}
     for name, pair in point.items():
         update = pair.B.double() @ pair.A.double()
-        if isinstance(pair, Displaced):
+        if isinstance(pair, NoisyUpdate):
             for rows, block in pair.blocks():
                 update[rows] += block
         found[name] = update
@@ -146,7 +146,7 @@ def test_the_centre_of_weight_space_is_the_adapter_itself() -> None:
     space, _, factors = weight_space()
     d, e = space.directions(0, 2, 4.0)
     centre = space.point([(0.0, d), (-0.0, e)])
-    assert not any(isinstance(pair, Displaced) for pair in centre.values())
+    assert not any(isinstance(pair, NoisyUpdate) for pair in centre.values())
     assert all(centre[name] is pair for name, pair in factors.items())
     there_and_back = dense(space.point([(1.0, d), (-1.0, d)]))
     for name, update in base_of(factors).items():

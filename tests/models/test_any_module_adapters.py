@@ -166,7 +166,7 @@ def test_moving_an_adapter_does_not_make_it_trainable() -> None:
     """PEFT trains whatever it switches back on."""
     model = adapted().requires_grad_(False)
     moving = AdaptedModel(model)
-    for context in (moving.perturbed, moving.beside):
+    for context in (moving.perturbed, moving.unmerged):
         with context():
             pass
         assert not any(p.requires_grad for p in model.parameters())

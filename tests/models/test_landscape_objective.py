@@ -10,7 +10,7 @@ from tiny_models import load, make_encoded
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Factors, canonicalise
-from llm_forgetting.landscape.nodes import Journal, Nodes
+from llm_forgetting.landscape.nodes import CachedEvaluator, Journal
 from llm_forgetting.landscape.spaces import AdapterSpace, WeightSpace
 from llm_forgetting.models.language import objective as landscape_objective
 from llm_forgetting.models.language.batches import EncodedItem
@@ -50,7 +50,7 @@ def points(model: LanguageModel, ranks: Sequence[int] = (2, 3, 1, 2, 2)) -> list
 
 def test_statistics_are_each_tasks_own_scores(model: LanguageModel, groups: list[list[EncodedItem]]) -> None:
     objective = LandscapeObjective(model, groups, 4)
-    with objective.moving() as values_at:
+    with objective.evaluating() as values_at:
         (values,) = values_at([model.adapter_factors()])
     assert values.shape == (9 * (5 + 1),)
     for found, group in zip(objective.statistics(values), groups, strict=True):
@@ -84,7 +84,7 @@ def test_points_that_share_a_forward_are_points_one_by_one(
     asked = points(model)
     made = []
     for rows in (1, together):
-        with LandscapeObjective(model, groups, 4, rows).moving() as values_at:
+        with LandscapeObjective(model, groups, 4, rows).evaluating() as values_at:
             made.append(np.stack(list(values_at(point for point in asked))))
     finite = np.isfinite(made[0])
     np.testing.assert_array_equal(np.isfinite(made[1]), finite)
@@ -96,10 +96,10 @@ def test_several_points_per_forward_need_a_model_that_packs(
     model: LanguageModel, groups: list[list[EncodedItem]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = points(model)
-    with LandscapeObjective(model, groups, 4).moving() as values_at:
+    with LandscapeObjective(model, groups, 4).evaluating() as values_at:
         expected = np.stack(list(values_at(asked)))
     monkeypatch.setattr(model, "packs", False)
-    with LandscapeObjective(model, groups, 4, 3).moving() as values_at:
+    with LandscapeObjective(model, groups, 4, 3).evaluating() as values_at:
         found = np.stack(list(values_at(asked)))
     finite = np.isfinite(expected)
     np.testing.assert_allclose(found[finite], expected[finite], atol=1e-5)
@@ -113,7 +113,7 @@ def test_points_cannot_share_a_forward_of_items_that_cannot_be_packed(
 
     monkeypatch.setattr(landscape_objective, "score_points", refuse)
     with (
-        LandscapeObjective(model, groups, 4, 3).moving() as values_at,
+        LandscapeObjective(model, groups, 4, 3).evaluating() as values_at,
         pytest.raises(UserError, match="a sliding window forbids it; set landscape"),
     ):
         next(values_at(points(model)))
@@ -128,7 +128,7 @@ def test_the_model_is_as_before_afterwards(model: LanguageModel, groups: list[li
         yield from points(model)
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), objective.moving() as values_at:
+    with pytest.raises(KeyboardInterrupt), objective.evaluating() as values_at:
         list(values_at(interrupted()))
     assert all(torch.equal(part, before[name]) for name, part in model.peft_model.state_dict().items())
 
@@ -136,7 +136,7 @@ def test_the_model_is_as_before_afterwards(model: LanguageModel, groups: list[li
 def test_the_batches_are_the_same_at_every_point(model: LanguageModel, groups: list[list[EncodedItem]]) -> None:
     """Asked again after others, a point gives the same bits."""
     a, b, *_ = points(model)
-    with LandscapeObjective(model, groups, 4).moving() as values_at:
+    with LandscapeObjective(model, groups, 4).evaluating() as values_at:
         first, _, again = values_at([a, b, a])
     np.testing.assert_array_equal(first, again)
 
@@ -148,10 +148,10 @@ def test_adapter_and_weight_space_agree_on_the_centre(
     weight = WeightSpace(model.adapter_factors(), model.weight_row_norms())
     objective = LandscapeObjective(model, groups, 4)
     found = []
-    with objective.moving() as values_at:
+    with objective.evaluating() as values_at:
         for family, space in (("adapter", adapter), ("weight", weight)):
             (d,) = space.directions(0, 1, 0.1 * space.norm)
-            nodes = Nodes(values_at, Journal(tmp_path / family))
+            nodes = CachedEvaluator(values_at, Journal(tmp_path / family))
             places = np.array([[0.0], [1.0]])
             found.append(objective.losses(nodes.at(family, places, lambda row, s=space, d=d: s.point([(row[0], d)]))))
     np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.spaces import Displaced, WeightDirection, WeightSpace
+from llm_forgetting.landscape.spaces import NoisyUpdate, WeightDirection, WeightSpace
 from llm_forgetting.models.adapter import perturbation
 from llm_forgetting.models.adapter.adapted_model import target_layers
 from llm_forgetting.models.language.batches import EncodedItem, collate
@@ -68,7 +68,7 @@ def logits(model: LanguageModel, items: Sequence[EncodedItem]) -> Tensor:
 
 @contextmanager
 def one_beside(model: LanguageModel) -> Iterator[Callable[[Point], None]]:
-    with model.beside() as move:
+    with model.unmerged() as move:
         yield lambda point: move([point])
 
 
@@ -156,7 +156,7 @@ def test_nothing_drifts_over_many_moves(model: LanguageModel, way: str) -> None:
 def test_points_side_by_side_are_points_one_by_one(model: LanguageModel, ranks: tuple[int, ...]) -> None:
     items = make_encoded(model, 7, options=[4, 5, 3])
     points = [updates(model, seed, rank) for seed, rank in enumerate(ranks)]
-    with model.beside() as move:
+    with model.unmerged() as move:
         move(points)
         together = score_points(model, items, 3, len(points))
     with model.perturbed() as move_one:
@@ -172,7 +172,7 @@ def test_points_side_by_side_are_points_one_by_one(model: LanguageModel, ranks: 
 
 def test_a_later_smaller_set_of_points_replaces_the_earlier(model: LanguageModel) -> None:
     items, points = make_encoded(model, 3), [updates(model, seed, 2 + seed) for seed in range(3)]
-    with model.beside() as move:
+    with model.unmerged() as move:
         move(points[::-1])
         move(points[:2])
         together = score_points(model, items, 3, 2)
@@ -258,14 +258,14 @@ def test_an_interrupted_draw_of_noise_is_undone(model: LanguageModel, monkeypatc
     before = everything(model)
     space = WeightSpace(model.adapter_factors(), model.weight_row_norms())
     (d,) = space.directions(0, 1, space.norm)
-    drawn = Displaced.blocks
+    drawn = NoisyUpdate.blocks
 
-    def interrupted(self: Displaced) -> Iterator[tuple[slice, Tensor]]:
+    def interrupted(self: NoisyUpdate) -> Iterator[tuple[slice, Tensor]]:
         for entry in drawn(self):
             yield entry
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Displaced, "blocks", interrupted)
+    monkeypatch.setattr(NoisyUpdate, "blocks", interrupted)
     with pytest.raises(KeyboardInterrupt), model.perturbed() as move:
         move(space.point([(1.0, d)]))
     assert_same(model, before)
@@ -284,7 +284,7 @@ def test_beside_never_writes_a_weight(model: LanguageModel) -> None:
     assert model.packs
     weights = dict(model.peft_model.named_parameters())
     versions = {name: weight._version for name, weight in weights.items()}
-    with model.beside() as move:
+    with model.unmerged() as move:
         move([updates(model, 0), updates(model, 1)])
         score_points(model, make_encoded(model, 3), 3, 2)
         assert {name: weight._version for name, weight in weights.items()} == versions
@@ -295,7 +295,7 @@ def test_weight_space_is_refused_beside_the_weights(model: LanguageModel) -> Non
     before = everything(model)
     space = WeightSpace(model.adapter_factors(), model.weight_row_norms())
     (d,) = space.directions(0, 1, space.norm)
-    with model.beside() as move:
+    with model.unmerged() as move:
         move([space.point([(0.0, d)])])
         with pytest.raises(TypeError, match="weight space has no low rank"):
             move([updates(model, 0), space.point([(0.5, d)])])
@@ -334,7 +334,7 @@ def test_a_bfloat16_update_is_computed_in_single_precision(llama_folder: Path) -
     name, layer = next(iter(target_layers(model.peft_model).items()))
     point = updates(model, 0, size=0.05)
     x = torch.randn(2, 3, layer.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
-    with model.beside() as move, torch.inference_mode():
+    with model.unmerged() as move, torch.inference_mode():
         move([{n: Factors(B=0 * pair.B, A=pair.A) for n, pair in point.items()}])
         bare = layer(x)
         move([point, updates(model, 1)])
@@ -403,7 +403,7 @@ class Peak(TorchDispatchMode):
 def test_a_move_needs_a_few_rows_for_a_moment() -> None:
     rows, columns = 8192, 1024
     layers, pair = {"one": Layer(rows, columns)}, Factors(B=torch.ones(rows, 8), A=torch.ones(8, columns))
-    noisy = {"one": Displaced(pair.B, pair.A, torch.ones(rows), "one", WeightDirection(0, (0.5, 0.1)))}
+    noisy = {"one": NoisyUpdate(pair.B, pair.A, torch.ones(rows), "one", WeightDirection(0, (0.5, 0.1)))}
     with Peak() as peak, perturbation.merged(layers) as move:
         snapshot = peak.most
         move({"one": pair})
@@ -431,7 +431,7 @@ def test_a_scan_costs_one_copy_of_the_weights_it_touches() -> None:
     point = dict.fromkeys(layers, pair)
     norms = {name: layer.weight.norm(dim=1) for name, layer in layers.items()}
     noise = WeightDirection(0, (0.5, 0.1))
-    noisy = {name: Displaced(pair.B, pair.A, norms[name], name, noise) for name in layers}
+    noisy = {name: NoisyUpdate(pair.B, pair.A, norms[name], name, noise) for name in layers}
     before = live_bytes()
     with perturbation.merged(layers) as move:
         move(point)

@@ -45,7 +45,7 @@ def evaluate_adapter(
     )
     tasks: list[Result] = []
     records: list[Result] = []
-    with model.bare() if adapter is None else merged(model):
+    with model.without_adapter() if adapter is None else merged(model):
         for name, parts in chosen:
             subjects = []
             for part in parts:

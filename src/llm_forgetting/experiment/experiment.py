@@ -22,8 +22,8 @@ from llm_forgetting.experiment.phases import (
     differentiate,
     evaluate,
     foresee,
-    look_between,
     recover,
+    scan_paths,
     set_up,
     train,
 )
@@ -86,7 +86,7 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
         lambda: summarise(items, setup["task_names"], seed=config.training.seed),
     )
     between = phases.run(
-        "between_checkpoints", "compare the landscapes, and look between the checkpoints", lambda: look_between(session)
+        "between_checkpoints", "compare the landscapes, and look between the checkpoints", lambda: scan_paths(session)
     )
     for k in range(1, len(config.data.tasks) + 1):
         shutil.rmtree(session.trajectory_folder(k), ignore_errors=True)

@@ -196,7 +196,7 @@ def analyse(session: Session, k: int, reference_norm: float | None) -> Result:
         )
 
 
-def look_between(session: Session) -> Result:
+def scan_paths(session: Session) -> Result:
     """Paths between successive checkpoints, and the plane through the initial, the first and the last one."""
     last = len(session.config.data.tasks)
     updates = {checkpoint_name(k): session.at(k).adapter_factors() for k in range(1, last + 1)}

@@ -9,7 +9,7 @@ from llm_forgetting.experiment.session import Session, checkpoint_name
 from llm_forgetting.files import whole_folder
 from llm_forgetting.forgetting.intervals import estimate_mean, paired_mean_change, paired_proportion_change, proportion
 from llm_forgetting.landscape.lowrank import Update, truncated
-from llm_forgetting.landscape.path import along, choosers
+from llm_forgetting.landscape.path import interpolate, selection_mask
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.scoring import score_tasks
 
@@ -21,13 +21,13 @@ def repair(session: Session, path: Mapping[str, Any], *, rank: int | None, t: fl
     """Export the adapter at t* (or `t`) of a measured `path` of a run, and score it beside both ends and their average.
 
     Exact by concatenation (the ranks of both ends together), or cut to `rank` by singular values, with the error stated. It is
-    judged on items that had no part in choosing t* (`choosers` says which had): all other trained items, and the held-out ones.
+    judged on items that had no part in choosing t* (`selection_mask` says which had): all other trained items, and the held-out ones.
     """
     config = session.config
     number = {checkpoint_name(k): k for k in range(1, len(config.data.tasks) + 1)}
     first, second = (session.at(number[path[end]]).adapter_factors() for end in ("from", "to"))
     chosen = float(path["repair"]["t"]) if t is None else t
-    update, error = along(first, second, chosen), 0.0
+    update, error = interpolate(first, second, chosen), 0.0
     if rank is not None:
         ranks = {name: min(rank, pair.A.shape[0]) for name, pair in update.items()}
         cut = truncated(update, ranks)
@@ -38,7 +38,7 @@ def repair(session: Session, path: Mapping[str, Any], *, rank: int | None, t: fl
     candidates = {
         path["from"]: first,
         path["to"]: second,
-        "average": along(first, second, AVERAGE),
+        "average": interpolate(first, second, AVERAGE),
         "repaired": update,
     }
     return {
@@ -90,7 +90,7 @@ def judging_items(session: Session) -> list[tuple[str, str, list[Any]]]:
     judged = []
     for task, items in zip(session.encoded, session.landscape_items(), strict=True):
         pool = len(task.split(session.config.landscape.items))
-        chose = {item.item.id for item, choice in zip(items, choosers(len(items), pool), strict=True) if choice}
+        chose = {item.item.id for item, choice in zip(items, selection_mask(len(items), pool), strict=True) if choice}
         for split in ("train", "test"):
             left = [item for item in task.split(split) if item.item.id not in chose]
             if left:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.landscape.results import Along, Evaluations, Surface
+from llm_forgetting.landscape.results import Evaluations, ScanAxes, Surface
 from llm_forgetting.report import rows
 from llm_forgetting.report.html.files import REPORT, read_items
 from llm_forgetting.report.notebook import Framed, card
@@ -187,5 +187,5 @@ def _surface(landscape: Mapping[str, Any], surface: Mapping[str, Any], *, seed: 
     )
     unit = float(landscape["reference_norm"])
     cosine = landscape["direction_cosine"]
-    along = Along(f"{landscape['space']} space", float(landscape["adapter_norm"]), (unit, unit), cosine, seed)
+    along = ScanAxes(f"{landscape['space']} space", float(landscape["adapter_norm"]), (unit, unit), cosine, seed)
     return Surface(array(landscape["alphas"]), array(landscape["betas"]), array(surface["loss"]), evaluated, along)

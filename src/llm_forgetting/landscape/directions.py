@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.landscape.gauge import Adapter, Canonical, Factors
+from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, ModuleSvd
 from llm_forgetting.seeding import derive_seed
 
 Direction = dict[str, Factors]
@@ -31,7 +31,7 @@ def gaussian_chunks(seed: int, rows: int, columns: int) -> Iterator[tuple[slice,
         yield slice(start, start + size), torch.randn(size, columns, generator=generator)
 
 
-def _module_direction(module: Canonical, name: str, seed: int, index: int) -> Factors:
+def _module_direction(module: ModuleSvd, name: str, seed: int, index: int) -> Factors:
     """The direction of one module before rescaling; streams are named (seed, `direction`, index, module, B or A)."""
     rows, columns = module.U.shape[0], module.V.shape[0]
     U, V, root = module.U.float().cpu(), module.V.float().cpu(), module.S.float().cpu().sqrt()
@@ -45,7 +45,7 @@ def _module_direction(module: Canonical, name: str, seed: int, index: int) -> Fa
     return Factors(B=(dB * root / rows**0.5).to(device), A=(root[:, None] * dA / columns**0.5).to(device))
 
 
-def random_direction(adapter: Adapter, seed: int, index: int) -> Direction:
+def random_direction(adapter: CanonicalAdapter, seed: int, index: int) -> Direction:
     """Direction number `index` of stream `seed` at this adapter, before orthogonalisation and rescaling.
 
     The Gaussians depend on (seed, index, module name) alone, so the same index is the same ambient direction at every
@@ -87,7 +87,7 @@ def sum_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(tensors).sum(dim=0)
 
 
-def orthogonal_directions(adapter: Adapter, seed: int, count: int, length: float) -> list[Direction]:
+def orthogonal_directions(adapter: CanonicalAdapter, seed: int, count: int, length: float) -> list[Direction]:
     """`count` random directions, mutually orthogonal in the Frobenius inner product, each rescaled to norm `length`."""
     if not any(module.S.any() for module in adapter.values()):
         raise UserError(
@@ -107,7 +107,7 @@ def orthogonalised(drawn: Iterable[Direction], length: float) -> list[Direction]
     return [combined([(length / norm(direction), direction)]) for direction in directions]
 
 
-def point(adapter: Adapter, steps: list[tuple[float, Direction]]) -> dict[str, Factors]:
+def point(adapter: CanonicalAdapter, steps: list[tuple[float, Direction]]) -> dict[str, Factors]:
     """The adapter (B + sum a_i dB_i)(A + sum a_i dA_i), of the same rank, in canonical coordinates."""
     base = {name: module.factors for name, module in adapter.items()}
     moved = [(a, d) for a, d in steps if a != 0]

@@ -23,7 +23,7 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Canonical:
+class ModuleSvd:
     """Thin SVD delta W = U diag(S) V^T of one module: U (d_out, r), S (r,) descending, V (d_in, r)."""
 
     U: torch.Tensor
@@ -37,30 +37,30 @@ class Canonical:
         return Factors(B=self.U * root, A=root[:, None] * self.V.T)
 
 
-Adapter = dict[str, Canonical]
+CanonicalAdapter = dict[str, ModuleSvd]
 
 
-def canonicalise(factors: dict[str, Factors]) -> Adapter:
-    """Canonical form of every module: two thin QRs and one r x r SVD, in float64, returned in the factors' own dtype."""
+def canonicalise(factors: dict[str, Factors]) -> CanonicalAdapter:
+    """Thin SVD of every module: two thin QRs and one r x r SVD, in float64, returned in the factors' own dtype."""
     return {name: _canonical(pair) for name, pair in factors.items()}
 
 
-def _canonical(pair: Factors) -> Canonical:
+def _canonical(pair: Factors) -> ModuleSvd:
     Q_out, R_out = torch.linalg.qr(pair.B.double())
     Q_in, R_in = torch.linalg.qr(pair.A.double().T)
     U, S, Vh = torch.linalg.svd(R_out @ R_in.T, full_matrices=False)
     dtype = pair.B.dtype
     # A rank above d_out or d_in leaves places over; they are zero, and so are the directions in them.
     surplus = (0, pair.A.shape[0] - len(S))
-    return Canonical(*(F.pad(part, surplus).to(dtype) for part in (Q_out @ U, S, Q_in @ Vh.T)))
+    return ModuleSvd(*(F.pad(part, surplus).to(dtype) for part in (Q_out @ U, S, Q_in @ Vh.T)))
 
 
-def adapter_norm(adapter: Adapter) -> float:
+def adapter_norm(adapter: CanonicalAdapter) -> float:
     """|P|_F over all canonical factors of all modules: sqrt(2 sum of singular values)."""
     return math.sqrt(sum(2 * float(module.S.double().sum()) for module in adapter.values()))
 
 
-def update_norm(adapter: Adapter) -> float:
+def update_norm(adapter: CanonicalAdapter) -> float:
     """|delta W|_F over all modules."""
     return math.sqrt(sum(float(module.S.double().square().sum()) for module in adapter.values()))
 

@@ -9,7 +9,7 @@ import numpy as np
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.spaces import Point
 
-ValuesAt = Callable[[Iterable[Point]], Iterator[Floats]]
+Evaluator = Callable[[Iterable[Point]], Iterator[Floats]]
 
 
 class Journal:
@@ -47,10 +47,12 @@ class Journal:
             self._path.unlink(missing_ok=True)
 
 
-class Nodes:
+class CachedEvaluator:
     """Values (p, m) at coordinates of a named family of points, each evaluated once."""
 
-    def __init__(self, values_at: ValuesAt, journal: Journal | None = None, advance: Callable[[], None] = lambda: None):
+    def __init__(
+        self, values_at: Evaluator, journal: Journal | None = None, advance: Callable[[], None] = lambda: None
+    ):
         self._values_at = values_at
         self._journal = journal or Journal()
         self._advance = advance

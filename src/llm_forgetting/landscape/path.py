@@ -18,12 +18,12 @@ DIFFERENCE = 1e-3
 PATH_FIRST_DEGREE = 12
 
 
-def along(first: Update, second: Update, t: float) -> Update:
+def interpolate(first: Update, second: Update, t: float) -> Update:
     """delta W_1 + t (delta W_2 - delta W_1), of the two ranks together."""
     return combination([(1 - t, first), (t, second)]) if t != 1 else second
 
 
-def choosers(count: int, pool: int) -> NDArray[np.bool_]:
+def selection_mask(count: int, pool: int) -> NDArray[np.bool_]:
     """Which of a task's `count` landscape items, drawn from `pool`, choose the repair; the others of the pool judge it.
 
     All of them where at least as many others are left, else every second one, beginning with the first.

@@ -35,7 +35,7 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Along:
+class ScanAxes:
     """What the axes are: `description` in words, `norm` of what is moved, `units`: the length of a step of 1 along every
     direction (Frobenius norms in the same coordinates), and the `cosine` of the first two.
     """
@@ -101,7 +101,7 @@ class Surface(_Scan):
     betas: Floats
     losses: Floats
     evaluated: Evaluations
-    along: Along
+    along: ScanAxes
     fits: tuple[Fit, Fit] | None = None
 
     def __getitem__(self, cell: Any) -> Any:
@@ -136,7 +136,7 @@ class Line(_Scan):
     steps: Floats
     losses: Floats
     evaluated: Evaluations
-    along: Along
+    along: ScanAxes
 
     def __getitem__(self, cell: Any) -> Any:
         """L(theta + steps[i] d)."""
@@ -186,7 +186,7 @@ class Flatness(Saved):
     distance: float
     steps: Floats
     losses: Floats
-    along: Along
+    along: ScanAxes
     evaluations: int
 
     def log(self, prefix: str = "landscape/") -> dict[str, float]:

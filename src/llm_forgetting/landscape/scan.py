@@ -8,7 +8,7 @@ import numpy as np
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.domains import Segment, square
-from llm_forgetting.landscape.nodes import Nodes
+from llm_forgetting.landscape.nodes import CachedEvaluator
 from llm_forgetting.landscape.spaces import Point, Space
 from llm_forgetting.landscape.spectral import NotSmoothError, Rule, SpectralSurface, fit, fit_surface
 
@@ -42,7 +42,7 @@ class PlaneScan:
 
 
 def scan_plane(
-    nodes: Nodes,
+    nodes: CachedEvaluator,
     point: Callable[[Sequence[float]], Point],
     losses: Losses,
     *,
@@ -90,7 +90,13 @@ class LineScan:
 
 
 def scan_lines(
-    nodes: Nodes, space: Space, directions: Sequence[Any], plane: PlaneScan, losses: Losses, *, distance: float
+    nodes: CachedEvaluator,
+    space: Space,
+    directions: Sequence[Any],
+    plane: PlaneScan,
+    losses: Losses,
+    *,
+    distance: float,
 ) -> LineScan:
     """Profiles along every direction: read off the plane for its own two, from four further evaluations each for the others.
 

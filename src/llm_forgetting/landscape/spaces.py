@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llm_forgetting.landscape import directions as adapter_directions
 from llm_forgetting.landscape.directions import Direction, gaussian_chunks, orthogonal_directions, point
-from llm_forgetting.landscape.gauge import Adapter, Factors, adapter_norm
+from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, adapter_norm
 from llm_forgetting.seeding import derive_seed
 
 Point = Mapping[str, Factors]
@@ -42,7 +42,7 @@ class Space(Protocol):
 class AdapterSpace:
     """The adapter's own reachable set, in canonical factors: independent of the gauge (see `directions`)."""
 
-    adapter: Adapter
+    adapter: CanonicalAdapter
 
     @property
     def norm(self) -> float:
@@ -115,7 +115,7 @@ class WeightDirection:
 
 
 @dataclass(frozen=True)
-class Displaced(Factors):
+class NoisyUpdate(Factors):
     """delta W = B A + noise of one module, the noise too large to keep: `blocks` draws it anew, some rows at a time."""
 
     row_norms: torch.Tensor
@@ -188,7 +188,7 @@ class WeightSpace:
             total[: len(d.coefficients)] += a * np.array(d.coefficients)
         noise = WeightDirection(moved[0][1].seed, tuple(map(float, total)))
         return {
-            name: Displaced(B=pair.B, A=pair.A, row_norms=self._row_norms[name], module=name, noise=noise)
+            name: NoisyUpdate(B=pair.B, A=pair.A, row_norms=self._row_norms[name], module=name, noise=noise)
             for name, pair in self._factors.items()
         }
 

@@ -20,7 +20,7 @@ from llm_forgetting.experiment.analysis.landscape import (
 from llm_forgetting.landscape.checkpoint_plane import CheckpointPlane
 from llm_forgetting.landscape.domains import Triangle
 from llm_forgetting.landscape.lowrank import Update
-from llm_forgetting.landscape.nodes import Journal, Nodes
+from llm_forgetting.landscape.nodes import CachedEvaluator, Journal
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, SpectralSurface, fit_surface, terms
 from llm_forgetting.models.language.answer_statistics import SURFACES
 from llm_forgetting.models.language.batches import EncodedItem
@@ -60,8 +60,8 @@ def analyse_checkpoint_plane(
     domain = Triangle(plane.corners, truncated=True).widened(MARGIN)
     objective = objective_of(model, [group for _, group in items], dataclasses.replace(config, space="adapter"))
     kept, names = Journal(journal), [name for name, _ in items]
-    with objective.moving() as values_at:
-        nodes = Nodes(values_at, kept, lambda: advance(1, ""))
+    with objective.evaluating() as values_at:
+        nodes = CachedEvaluator(values_at, kept, lambda: advance(1, ""))
 
         def evaluate(places: Floats) -> Floats:
             return nodes.at("checkpoint plane", places, lambda row: plane.update(*row))

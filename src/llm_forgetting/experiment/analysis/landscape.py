@@ -12,7 +12,7 @@ from llm_forgetting.config.sections import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged, update_norm
 from llm_forgetting.landscape.metrics import Curvature, basin_radius, fitted_curvature, mean_rise, surface_metrics
-from llm_forgetting.landscape.nodes import Journal, Nodes
+from llm_forgetting.landscape.nodes import CachedEvaluator, Journal
 from llm_forgetting.landscape.scan import LINE_NODES, LineScan, PlaneScan, scan_lines, scan_plane
 from llm_forgetting.landscape.spaces import AdapterSpace, RawSpace, Space, WeightSpace
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, Fit, Rule, SpectralSurface, terms
@@ -83,8 +83,8 @@ def analyse_landscape(
     directions = space.directions(config.seed, max(config.directions, 2), length)
     d, e = directions[:2]
     kept = Journal(journal)
-    with objective.moving() as values_at:
-        nodes = Nodes(values_at, kept, lambda: advance(1, ""))
+    with objective.evaluating() as values_at:
+        nodes = CachedEvaluator(values_at, kept, lambda: advance(1, ""))
         plane = scan_plane(
             nodes,
             lambda row: space.point([(row[0], d), (row[1], e)]),
@@ -206,7 +206,7 @@ def gauge_self_test(
         space = space_of(model, config, written)
         (direction,) = space.directions(config.seed, 1, length)
         points += [space.point([(step, direction)]) for step in (-h, 0.0, h)]
-    with objective.moving() as values_at:
+    with objective.evaluating() as values_at:
         losses = [float(objective.losses(values)[0]) for values in values_at(points)]
     found = [(high, (low - 2 * centre + high) / h**2, centre) for low, centre, high in (losses[:3], losses[3:])]
     (value, second, centre), (value_other, second_other, _) = found

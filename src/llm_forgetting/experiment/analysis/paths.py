@@ -24,8 +24,8 @@ from llm_forgetting.landscape.domains import Segment
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.lowrank import Update, combination, norm
 from llm_forgetting.landscape.metrics import barrier, second_derivative
-from llm_forgetting.landscape.nodes import Journal, Nodes
-from llm_forgetting.landscape.path import DIFFERENCE, LEAD, PATH_FIRST_DEGREE, PATH_STEPS, along, choosers
+from llm_forgetting.landscape.nodes import CachedEvaluator, Journal
+from llm_forgetting.landscape.path import DIFFERENCE, LEAD, PATH_FIRST_DEGREE, PATH_STEPS, interpolate, selection_mask
 from llm_forgetting.landscape.spectral import NotSmoothError, SpectralSurface, fit_surface, terms
 from llm_forgetting.models.language.answer_statistics import SURFACES, AnswerStatistics
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -52,7 +52,7 @@ def analyse_between(
     """The paths between successive checkpoints after the first, and the plane through the first, the second and the last.
 
     The first is where training began; `trajectory` names updates to project onto the plane, loaded one at a time. `pools` says
-    from how many items those of each task were drawn (see `choosers`).
+    from how many items those of each task were drawn (see `selection_mask`).
     What cannot be measured is left out, and `between_notes` says why.
     """
     paths: list[dict[str, Any]] = []
@@ -95,14 +95,14 @@ def analyse_path(
 ) -> dict[str, Any]:
     """Every task's loss along the straight path in delta-W space, its barrier, and the best compromise t*.
 
-    t* minimises the mean of the tasks' losses on the items that `choosers` names.
+    t* minimises the mean of the tasks' losses on the items that `selection_mask` names.
     """
     objective = objective_of(model, [group for _, group in items], dataclasses.replace(config, space="adapter"))
     kept = Journal(journal)
-    with objective.moving() as values_at:
-        nodes = Nodes(values_at, kept, lambda: advance(1, ""))
+    with objective.evaluating() as values_at:
+        nodes = CachedEvaluator(values_at, kept, lambda: advance(1, ""))
         found = fit_surface(
-            lambda places: nodes.at("path", places, lambda row: along(first, second, row[0])),
+            lambda places: nodes.at("path", places, lambda row: interpolate(first, second, row[0])),
             objective.losses,
             Segment(-LEAD, 1.0),
             dataclasses.replace(rule_of(config), first_degree=PATH_FIRST_DEGREE),
@@ -153,7 +153,7 @@ def _best_compromise(
 ) -> dict[str, Any]:
     """t* by the choosing items, and each task's loss there on its other landscape items."""
     sizes = [len(group) for _, group in items]
-    masks = [choosers(size, pool) for size, pool in zip(sizes, sizes if pools is None else pools, strict=True)]
+    masks = [selection_mask(size, pool) for size, pool in zip(sizes, sizes if pools is None else pools, strict=True)]
     chosen = np.mean([p.losses[:, mask].mean(axis=1) for p, mask in zip(profiles, masks, strict=True)], axis=0)
     best = int(np.argmin(chosen))
     return {

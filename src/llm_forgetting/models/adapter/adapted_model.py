@@ -235,23 +235,23 @@ class AdaptedModel:
         Costs one copy of the adapted weights (merged) or nothing (beside).
         """
         if not self.can_merge:
-            with self.beside() as move_all:
+            with self.unmerged() as move_all:
                 yield lambda point: move_all([point])
             return
-        with self.bare(), perturbation.merged(target_layers(self.peft_model)) as move:
+        with self.without_adapter(), perturbation.merged(target_layers(self.peft_model)) as move:
             yield move
 
     @contextmanager
-    def beside(self) -> Iterator[Callable[[Sequence[Mapping[str, Factors]]], None]]:
+    def unmerged(self) -> Iterator[Callable[[Sequence[Mapping[str, Factors]]], None]]:
         """A setter that applies one low-rank update per row of the batch beside the frozen weights, which are never written.
 
         With several points the batch must have as many rows; they then share one forward of the backbone.
         """
-        with self.bare(), perturbation.beside(target_layers(self.peft_model)) as move:
+        with self.without_adapter(), perturbation.unmerged(target_layers(self.peft_model)) as move:
             yield move
 
     @contextmanager
-    def bare(self) -> Iterator[None]:
+    def without_adapter(self) -> Iterator[None]:
         """The bare backbone; which parameters are trained is as before afterwards (PEFT trains all that it enables)."""
         trained = [(parameter, parameter.requires_grad) for parameter in self.peft_model.parameters()]
         try:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.spaces import Displaced
+from llm_forgetting.landscape.spaces import NoisyUpdate
 
 Point = Mapping[str, Factors]
 
@@ -45,7 +45,7 @@ def merged(layers: Mapping[str, Any]) -> Iterator[Callable[[Point], None]]:
             B, A = update.B.to(weight), update.A.to(weight)
             left, right = (A.T, B.T) if layer.fan_in_fan_out else (B, A)
             torch.addmm(original, left, right, out=weight)
-            if isinstance(update, Displaced):
+            if isinstance(update, NoisyUpdate):
                 upright = weight.T if layer.fan_in_fan_out else weight
                 for rows, block in update.blocks():
                     upright[rows] += block.to(weight)
@@ -73,7 +73,7 @@ def _restore(weights: Sequence[torch.Tensor], snapshot: Sequence[torch.Tensor]) 
 
 
 @contextmanager
-def beside(layers: Mapping[str, Any]) -> Iterator[Callable[[Sequence[Point]], None]]:
+def unmerged(layers: Mapping[str, Any]) -> Iterator[Callable[[Sequence[Point]], None]]:
     """A setter that adds (x A_p^T) B_p^T to what every layer makes of row p of the batch; W is never written.
 
     One point serves every row. Several points are one batch with a row for each, so they share one forward of the backbone.
@@ -84,7 +84,7 @@ def beside(layers: Mapping[str, Any]) -> Iterator[Callable[[Sequence[Point]], No
         for name, layer in layers.items():
             device = _weight(layer).device
             updates = [point[name] for point in points]
-            if any(isinstance(update, Displaced) for update in updates):
+            if any(isinstance(update, NoisyUpdate) for update in updates):
                 raise TypeError("a step of weight space has no low rank, it cannot be applied beside the weights")
             rank = max(update.A.shape[0] for update in updates)
             A = torch.stack([F.pad(update.A, (0, 0, 0, rank - update.A.shape[0])) for update in updates])

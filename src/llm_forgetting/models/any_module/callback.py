@@ -13,11 +13,11 @@ from transformers import TrainerCallback
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.results import Flatness, Trajectory
-from llm_forgetting.models.any_module.checkpoints import Checkpoints, corners_of, named
+from llm_forgetting.models.any_module.checkpoints import Checkpoints, named, plane_checkpoints
 from llm_forgetting.models.any_module.directions import SpaceName, as_adapted
 from llm_forgetting.models.any_module.flatness import flatness
 from llm_forgetting.models.any_module.losses import Batches, Loss
-from llm_forgetting.models.any_module.scan_options import Tasks, measuring, unnamed
+from llm_forgetting.models.any_module.scan_options import Tasks, measuring, unwrap_single_task
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class FlatnessCallback(TrainerCallback):
             )
         corners_by_name = named(self._chosen() if checkpoints is None else checkpoints)
         with measuring(self._model, self._loss, self._batches) as losses:
-            corners = corners_of(self._model, list(corners_by_name.values()))
+            corners = plane_checkpoints(self._model, list(corners_by_name.values()))
             places, true, in_plane = [], [], []
             with corners.perturbed() as move:
                 for record in self.recorded:
@@ -167,7 +167,7 @@ class FlatnessCallback(TrainerCallback):
                     in_plane.append(losses.values())
                     places.append((found.a, found.b, found.residual))
         located = np.array(places)
-        return unnamed(
+        return unwrap_single_task(
             {
                 name: Trajectory(
                     steps=np.array([record.step for record in self.recorded]),

@@ -9,10 +9,10 @@ import torch
 from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.domains import Triangle
-from llm_forgetting.landscape.nodes import Nodes
+from llm_forgetting.landscape.nodes import CachedEvaluator
 from llm_forgetting.landscape.results import CheckpointSurface
 from llm_forgetting.landscape.spectral import NotSmoothError, Rule, fit_surface
-from llm_forgetting.models.any_module.checkpoints import Checkpoints, Corners, corners_of, named
+from llm_forgetting.models.any_module.checkpoints import Checkpoints, PlaneCheckpoints, named, plane_checkpoints
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import (
     GRID_CELLS,
@@ -26,7 +26,7 @@ from llm_forgetting.models.any_module.scan_options import (
     measuring,
     nodes_at,
     rule,
-    unnamed,
+    unwrap_single_task,
 )
 
 FAMILY = "checkpoint plane"
@@ -84,7 +84,7 @@ def checkpoint_plane(
     cells = cells_of(method, resolution)
     names = named(checkpoints)
     with measuring(model, loss, batches) as losses:
-        corners = corners_of(model, list(names.values()))
+        corners = plane_checkpoints(model, list(names.values()))
         domain = Triangle(corners.plane.corners).widened(margin)
         with corners.perturbed() as move:
             nodes = nodes_at(losses, move, progress)
@@ -92,7 +92,7 @@ def checkpoint_plane(
             at_corners = nodes.at(FAMILY, np.array(corners.plane.corners), corners.point)
     fitted = found.measured.fitted
     errors = None if fitted is None else np.abs(fitted.fit(np.array(corners.plane.corners)) - at_corners).max(axis=0)
-    return unnamed(
+    return unwrap_single_task(
         {
             name: CheckpointSurface(
                 alphas=found.alphas,
@@ -127,7 +127,9 @@ class _Scan:
         return surface
 
 
-def _scan(nodes: Nodes, corners: Corners, domain: Triangle, wanted: Rule, *, fitted: bool, cells: int) -> _Scan:
+def _scan(
+    nodes: CachedEvaluator, corners: PlaneCheckpoints, domain: Triangle, wanted: Rule, *, fitted: bool, cells: int
+) -> _Scan:
     note = None
     alphas, betas, inside, places = _cells(domain, cells)
     if fitted:

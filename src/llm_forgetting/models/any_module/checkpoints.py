@@ -16,7 +16,7 @@ from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.landscape.spaces import Point
 from llm_forgetting.models.adapter.saved_adapter import Checkpoint
 from llm_forgetting.models.any_module.directions import GivenDirection, as_adapted
-from llm_forgetting.models.any_module.parameters import Span, moved, refuse_unmovable
+from llm_forgetting.models.any_module.parameters import DirectionBasis, moved, refuse_unmovable
 
 if TYPE_CHECKING:
     from llm_forgetting.models.adapter.adapted_model import AdaptedModel
@@ -25,7 +25,7 @@ Checkpoints = Mapping[str, Checkpoint] | Sequence[Checkpoint]
 SMALLEST_VARIANCE = 1e-12  # of a unit that is dead; batch normalisation adds 1e-5
 
 
-class Corners(Protocol):
+class PlaneCheckpoints(Protocol):
     """Three checkpoints of one model, and how to get to any point of their plane or to any other checkpoint."""
 
     plane: CheckpointPlane
@@ -57,13 +57,13 @@ def named(checkpoints: Checkpoints) -> dict[str, Checkpoint]:
     return {f"checkpoint_{number}": checkpoint for number, checkpoint in enumerate(checkpoints)}
 
 
-def corners_of(model: torch.nn.Module, checkpoints: Sequence[Checkpoint]) -> Corners:
+def plane_checkpoints(model: torch.nn.Module, checkpoints: Sequence[Checkpoint]) -> PlaneCheckpoints:
     """Three checkpoints of `model`."""
     adapted = as_adapted(model)
-    return ModuleCorners(model, checkpoints) if adapted is None else AdapterCorners(adapted, checkpoints)
+    return ModuleCheckpoints(model, checkpoints) if adapted is None else AdapterCheckpoints(adapted, checkpoints)
 
 
-class AdapterCorners:
+class AdapterCheckpoints:
     """Three adapters on one backbone: every point of their plane is an adapter of the three ranks together."""
 
     description = "delta W over all adapted modules"
@@ -89,7 +89,7 @@ class AdapterCorners:
         return self._model.update_of(checkpoint)
 
 
-class ModuleCorners:
+class ModuleCheckpoints:
     """Three state dicts of one module; what they leave out stays as the module has it.
 
     Distances are those of the parameters. Floating-point buffers (the statistics of batch normalisation) go along, so that at
@@ -114,7 +114,7 @@ class ModuleCorners:
         refuse_unmovable({name: parameters[name] for name in self._parameters})
         self._live = {name: self._known[name].detach() for name in used}
         self._origin = {name: states[0].get(name, tensor).clone() for name, tensor in self._live.items()}
-        self._edges = Span([self._offset(state) for state in states[1:]])
+        self._edges = DirectionBasis([self._offset(state) for state in states[1:]])
         self._variances = {
             name: torch.stack([state.get(name, tensor) for state in states]).clamp_min(SMALLEST_VARIANCE).log()
             for name, tensor in self._live.items()
@@ -158,7 +158,10 @@ class ModuleCorners:
             name: torch.einsum("k,k...->...", logs.new_tensor([1 - second - third, second, third]), logs).exp()
             for name, logs in self._variances.items()
         }
-        return {**linear, **Span([{name: v - self._origin[name] for name, v in geometric.items()}]).point([1.0])}
+        return {
+            **linear,
+            **DirectionBasis([{name: v - self._origin[name] for name, v in geometric.items()}]).point([1.0]),
+        }
 
     def place(self, checkpoint: Checkpoint) -> Point:
         """A checkpoint, as offsets from the first."""
@@ -166,7 +169,7 @@ class ModuleCorners:
         foreign = sorted(state.keys() - self._live.keys())
         if foreign:
             raise UserError(f"a checkpoint must hold what the plane's do, {foreign[0]} is in none of them")
-        return Span([self._offset(state)]).point([1.0])
+        return DirectionBasis([self._offset(state)]).point([1.0])
 
     def update(self, checkpoint: Checkpoint) -> Update:
         """The parameters' part of `place`."""

@@ -14,11 +14,18 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.landscape import directions as adapter_directions
 from llm_forgetting.landscape import lowrank
 from llm_forgetting.landscape.directions import Direction, orthogonalised, random_direction
-from llm_forgetting.landscape.gauge import Adapter, Factors, canonicalise
-from llm_forgetting.landscape.results import Along
+from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, canonicalise
+from llm_forgetting.landscape.results import ScanAxes
 from llm_forgetting.landscape.spaces import AdapterSpace, Point, Space, WeightSpace, scaled_gaussians
 from llm_forgetting.models.any_module.losses import MeanLosses
-from llm_forgetting.models.any_module.parameters import Span, matrix_of, movable, moved, named_parameters, weight_space
+from llm_forgetting.models.any_module.parameters import (
+    DirectionBasis,
+    matrix_of,
+    movable,
+    moved,
+    named_parameters,
+    weight_space,
+)
 
 if TYPE_CHECKING:
     from llm_forgetting.models.adapter.adapted_model import AdaptedModel
@@ -31,7 +38,7 @@ Mover = Callable[[], AbstractContextManager[Callable[[Point], None]]]
 
 
 @dataclass(frozen=True)
-class Choice:
+class DirectionOptions:
     """How directions are chosen; see `scan_plane`."""
 
     directions: Directions = "random"
@@ -43,7 +50,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Neighbourhood:
+class ScanDirections:
     """`point` maps coordinates (one per direction) to what `perturbed` can move the model to.
 
     `norm` is that of what is moved, `units` are the directions' own norms, which is what one unit of distance is; `cosine` that
@@ -57,36 +64,38 @@ class Neighbourhood:
     units: tuple[float, ...]
     cosine: float | None
 
-    def along(self, seed: int) -> Along:
+    def along(self, seed: int) -> ScanAxes:
         """What the axes are, for the results."""
-        return Along(self.description, self.norm, self.units, self.cosine, seed)
+        return ScanAxes(self.description, self.norm, self.units, self.cosine, seed)
 
 
-def neighbourhood(model: torch.nn.Module, losses: MeanLosses, count: int, choice: Choice) -> Neighbourhood:
+def scan_directions(
+    model: torch.nn.Module, losses: MeanLosses, count: int, options: DirectionOptions
+) -> ScanDirections:
     """The surroundings of `model` as it stands, along `count` directions."""
-    if isinstance(choice.directions, str):
-        if choice.directions not in ("random", "gradient"):
-            raise UserError(f"directions must be 'random', 'gradient' or given as dicts, were {choice.directions!r}")
-        if choice.normalise is not None:
+    if isinstance(options.directions, str):
+        if options.directions not in ("random", "gradient"):
+            raise UserError(f"directions must be 'random', 'gradient' or given as dicts, were {options.directions!r}")
+        if options.normalise is not None:
             raise UserError("normalise= is for given directions; random ones are normalised already")
         adapted = as_adapted(model)
         return (
-            _around_module(model, losses, count, choice)
+            _around_module(model, losses, count, options)
             if adapted is None
-            else _around_adapter(adapted, losses, count, choice)
+            else _around_adapter(adapted, losses, count, options)
         )
-    if choice.space is not None or choice.parameters is not None or choice.unit is not None:
+    if options.space is not None or options.parameters is not None or options.unit is not None:
         raise UserError(
             "space=, parameters= and reference_norm= are for random and gradient directions, not for given ones"
         )
-    given = [choice.directions] if isinstance(choice.directions, Mapping) else list(choice.directions)
+    given = [options.directions] if isinstance(options.directions, Mapping) else list(options.directions)
     if len(given) != count:
         raise UserError(f"{count} directions are needed, {len(given)} were given")
     if any(isinstance(part, Factors) for direction in given for part in direction.values()):
-        if choice.normalise is not None:
+        if options.normalise is not None:
             raise UserError("normalise= is for directions of parameters, not for those of delta W")
         return _along_updates(model, given)
-    return _along_tensors(model, given, choice.normalise)
+    return _along_tensors(model, given, options.normalise)
 
 
 def as_adapted(model: torch.nn.Module) -> "AdaptedModel | None":
@@ -98,52 +107,52 @@ def as_adapted(model: torch.nn.Module) -> "AdaptedModel | None":
     return AdaptedModel(model) if is_adapted(model) else None
 
 
-def _around_adapter(model: "AdaptedModel", losses: MeanLosses, count: int, choice: Choice) -> Neighbourhood:
-    if choice.parameters is not None:
+def _around_adapter(model: "AdaptedModel", losses: MeanLosses, count: int, options: DirectionOptions) -> ScanDirections:
+    if options.parameters is not None:
         raise UserError(
             "parameters= is for plain modules, an adapter moves as a whole; give directions over named parameters"
         )
     factors = model.adapter_factors()
-    if choice.space == "weight":
-        if choice.directions == "gradient":
+    if options.space == "weight":
+        if options.directions == "gradient":
             raise UserError("directions='gradient' of an adapter needs space='adapter', was 'weight'")
         if not model.can_merge:
             raise UserError("space='weight' needs float32 weights that no other module shares; take space='adapter'")
         name = "the merged weights, row norms of W + delta W"
-        return _random(WeightSpace(factors, model.weight_row_norms()), model.perturbed, count, choice, name)
+        return _random(WeightSpace(factors, model.weight_row_norms()), model.perturbed, count, options, name)
     adapter = canonicalise(factors)
     space = AdapterSpace(adapter)
     name = "the adapter's own reachable set, in canonical factors"
-    if choice.directions == "random":
-        return _random(space, model.perturbed, count, choice, name)
+    if options.directions == "random":
+        return _random(space, model.perturbed, count, options, name)
     if not space.norm:
         raise UserError("the adapter must have been trained: its delta W = 0, so its own reachable set is flat")
     downhill = _adapter_gradient(model, adapter, losses)
-    drawn = [downhill, *(random_direction(adapter, choice.seed, index) for index in range(1, count))]
-    found = orthogonalised(drawn, choice.unit or space.norm)
+    drawn = [downhill, *(random_direction(adapter, options.seed, index) for index in range(1, count))]
+    found = orthogonalised(drawn, options.unit or space.norm)
     description = f"downhill along the gradient{_then(count)} in {name}"
-    return _neighbourhood(space, found, model.perturbed, description, choice.unit)
+    return _scan_directions(space, found, model.perturbed, description, options.unit)
 
 
-def _around_module(model: torch.nn.Module, losses: MeanLosses, count: int, choice: Choice) -> Neighbourhood:
-    if choice.space == "adapter":
+def _around_module(model: torch.nn.Module, losses: MeanLosses, count: int, options: DirectionOptions) -> ScanDirections:
+    if options.space == "adapter":
         raise UserError(f"space='adapter' needs a PEFT model with a LoRA adapter, was {type(model).__name__}")
-    tensors = movable(model, choice.parameters)
+    tensors = movable(model, options.parameters)
     space = weight_space(tensors)
-    if choice.directions == "random":
+    if options.directions == "random":
         return _random(
-            space, partial(moved, tensors), count, choice, "the weights, row norms of W (filter normalisation)"
+            space, partial(moved, tensors), count, options, "the weights, row norms of W (filter normalisation)"
         )
-    length = choice.unit or space.norm
+    length = options.unit or space.norm
     known = dict(model.named_parameters())
     leaves = [known[name].requires_grad_() for name in tensors]
     gradient = losses.gradient(leaves)
     drawn = [{name: _dense(-part) for name, part in zip(tensors, gradient, strict=True)}]
-    drawn += [_dense_random(tensors, choice.seed, index) for index in range(1, count)]
+    drawn += [_dense_random(tensors, options.seed, index) for index in range(1, count)]
     vectors = [{name: part.B for name, part in d.items()} for d in orthogonalised(drawn, length)]
-    return Neighbourhood(
+    return ScanDirections(
         perturbed=partial(moved, tensors),
-        point=Span(vectors).point,
+        point=DirectionBasis(vectors).point,
         description=f"downhill along the gradient{_then(count)} in the weights",
         norm=space.norm,
         units=(length,) * count,
@@ -170,15 +179,15 @@ def _dense_random(tensors: Mapping[str, torch.Tensor], seed: int, index: int) ->
     return drawn
 
 
-def _random(space: Space, perturbed: Mover, count: int, choice: Choice, name: str) -> Neighbourhood:
-    found = space.directions(choice.seed, count, choice.unit or space.norm)
-    return _neighbourhood(space, found, perturbed, f"random directions of {name}", choice.unit)
+def _random(space: Space, perturbed: Mover, count: int, options: DirectionOptions, name: str) -> ScanDirections:
+    found = space.directions(options.seed, count, options.unit or space.norm)
+    return _scan_directions(space, found, perturbed, f"random directions of {name}", options.unit)
 
 
-def _neighbourhood(
+def _scan_directions(
     space: Space, found: Sequence[Any], perturbed: Mover, description: str, unit: float | None
-) -> Neighbourhood:
-    return Neighbourhood(
+) -> ScanDirections:
+    return ScanDirections(
         perturbed=perturbed,
         point=lambda row: space.point(list(zip(row, found, strict=True))),
         description=description,
@@ -188,26 +197,26 @@ def _neighbourhood(
     )
 
 
-def _adapter_gradient(model: "AdaptedModel", adapter: Adapter, losses: MeanLosses) -> Direction:
+def _adapter_gradient(model: "AdaptedModel", adapter: CanonicalAdapter, losses: MeanLosses) -> Direction:
     """Minus the gradient with respect to the canonical factors: dB = -G A^T, dA = -B^T G with G = d loss / d delta W.
 
     Canonical factors are the same for every way of writing the adapter, so the direction is too.
     """
     point = {n: Factors(m.factors.B.requires_grad_(), m.factors.A.requires_grad_()) for n, m in adapter.items()}
     leaves = [part for pair in point.values() for part in (pair.B, pair.A)]
-    with model.beside() as move:
+    with model.unmerged() as move:
         gradient = iter(losses.gradient(leaves, lambda: move([point])))
     return {name: Factors(B=-next(gradient), A=-next(gradient)) for name in point}
 
 
-def _along_updates(model: torch.nn.Module, given: Sequence[Mapping[str, Any]]) -> Neighbourhood:
+def _along_updates(model: torch.nn.Module, given: Sequence[Mapping[str, Any]]) -> ScanDirections:
     """delta W + a D + b E, exactly, by concatenation."""
     adapted = as_adapted(model)
     if adapted is None:
         raise UserError(f"directions of delta W need a PEFT model with a LoRA adapter, was {type(model).__name__}")
     base, updates = adapted.adapter_factors(), [adapted.update_of(direction) for direction in given]
     units, cosine = _lengths([[lowrank.inner(d, e) for e in updates] for d in updates])
-    return Neighbourhood(
+    return ScanDirections(
         perturbed=adapted.perturbed,
         point=lambda row: lowrank.combination([(1.0, base), *zip(row, updates, strict=True)]),
         description="given directions of delta W",
@@ -219,16 +228,16 @@ def _along_updates(model: torch.nn.Module, given: Sequence[Mapping[str, Any]]) -
 
 def _along_tensors(
     model: torch.nn.Module, given: Sequence[Mapping[str, Any]], normalise: Literal["filter"] | None
-) -> Neighbourhood:
+) -> ScanDirections:
     """W + a d + b e, exactly."""
     tensors, vectors = named_parameters(model, given, "directions")
     if normalise == "filter":
         vectors = [{name: _filtered(vector[name], tensors[name]) for name in tensors} for vector in vectors]
     dense = [{name: _dense(part) for name, part in vector.items()} for vector in vectors]
     units, cosine = _lengths([[adapter_directions.inner(d, e) for e in dense] for d in dense])
-    return Neighbourhood(
+    return ScanDirections(
         perturbed=partial(moved, tensors),
-        point=Span(vectors).point,
+        point=DirectionBasis(vectors).point,
         description="given directions" + (", filter-normalised" if normalise else ""),
         norm=math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values())),
         units=units,

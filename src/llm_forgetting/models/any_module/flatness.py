@@ -10,10 +10,10 @@ import torch
 from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.metrics import basin_radius, mean_rise
-from llm_forgetting.landscape.nodes import Nodes
+from llm_forgetting.landscape.nodes import CachedEvaluator
 from llm_forgetting.landscape.results import Flatness
 from llm_forgetting.landscape.scan import LINE_NODES, LINE_STEPS, axis, line_profile
-from llm_forgetting.models.any_module.directions import Choice, Neighbourhood, SpaceName, neighbourhood
+from llm_forgetting.models.any_module.directions import DirectionOptions, ScanDirections, SpaceName, scan_directions
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import (
     Progress,
@@ -22,7 +22,7 @@ from llm_forgetting.models.any_module.scan_options import (
     measuring,
     nodes_at,
     refuse_distance,
-    unnamed,
+    unwrap_single_task,
 )
 
 
@@ -63,9 +63,9 @@ def flatness(
     refuse_distance(distance)
     if directions < 2:
         raise UserError(f"directions must be at least 2 (a single one has no standard error), was {directions}")
-    choice = Choice("random", seed, space, parameters, None, reference_norm)
+    options = DirectionOptions("random", seed, space, parameters, None, reference_norm)
     with measuring(model, loss, batches) as losses:
-        around = neighbourhood(model, losses, directions, choice)
+        around = scan_directions(model, losses, directions, options)
         with around.perturbed() as move:
             profiles = _profiles(nodes_at(losses, move, progress), around, directions, distance)
     steps = axis(distance, LINE_STEPS)
@@ -88,7 +88,7 @@ def flatness(
             along=around.along(seed),
             evaluations=profiles.evaluations,
         )
-    return unnamed(found)
+    return unwrap_single_task(found)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Profiles:
     evaluations: int
 
 
-def _profiles(nodes: Nodes, around: Neighbourhood, directions: int, distance: float) -> _Profiles:
+def _profiles(nodes: CachedEvaluator, around: ScanDirections, directions: int, distance: float) -> _Profiles:
     places, steps = distance * np.array(LINE_NODES), axis(distance, LINE_STEPS)
     half = len(places) // 2
     ends, losses = [], []

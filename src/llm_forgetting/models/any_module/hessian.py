@@ -18,7 +18,7 @@ from llm_forgetting.landscape.lowrank import combination, inner
 from llm_forgetting.landscape.spaces import Point
 from llm_forgetting.models.any_module.directions import GivenDirection, as_adapted
 from llm_forgetting.models.any_module.losses import Batches, Loss, MeanLosses
-from llm_forgetting.models.any_module.parameters import Span, moved, named_parameters
+from llm_forgetting.models.any_module.parameters import DirectionBasis, moved, named_parameters
 from llm_forgetting.models.any_module.scan_options import Progress, Tasks, measuring
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _along_update(model: "AdaptedModel", losses: MeanLosses, direction: GivenDir
             for name in base
         }
 
-    with model.beside() as move:
+    with model.unmerged() as move:
         (slope,) = losses.gradient([t], lambda: move([point()]))
         (bend,) = losses.hessian([t], [torch.ones_like(t, requires_grad=False)], lambda: move([point()]))
     with model.perturbed() as move_to:
@@ -152,7 +152,7 @@ def _along_tensors(model: torch.nn.Module, losses: MeanLosses, direction: GivenD
     leaves, step = [known[name].requires_grad_() for name in tensors], [vector[name] for name in tensors]
     slope, bend = _dot(losses.gradient(leaves), step), _dot(losses.hessian(leaves, step), step)
     with moved(tensors) as move:
-        move(Span([vector]).point([1.0]))
+        move(DirectionBasis([vector]).point([1.0]))
         after = float(losses.values().mean())
     return _Step(slope, bend, after, _dot(step, step) ** 0.5)
 
@@ -189,7 +189,7 @@ def _differentiated(
             }
             leaves = [part for pair in point.values() for part in (pair.B, pair.A)]
             names, description = dict.fromkeys(point, 2), "the adapter's canonical factors"
-            move = stack.enter_context(adapted.beside())
+            move = stack.enter_context(adapted.unmerged())
 
             def before() -> None:
                 move([point])

@@ -9,11 +9,17 @@ import torch
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.domains import Segment
-from llm_forgetting.landscape.nodes import Nodes
+from llm_forgetting.landscape.nodes import CachedEvaluator
 from llm_forgetting.landscape.results import Line
 from llm_forgetting.landscape.scan import LINE_STEPS, axis
 from llm_forgetting.landscape.spectral import NotSmoothError, Rule, fit_surface
-from llm_forgetting.models.any_module.directions import Choice, GivenDirection, Neighbourhood, SpaceName, neighbourhood
+from llm_forgetting.models.any_module.directions import (
+    DirectionOptions,
+    GivenDirection,
+    ScanDirections,
+    SpaceName,
+    scan_directions,
+)
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import (
     GRID_CELLS,
@@ -27,7 +33,7 @@ from llm_forgetting.models.any_module.scan_options import (
     nodes_at,
     refuse_distance,
     rule,
-    unnamed,
+    unwrap_single_task,
 )
 
 
@@ -72,16 +78,16 @@ def scan_line(
     """
     refuse_distance(distance)
     wanted = rule(tolerance, max_evaluations, LINE_CHECKS, 1, seed)
-    choice = Choice(direction, seed, space, parameters, normalise, reference_norm)
+    options = DirectionOptions(direction, seed, space, parameters, normalise, reference_norm)
     with measuring(model, loss, batches) as losses:
-        around = neighbourhood(model, losses, 1, choice)
+        around = scan_directions(model, losses, 1, options)
         with around.perturbed() as move:
             nodes = nodes_at(losses, move, progress)
             if steps is None:
                 found = _fitted(nodes, around, distance, cells_of("spectral", resolution), wanted)
             else:
                 found = _stepwise(nodes, around, np.asarray(steps, dtype=np.float64).reshape(-1), None)
-    return unnamed(
+    return unwrap_single_task(
         {
             name: Line(
                 steps=found.steps,
@@ -103,7 +109,7 @@ class _Found:
     measured: Measured
 
 
-def _fitted(nodes: Nodes, around: Neighbourhood, distance: float, cells: int, wanted: Rule) -> _Found:
+def _fitted(nodes: CachedEvaluator, around: ScanDirections, distance: float, cells: int, wanted: Rule) -> _Found:
     try:
         fitted = fit_surface(
             lambda where: nodes.at("line", where, around.point), identity, Segment(-distance, distance), wanted
@@ -115,6 +121,6 @@ def _fitted(nodes: Nodes, around: Neighbourhood, distance: float, cells: int, wa
     return _Found(steps, fitted.fit(steps[:, None]), Measured(fitted.points, fitted.values, fitted))
 
 
-def _stepwise(nodes: Nodes, around: Neighbourhood, steps: Floats, note: str | None) -> _Found:
+def _stepwise(nodes: CachedEvaluator, around: ScanDirections, steps: Floats, note: str | None) -> _Found:
     losses = nodes.at("line", steps[:, None], around.point)
     return _Found(steps, losses, Measured(steps[:, None], losses, None, note))

@@ -8,7 +8,7 @@ import torch
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.spaces import Displaced, Point, WeightSpace
+from llm_forgetting.landscape.spaces import NoisyUpdate, Point, WeightSpace
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -71,7 +71,7 @@ def moved(tensors: Tensors, origin: Tensors | None = None) -> Iterator[Callable[
     """A setter that writes origin + update into every tensor; on leaving, every bit is as before.
 
     The origin is where the tensors are now, unless given. An update is the noise of weight space, or B A with a single column
-    A (k, 1): a combination of k vectors of as many entries as the tensor (see `Span`). Always from the origin, never from where
+    A (k, 1): a combination of k vectors of as many entries as the tensor (see `DirectionBasis`). Always from the origin, never from where
     the last point was: nothing drifts. Costs a copy of the tensors.
     """
     before = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -82,7 +82,7 @@ def moved(tensors: Tensors, origin: Tensors | None = None) -> Iterator[Callable[
         for name, tensor in tensors.items():
             update = point[name]
             tensor.copy_(start[name])
-            if isinstance(update, Displaced):
+            if isinstance(update, NoisyUpdate):
                 rows_of = tensor if tensor.ndim else tensor.view(1)
                 for rows, block in update.blocks():
                     rows_of[rows] += block.to(tensor).reshape(rows_of[rows].shape)
@@ -97,7 +97,7 @@ def moved(tensors: Tensors, origin: Tensors | None = None) -> Iterator[Callable[
                 tensor.copy_(before[name])
 
 
-class Span:
+class DirectionBasis:
     """Linear combinations of a few vectors, each a tensor per parameter."""
 
     def __init__(self, vectors: Sequence[Tensors]) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from llm_forgetting.landscape.results import Surface
 from llm_forgetting.landscape.scan import scan_plane as scan_engine
-from llm_forgetting.models.any_module.directions import Choice, Directions, SpaceName, neighbourhood
+from llm_forgetting.models.any_module.directions import DirectionOptions, Directions, SpaceName, scan_directions
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import (
     PLANE_CHECKS,
@@ -22,7 +22,7 @@ from llm_forgetting.models.any_module.scan_options import (
     nodes_at,
     refuse_distance,
     rule,
-    unnamed,
+    unwrap_single_task,
 )
 
 
@@ -92,9 +92,9 @@ def scan_plane(
     """
     refuse_distance(distance)
     cells, wanted = cells_of(method, resolution), rule(tolerance, max_evaluations, PLANE_CHECKS, 2, seed)
-    choice = Choice(directions, seed, space, parameters, normalise, reference_norm)
+    options = DirectionOptions(directions, seed, space, parameters, normalise, reference_norm)
     with measuring(model, loss, batches) as losses:
-        around = neighbourhood(model, losses, 2, choice)
+        around = scan_directions(model, losses, 2, options)
         with around.perturbed() as move:
             nodes = nodes_at(losses, move, progress)
             found = scan_engine(
@@ -102,7 +102,7 @@ def scan_plane(
             )
     measured = Measured(found.points, found.measured, found.surface, found.note)
     fits = None if found.surface is None else (found.surface.fit, found.surface.previous)
-    return unnamed(
+    return unwrap_single_task(
         {
             name: Surface(
                 alphas=found.alphas,

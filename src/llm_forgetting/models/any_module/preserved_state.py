@@ -14,7 +14,7 @@ Interruptible = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def undisturbed(model: torch.nn.Module) -> Iterator[None]:
+def preserve_model_state(model: torch.nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards every module's mode, every parameter's `requires_grad`, every buffer (bit for
     bit) and the random streams of Python, numpy and torch are as before. Parameters are the business of who moves them.
     """
@@ -84,7 +84,7 @@ class _Held:
 
 
 @contextmanager
-def interrupts_held() -> Iterator[Interruptible]:
+def defer_interrupts() -> Iterator[Interruptible]:
     """Within the block Ctrl-C takes effect only inside `with interruptible():`, which the block is given, and at its end.
 
     So it never falls between two parameters that are being moved or put back, however often it is pressed. Where Ctrl-C is no

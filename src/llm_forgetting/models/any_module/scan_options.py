@@ -9,12 +9,12 @@ import torch
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
-from llm_forgetting.landscape.nodes import Nodes
+from llm_forgetting.landscape.nodes import CachedEvaluator
 from llm_forgetting.landscape.results import Evaluations
 from llm_forgetting.landscape.spaces import Point
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, Fit, Rule, SpectralSurface, terms
 from llm_forgetting.models.any_module.losses import Batches, Loss, MeanLosses, tasks_of
-from llm_forgetting.models.any_module.preserved_state import interrupts_held, undisturbed
+from llm_forgetting.models.any_module.preserved_state import defer_interrupts, preserve_model_state
 
 Progress = Callable[[], object]
 Method = Literal["spectral", "grid"]
@@ -27,13 +27,13 @@ FITTED_CELLS, GRID_CELLS = 41, 11
 @contextmanager
 def measuring(model: torch.nn.Module, loss: Loss, batches: Batches | Tasks) -> Iterator[MeanLosses]:
     """The losses of `model`, checked to be the same twice; afterwards it is as it was, also after an error or Ctrl-C."""
-    with interrupts_held() as interruptible, undisturbed(model):
+    with defer_interrupts() as interruptible, preserve_model_state(model):
         losses = MeanLosses(model, loss, tasks_of(batches), interruptible)
         losses.check()
         yield losses
 
 
-def nodes_at(losses: MeanLosses, move: Callable[[Point], None], progress: Progress | None) -> Nodes:
+def nodes_at(losses: MeanLosses, move: Callable[[Point], None], progress: Progress | None) -> CachedEvaluator:
     """The losses (p, tasks) at points, each evaluated once."""
 
     def values_at(points: Iterable[Point]) -> Iterator[Floats]:
@@ -45,10 +45,10 @@ def nodes_at(losses: MeanLosses, move: Callable[[Point], None], progress: Progre
         if progress is not None:
             progress()
 
-    return Nodes(values_at, advance=advance)
+    return CachedEvaluator(values_at, advance=advance)
 
 
-def unnamed(found: Mapping[str, Any]) -> Any:
+def unwrap_single_task(found: Mapping[str, Any]) -> Any:
     """Results by task, or the only one of a task without a name."""
     return found[""] if set(found) == {""} else dict(found)
 

@@ -55,7 +55,7 @@ def products_at(
         if method == "tangent":
             yield stack.enter_context(_tangent(model, batches, factors))
             return
-        stack.enter_context(model.bare())
+        stack.enter_context(model.without_adapter())
         if method == "graph":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         found = GraphProducts(model, batches, factors)
@@ -70,7 +70,7 @@ def _tangent(model: LanguageModel, batches: MicroBatches, factors: Update) -> It
         if model.can_merge:
             stack.enter_context(model.perturbed())(factors)
         else:
-            stack.enter_context(model.bare())
+            stack.enter_context(model.without_adapter())
             passed.beside = {name: Factors(f.B.to(model.dtype), f.A.to(model.dtype)) for name, f in factors.items()}
         yield TangentProducts(passed, stack.enter_context(passed.stacked()), batches, factors, model.dtype)
 

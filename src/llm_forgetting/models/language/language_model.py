@@ -180,10 +180,10 @@ class LanguageModel(AdaptedModel):
             yield move
 
     @contextmanager
-    def beside(self) -> Iterator[Callable[[Sequence[Mapping[str, Factors]]], None]]:
-        """See `AdaptedModel.beside`."""
+    def unmerged(self) -> Iterator[Callable[[Sequence[Mapping[str, Factors]]], None]]:
+        """See `AdaptedModel.unmerged`."""
         _ = self.packs
-        with super().beside() as move:
+        with super().unmerged() as move:
             yield move
 
     def save(self, folder: Path) -> None:

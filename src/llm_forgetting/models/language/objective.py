@@ -8,7 +8,7 @@ import numpy as np
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
-from llm_forgetting.landscape.nodes import ValuesAt
+from llm_forgetting.landscape.nodes import Evaluator
 from llm_forgetting.landscape.spaces import Point
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem
@@ -40,10 +40,10 @@ class LandscapeObjective:
         self._answers = np.array([item.item.answer for item in self._items])
 
     @contextmanager
-    def moving(self) -> Iterator[ValuesAt]:
+    def evaluating(self) -> Iterator[Evaluator]:
         """A function from points to their values, in order; the model is moved meanwhile, and as before afterwards."""
         together = self._rows > 1 and self._model.packs
-        with self._model.beside() if together else self._alone() as move:
+        with self._model.unmerged() if together else self._alone() as move:
 
             def values_at(points: Iterable[Point]) -> Iterator[Floats]:
                 waiting = iter(points)
