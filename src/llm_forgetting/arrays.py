@@ -1,10 +1,11 @@
-"""Arrays: the float type, and rounding noise set to zero."""
+"""Arrays: their types and JSON, the standard error of a mean, and rounding noise set to zero."""
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -18,6 +19,12 @@ ROUNDING = 1e-12
 def settled(value: float) -> float:
     """`value`, or 0 where rounding alone makes numbers of that size; 1e-5 is a number."""
     return 0.0 if abs(value) < ROUNDING else value
+
+
+def standard_error(values: ArrayLike) -> float | None:
+    """sd / sqrt(n) with divisor n - 1 of an array of shape (n,); None for a single value."""
+    x = np.asarray(values, dtype=np.float64)
+    return float(x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else None
 
 
 class Array:

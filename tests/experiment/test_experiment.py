@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm_forgetting.config.files import dotted_paths
 from llm_forgetting.config.sections import ExperimentConfig, to_dict
 from llm_forgetting.experiment.artifacts.provenance import SCHEMA_VERSION
-from llm_forgetting.files import encode_json
+from llm_forgetting.files import decode_lines, encode
+from llm_forgetting.forgetting.records import Line
 from llm_forgetting.forgetting.summary import summarise
 
 pytestmark = pytest.mark.filterwarnings(
@@ -217,9 +218,9 @@ def test_splits_are_disjoint_and_everything_scored_is_in_them(smoke_run: SmokeRu
 
 
 def test_all_that_is_said_of_forgetting_comes_from_items_jsonl_alone(smoke_run: SmokeRun) -> None:
-    said = smoke_run.results
-    found = json.loads(encode_json(summarise(lines(smoke_run.path), said["task_names"], seed=0)))
-    assert found == {key: said[key] for key in ("answer", "forgetting", "spurious", "text")}
+    results, text = smoke_run.results, (smoke_run.path / "items.jsonl").read_text(encoding="utf-8")
+    summary = summarise(decode_lines(list[Line], text), results["task_names"], seed=0)
+    assert json.loads(encode(summary)) == {key: results[key] for key in ("answer", "forgetting", "spurious", "text")}
 
 
 def test_items_jsonl_recomputes_every_cell_and_every_forgetting(smoke_run: SmokeRun) -> None:

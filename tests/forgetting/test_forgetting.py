@@ -141,9 +141,9 @@ def test_item_scores_copy_and_check():
 
 def test_matrices_have_the_base_row_first():
     table = _two_tasks()
-    assert table.accuracy_matrix() == pytest.approx(np.array([[7, 2], [36, 3], [11, 40]]) / 40)
-    assert table.loss_matrix() == pytest.approx(np.array([[8.7, 6.0], [0.3, 2.6], [5.5, 0.1]]), abs=0.06)
-    assert table.loss_matrix()[2, 0] == table.scores[2, 1].loss.mean()
+    assert table.matrix("accuracy") == pytest.approx(np.array([[7, 2], [36, 3], [11, 40]]) / 40)
+    assert table.matrix("loss") == pytest.approx(np.array([[8.7, 6.0], [0.3, 2.6], [5.5, 0.1]]), abs=0.06)
+    assert table.matrix("loss")[2, 0] == table.scores[2, 1].loss.mean()
 
 
 # One run of two tasks
@@ -169,7 +169,7 @@ def test_two_tasks_in_accuracy_by_hand():
 
 def test_two_tasks_in_loss_turn_the_sign():
     table = _two_tasks()
-    result, L = forgetting(table, seed=0).loss, table.loss_matrix()
+    result, L = forgetting(table, seed=0).loss, table.matrix("loss")
     (task,) = result.tasks
     assert task.absolute.value == pytest.approx(L[2, 0] - L[1, 0])
     assert task.relative.value == pytest.approx((L[2, 0] - L[1, 0]) / L[1, 0])
@@ -242,7 +242,7 @@ def test_losses_that_are_not_finite_are_kept(bad):
     table = ScoreTable(scores, NAMES[:2], "train")
     result = forgetting(table, seed=0)
     task = result.loss.tasks[0]
-    assert not math.isfinite(table.loss_matrix()[2, 0])
+    assert not math.isfinite(table.matrix("loss")[2, 0])
     assert result.loss.cells[2][0].value == pytest.approx(bad, nan_ok=True)
     assert result.loss.cells[2][0].stderr is None
     assert math.isnan(task.absolute.value)
@@ -264,7 +264,7 @@ LOSS = [[5.0, 5.0, 5.0], [0.5, 4.0, 4.5], [0.3, 0.4, 4.2], [2.0, 1.0, 0.2]]
 def test_three_tasks_agree_with_the_matrix_functions():
     table = _table(RIGHT, LOSS)
     result = forgetting(table, seed=0)
-    R, L = table.accuracy_matrix(), table.loss_matrix()
+    R, L = table.matrix("accuracy"), table.matrix("loss")
     for measure, gains in ((result.accuracy, R), (result.loss, -L)):
         assert [task.absolute.value for task in measure.tasks] == pytest.approx(absolute_forgetting(gains))
         assert measure.backward_transfer.value == pytest.approx(-np.mean(absolute_forgetting(gains)))

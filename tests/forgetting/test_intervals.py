@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 from scipy.special import gammaln, xlogy
 
+from llm_forgetting.arrays import standard_error
 from llm_forgetting.forgetting.intervals import (
     MINIMUM_ITEMS,
     Interval,
@@ -21,7 +22,6 @@ from llm_forgetting.forgetting.intervals import (
     paired_mean_change,
     paired_proportion_change,
     proportion,
-    standard_error,
     wilson,
 )
 

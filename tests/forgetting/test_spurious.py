@@ -1,47 +1,47 @@
 """What kind of forgetting it was: hand-worked cases, and models whose habit or knowledge is known."""
 
-import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from llm_forgetting.files import encode_lines, to_plain
+from llm_forgetting.forgetting.records import ItemRecord, Line, PassageRecord, TextDrift
 from llm_forgetting.forgetting.spurious import (
     letter_counts,
-    looks,
     options_by_rotation,
     prior_corrected,
     recovery,
     rotations,
+    spurious_forgetting_probes,
 )
-from llm_forgetting.forgetting.summary import spurious, summarise, text_drift
-
-Record = dict[str, Any]
+from llm_forgetting.forgetting.summary import spurious_forgetting, summarise, text_drift
 
 
-def record(logits: Sequence[float], answer: str, rotated: Sequence[Sequence[float]] = (), n: int = 0) -> Record:
+def record(logits: Sequence[float], answer: str, rotated: Sequence[Sequence[float]] = (), n: int = 0) -> ItemRecord:
     predicted = "ABCDE"[int(np.argmax(logits))]
-    made: Record = {
-        "checkpoint": "after_task1",
-        "task": "trees",
-        "split": "train",
-        "id": f"trees/test/{n}",
-        "subject": "trees",
-        "answer": answer,
-        "predicted": predicted,
-        "correct": predicted == answer,
-        "loss": 1.0,
-        "letter_logits": list(logits),
-        "rest": 0.0,
-    }
-    return {**made, "rotated_letter_logits": [list(row) for row in rotated]} if rotated else made
+    return ItemRecord(
+        checkpoint="after_task1",
+        task="trees",
+        split="train",
+        id=f"trees/test/{n}",
+        subject="trees",
+        answer=answer,
+        predicted=predicted,
+        correct=predicted == answer,
+        loss=1.0,
+        letter_logits=np.array(logits, dtype=float),
+        rest=0.0,
+        rotated_letter_logits=np.array(rotated, dtype=float) if rotated else None,
+    )
 
 
 def habit_and_knowledge(
     n: int, *, habit: Sequence[float], knowledge: float, seed: int = 0, options: int = 4
-) -> list[Record]:
+) -> list[ItemRecord]:
     """Items answered by a preference for letters plus `knowledge` for the right option, wherever it stands."""
     rng = np.random.default_rng(seed)
     made = []
@@ -68,7 +68,7 @@ def test_letters_are_counted_also_those_that_never_occur() -> None:
 def test_the_prior_is_taken_out_by_hand() -> None:
     """Two items; the letters' shares are (0.9, 0.1) and (0.6, 0.4), so the prior is (0.75, 0.25)."""
     given = [record(np.log([0.9, 0.1]).tolist(), "A"), record(np.log([0.6, 0.4]).tolist(), "B")]
-    assert [entry["correct"] for entry in given] == [True, False]
+    assert [item.correct for item in given] == [True, False]
     assert 0.9 / 0.75 > 0.1 / 0.25
     assert 0.6 / 0.75 < 0.4 / 0.25
     assert prior_corrected(given).tolist() == [True, True]
@@ -76,7 +76,7 @@ def test_the_prior_is_taken_out_by_hand() -> None:
 
 def test_a_constant_of_an_items_logits_changes_no_correction() -> None:
     given = habit_and_knowledge(30, habit=[1, 0, 0, 0], knowledge=1.0)
-    moved = [{**entry, "letter_logits": [z + 7.0 * n for z in entry["letter_logits"]]} for n, entry in enumerate(given)]
+    moved = [replace(item, letter_logits=item.letter_logits + 7.0 * n) for n, item in enumerate(given)]
     assert prior_corrected(given).tolist() == prior_corrected(moved).tolist()
 
 
@@ -100,7 +100,7 @@ def test_option_probabilities_are_put_back_in_their_places() -> None:
 def test_a_model_that_always_says_a() -> None:
     logits = [5.0, 0.0, 0.0, 0.0]
     given = [record(logits, answer, [logits] * 3, n) for n, answer in enumerate("AABCD" * 8)]
-    found = looks(given)
+    found = spurious_forgetting_probes(given)
     assert found.accuracy.value == 0.4
     assert found.letters.answered == {"A": 40, "B": 0, "C": 0, "D": 0}
     assert found.rotations is not None
@@ -110,9 +110,9 @@ def test_a_model_that_always_says_a() -> None:
 
 def test_a_changed_habit_is_spurious_and_lost_knowledge_is_not() -> None:
     """The same plain drop, made by a strong preference for C or by knowing nothing."""
-    before = looks(habit_and_knowledge(400, habit=[0, 0, 0, 0], knowledge=6.0))
-    habit = looks(habit_and_knowledge(400, habit=[0, 0, 9, 0], knowledge=6.0))
-    ignorant = looks(habit_and_knowledge(400, habit=[0, 0, 0, 0], knowledge=0.0))
+    before = spurious_forgetting_probes(habit_and_knowledge(400, habit=[0, 0, 0, 0], knowledge=6.0))
+    habit = spurious_forgetting_probes(habit_and_knowledge(400, habit=[0, 0, 9, 0], knowledge=6.0))
+    ignorant = spurious_forgetting_probes(habit_and_knowledge(400, habit=[0, 0, 0, 0], knowledge=0.0))
     assert before.accuracy.value > 0.98
     for after, known in ((habit, True), (ignorant, False)):
         assert after.accuracy.value < 0.5
@@ -123,14 +123,14 @@ def test_a_changed_habit_is_spurious_and_lost_knowledge_is_not() -> None:
     assert ignorant.letters.distance < 0.1
 
 
-def test_without_rotations_the_other_looks_stand() -> None:
-    found = looks([record([1, 0, 0, 0], "A"), record([0, 1, 0, 0], "A")])
+def test_without_rotations_the_other_probes_stand() -> None:
+    found = spurious_forgetting_probes([record([1, 0, 0, 0], "A"), record([0, 1, 0, 0], "A")])
     assert found.rotations is None
     assert found.accuracy.value == 0.5
 
 
 def test_recovery_counts_only_items_that_were_not_learnt_again() -> None:
-    def scored(right: str) -> list[Record]:
+    def scored(right: str) -> list[ItemRecord]:
         return [record([1, 0] if mark == "x" else [0, 1], "A", n=n) for n, mark in enumerate(right)]
 
     tuned, last = scored("xxxxxxxxx."), scored("x.........")
@@ -153,60 +153,59 @@ def test_nothing_lost_has_no_share() -> None:
 # Summaries
 
 
-def run_of_two() -> list[Record]:
+def run_of_two() -> list[Line]:
     """Two tasks, three checkpoints, two items each, three recovered, passages of text."""
-    rows = []
+    rows: list[Line] = []
     for checkpoint in ("initial", "after_task1", "after_task2"):
         for task in ("trees", "birds"):
             for split in ("train", "test"):
                 for n in range(4):
                     made = record([n, 1.5, 0, 0], "A", n=n)
-                    rows.append({**made, "checkpoint": checkpoint, "task": task, "split": split})
+                    rows.append(replace(made, checkpoint=checkpoint, task=task, split=split))
         for n in range(3):
             loss = {"initial": 2.0, "after_task1": 2.0 + 0.1 * n, "after_task2": 2.5 + 0.1 * n}[checkpoint]
-            rows.append({"checkpoint": checkpoint, "split": "text", "id": f"passage/{n}", "tokens": 9, "loss": loss})
+            rows.append(PassageRecord(checkpoint, "text", f"passage/{n}", 9, loss))
     again = [record([n, 0, 0, 0], "A", n=n) for n in range(1, 4)]
-    return [*rows, *({**made, "checkpoint": "recovered_task1"} for made in again)]
+    return [*rows, *(replace(made, checkpoint="recovered_task1") for made in again)]
 
 
 def test_a_summary_needs_the_lines_of_items_jsonl_alone_and_leaves_them_as_they_are() -> None:
     given = run_of_two()
-    before = copy.deepcopy(given)
-    found = summarise(given, ("trees", "birds"), seed=0)
-    assert given == before
-    assert found["forgetting"]["train"]["accuracy"]["cells"][0][0]["n"] == 4
-    assert list(found["spurious"]) == ["trees"]
-    assert list(found["spurious"]["trees"]) == ["after_task1", "after_task2", "recovery"]
-    assert found["spurious"]["trees"]["recovery"]["items"] == 1
-    assert found["spurious"]["trees"]["recovery"]["accuracy"]["last"]["n"] == 3
+    before = encode_lines(given)
+    summary = summarise(given, ("trees", "birds"), seed=0)
+    assert encode_lines(given) == before
+    assert summary.forgetting.train.accuracy.cells[0][0].n == 4
+    assert list(summary.spurious) == ["trees"]
+    trees = summary.spurious["trees"]
+    assert list(to_plain(trees)) == ["after_task1", "after_task2", "recovery"]
+    assert trees.recovery is not None
+    assert trees.recovery.items == 1
+    assert trees.recovery.accuracy["last"].n == 3
 
 
 def test_without_recovery_there_is_none() -> None:
-    rows = [entry for entry in run_of_two() if entry["checkpoint"] != "recovered_task1"]
-    assert spurious(rows, ("trees", "birds"))["trees"]["recovery"] is None
+    rows = [line for line in run_of_two() if line.checkpoint != "recovered_task1"]
+    assert spurious_forgetting(rows, ("trees", "birds"))["trees"].recovery is None
 
 
 def test_drift_is_paired_by_passage() -> None:
-    found = text_drift(run_of_two(), ["initial", "after_task1", "after_task2"], seed=0)
-    assert found["passages"] == 3
-    assert found["loss"]["initial"]["value"] == pytest.approx(2.0)
-    first, second = found["change"]["after_task1"], found["change"]["after_task2"]
-    assert (first["value"], second["value"]) == (pytest.approx(0.1), pytest.approx(0.6))
-    assert second["stderr"] == pytest.approx(0.1 / math.sqrt(3))
+    drift = text_drift(run_of_two(), ["initial", "after_task1", "after_task2"], seed=0)
+    assert drift.passages == 3
+    assert drift.loss["initial"].value == pytest.approx(2.0)
+    first, second = drift.change["after_task1"], drift.change["after_task2"]
+    assert (first.value, second.value) == (pytest.approx(0.1), pytest.approx(0.6))
+    assert second.stderr == pytest.approx(0.1 / math.sqrt(3))
 
 
 def test_losses_that_are_not_finite_leave_the_drift_out() -> None:
     rows = run_of_two()
-    next(entry for entry in rows if entry["split"] == "text")["loss"] = float("nan")
-    assert text_drift(rows, ["initial", "after_task1", "after_task2"], seed=0) == {
-        "passages": 3,
-        "loss": {},
-        "change": {},
-    }
+    place = next(n for n, line in enumerate(rows) if isinstance(line, PassageRecord))
+    rows[place] = replace(rows[place], loss=float("nan"))
+    assert text_drift(rows, ["initial", "after_task1", "after_task2"], seed=0) == TextDrift(3, {}, {})
 
 
 def test_what_could_have_been_detected_is_said() -> None:
-    (said,) = summarise(run_of_two(), ("trees", "birds"), seed=0)["forgetting"]["train"]["detectable"]
-    assert said["n"] == 4
-    assert said["drop"] == 1.0  # four items can show nothing less
-    assert said["said"].startswith("with 4 trained trees items a drop below 100 points")
+    (detectable,) = summarise(run_of_two(), ("trees", "birds"), seed=0).forgetting.train.detectable
+    assert detectable.n == 4
+    assert detectable.drop == 1.0  # four items can show nothing less
+    assert detectable.said.startswith("with 4 trained trees items a drop below 100 points")

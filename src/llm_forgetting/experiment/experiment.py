@@ -28,6 +28,8 @@ from llm_forgetting.experiment.phases import (
     train,
 )
 from llm_forgetting.experiment.session import Session, checkpoint_name
+from llm_forgetting.files import from_plain, to_plain
+from llm_forgetting.forgetting.records import Line
 from llm_forgetting.forgetting.summary import summarise
 from llm_forgetting.landscape.comparison import compare_landscapes
 from llm_forgetting.progress import Progress, Silent
@@ -83,7 +85,7 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     measured = phases.run(
         "forgetting",
         "forgetting, with its uncertainty",
-        lambda: summarise(items, setup["task_names"], seed=config.training.seed),
+        lambda: to_plain(summarise(from_plain(list[Line], items), setup["task_names"], seed=config.training.seed)),
     )
     between = phases.run(
         "between_checkpoints", "compare the landscapes, and look between the checkpoints", lambda: scan_paths(session)

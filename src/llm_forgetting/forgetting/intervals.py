@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from llm_forgetting.arrays import Floats, standard_error
 from llm_forgetting.seeding import generator
 
 MINIMUM_ITEMS = 40
@@ -30,7 +31,6 @@ MINIMUM_ITEMS = 40
 LEVEL = 0.95
 RESAMPLES = 9999
 
-_Floats = NDArray[np.float64]
 _Bools = NDArray[np.bool_]
 
 _LARGEST_BATCH = 2_000_000
@@ -136,6 +136,8 @@ def proportion(correct: ArrayLike) -> Proportion:
 
 def newcombe_paired(both: int, only_before: int, only_after: int, neither: int) -> Interval:
     """Newcombe's score-based interval with corrected phi for `after - before`, paired, at 95%; not the default.
+
+    No measure takes it: it is kept so that tests and readers can hold `bonett_price_paired` against it (decision 1).
 
     With Wilson limits (l, u) of both accuracies p, and phi the correlation of the 2 x 2 table whose positive numerator
     is reduced by n / 2 but not below 0 (phi = 0 if a margin is empty):
@@ -244,7 +246,8 @@ def bootstrap_t(values: ArrayLike, *, seed: int, resamples: int = RESAMPLES) -> 
     x = _as_finite(values, "values")
     if x.size < 2:
         raise ValueError("an interval for a mean needs at least two values, got 1")
-    mean, stderr = float(x.mean()), float(x.std(ddof=1) / math.sqrt(x.size))
+    mean, stderr = float(x.mean()), standard_error(x)
+    assert stderr is not None
     if np.ptp(x) <= _ROUNDING * np.abs(x).max():
         return Interval(mean, mean, method="none: all values are equal")
     t = np.sort(_studentised_means(x, seed, resamples))
@@ -254,12 +257,6 @@ def bootstrap_t(values: ArrayLike, *, seed: int, resamples: int = RESAMPLES) -> 
         return Interval(mean - upper * stderr, mean - lower * stderr, method=f"bootstrap-t, {resamples} resamples")
     half_width = float(stats.t.ppf((1 + LEVEL) / 2, x.size - 1)) * stderr
     return Interval(mean - half_width, mean + half_width, method="Student t (bootstrap-t is not finite here)")
-
-
-def standard_error(values: ArrayLike) -> float | None:
-    """sd / sqrt(n) with divisor n - 1 of an array of shape (n,); None for a single value."""
-    x = np.asarray(values, dtype=np.float64)
-    return float(x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else None
 
 
 def cluster_stderr(values: ArrayLike, clusters: Sequence[object] | None) -> float | None:
@@ -329,7 +326,7 @@ def _corrected_phi(both: int, only_before: int, only_after: int, neither: int) -
     return numerator / math.sqrt(margins)
 
 
-def _studentised_means(x: _Floats, seed: int, resamples: int) -> _Floats:
+def _studentised_means(x: Floats, seed: int, resamples: int) -> Floats:
     rng = generator(seed, "bootstrap-t")
     rows = max(_LARGEST_BATCH // x.size, 1)
     sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
@@ -337,12 +334,12 @@ def _studentised_means(x: _Floats, seed: int, resamples: int) -> _Floats:
     return np.concatenate([_studentise(centred[rng.integers(0, x.size, (size, x.size))]) for size in sizes])
 
 
-def _studentise(samples: _Floats) -> _Floats:
+def _studentise(samples: Floats) -> Floats:
     means = samples.mean(axis=1)
     stderrs = samples.std(axis=1, ddof=1) / math.sqrt(samples.shape[1])
     # A constant resample has a stderr of rounding size, which would pass for an enormous but finite t.
     constant = stderrs <= _ROUNDING * np.abs(samples).max(axis=1)
-    t: _Floats = np.copysign(np.inf, means)
+    t: Floats = np.copysign(np.inf, means)
     np.divide(means, stderrs, out=t, where=~constant)
     return t
 
@@ -353,19 +350,19 @@ def _require_counts(*counts: int) -> int:
     return sum(counts)
 
 
-def _require_equal_length(x: _Floats | _Bools, y: _Floats | _Bools) -> None:
+def _require_equal_length(x: Floats | _Bools, y: Floats | _Bools) -> None:
     if x.size != y.size:
         raise ValueError(f"before and after must hold the same items, got {x.size} and {y.size}")
 
 
-def _as_vector(values: ArrayLike, name: str) -> _Floats:
+def _as_vector(values: ArrayLike, name: str) -> Floats:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
         raise ValueError(f"{name} must be one-dimensional and not empty, got shape {x.shape}")
     return x
 
 
-def _as_finite(values: ArrayLike, name: str) -> _Floats:
+def _as_finite(values: ArrayLike, name: str) -> Floats:
     x = _as_vector(values, name)
     wrong = int((~np.isfinite(x)).sum())
     if wrong:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llm_forgetting.arrays import Floats, standard_error
 from llm_forgetting.forgetting.accuracy_matrix import (
     average_accuracy,
     backward_transfer,
@@ -28,13 +29,11 @@ from llm_forgetting.forgetting.intervals import (
     paired_mean_change,
     paired_proportion_change,
     proportion,
-    standard_error,
 )
-from llm_forgetting.forgetting.scores import Measure, ScoreTable, _Matrix, _mean, _values
+from llm_forgetting.forgetting.scores import Measure, ScoreTable, item_mean
 from llm_forgetting.seeding import derive_seed
 
 Change = PairedProportionChange | PairedMeanChange
-
 
 _NOT_FINITE = "some losses are NaN or infinite"
 
@@ -157,7 +156,7 @@ def _cell(table: ScoreTable, measure: Measure, i: int, j: int, seed: int) -> Pro
     if measure == "accuracy":
         return proportion(cell.correct)
     if not np.isfinite(cell.loss).all():
-        return Mean(_mean(cell.loss), None, cell.n, None)
+        return Mean(item_mean(cell.loss), None, cell.n, None)
     return estimate_mean(cell.loss, seed=derive_seed(seed, "mean loss", table.split, i, j))
 
 
@@ -181,7 +180,7 @@ def _signed(change: Change | None, sign: float, value: float) -> Estimate:
 
 def _task_learning(table: ScoreTable, measure: Measure, j: int, seed: int) -> TaskLearning:
     base, tuned = table.scores[0, j], table.scores[j, j]
-    before, after = _mean(_values(base, measure)), _mean(_values(tuned, measure))
+    before, after = item_mean(base.values(measure)), item_mean(tuned.values(measure))
     change = _change(table, measure, j, (0, j), seed)
     estimate = _signed(change, _sign(measure), _sign(measure) * (after - before))
     return TaskLearning(
@@ -199,7 +198,7 @@ def _is_learning_shown(estimate: Estimate, change: Change | None) -> bool:
 
 def _task_forgetting(table: ScoreTable, measure: Measure, learnt: TaskLearning, seed: int) -> TaskForgetting:
     j, sign = learnt.task, _sign(measure)
-    base, tuned, last = (_values(table.scores[i, j], measure) for i in (0, j, table.n_tasks))
+    base, tuned, last = (table.scores[i, j].values(measure) for i in (0, j, table.n_tasks))
     change = _change(table, measure, j, (j, table.n_tasks), seed)
     lost = sign * (tuned - last)
     if change is None:
@@ -207,7 +206,7 @@ def _task_forgetting(table: ScoreTable, measure: Measure, learnt: TaskLearning, 
     else:
         relative = _ratio(lost, tuned, f"{measure} after fine-tuning on the task is 0")
         normalised = _ratio(lost, sign * (tuned - base), "") if learnt.shown else _refused(learnt)
-    absolute = _signed(change, -sign, _mean(lost))
+    absolute = _signed(change, -sign, item_mean(lost))
     return TaskForgetting(j, learnt.name, learnt.n, absolute, relative, normalised, change)
 
 
@@ -219,27 +218,27 @@ def _refused(learnt: TaskLearning) -> Estimate:
     return Estimate(None, reason=f"nothing was learnt that could be forgotten: {why}")
 
 
-def _ratio(numerators: _Matrix, denominators: _Matrix, reason_if_zero: str) -> Estimate:
-    denominator = _mean(denominators)
+def _ratio(numerators: Floats, denominators: Floats, reason_if_zero: str) -> Estimate:
+    denominator = item_mean(denominators)
     if denominator == 0:
         return Estimate(None, reason=reason_if_zero)
-    ratio = _mean(numerators) / denominator
+    ratio = item_mean(numerators) / denominator
     residual = standard_error(numerators - ratio * denominators)
     return Estimate(0.0 + ratio, None if residual is None else residual / abs(denominator))
 
 
 def _summaries(table: ScoreTable, measure: Measure) -> tuple[Estimate, Estimate, Estimate, Estimate]:
     """Average, backward transfer, forgetting measure, forward transfer."""
-    T, matrix = table.n_tasks, table._matrix(measure)
-    average = _combined(average_accuracy(matrix), [_values(table.scores[T, j], measure) for j in range(1, T + 1)])
+    T, matrix = table.n_tasks, table.matrix(measure)
+    average = _combined(average_accuracy(matrix), [table.scores[T, j].values(measure) for j in range(1, T + 1)])
     if T == 1:
         missing = Estimate(None, reason="needs at least two tasks")
         return average, missing, missing, missing
     gains = _sign(measure) * matrix
     best = 1 + gains[1:-1].argmax(axis=0)
 
-    def difference(j: int, i: int, k: int) -> _Matrix:
-        return _values(table.scores[k, j], measure) - _values(table.scores[i, j], measure)
+    def difference(j: int, i: int, k: int) -> Floats:
+        return table.scores[k, j].values(measure) - table.scores[i, j].values(measure)
 
     return (
         average,
@@ -249,7 +248,7 @@ def _summaries(table: ScoreTable, measure: Measure) -> tuple[Estimate, Estimate,
     )
 
 
-def _combined(value: float, groups: Sequence[_Matrix]) -> Estimate:
+def _combined(value: float, groups: Sequence[Floats]) -> Estimate:
     if not all(np.isfinite(group).all() for group in groups):
         return Estimate(value, reason=_NOT_FINITE)
     stderrs = [stderr for group in groups if (stderr := standard_error(group)) is not None]

@@ -1,4 +1,4 @@
-"""Records of forgetting, of the looks at spurious forgetting, and of the loss on unrelated text. No torch."""
+"""Records of forgetting, of the probes of spurious forgetting, and of the loss on unrelated text. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +10,8 @@ from pydantic_core import CoreSchema
 
 from llm_forgetting.arrays import Floats1, Floats2
 from llm_forgetting.files import OMITTED, reshaped
-from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange
+from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
 from llm_forgetting.forgetting.measures import MeasureForgetting
-from llm_forgetting.forgetting.spurious import Looks, Recovery
 
 
 @dataclass(frozen=True)
@@ -58,18 +57,68 @@ class ForgettingBySplit:
 
 
 @dataclass(frozen=True)
+class LetterCounts:
+    """How often each letter was answered and was right, and half the sum of the differences of the two shares (0 to 1)."""
+
+    answered: dict[str, int]
+    right: dict[str, int]
+    distance: float
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """Accuracies over the rotations of `n` items' options; `n` may be less than all where some have no rotations.
+
+    mean: of all rotations; summed: of the option with the largest summed log-probability; consistent: share of items that
+    are answered with one option throughout.
+    """
+
+    n: int
+    mean: float
+    summed: Proportion
+    consistent: Proportion
+
+
+@dataclass(frozen=True)
+class SpuriousForgettingProbes:
+    """Probes of one checkpoint on one task and split: plain accuracy, and what is left of it under each probe."""
+
+    n: int
+    accuracy: Proportion
+    letters: LetterCounts
+    prior_corrected: Proportion
+    rotations: Rotations | None
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a few items bring back of a task, on its other trained items.
+
+    items: how many were trained on again; forgotten: the change from the task's own checkpoint to the last; recovered: from
+    the last to after the few items; share: of what was lost that came back, None where nothing was lost; fresh: the same few
+    items from the base model on, the control for what they teach by themselves (None where it was not run).
+    """
+
+    items: int
+    accuracy: dict[str, Proportion]
+    forgotten: PairedProportionChange
+    recovered: PairedProportionChange
+    share: float | None
+
+
+@dataclass(frozen=True)
 class SpuriousForgetting:
-    """Looks at one task's trained items, by checkpoint (after the task itself, after the last), and what a few items
+    """Probes of one task's trained items, by checkpoint (after the task itself, after the last), and what a few items
     bring back (None where that was not tried). In JSON the checkpoints stand beside `recovery`.
     """
 
-    looks: dict[str, Looks]
+    probes: dict[str, SpuriousForgettingProbes]
     recovery: Recovery | None
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return reshaped(
-            handler(source), _gathered, lambda _, fields: {**fields["looks"], "recovery": fields["recovery"]}
+            handler(source), _gathered, lambda _, fields: {**fields["probes"], "recovery": fields["recovery"]}
         )
 
     @classmethod
@@ -77,14 +126,14 @@ class SpuriousForgetting:
         schema = handler.resolve_ref_schema(handler(core))
         properties = schema.pop("properties", None)
         if properties is not None:
-            schema["additionalProperties"] = properties["looks"]["additionalProperties"]
+            schema["additionalProperties"] = properties["probes"]["additionalProperties"]
             schema |= {"properties": {"recovery": properties["recovery"]}, "required": ["recovery"]}
         return schema
 
 
 def _gathered(content: Mapping[str, Any]) -> dict[str, Any]:
-    looks = {name: value for name, value in content.items() if name != "recovery"}
-    return {"looks": looks, **({"recovery": content["recovery"]} if "recovery" in content else {})}
+    probes = {name: value for name, value in content.items() if name != "recovery"}
+    return {"probes": probes, **({"recovery": content["recovery"]} if "recovery" in content else {})}
 
 
 @dataclass(frozen=True)

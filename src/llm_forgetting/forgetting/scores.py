@@ -1,20 +1,18 @@
 """Scores of items by checkpoint and task: the matrix R[i, j] with its items."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_forgetting.arrays import Floats
+
 Measure = Literal["accuracy", "loss"]
 
-_Matrix = NDArray[np.float64]
-
 SPLITS = ("train", "test")
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +42,12 @@ class ItemScores:
 
     @property
     def n(self) -> int:
+        """Number of items."""
         return len(self.ids)
+
+    def values(self, measure: Measure) -> Floats:
+        """(n,) 0 or 1 per item for the accuracy, else the losses in nats."""
+        return self.correct.astype(np.float64) if measure == "accuracy" else self.loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,62 +76,21 @@ class ScoreTable:
 
     @property
     def n_tasks(self) -> int:
+        """T."""
         return len(self.task_names)
 
-    def accuracy_matrix(self) -> _Matrix:
-        """R, shape (T + 1, T), base row first: the share of right answers."""
-        return self._matrix("accuracy")
+    def matrix(self, measure: Measure) -> Floats:
+        """R or L, shape (T + 1, T), base row first: the share of right answers, or the mean full-vocabulary loss in nats.
 
-    def loss_matrix(self) -> _Matrix:
-        """L, shape (T + 1, T), base row first: the mean full-vocabulary loss in nats; NaN and infinity kept."""
-        return self._matrix("loss")
-
-    def _matrix(self, measure: Measure) -> _Matrix:
+        Losses that are NaN or infinite are kept.
+        """
         matrix = np.empty((self.n_tasks + 1, self.n_tasks))
         for (i, j), cell in self.scores.items():
-            matrix[i, j - 1] = _mean(_values(cell, measure))
+            matrix[i, j - 1] = item_mean(cell.values(measure))
         return matrix
 
 
-def _mean(values: _Matrix) -> float:
+def item_mean(values: Floats) -> float:
+    """Mean of values (n,), NaN where infinities of both signs meet."""
     with np.errstate(invalid="ignore"):
         return float(np.mean(values))
-
-
-def _values(cell: ItemScores, measure: Measure) -> _Matrix:
-    return cell.correct.astype(np.float64) if measure == "accuracy" else cell.loss
-
-
-def score_table(
-    records: Iterable[Record], task_names: Sequence[str], split: str, checkpoints: Sequence[str]
-) -> ScoreTable:
-    """The per-item records of one split as the input of `forgetting`."""
-    cells: dict[tuple[int, int], list[Record]] = {}
-    for record in records:
-        if record["split"] == split and record["checkpoint"] in checkpoints:
-            cell = checkpoints.index(record["checkpoint"]), task_names.index(record["task"]) + 1
-            cells.setdefault(cell, []).append(record)
-    scores = {
-        cell: ItemScores(
-            ids=tuple(record["id"] for record in found),
-            subjects=tuple(record["subject"] for record in found),
-            correct=np.array([record["correct"] for record in found], dtype=np.bool_),
-            loss=np.array([float(record["loss"]) for record in found]),
-        )
-        for cell, found in cells.items()
-    }
-    return ScoreTable(scores, tuple(task_names), split)
-
-
-def letter_mass_matrix(
-    records: Iterable[Record], task_names: Sequence[str], split: str, checkpoints: Sequence[str]
-) -> list[list[float]]:
-    """Mean probability of the option letters together, [checkpoint][task], from the items' letter logits and rest."""
-    cells: dict[tuple[str, str], list[float]] = {}
-    for record in records:
-        if record["split"] == split:
-            z, rest = (np.asarray(record[key], dtype=np.float64) for key in ("letter_logits", "rest"))
-            letters = np.logaddexp.reduce(z)
-            mass = float(np.exp(letters - np.logaddexp(letters, rest)))
-            cells.setdefault((record["checkpoint"], record["task"]), []).append(mass)
-    return [[float(np.mean(cells[checkpoint, task])) for task in task_names] for checkpoint in checkpoints]

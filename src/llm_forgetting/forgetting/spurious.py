@@ -1,6 +1,6 @@
 """Spurious forgetting: what of a drop is lost knowledge, and what a changed habit of answering.
 
-From per-item records alone (no model), four looks at the same drop:
+From per-item records alone (no model), four probes of the same drop:
 
 - letters: how often each letter is answered. A model that now says "B" to everything has lost its aim first.
 - prior-corrected accuracy: argmax of log p(letter) - b(letter), p over the item's letters and b such that the corrected
@@ -13,74 +13,27 @@ From per-item records alone (no model), four looks at the same drop:
   it was not gone (Zheng et al., "Spurious Forgetting in Continual Learning of Language Models", ICLR 2025).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
-from llm_forgetting.forgetting.intervals import PairedProportionChange, Proportion, paired_proportion_change, proportion
-
-Record = Mapping[str, Any]
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class LetterCounts:
-    """How often each letter was answered and was right, and half the sum of the differences of the two shares (0 to 1)."""
-
-    answered: dict[str, int]
-    right: dict[str, int]
-    distance: float
+from llm_forgetting.arrays import Floats
+from llm_forgetting.forgetting.intervals import paired_proportion_change, proportion
+from llm_forgetting.forgetting.records import (
+    ItemRecord,
+    LetterCounts,
+    Recovery,
+    Rotations,
+    SpuriousForgettingProbes,
+)
 
 
-@dataclass(frozen=True)
-class Rotations:
-    """Accuracies over the rotations of `n` items' options; `n` may be less than all where some have no rotations.
-
-    mean: of all rotations; summed: of the option with the largest summed log-probability; consistent: share of items that
-    are answered with one option throughout.
-    """
-
-    n: int
-    mean: float
-    summed: Proportion
-    consistent: Proportion
-
-
-@dataclass(frozen=True)
-class Looks:
-    """One checkpoint on one task and split: plain accuracy, and what is left of it under each look."""
-
-    n: int
-    accuracy: Proportion
-    letters: LetterCounts
-    prior_corrected: Proportion
-    rotations: Rotations | None
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What a few items bring back of a task, on its other trained items.
-
-    items: how many were trained on again; forgotten: the change from the task's own checkpoint to the last; recovered: from
-    the last to after the few items; share: of what was lost that came back, None where nothing was lost; fresh: the same few
-    items from the base model on, the control for what they teach by themselves (None where it was not run).
-    """
-
-    items: int
-    accuracy: dict[str, Proportion]
-    forgotten: PairedProportionChange
-    recovered: PairedProportionChange
-    share: float | None
-
-
-def looks(records: Sequence[Record]) -> Looks:
-    """All looks at the records of one checkpoint, task and split."""
-    correct = np.array([record["correct"] for record in records], dtype=np.bool_)
-    return Looks(
+def spurious_forgetting_probes(records: Sequence[ItemRecord]) -> SpuriousForgettingProbes:
+    """All probes of the records of one checkpoint, task and split."""
+    correct = np.array([record.correct for record in records], dtype=np.bool_)
+    return SpuriousForgettingProbes(
         n=len(records),
         accuracy=proportion(correct),
         letters=letter_counts(records),
@@ -89,31 +42,29 @@ def looks(records: Sequence[Record]) -> Looks:
     )
 
 
-def letter_counts(records: Sequence[Record]) -> LetterCounts:
+def letter_counts(records: Sequence[ItemRecord]) -> LetterCounts:
     """Letters answered and right; every letter that an item offers is counted, also where its count is 0."""
-    most = max(len(record["letter_logits"]) for record in records)
+    most = max(len(record.letter_logits) for record in records)
     letters = [chr(ord("A") + n) for n in range(most)]
-    answered, right = (
-        {letter: sum(record[key] == letter for record in records) for letter in letters}
-        for key in ("predicted", "answer")
-    )
+    answered = {letter: sum(record.predicted == letter for record in records) for letter in letters}
+    right = {letter: sum(record.answer == letter for record in records) for letter in letters}
     distance = sum(abs(answered[letter] - right[letter]) for letter in letters) / (2 * len(records))
     return LetterCounts(answered, right, distance)
 
 
-def log_probabilities(logits: Sequence[Any]) -> Floats:
+def log_probabilities(logits: ArrayLike) -> Floats:
     """(k,) log p of an item's letters among themselves."""
     z = np.asarray(logits, dtype=np.float64)
     return np.asarray(z - logsumexp(z))
 
 
-def prior_corrected(records: Sequence[Record]) -> NDArray[np.bool_]:
+def prior_corrected(records: Sequence[ItemRecord]) -> NDArray[np.bool_]:
     """(n,) whether the corrected answer is right. The prior is taken over items with as many options."""
-    p = [log_probabilities(record["letter_logits"]) for record in records]
-    prior = {k: letter_prior(np.array([entry for entry in p if len(entry) == k])) for k in {len(entry) for entry in p}}
-    chosen = [int(np.argmax(entry - prior[len(entry)])) for entry in p]
+    p = [log_probabilities(record.letter_logits) for record in records]
+    prior = {k: letter_prior(np.array([row for row in p if len(row) == k])) for k in {len(row) for row in p}}
+    chosen = [int(np.argmax(row - prior[len(row)])) for row in p]
     return np.array(
-        [letter_of(place) == record["answer"] for place, record in zip(chosen, records, strict=True)], dtype=np.bool_
+        [letter_of(place) == record.answer for place, record in zip(chosen, records, strict=True)], dtype=np.bool_
     )
 
 
@@ -140,19 +91,19 @@ def letter_of(place: int) -> str:
     return chr(ord("A") + place)
 
 
-def rotations(records: Sequence[Record]) -> Rotations | None:
-    """The looks over rotated options, of the records that have any.
+def rotations(records: Sequence[ItemRecord]) -> Rotations | None:
+    """Accuracies over rotated options, of the records that have any; None where none has.
 
     `rotated_letter_logits`[r - 1][i] is the logit of letter i where the options were moved r places back, so that option
     (i + r) mod k stood there.
     """
-    rotated = [record for record in records if record.get("rotated_letter_logits")]
+    rotated = [record for record in records if record.rotated_letter_logits is not None]
     if not rotated:
         return None
     means, summed, consistent = [], [], []
     for record in rotated:
         by_option = options_by_rotation(record)
-        answer = ord(record["answer"]) - ord("A")
+        answer = ord(record.answer) - ord("A")
         chosen = by_option.argmax(axis=1)
         means.append(float((chosen == answer).mean()))
         summed.append(int(by_option.sum(axis=0).argmax()) == answer)
@@ -165,28 +116,33 @@ def rotations(records: Sequence[Record]) -> Rotations | None:
     )
 
 
-def options_by_rotation(record: Record) -> Floats:
+def options_by_rotation(record: ItemRecord) -> Floats:
     """(k, k) log p of every option (columns) in every rotation (rows, the usual order first)."""
-    rows = [record["letter_logits"], *record["rotated_letter_logits"]]
+    assert record.rotated_letter_logits is not None
+    rows = [record.letter_logits, *record.rotated_letter_logits]
     return np.stack([np.roll(log_probabilities(row), shift) for shift, row in enumerate(rows)])
 
 
 def recovery(
-    tuned: Sequence[Record], last: Sequence[Record], again: Sequence[Record], fresh: Sequence[Record], items: int
+    tuned: Sequence[ItemRecord],
+    last: Sequence[ItemRecord],
+    again: Sequence[ItemRecord],
+    fresh: Sequence[ItemRecord],
+    items: int,
 ) -> Recovery:
     """Recovery from the records of one task after itself, after the last task, after the few items, and of the control.
 
     Only items of `again` count: those that were not trained on again. `fresh` may be empty.
     """
-    wanted = [record["id"] for record in again]
+    ids = [record.id for record in again]
     named = {"tuned": tuned, "last": last, "recovered": again, **({"fresh": fresh} if fresh else {})}
-    by_id = {name: {record["id"]: bool(record["correct"]) for record in records} for name, records in named.items()}
-    right = {name: np.array([found[n] for n in wanted], dtype=np.bool_) for name, found in by_id.items()}
+    by_id = {name: {record.id: record.correct for record in records} for name, records in named.items()}
+    right = {name: np.array([correct[n] for n in ids], dtype=np.bool_) for name, correct in by_id.items()}
     lost = int(right["tuned"].sum()) - int(right["last"].sum())
     back = int(right["recovered"].sum()) - int(right["last"].sum())
     return Recovery(
         items=items,
-        accuracy={name: proportion(found) for name, found in right.items()},
+        accuracy={name: proportion(correct) for name, correct in right.items()},
         forgotten=paired_proportion_change(right["tuned"], right["last"]),
         recovered=paired_proportion_change(right["last"], right["recovered"]),
         share=back / lost if lost > 0 else None,

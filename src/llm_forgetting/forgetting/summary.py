@@ -1,87 +1,139 @@
 """All that a run says about forgetting, from the lines of its items.jsonl alone: no model, no data, no torch."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from llm_forgetting.arrays import Floats
 from llm_forgetting.forgetting.intervals import estimate_mean, paired_mean_change
-from llm_forgetting.forgetting.measures import forgetting
-from llm_forgetting.forgetting.scores import SPLITS, letter_mass_matrix, score_table
-from llm_forgetting.forgetting.spurious import looks, recovery
-from llm_forgetting.forgetting.verdict import detectable, verdict
+from llm_forgetting.forgetting.measures import Forgetting, forgetting
+from llm_forgetting.forgetting.records import (
+    ForgettingBySplit,
+    ForgettingSummary,
+    ItemRecord,
+    Line,
+    PassageRecord,
+    SplitForgetting,
+    SpuriousForgetting,
+    TextDrift,
+)
+from llm_forgetting.forgetting.scores import ItemScores, ScoreTable
+from llm_forgetting.forgetting.spurious import recovery, spurious_forgetting_probes
+from llm_forgetting.forgetting.verdict import detectable_drops, verdict
 from llm_forgetting.seeding import derive_seed
 
 RECOVERED, FRESH = "recovered", "fresh"
-Record = Mapping[str, Any]
 
 
-def summarise(records: Sequence[Record], task_names: Sequence[str], *, seed: int) -> dict[str, Any]:
-    """`answer`, both splits' forgetting, `spurious` and `text`, as they stand in results.json.
+def summarise(records: Sequence[Line], task_names: Sequence[str], *, seed: int) -> ForgettingSummary:
+    """The answer, both splits' forgetting, the probes of spurious forgetting, and the drift on unrelated text.
 
-    `records`: the lines of items.jsonl; `seed`: config.training.seed, which only moves bootstrap intervals.
+    Args:
+        records: The lines of items.jsonl.
+        task_names: The tasks in the order they were learnt.
+        seed: config.training.seed, which only moves bootstrap intervals.
+
+    Raises:
+        ValueError: If a checkpoint lacks items of a task, or holds others.
     """
     checkpoints = ["initial", *(f"after_task{k}" for k in range(1, len(task_names) + 1))]
-    found = {split: forgetting(score_table(records, task_names, split, checkpoints), seed=seed) for split in SPLITS}
-    return {
-        "answer": verdict(found["train"]),
-        "forgetting": {
-            split: {
-                "checkpoints": checkpoints,
-                **dataclasses.asdict(value),
-                "letter_mass": letter_mass_matrix(records, task_names, split, checkpoints),
-                "detectable": detectable(value),
-            }
-            for split, value in found.items()
-        },
-        "spurious": spurious(records, task_names),
-        "text": text_drift(records, checkpoints, seed=seed),
+    train, test = (
+        forgetting(score_table(records, task_names, split, checkpoints), seed=seed) for split in ("train", "test")
+    )
+    return ForgettingSummary(
+        answer=verdict(train),
+        forgetting=ForgettingBySplit(*(_of_split(records, measured, checkpoints) for measured in (train, test))),
+        spurious=spurious_forgetting(records, task_names),
+        text=text_drift(records, checkpoints, seed=seed),
+    )
+
+
+def _of_split(records: Sequence[Line], measured: Forgetting, checkpoints: Sequence[str]) -> SplitForgetting:
+    return SplitForgetting(
+        checkpoints=tuple(checkpoints),
+        split=measured.split,
+        task_names=measured.task_names,
+        accuracy=measured.accuracy,
+        loss=measured.loss,
+        letter_mass=letter_mass_matrix(records, measured.task_names, measured.split, checkpoints),
+        detectable=detectable_drops(measured),
+    )
+
+
+def score_table(
+    records: Iterable[Line], task_names: Sequence[str], split: str, checkpoints: Sequence[str]
+) -> ScoreTable:
+    """The item records of one split as the input of `forgetting`; ValueError as in `ScoreTable`."""
+    cells: dict[tuple[int, int], list[ItemRecord]] = {}
+    for record in _items(records, split):
+        if record.checkpoint in checkpoints:
+            cell = checkpoints.index(record.checkpoint), task_names.index(record.task) + 1
+            cells.setdefault(cell, []).append(record)
+    scores = {
+        cell: ItemScores(
+            ids=tuple(record.id for record in items),
+            subjects=tuple(record.subject for record in items),
+            correct=np.array([record.correct for record in items], dtype=np.bool_),
+            loss=np.array([record.loss for record in items]),
+        )
+        for cell, items in cells.items()
     }
+    return ScoreTable(scores, tuple(task_names), split)
 
 
-def spurious(records: Sequence[Record], task_names: Sequence[str]) -> dict[str, Any]:
-    """Per task but the last the looks at its trained items after itself and after the last task, and what a few bring back."""
+def letter_mass_matrix(
+    records: Iterable[Line], task_names: Sequence[str], split: str, checkpoints: Sequence[str]
+) -> Floats:
+    """(T + 1, T) mean probability of the option letters together, from the items' letter logits and rest."""
+    cells: dict[tuple[str, str], list[float]] = {}
+    for record in _items(records, split):
+        letters = np.logaddexp.reduce(record.letter_logits)
+        mass = float(np.exp(letters - np.logaddexp(letters, record.rest)))
+        cells.setdefault((record.checkpoint, record.task), []).append(mass)
+    return np.array([[np.mean(cells[checkpoint, task]) for task in task_names] for checkpoint in checkpoints])
+
+
+def spurious_forgetting(records: Sequence[Line], task_names: Sequence[str]) -> dict[str, SpuriousForgetting]:
+    """Per task but the last the probes of its trained items after itself and after the last task, and what a few items bring
+    back.
+    """
     last = f"after_task{len(task_names)}"
-    content = {}
+    by_task = {}
     for j, name in enumerate(task_names[:-1], start=1):
-        own = _trained_items(records, name)
-        again, fresh = (own.get(f"{kind}_task{j}", []) for kind in (RECOVERED, FRESH))
-        few = len(own[last]) - len(again)
-        content[name] = {
-            **{checkpoint: dataclasses.asdict(looks(own[checkpoint])) for checkpoint in (f"after_task{j}", last)},
-            "recovery": dataclasses.asdict(recovery(own[f"after_task{j}"], own[last], again, fresh, few))
-            if again
-            else None,
-        }
-    return content
+        tuned, items = f"after_task{j}", _trained_items(records, name)
+        again, fresh = (items.get(f"{kind}_task{j}", []) for kind in (RECOVERED, FRESH))
+        few = len(items[last]) - len(again)
+        by_task[name] = SpuriousForgetting(
+            probes={checkpoint: spurious_forgetting_probes(items[checkpoint]) for checkpoint in (tuned, last)},
+            recovery=recovery(items[tuned], items[last], again, fresh, few) if again else None,
+        )
+    return by_task
 
 
-def _trained_items(records: Sequence[Record], task: str) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        if record["split"] == "train" and record["task"] == task:
-            found.setdefault(record["checkpoint"], []).append(record)
-    return found
+def _items(records: Iterable[Line], split: str) -> list[ItemRecord]:
+    return [record for record in records if isinstance(record, ItemRecord) and record.split == split]
 
 
-def text_drift(records: Sequence[Record], checkpoints: Sequence[str], *, seed: int) -> dict[str, Any]:
+def _trained_items(records: Sequence[Line], task: str) -> dict[str, list[ItemRecord]]:
+    by_checkpoint: dict[str, list[ItemRecord]] = {}
+    for record in _items(records, "train"):
+        if record.task == task:
+            by_checkpoint.setdefault(record.checkpoint, []).append(record)
+    return by_checkpoint
+
+
+def text_drift(records: Sequence[Line], checkpoints: Sequence[str], *, seed: int) -> TextDrift:
     """Loss per token on text that belongs to no task, mean over passages, and its change from the base model (nats)."""
-    losses = {
-        name: np.array([r["loss"] for r in records if r["split"] == "text" and r["checkpoint"] == name], dtype=float)
-        for name in checkpoints
-    }
-    if not len(losses[checkpoints[0]]) or not all(np.isfinite(found).all() for found in losses.values()):
-        return {"passages": len(losses[checkpoints[0]]), "loss": {}, "change": {}}
+    passages = [record for record in records if isinstance(record, PassageRecord)]
+    losses = {name: np.array([p.loss for p in passages if p.checkpoint == name], dtype=float) for name in checkpoints}
     base = losses[checkpoints[0]]
-    return {
-        "passages": len(base),
-        "loss": {
-            name: dataclasses.asdict(estimate_mean(found, seed=derive_seed(seed, "text", name)))
-            for name, found in losses.items()
+    if not len(base) or not all(np.isfinite(values).all() for values in losses.values()):
+        return TextDrift(len(base), {}, {})
+    return TextDrift(
+        passages=len(base),
+        loss={name: estimate_mean(values, seed=derive_seed(seed, "text", name)) for name, values in losses.items()},
+        change={
+            name: paired_mean_change(base, losses[name], seed=derive_seed(seed, "text change", name))
+            for name in checkpoints[1:]
         },
-        "change": {
-            name: dataclasses.asdict(paired_mean_change(base, found, seed=derive_seed(seed, "text change", name)))
-            for name, found in list(losses.items())[1:]
-        },
-    }
+    )

@@ -5,6 +5,7 @@ from typing import Literal
 
 from llm_forgetting.forgetting.intervals import Interval, PairedProportionChange, detectable_drop
 from llm_forgetting.forgetting.measures import Estimate, Forgetting
+from llm_forgetting.forgetting.records import DetectableDrop
 
 Outcome = Literal["too few items", "dropped", "rose", "nothing learnt", "no drop shown"]
 
@@ -16,11 +17,11 @@ def verdict(result: Forgetting) -> str:
         return f"Only {names[0]} was fine-tuned, nothing came after it, so forgetting cannot be measured; one seed."
     lead = f"After fine-tuning on {', then '.join(names[1:])}, "
     if len(names) == 2:
-        said = _said_of_task(result, 0)
+        text = _describe_task(result, 0)
         taught_nothing = _outcome(result, 0) == "nothing learnt"
-        return (said[0].upper() + said[1:] if taught_nothing else lead + said) + "; one seed."
-    earlier = "; ".join(_said_of_task(result, k) for k in range(len(names) - 1))
-    return f"{lead}{earlier}; {_said_of_average(result)}; one seed."
+        return (text[0].upper() + text[1:] if taught_nothing else lead + text) + "; one seed."
+    earlier = "; ".join(_describe_task(result, k) for k in range(len(names) - 1))
+    return f"{lead}{earlier}; {_describe_average(result)}; one seed."
 
 
 def _outcome(result: Forgetting, k: int) -> Outcome:
@@ -35,7 +36,7 @@ def _outcome(result: Forgetting, k: int) -> Outcome:
     return "no drop shown" if learnt else "nothing learnt"
 
 
-def _said_of_task(result: Forgetting, k: int) -> str:
+def _describe_task(result: Forgetting, k: int) -> str:
     accuracy, learnt = result.accuracy.tasks[k], result.accuracy.learning[k]
     cell, final = result.accuracy.cells[k + 1][k], result.accuracy.cells[-1][k]
     change, drop = accuracy.change, accuracy.absolute
@@ -44,7 +45,7 @@ def _said_of_task(result: Forgetting, k: int) -> str:
     items = f"{_split_word(result.split)} {accuracy.name} items"
     where = f"accuracy on the {accuracy.n} {items}"
     span = f"from {cell.value:.2f} to {final.value:.2f}"
-    loss = _said_of_loss(result.loss.tasks[k].absolute)
+    loss = _describe_loss(result.loss.tasks[k].absolute)
     match _outcome(result, k):
         case "too few items":
             before, after = change.both + change.only_before, change.both + change.only_after
@@ -54,10 +55,10 @@ def _said_of_task(result: Forgetting, k: int) -> str:
             )
         case "dropped":
             base = f", though fine-tuning on it had not measurably raised it ({learnt.before:.2f} before)"
-            fell = f"{where} fell {span}, a drop of {drop.value:.2f} ({_said_of(drop.interval)}; {loss})"
+            fell = f"{where} fell {span}, a drop of {drop.value:.2f} ({_describe_interval(drop.interval)}; {loss})"
             return fell if learnt.shown else fell + base
         case "rose":
-            return f"{where} rose {span}, a gain of {-drop.value:.2f} ({_said_of(change.interval)}; {loss})"
+            return f"{where} rose {span}, a gain of {-drop.value:.2f} ({_describe_interval(change.interval)}; {loss})"
         case "nothing learnt":
             return (
                 f"nothing was learnt of {accuracy.name}, so nothing could be forgotten: fine-tuning on it took {where} "
@@ -66,52 +67,47 @@ def _said_of_task(result: Forgetting, k: int) -> str:
         case "no drop shown":
             smallest = 100 * detectable_drop(change.n, (change.only_before + change.only_after) / change.n)
             return (
-                f"no drop could be shown in {where} ({span}, a drop of {drop.value:.2f}, {_said_of(drop.interval)}; "
+                f"no drop could be shown in {where} ({span}, a drop of {drop.value:.2f}, {_describe_interval(drop.interval)}; "
                 f"{loss}); with {change.n} items a drop below {smallest:.0f} points cannot be seen reliably"
             )
 
 
-def detectable(result: Forgetting) -> list[dict[str, object]]:
+def detectable_drops(result: Forgetting) -> tuple[DetectableDrop, ...]:
     """Per task but the last the smallest drop in accuracy that its items could have shown, and that in words.
 
-    McNemar's test at 5%, power 80%, with the share of items that changed as it was found; at least one item in ten is
+    McNemar's test at 5%, power 80%, with the share of items that changed as it was measured; at least one item in ten is
     supposed to change.
     """
-    found: list[dict[str, object]] = []
+    drops = []
     for task in result.accuracy.tasks:
         change = task.change
         assert isinstance(change, PairedProportionChange)
         changed = (change.only_before + change.only_after) / change.n
         drop = detectable_drop(change.n, max(changed, 0.1))
-        found.append(
-            {
-                "task": task.name,
-                "n": change.n,
-                "changed": changed,
-                "drop": drop,
-                "said": f"with {change.n} {_split_word(result.split)} {task.name} items a drop below {100 * drop:.0f} points "
-                "is seen in fewer than four runs of five",
-            }
+        text = (
+            f"with {change.n} {_split_word(result.split)} {task.name} items a drop below {100 * drop:.0f} points "
+            "is seen in fewer than four runs of five"
         )
-    return found
+        drops.append(DetectableDrop(task.name, change.n, changed, drop, text))
+    return tuple(drops)
 
 
 def _split_word(split: str) -> str:
     return {"train": "trained", "test": "held-out"}.get(split, split)
 
 
-def _said_of(interval: Interval | None) -> str:
+def _describe_interval(interval: Interval | None) -> str:
     assert interval is not None
     return f"{100 * interval.level:.0f}% interval {interval.low:.2f} to {interval.high:.2f}"
 
 
-def _said_of_loss(rise: Estimate) -> str:
+def _describe_loss(rise: Estimate) -> str:
     if rise.value is None or not math.isfinite(rise.value):
         return "loss not finite"
     return f"loss {rise.value:+.2f}" + ("" if rise.stderr is None else f" ± {rise.stderr:.2f}") + " nats"
 
 
-def _said_of_average(result: Forgetting) -> str:
+def _describe_average(result: Forgetting) -> str:
     transfer = result.accuracy.backward_transfer
     assert transfer.value is not None
     uncertainty = "" if transfer.stderr is None else f" ± {transfer.stderr:.2f}"
