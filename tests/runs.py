@@ -1,23 +1,26 @@
 """The command line in processes of its own that start in no time: a fork server imports everything once, offline.
 
-A call can be sabotaged: the process ends itself, by a real signal, at a named moment.
+A call can be sabotaged: the process ends itself, by a real signal, at a named moment. Whole runs that tests only read are
+made once for all of pytest-xdist's workers.
 """
 
 import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 # One thread: the models are tiny, and sums over several threads need not come out alike.
@@ -28,6 +31,8 @@ ENVIRONMENT = {
     "COLUMNS": "200",
     "PYTHONPATH": str(ROOT / "src"),
 }
+# All moments, limits and endings instead of a choice of them.
+THOROUGH = os.environ.get("CI") == "true" or os.environ.get("THOROUGH") == "1"
 PRELOADED = (
     "llm_forgetting.cli.main",
     "llm_forgetting.experiment.experiment",
@@ -241,8 +246,13 @@ class _Sabotage:
 
 
 def same_results(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two results agree in everything but the timings."""
-    return {**one, "timings": None} == {**other, "timings": None}
+    """Whether two results agree in everything but the timings and the folder of the output."""
+
+    def comparable(results: Mapping[str, Any]) -> dict[str, Any]:
+        config = results["config"] and {**results["config"], "output": {**results["config"]["output"], "folder": None}}
+        return {**results, "config": config, "timings": None}
+
+    return comparable(one) == comparable(other)
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -267,21 +277,42 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     return Shell(tmp_path_factory.mktemp("shell"))
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name`, filled by `make` once for all of pytest-xdist's workers, whose folders lie side by side."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
     """One `python main.py --config smoke`, shared by all tests that only read."""
-    folder = tmp_path_factory.mktemp("smoke")
-    environment = {**os.environ, **ENVIRONMENT, "LLM_FORGETTING_CACHE": str(folder / "cache")}
-    command = [sys.executable, str(ROOT / "main.py"), "--config", "smoke", "--output_dir", str(folder / "outputs")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+
+    def make(folder: Path) -> None:
+        environment = {**os.environ, **ENVIRONMENT, "LLM_FORGETTING_CACHE": str(folder / "cache")}
+        command = [sys.executable, str(ROOT / "main.py"), "--config", "smoke", "--output_dir", str(folder / "outputs")]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder / "stdout").write_text(done.stdout, encoding="utf-8")
+
+    folder = made_once(tmp_path_factory, "smoke", make)
     (path,) = (folder / "outputs").iterdir()
-    return SmokeRun(path, done.stdout, read_results(path), folder / "cache")
+    return SmokeRun(path, (folder / "stdout").read_text(encoding="utf-8"), read_results(path), folder / "cache")
 
 
 @pytest.fixture(scope="session")
-def tiny_run(shell: Shell) -> Path:
-    """The folder of a finished run of TINY that nothing interrupted."""
-    done = shell.run_tiny()
-    assert done.status == 0, done.stdout + done.stderr
-    return done.folder
+def tiny_run(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of TINY that nothing interrupted, shared by all tests that only read."""
+
+    def make(folder: Path) -> None:
+        done = shell.run("--config", shell.tiny, "--output_dir", folder / "outputs")
+        assert done.status == 0, done.stdout + done.stderr
+
+    (path,) = (made_once(tmp_path_factory, "tiny", make) / "outputs").iterdir()
+    return path

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from filelock import FileLock
+from runs import made_once
 
 from llm_forgetting.study.cell import RECORD
 
@@ -66,14 +66,12 @@ def table(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The study's table; computed once for all of pytest-xdist's workers, whose folders lie side by side."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "uninterrupted"
-    with FileLock(f"{shared}.lock"):
-        if not (shared / "study.json").is_file():
-            shared.mkdir(exist_ok=True)
-            (shared / "small.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False))
-            process = study(shared / "small.yaml", shared)
-            printed, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, printed
-    return table(shared)
+    """The study's table; computed once for all of pytest-xdist's workers."""
+
+    def make(folder: Path) -> None:
+        (folder / "small.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False))
+        process = study(folder / "small.yaml", folder)
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+
+    return table(made_once(tmp_path_factory, "uninterrupted", make))

@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from llm_forgetting.config.sections import ExperimentConfig, OutputConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.artifacts import trackers
 from llm_forgetting.experiment.experiment import _extra
 from llm_forgetting.progress import Silent
-from llm_forgetting.training import trackers
 
 
 def events(folder: Path) -> EventAccumulator:
