@@ -217,6 +217,7 @@ def test_late_imports_of_torch_are_allowed_where_early_ones_are_not() -> None:
     assert violations([Import("report.rows", "torch", at_once=False)])
 
 
+@pytest.mark.process
 def test_what_needs_no_torch_runs_where_there_is_none() -> None:
     modules = sorted({edge.module for edge in import_graph() if within(edge.module, NO_TORCH_AT_IMPORT)})
     modules = [module for module in modules if module not in TORCH_AT_IMPORT_ALL_THE_SAME]

@@ -99,6 +99,7 @@ def test_help_shows_short_flags_and_every_dotted_path(shell: Shell) -> None:
         assert f"--{path}" in text
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("start", [["main.py"], ["-m", "llm_forgetting", "run"]])
 def test_main_py_and_the_module_are_the_same_command(start: list[str]) -> None:
     environment = {"PYTHONPATH": str(ROOT / "src") if start[0] == "-m" else "", "PATH": ""}
@@ -111,6 +112,7 @@ def test_main_py_and_the_module_are_the_same_command(start: list[str]) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.process
 def test_what_parses_configurations_does_not_wait_for_torch() -> None:
     program = "import sys, llm_forgetting.cli.main as c; c.parse_run([]); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""})
@@ -401,6 +403,7 @@ def test_control_c_says_how_to_go_on_and_going_on_works(shell: Shell, tiny_run: 
     assert same_results(read_results(stopped.folder), read_results(tiny_run))
 
 
+@pytest.mark.process
 def test_a_reader_that_has_gone_is_no_traceback() -> None:
     command = f"{sys.executable} main.py --help | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True, cwd=ROOT)

@@ -155,6 +155,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[lf.StudyResults, li
     return found, told
 
 
+@pytest.mark.study
 def test_a_study_runs_and_gives_frames(study: tuple[lf.StudyResults, list[str]]) -> None:
     found, told = study
     assert any("forgot" in line for line in told)

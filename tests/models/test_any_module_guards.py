@@ -207,6 +207,7 @@ def test_a_gradient_of_zero_is_no_direction() -> None:
         lf.scan_line(Point(), lambda m, b: 0 * m.weight.sum(), [torch.ones(1)], direction="gradient")
 
 
+@pytest.mark.process
 def test_importing_the_package_is_cheap_and_plain_modules_need_no_peft() -> None:
     program = "\n".join([
         "import sys, llm_forgetting as lf",

@@ -123,6 +123,7 @@ assert sorted(path.name for path in folder.iterdir()) == ["one", "two"]
 """
 
 
+@pytest.mark.process
 def test_two_processes_at_once_build_once(cache: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     both = [

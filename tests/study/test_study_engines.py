@@ -48,6 +48,7 @@ def plan_of(file: Path, cells: int) -> Plan:
     return Plan(plan.name, plan.cells[:cells], plan.arms, plan.analysis, plan.content)
 
 
+@pytest.mark.study
 def test_the_cell_of_a_worker_that_dies_is_begun_again(
     file: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_the_cell_of_a_worker_that_dies_is_begun_again(
     assert numbers(tmp_path)[0] in uninterrupted["cells"]
 
 
+@pytest.mark.study
 def test_a_worker_that_died_while_it_was_idle_is_replaced(file: Path, tmp_path: Path) -> None:
     plan, folder, engine = read_plan(file), StudyFolder(tmp_path), LocalEngine(1, 1)
     try:
@@ -73,6 +75,7 @@ def test_a_worker_that_died_while_it_was_idle_is_replaced(file: Path, tmp_path: 
     assert [cell.id for cell in folder.missing(plan)] == [cell.id for cell in plan.cells[2:]]
 
 
+@pytest.mark.study
 def test_every_worker_sees_one_gpu_and_its_successor_the_same() -> None:
     engine = LocalEngine(3, 1, gpus=("3", "5"))
     try:
@@ -115,6 +118,7 @@ def test_workers_and_threads_share_the_machine(file: Path, monkeypatch: pytest.M
     assert _share(None, None, plan_of(file, 1), gpus=2) == (1, 8)
 
 
+@pytest.mark.study
 def test_ray_computes_the_same(file: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("ray")
     plan, folder, engine = plan_of(file, 2), StudyFolder(tmp_path), RayEngine(2, 1)
@@ -127,6 +131,7 @@ def test_ray_computes_the_same(file: Path, uninterrupted: dict[str, Any], tmp_pa
     assert all(found in uninterrupted["cells"] for found in numbers(tmp_path))
 
 
+@pytest.mark.study
 def test_a_running_cluster_gets_whole_paths_and_is_asked_for_its_gpus(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

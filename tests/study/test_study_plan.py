@@ -500,6 +500,7 @@ def test_a_torn_record_file_ends_in_one_line(tmp_path: Path) -> None:
             read_records(tmp_path / "records.json.gz")
 
 
+@pytest.mark.process
 def test_a_report_is_rebuilt_from_records_without_torch(tmp_path: Path) -> None:
     write_records(stored(tmp_path), tmp_path / "records.json.gz")
     code = (

