@@ -15,8 +15,8 @@ import yaml
 from runs import ROOT
 
 import llm_forgetting
-from llm_forgetting.cli import main as cli
 from llm_forgetting.cli.adapters import parse_evaluation, parse_landscape
+from llm_forgetting.cli.main import main, parse_run
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 
@@ -102,7 +102,7 @@ def test_a_command_has_options_that_exist(page: str, line: str, monkeypatch: pyt
     if command in ("landscape", "evaluate"):
         (parse_landscape if command == "landscape" else parse_evaluation)(arguments)
     elif command == "run" and not {"--resume", "my.yaml", "config.yaml"} & set(arguments):
-        cli.parse_run(arguments)
+        parse_run(arguments)
     else:
         options = set(re.findall(r"--[\w.]+", help_of(command)))
         assert set(given) <= options
@@ -113,5 +113,5 @@ def help_of(command: str) -> str:
     from io import StringIO
 
     with redirect_stdout(StringIO()) as text, pytest.raises((SystemExit, UserError)):
-        {"run": cli.parse_run}.get(command, lambda arguments: cli.main([command, *arguments]))(["--help"])
+        {"run": parse_run}.get(command, lambda arguments: main([command, *arguments]))(["--help"])
     return text.getvalue()

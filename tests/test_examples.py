@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from runs import ROOT
 
-from llm_forgetting.cli import main as cli
+from llm_forgetting.cli.main import main
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 WRITTEN = {
@@ -42,7 +42,7 @@ def test_an_example_runs(
 def judge(path: Path) -> None:
     """Records that a script wrote go through a study's statistics."""
     folder = path.parent / "study"
-    assert cli.main(["study", "--records", str(path), "--folder", str(folder)]) == 0
+    assert main(["study", "--records", str(path), "--folder", str(folder)]) == 0
     content = json.loads((folder / "study.json").read_text())
     effect = next(found for found in content["effects"] if found["outcome"] == "forgetting_loss")
     assert content["runs"] == 12

@@ -114,7 +114,9 @@ def test_main_py_and_the_module_are_the_same_command(start: list[str]) -> None:
 
 @pytest.mark.process
 def test_what_parses_configurations_does_not_wait_for_torch() -> None:
-    program = "import sys, llm_forgetting.cli.main as c; c.parse_run([]); sys.exit('torch' in sys.modules)"
+    program = (
+        "import sys; from llm_forgetting.cli.main import parse_run; parse_run([]); sys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""})
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from runs import ROOT
 
-from llm_forgetting.cli import main as cli
+from llm_forgetting.cli.main import main
 from llm_forgetting.report.tables.study import answers_of, study_tables
 from llm_forgetting.study.plan import read_plan
 from llm_forgetting.study.records import read_records
@@ -18,7 +18,7 @@ PUBLISHED = ROOT / "docs/results/flatness"
 def test_the_page_holds_the_answers_and_numbers_that_its_records_give(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["study", "--records", str(PUBLISHED / "records.json.gz"), "--folder", str(tmp_path)]) == 0
+    assert main(["study", "--records", str(PUBLISHED / "records.json.gz"), "--folder", str(tmp_path)]) == 0
     assert (tmp_path / "report.html").stat().st_size > 1e6
     assert "Everything is in" in capsys.readouterr().out
     found = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))

@@ -39,10 +39,16 @@ SMALL: dict[str, Any] = {
 }
 
 
+PLANS: dict[str, Plan] = {}
+
+
 def plan_of(tmp_path: Path, **changes: Any) -> Plan:
-    file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
-    return read_plan(file)
+    """The plan of SMALL with `changes`; the same one for the same content, as it takes a while to read."""
+    file, text = tmp_path / "study.yaml", yaml.safe_dump({**SMALL, **changes}, sort_keys=False)
+    file.write_text(text)
+    if text not in PLANS:
+        PLANS[text] = read_plan(file)
+    return PLANS[text]
 
 
 # Cells

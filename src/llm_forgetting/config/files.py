@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -64,6 +65,7 @@ def config_help(cls: type = ExperimentConfig) -> str:
     return re.sub(r"\n +--\w+ CONFIG\s+Path to a configuration file\.", "", fields)  # a section is no option of ours
 
 
+@functools.cache
 def _parser(cls: type) -> Any:
     parser = ArgumentParser(prog="llm-forgetting run", exit_on_error=False, print_config=None, add_help=False)
     parser.add_argument("--config", action="config")
