@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_forgetting.cli.parser import Parser, positive
 from llm_forgetting.config.files import config_help, parse_config, parse_evaluate, parse_scan
-from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig, to_dict
+from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
 from llm_forgetting.progress import say
@@ -26,6 +26,7 @@ def landscape(arguments: list[str]) -> int:
     quiet_libraries()
     from llm_forgetting.experiment.adapter_landscape import refuse_other_scan, save_scan, scan_adapter
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+    from llm_forgetting.files import to_plain
     from llm_forgetting.report.terminal import Terminal
 
     terminal = Terminal()
@@ -40,7 +41,7 @@ def landscape(arguments: list[str]) -> int:
     with folder.locked(), log_file(folder.path / "run.log"):
         say(f"writing to {folder.path}")
         try:
-            content = scan_adapter(config, adapters, folder, terminal)
+            results = scan_adapter(config, adapters, folder, terminal)
         except KeyboardInterrupt:
             again = " ".join(
                 ["llm-forgetting landscape", *arguments, *([] if options.resume else ["--resume", str(folder.path)])]
@@ -51,7 +52,7 @@ def landscape(arguments: list[str]) -> int:
             if not any(folder.phases.iterdir()):
                 shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
             raise
-        save_scan(content, folder, dpi=config.output.dpi)
+        content = to_plain(save_scan(results, folder, dpi=config.output.dpi))
         page = _draw_report(folder.path, "landscape.json", terminal)
     _show(terminal, content, folder.path, page)
     return 0
@@ -128,18 +129,18 @@ def evaluate(arguments: list[str]) -> int:
     quiet_libraries()
     from llm_forgetting.experiment.adapter_evaluation import evaluate_adapter
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-    from llm_forgetting.files import encode_json
+    from llm_forgetting.files import encode, encode_lines, to_plain
     from llm_forgetting.report.tables.evaluation import evaluation_table
     from llm_forgetting.report.terminal import Terminal
 
     terminal = Terminal()
     adapter = Path(options.adapter) if options.adapter else None
-    content, records = evaluate_adapter(config, adapter, options.limit, terminal)
+    results, records = evaluate_adapter(config, adapter, options.limit, terminal)
     folder = RunFolder.create(Path(config.output.folder), prefix="evaluation")
     folder.phases.rmdir()
-    folder.write("items.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    folder.write("evaluation.json", encode_json(content))
-    terminal.show_table(evaluation_table(content))
+    folder.write("items.jsonl", encode_lines(records))
+    folder.write("evaluation.json", encode(results))
+    terminal.show_table(evaluation_table(to_plain(results)))
     page = _draw_report(folder.path, "evaluation.json", terminal)
     say(f"Everything is in {folder.path}: {page}evaluation.json and items.jsonl.")
     return 0
@@ -206,25 +207,24 @@ def repair(arguments: list[str]) -> int:
 def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespace) -> int:
     quiet_libraries()
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-    from llm_forgetting.experiment.experiment import load_results
     from llm_forgetting.experiment.repair import path_of
     from llm_forgetting.experiment.repair import repair as repair_run
     from llm_forgetting.experiment.session import Session
-    from llm_forgetting.files import encode_json
+    from llm_forgetting.files import encode, to_plain
     from llm_forgetting.report.tables.repair import repair_tables
     from llm_forgetting.report.terminal import Terminal
+    from llm_forgetting.results import read_results
 
     terminal, run = Terminal(), RunFolder(folder)
-    results = load_results(folder)
-    path, session = path_of(results), Session(config, folder, terminal)
-    session.frozen = results["tasks"]
+    results = read_results(folder)
+    path, session = path_of(results), Session(config, folder, terminal, frozen_tasks=results.tasks)
     with run.locked(), log_file(folder / "run.log"):
-        found = repair_run(session, path, rank=options.rank, t=options.t)
-        run.write("repair.json", encode_json({"config": to_dict(config), **found}))
-    for table in repair_tables(json.loads((folder / "repair.json").read_text(encoding="utf-8"))):
+        record = repair_run(session, path, rank=options.rank, t=options.t)
+        run.write("repair.json", encode(record))
+    for table in repair_tables(to_plain(record)):
         terminal.show_table(table)
     say(
-        f"The adapter is in {folder / found['adapter']} (PeftModel.from_pretrained loads it), the numbers in repair.json."
+        f"The adapter is in {folder / record.adapter} (PeftModel.from_pretrained loads it), the numbers in repair.json."
     )
     return 0
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -23,6 +23,7 @@ from llm_forgetting.progress import say
 if TYPE_CHECKING:
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
     from llm_forgetting.report.terminal import Terminal
+    from llm_forgetting.results import Results
 
 # The short flags of the documents, and the dotted paths they stand for.
 SHORT_FLAGS: dict[str, tuple[str, ...]] = {
@@ -125,6 +126,8 @@ def run(arguments: list[str]) -> int:
 
 def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> int:
     again = f"llm-forgetting run --resume {shlex.quote(str(folder.path))}"
+    from llm_forgetting.files import to_plain
+
     try:
         say(f"writing to {folder.path}")
         results = _experiment_in(folder, config, terminal)
@@ -136,11 +139,11 @@ def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal")
         raise UserError(
             f"{folder.path} could not be written: {error.strerror or error}; make room, then {remedy}"
         ) from error
-    terminal.show_results(results, folder.path)
+    terminal.show_results(to_plain(results), folder.path)
     return 0
 
 
-def _experiment_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> dict[str, Any]:
+def _experiment_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> "Results":
     """The experiment, with what the user can mend told apart from what only we can."""
     from safetensors import SafetensorError
 

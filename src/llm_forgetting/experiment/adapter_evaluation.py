@@ -1,32 +1,39 @@
 """Accuracy of a backbone or of anyone's saved adapter on whole test splits, as lm-evaluation-harness measures it."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from llm_forgetting.config.sections import DataConfig, EvaluateConfig, LoraConfig, to_dict
+from llm_forgetting.config.sections import DataConfig, EvaluateConfig, LoraConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.experiment.artifacts import provenance as results
+from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.item_records import item_records
 from llm_forgetting.experiment.tasks import source_of
+from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.intervals import estimate_mean, pooled_stderr, proportion
+from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem, encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score
 from llm_forgetting.progress import Progress
+from llm_forgetting.results import (
+    EvaluationResults,
+    ModelDescription,
+    PooledAccuracy,
+    SubjectEvaluation,
+    TaskEvaluation,
+)
 from llm_forgetting.tasks.sources import Source
 from llm_forgetting.tasks.task import Item
 
-Result = dict[str, Any]
 EVALUATED = "evaluated"
 
 
 def evaluate_adapter(
     config: EvaluateConfig, adapter: Path | None, limit: int | None, progress: Progress
-) -> tuple[Result, list[Result]]:
+) -> tuple[EvaluationResults, list[ItemRecord]]:
     """What evaluation.json holds, and the lines of items.jsonl.
 
     Every row of a subject's test split is scored, in file order, without anything taken out (of sources without splits, every
@@ -43,31 +50,32 @@ def evaluate_adapter(
         if adapter is None
         else LanguageModel.open_adapter(adapter, config.model, progress.note)
     )
-    tasks: list[Result] = []
-    records: list[Result] = []
+    tasks: list[TaskEvaluation] = []
+    records: list[ItemRecord] = []
     with model.without_adapter() if adapter is None else merged(model):
         for name, parts in chosen:
             subjects = []
             for part in parts:
-                found, scored, items = _score_subject(model, part, config, progress)
-                subjects.append(found)
+                subject, scored, items = _score_subject(model, part, config, progress)
+                subjects.append(subject)
                 records += item_records(EVALUATED, name, "test", items, scored)
-            tasks.append({"name": name, "subjects": subjects, "accuracy": _pooled(subjects)})
-    content = {
-        "schema_version": results.SCHEMA_VERSION,
-        "config": to_dict(config),
-        "versions": results.versions(),
-        "environment": results.environment(),
-        "source": source.description,
-        "model": model.description() if adapter is not None else {**model.description(), "adapter_parameters": 0},
-        "adapter": None if adapter is None else str(adapter),
-        "limit": limit,
-        "tasks": tasks,
-    }
-    return content, records
+            tasks.append(TaskEvaluation(name, tuple(subjects), _pooled(subjects)))
+    description = from_plain(ModelDescription, model.description())
+    results = EvaluationResults(
+        schema_version=provenance.SCHEMA_VERSION,
+        config=config,
+        versions=provenance.versions(),
+        environment=provenance.environment(),
+        source=source.description,
+        model=description if adapter is not None else replace(description, adapter_parameters=0),
+        adapter=None if adapter is None else str(adapter),
+        limit=limit,
+        tasks=tuple(tasks),
+    )
+    return results, records
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SubjectItems:
     """What is scored of a subject, and the worked examples before each question."""
 
@@ -91,32 +99,31 @@ def subject_items(source: Source, subject: str, data: DataConfig, limit: int | N
 
 def _score_subject(
     model: LanguageModel, part: SubjectItems, config: EvaluateConfig, progress: Progress
-) -> tuple[Result, AnswerStatistics, Sequence[EncodedItem]]:
+) -> tuple[SubjectEvaluation, AnswerStatistics, Sequence[EncodedItem]]:
     shots = {part.subject: part.shots}
     start = time.perf_counter()
     encoded = encode(model.tokenizer, part.items, shots, config.data.max_tokens)
     with progress.bar(part.subject, len(encoded)) as advance:
         scored = score(model, encoded, config.evaluation.batch_size, lambda n: advance(n, ""))
-    found = {
-        "name": part.subject,
-        "n": len(encoded),
-        "shots": [item.id for item in part.shots],
-        "shortened": sum(item.truncated or item.shots_dropped > 0 for item in encoded),
-        "accuracy": dataclasses.asdict(proportion(scored.correct)),
-        "loss": dataclasses.asdict(estimate_mean(scored.losses, seed=config.data.seed)),
-        "letter_mass": float(scored.letter_mass.mean()),
-        "seconds": time.perf_counter() - start,
-    }
-    return found, scored, encoded
+    evaluation = SubjectEvaluation(
+        name=part.subject,
+        n=len(encoded),
+        shots=tuple(item.id for item in part.shots),
+        shortened=sum(item.truncated or item.shots_dropped > 0 for item in encoded),
+        accuracy=proportion(scored.correct),
+        loss=estimate_mean(scored.losses, seed=config.data.seed),
+        letter_mass=float(scored.letter_mass.mean()),
+        seconds=time.perf_counter() - start,
+    )
+    return evaluation, scored, encoded
 
 
-def _pooled(subjects: Sequence[Result]) -> Result:
+def _pooled(subjects: Sequence[SubjectEvaluation]) -> PooledAccuracy:
     """Accuracy over all items of a group: subjects weighted by size; stderr as the harness pools it."""
-    correct = sum(entry["accuracy"]["correct"] for entry in subjects)
-    sizes = [entry["n"] for entry in subjects]
-    stderrs = [entry["accuracy"]["stderr"] for entry in subjects]
-    return {
-        "value": correct / sum(sizes),
-        "stderr": None if None in stderrs else pooled_stderr(stderrs, sizes),
-        "n": sum(sizes),
-    }
+    sizes = [subject.n for subject in subjects]
+    stderrs = [subject.accuracy.stderr for subject in subjects if subject.accuracy.stderr is not None]
+    return PooledAccuracy(
+        value=sum(subject.accuracy.correct for subject in subjects) / sum(sizes),
+        stderr=pooled_stderr(stderrs, sizes) if len(stderrs) == len(sizes) else None,
+        n=sum(sizes),
+    )

@@ -12,6 +12,7 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.run_results import RunResults
+from llm_forgetting.files import to_plain
 from llm_forgetting.progress import Progress, Silent
 
 
@@ -61,4 +62,4 @@ def _run(config: ExperimentConfig, folder: RunFolder, quiet: bool) -> RunResults
     progress: Progress = Silent() if quiet else Terminal()
     if not quiet:
         progress.note(f"writing to {folder.path}; if it is stopped, Experiment.resume({str(folder.path)!r}) goes on")
-    return RunResults(run_in(folder, config, progress), folder.path)
+    return RunResults(to_plain(run_in(folder, config, progress)), folder.path)

@@ -1,7 +1,6 @@
-"""Checks made before anything is trained: what would otherwise spoil every number in silence."""
+"""Sanity checks before training: what would otherwise spoil every number in silence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,27 +8,10 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.models.language.batches import ROUNDING, EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import score
+from llm_forgetting.results import GuardReport
 
 GUARD_ITEMS = 16
 LETTER_MASS_WARNING = 0.5
-
-
-@dataclass(frozen=True)
-class GuardReport:
-    """What the start-up checks measured.
-
-    `batch_logit_difference`: largest difference of a letter logit between batch size 1 and `batch_size`.
-    `repeat_loss_difference`: difference of the mean loss between two passes (nats).
-    `letter_mass`: mean probability that the base model gives to the option letters.
-    """
-
-    items: int
-    batch_size: int
-    batch_logit_difference: float
-    batch_tolerance: float
-    repeat_loss_difference: float
-    letter_mass: float
-    letter_token_ids: tuple[int, ...]
 
 
 def check(model: LanguageModel, encoded: Sequence[EncodedItem]) -> GuardReport:

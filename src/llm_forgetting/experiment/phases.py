@@ -1,90 +1,111 @@
-"""The phases of an experiment, one function each: from a session to what the phase's artifact holds."""
+"""Phases of an experiment, one function each: from a session to the record that the phase's artifact holds."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import yaml
 
 from llm_forgetting.config.sections import to_dict
+from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.experiment import guards
 from llm_forgetting.experiment.analysis.forecast import analyse_forecast, forecast_evaluations
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations
 from llm_forgetting.experiment.analysis.paths import analyse_between, no_update
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
-from llm_forgetting.experiment.artifacts.item_records import add_rotations, item_records, recovery_items, text_records
+from llm_forgetting.experiment.artifacts.item_records import (
+    item_records,
+    passage_records,
+    recovery_items,
+    with_rotations,
+)
+from llm_forgetting.experiment.artifacts.phase_artifacts import (
+    GUARDS,
+    INITIAL,
+    Lines,
+    checkpoint_name,
+    landscape_phase,
+)
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import require_trackers, training_tracked
-from llm_forgetting.experiment.session import INITIAL, Session, checkpoint_name, choose_landscape_items, frozen_items
-from llm_forgetting.files import whole_folder
+from llm_forgetting.experiment.session import Session, choose_landscape_items, frozen_splits
+from llm_forgetting.files import encode, from_plain, whole_folder
+from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.forgetting.summary import FRESH, RECOVERED
 from llm_forgetting.landscape.lowrank import read_update, write_update
-from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.scoring import merged, score_tasks
 from llm_forgetting.models.language.text_loss import text_losses
+from llm_forgetting.results import ModelDescription, Protocol, RunSetup, TaskSetup, TokenCounts, TrainingRecord
+from llm_forgetting.tasks.task import Task
 from llm_forgetting.training.fine_tuning import fine_tune, optimizer_steps, require_known_names
 from llm_forgetting.training.interventions import intervene
 
-Result = dict[str, Any]
 
-
-def set_up(session: Session, folder: RunFolder) -> Result:
-    """Phase 1: load everything, freeze and hash the splits, run the guards (kept apart: studies share them)."""
+def set_up(session: Session, folder: RunFolder) -> RunSetup:
+    """Phase 1: load everything, freeze and hash the splits, run the sanity checks (kept apart: studies share them)."""
     require_known_names(session.config.training)
     require_trackers(session.config.output.trackers)
     tasks, model, encoded = session.tasks, session.model, session.encoded
-    every = [item for task in encoded for split in SPLITS for item in task.split(split)]
-    report = folder.once("guards", lambda: dataclasses.asdict(guards.check(model, every)))
+    items = [item for task in encoded for split in SPLITS for item in task.split(split)]
+    report = folder.once(GUARDS, lambda: guards.check(model, items))
+    return RunSetup(
+        config_fingerprint=session.config.fingerprint,
+        task_names=tuple(task.name for task in tasks),
+        source=session.source.description,
+        tasks=tuple(map(_task_setup, tasks, encoded, session.landscape_items())),
+        model=from_plain(ModelDescription, model.description()),
+        initial_adapter_sha256=model.adapter_sha256(),
+        guards=report,
+        protocol=Protocol(
+            adapter="one adapter, carried from task to task",
+            optimizer="a fresh optimiser and learning-rate schedule for every task",
+            train_split="train items are cut from the task's own rows (MMLU has no training split per subject)",
+            landscape_items=f"{session.config.landscape.items} items, the same at every point and checkpoint",
+            runs=1,
+        ),
+        warnings=tuple(_setup_warnings(report.letter_mass, items)),
+    )
+
+
+def _task_setup(task: Task, encoded: EncodedTask, landscape_items: list[EncodedItem]) -> TaskSetup:
+    items = [item for split in SPLITS for item in encoded.split(split)]
+    return TaskSetup(
+        name=task.name,
+        subjects=tuple(task.subjects),
+        duplicates_removed=task.duplicates_removed,
+        shots={subject: tuple(item.id for item in shots) for subject, shots in task.shots.items()},
+        options=tuple(sorted({len(item.choices) for split in SPLITS for item in task.split(split)})),
+        prompt=task.train[0].format,
+        splits=frozen_splits(task),
+        truncated_questions=sum(item.truncated for item in items),
+        shots_dropped=sum(item.shots_dropped for item in items),
+        tokens=TokenCounts(*(sum(len(item.input_ids) for item in encoded.split(split)) for split in SPLITS)),
+        landscape_items=tuple(item.item.id for item in landscape_items),
+    )
+
+
+def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
     warnings = []
-    if report["letter_mass"] < guards.LETTER_MASS_WARNING:
+    if letter_mass < guards.LETTER_MASS_WARNING:
         warnings.append(
-            f"the base model gives the option letters {report['letter_mass']:.2f} of its probability (below "
+            f"the base model gives the option letters {letter_mass:.2f} of its probability (below "
             f"{guards.LETTER_MASS_WARNING}): it does not answer with a letter yet, so part of what is learnt is the format"
         )
-    cut = sum(item.truncated for item in every)
-    dropped = sum(item.shots_dropped for item in every)
-    if cut or dropped:
+    shortened = sum(item.truncated for item in items)
+    dropped = sum(item.shots_dropped for item in items)
+    if shortened or dropped:
         warnings.append(
-            f"{cut} of {len(every)} questions were shortened and {dropped} shots dropped to fit data.max_tokens"
+            f"{shortened} of {len(items)} questions were shortened and {dropped} shots dropped to fit data.max_tokens"
         )
-    chosen = session.landscape_items()
-    return {
-        "config_fingerprint": session.config.fingerprint,
-        "task_names": [task.name for task in tasks],
-        "source": session.source.description,
-        "tasks": [
-            {
-                "name": task.name,
-                "subjects": list(task.subjects),
-                "duplicates_removed": task.duplicates_removed,
-                "shots": {subject: [item.id for item in items] for subject, items in task.shots.items()},
-                "options": sorted({len(item.choices) for split in SPLITS for item in task.split(split)}),
-                **frozen_items(task),
-                "truncated_questions": sum(item.truncated for s in SPLITS for item in tokens.split(s)),
-                "shots_dropped": sum(item.shots_dropped for s in SPLITS for item in tokens.split(s)),
-                "tokens": {s: sum(len(item.input_ids) for item in tokens.split(s)) for s in SPLITS},
-                "landscape_items": [item.item.id for item in items],
-            }
-            for task, tokens, items in zip(tasks, encoded, chosen, strict=True)
-        ],
-        "model": model.description(),
-        "initial_adapter_sha256": model.adapter_sha256(),
-        "guards": report,
-        "protocol": {
-            "adapter": "one adapter, carried from task to task",
-            "optimizer": "a fresh optimiser and learning-rate schedule for every task",
-            "train_split": "train items are cut from the task's own rows (MMLU has no training split per subject)",
-            "landscape_items": f"{session.config.landscape.items} items, the same at every point and checkpoint",
-            "runs": 1,
-        },
-        "warnings": warnings,
-    }
+    return warnings
 
 
-def train(session: Session, k: int) -> Result:
+def train(session: Session, k: int) -> TrainingRecord:
     """Fine-tune on task k from the checkpoint after task k - 1, and save the checkpoint."""
     config, model, task = session.config.training, session.at(k - 1), session.encoded[k - 1]
     interventions = intervene(session.config.interventions, model, session.encoded[: k - 1], config.seed)
@@ -104,19 +125,19 @@ def train(session: Session, k: int) -> Result:
             advance=advance,
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
         )
-    session.trained(k)
+    session.mark_checkpoint(k)
     with whole_folder(session.checkpoint_folder(k)) as checkpoint:
         model.save(checkpoint)
         (checkpoint / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the finished run writes a card
         (checkpoint / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(session.config), sort_keys=False))
     shutil.rmtree(scratch, ignore_errors=True)
-    return {
-        "task": task.name,
-        "optimizer_steps": steps,
-        "interventions": interventions.record(model),
-        "adapter_sha256": model.adapter_sha256(),
-        "log": history,
-    }
+    return TrainingRecord(
+        task=task.name,
+        optimizer_steps=steps,
+        interventions=interventions.record(model),
+        adapter_sha256=model.adapter_sha256(),
+        log=history,
+    )
 
 
 def _recorder(session: Session, k: int) -> Callable[[int], None]:
@@ -129,49 +150,49 @@ def _recorder(session: Session, k: int) -> Callable[[int], None]:
     return record
 
 
-def evaluate(session: Session, k: int) -> list[Result]:
-    """Score the checkpoint after task k on every task and split, and on unrelated text: one record per item and passage."""
+def evaluate(session: Session, k: int) -> Lines:
+    """Score the checkpoint after task k on every task and split, and on control text: one record per item and passage."""
     model, encoded, settings = session.at(k), session.encoded, session.config.evaluation
     name, last = checkpoint_name(k), len(encoded)
     cells = [(task, split, task.split(split)) for task in encoded for split in SPLITS]
-    turned = [j for j in range(1, last) if k in (j, last)] if settings.rotations else []
-    rotations = {j: session.rotated(j, "train") for j in turned}
+    rotated = [j for j in range(1, last) if k in (j, last)] if settings.rotations else []
+    rotations = {j: session.rotated(j, "train") for j in rotated}
     groups = [items for _, _, items in cells] + [items for lists in rotations.values() for items in lists]
     total = sum(map(len, groups)) + len(session.passages)
     with session.progress.bar(f"scoring {name}", total) as advance, merged(model):
-        found = score_tasks(model, groups, settings.batch_size, lambda n: advance(n, ""))
-        texts = text_losses(model, session.passages, lambda n: advance(n, ""))
+        scores = score_tasks(model, groups, settings.batch_size, lambda n: advance(n, ""))
+        losses = text_losses(model, session.passages, lambda n: advance(n, ""))
     records = [
         record
-        for (task, split, items), scored in zip(cells, found, strict=False)
+        for (task, split, items), scored in zip(cells, scores, strict=False)
         for record in item_records(name, task.name, split, items, scored)
     ]
-    rest = iter(found[len(cells) :])
+    rest = iter(scores[len(cells) :])
     for j, lists in rotations.items():
-        add_rotations(records, encoded[j - 1].name, "train", lists, [next(rest) for _ in lists])
-    return [*records, *text_records(name, session.passages, texts)]
+        records = with_rotations(records, encoded[j - 1].name, "train", lists, [next(rest) for _ in lists])
+    return (*records, *passage_records(name, session.passages, losses))
 
 
-def recover(session: Session) -> list[Result]:
+def relearning_probe(session: Session) -> Lines:
     """For every task but the last: a few of its trained items learnt again at the last checkpoint, and its others scored."""
     settings, last = session.config.evaluation, len(session.encoded)
     starts = {RECOVERED: last, **({FRESH: 0} if settings.recovery_control else {})}
-    records: list[Result] = []
+    records: list[ItemRecord] = []
     for j, task in enumerate(session.encoded[:-1], start=1):
         chosen = recovery_items(task, settings.recovery_items, session.config.data.seed)
         others = [item for item in task.train if item not in chosen]
         for kind, start in starts.items():
             name = f"{kind}_task{j}"
-            _learn_again(session, name, start, chosen, task.name)
+            _relearn(session, name, start, chosen, task.name)
             (scored,) = score_tasks(session.model, [others], settings.batch_size)
             records += item_records(name, task.name, "train", others, scored)
-    return records
+    return tuple(records)
 
 
-def _learn_again(session: Session, name: str, start: int, chosen: list[EncodedItem], task: str) -> None:
+def _relearn(session: Session, name: str, start: int, chosen: list[EncodedItem], task: str) -> None:
     """Leave the model at the checkpoint after task number `start`, fine-tuned on `chosen`."""
     model = session.at(start)
-    session.trained(None)
+    session.mark_checkpoint(None)
     config = dataclasses.replace(session.config.training, num_epochs=session.config.evaluation.recovery_epochs)
     scratch = session.folder / "phases" / f"trainer_{name}"
     steps = optimizer_steps(len(chosen), config)
@@ -180,32 +201,29 @@ def _learn_again(session: Session, name: str, start: int, chosen: list[EncodedIt
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def analyse(session: Session, k: int, reference_norm: float | None) -> Result:
-    """Loss surfaces of every task around the checkpoint after task k."""
+def scan_landscape(session: Session, k: int, reference_norm: float | None) -> CheckpointLandscape:
+    """Loss surfaces of every task around the checkpoint after task k, distances in units of `reference_norm`."""
     model, named, settings = session.at(k), session.named_landscape_items(), session.config.landscape
     named = named[: {"all": len(named), "learnt": k, "first": 1}[settings.tasks]]
-    name = f"landscape_{checkpoint_name(k)}"
-    with session.progress.bar(f"landscape of {checkpoint_name(k)}", evaluations(settings)) as advance:
-        return analyse_landscape(
-            model,
-            named,
-            settings,
-            reference_norm=reference_norm,
-            advance=advance,
-            journal=session.journal(name),
+    name = checkpoint_name(k)
+    with session.progress.bar(f"landscape of {name}", evaluations(settings)) as advance:
+        journal = session.journal(landscape_phase(name).name)
+        return from_plain(
+            CheckpointLandscape,
+            analyse_landscape(model, named, settings, reference_norm=reference_norm, advance=advance, journal=journal),
         )
 
 
-def scan_paths(session: Session) -> Result:
+def scan_paths(session: Session) -> BetweenCheckpoints:
     """Paths between successive checkpoints, and the plane through the initial, the first and the last one."""
     last = len(session.config.data.tasks)
     updates = {checkpoint_name(k): session.at(k).adapter_factors() for k in range(1, last + 1)}
-    folders = {
+    epochs = {
         f"task {k}, epoch {int(folder.name.removeprefix('epoch_'))}": folder
         for k in range(1, last + 1)
         for folder in sorted(session.trajectory_folder(k).glob("epoch_*"))
     }
-    return analyse_between(
+    between = analyse_between(
         session.model,
         session.named_landscape_items(),
         {INITIAL: no_update(updates[checkpoint_name(1)]), **updates},
@@ -213,48 +231,48 @@ def scan_paths(session: Session) -> Result:
         progress=session.progress,
         journal=session.journal,
         pools=[len(task.split(session.config.landscape.items)) for task in session.encoded],
-        trajectory={name: partial(read_update, folder / "update.safetensors") for name, folder in folders.items()},
+        trajectory={name: partial(read_update, folder / "update.safetensors") for name, folder in epochs.items()},
     )
+    return from_plain(BetweenCheckpoints, between)
 
 
-def differentiate(session: Session, k: int) -> Result:
+def estimate_spectrum(session: Session, k: int) -> SpectrumRecord:
     """Spectrum and sharpness of the task just learnt at the checkpoint after task k."""
     settings, items = session.config.curvature, session.landscape_items()
     with session.progress.bar(f"curvature of {checkpoint_name(k)}", curvature_evaluations(settings)) as advance:
-        return analyse_curvature(
-            session.at(k),
-            items[k - 1],
-            settings,
-            batch_size=session.config.landscape.batch_size,
-            advance=advance,
+        batch_size = session.config.landscape.batch_size
+        return from_plain(
+            SpectrumRecord,
+            analyse_curvature(session.at(k), items[k - 1], settings, batch_size=batch_size, advance=advance),
         )
 
 
-def foresee(session: Session, between: Result) -> list[Result]:
+def forecast_forgetting(session: Session, between: BetweenCheckpoints) -> tuple[ForecastPhase, ...]:
     """For every step from one trained checkpoint to the next: what its start forecasts of all tasks learnt before."""
+    return tuple(_forecast(session, between, k) for k in range(1, len(session.config.data.tasks)))
+
+
+def _forecast(session: Session, between: BetweenCheckpoints, k: int) -> ForecastPhase:
     config, named = session.config, session.named_landscape_items()
     own = config.landscape.items
     other = "test" if own == "train" else "train"
-    paths = {path["from"]: path for path in between["paths"]}
-    found = []
-    for k in range(1, len(config.data.tasks)):
-        old = {
-            task.name: {own: items, other: choose_landscape_items(task.split(other), task.name, config.landscape)}
-            for task, (_, items) in list(zip(session.encoded, named, strict=True))[:k]
-        }
-        first, second = (session.at(n).adapter_factors() for n in (k, k + 1))
-        with session.progress.bar(f"forecast from {checkpoint_name(k)}", forecast_evaluations(k)) as advance:
-            foreseen = analyse_forecast(
-                session.model,
-                first,
-                second,
-                old,
-                named[k][1],
-                paths.get(checkpoint_name(k)),
-                config.curvature,
-                tau=config.landscape.tau,
-                batch_size=config.landscape.batch_size,
-                advance=advance,
-            )
-        found.append({"from": checkpoint_name(k), "to": checkpoint_name(k + 1), **foreseen})
-    return found
+    old = {
+        task.name: {own: items, other: choose_landscape_items(task.split(other), task.name, config.landscape)}
+        for task, (_, items) in list(zip(session.encoded, named, strict=True))[:k]
+    }
+    first, second = (session.at(n).adapter_factors() for n in (k, k + 1))
+    path = next((path for path in between.paths if path.start == checkpoint_name(k)), None)
+    with session.progress.bar(f"forecast from {checkpoint_name(k)}", forecast_evaluations(k)) as advance:
+        forecast = analyse_forecast(
+            session.model,
+            first,
+            second,
+            old,
+            named[k][1],
+            None if path is None else json.loads(encode(path)),
+            config.curvature,
+            tau=config.landscape.tau,
+            batch_size=config.landscape.batch_size,
+            advance=advance,
+        )
+    return from_plain(ForecastPhase, {"from": checkpoint_name(k), "to": checkpoint_name(k + 1), **forecast})

@@ -1,38 +1,30 @@
-"""The live side of a run: encoded tasks, and one model that is brought to whichever checkpoint a phase asks for."""
+"""Live side of a run: encoded tasks, and one model that is moved between checkpoints."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from llm_forgetting.config.sections import ExperimentConfig, LandscapeConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.artifacts.phase_artifacts import checkpoint_name
 from llm_forgetting.experiment.tasks import source_of, tasks_of
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.text_loss import Passage, passages
 from llm_forgetting.progress import Progress
+from llm_forgetting.results import ItemHash, Splits, TaskSetup
 from llm_forgetting.seeding import generator
 from llm_forgetting.tasks.sources import Source
 from llm_forgetting.tasks.synthetic import fillers
-from llm_forgetting.tasks.task import Task, turn
-
-INITIAL = "initial"
-
-
-def checkpoint_name(after_task: int) -> str:
-    """`initial` for 0, else `after_taskN`: the checkpoints theta_0, theta_1, ... of the method."""
-    return f"after_task{after_task}" if after_task else INITIAL
+from llm_forgetting.tasks.task import Task
+from llm_forgetting.tasks.task import turn as rotate_options
 
 
-def frozen_items(task: Task) -> dict[str, Any]:
-    """What a run freezes of a task: how its items are put to the model, and every item by id and hash."""
-    return {
-        "prompt": dataclasses.asdict(task.train[0].format),
-        "splits": {split: [{"id": item.id, "sha256": item.sha256} for item in task.split(split)] for split in SPLITS},
-    }
+def frozen_splits(task: Task) -> Splits:
+    """Items of both splits by id and hash."""
+    return Splits(*(tuple(ItemHash(item.id, item.sha256) for item in task.split(split)) for split in SPLITS))
 
 
 def choose_landscape_items(items: Sequence[EncodedItem], task: str, settings: LandscapeConfig) -> list[EncodedItem]:
@@ -42,14 +34,27 @@ def choose_landscape_items(items: Sequence[EncodedItem], task: str, settings: La
 
 
 class Session:
-    """Everything that is loaded only if a phase has to be computed: a finished run resumes without model or data."""
+    """Live side of a run: its tasks, and one model that phases move between checkpoints.
 
-    def __init__(self, config: ExperimentConfig, folder: Path, progress: Progress) -> None:
+    Invariant: the live adapter is that of the checkpoint that `at` was last asked for, or that `mark_checkpoint` last named;
+    a phase that leaves it anywhere else says so by `mark_checkpoint(None)`. Everything is loaded when it is first used, so a
+    finished run resumes without model or data.
+
+    Args:
+        config: What was asked for.
+        folder: Of the run.
+        progress: Who watches.
+        frozen_tasks: Tasks as an earlier process set them up; those loaded now must be the same.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, folder: Path, progress: Progress, frozen_tasks: Sequence[TaskSetup] = ()
+    ) -> None:
         self.config = config
         self.folder = folder
         self.progress = progress
-        self.frozen: Sequence[Mapping[str, Any]] | None = None  # the tasks as an earlier process set them up
-        self._at: int | None = 0
+        self._frozen_tasks = tuple(frozen_tasks)
+        self._live: int | None = 0
 
     @cached_property
     def source(self) -> Source:
@@ -60,8 +65,8 @@ class Session:
     def tasks(self) -> list[Task]:
         """The tasks in the order they are learnt; UserError where they are not those that the run was started with."""
         tasks = tasks_of(self.config.data, self.source)
-        for task, before in zip(tasks, self.frozen or [], strict=False):
-            if any(before.get(key, found) != found for key, found in frozen_items(task).items()):
+        for task, frozen in zip(tasks, self._frozen_tasks, strict=False):
+            if (task.train[0].format, frozen_splits(task)) != (frozen.prompt, frozen.splits):
                 raise UserError(
                     f"the items of task {task.name} and their prompt must be those that the run in {self.folder} was started "
                     "with, the data were changed since; undo the change, or start a new run"
@@ -71,7 +76,7 @@ class Session:
     @cached_property
     def model(self) -> LanguageModel:
         """Backbone and fresh adapter; `at` moves it to a checkpoint."""
-        self._at = 0
+        self._live = 0
         model = LanguageModel.load(
             self.config.model, self.config.lora, seed=self.config.training.seed, notify=self.progress.note
         )
@@ -95,17 +100,17 @@ class Session:
     def at(self, after_task: int) -> LanguageModel:
         """The model with the adapter of the checkpoint after task number `after_task` (0: the fresh one)."""
         model = self.model
-        if self._at != after_task:
+        if self._live != after_task:
             if after_task:
                 model.load_adapter_weights(self.checkpoint_folder(after_task))
             else:
                 model.set_adapter_state(self._initial)
-            self._at = after_task
+            self._live = after_task
         return model
 
-    def trained(self, after_task: int | None) -> None:
+    def mark_checkpoint(self, after_task: int | None) -> None:
         """Say that the live adapter now is the checkpoint after task number `after_task`, or (None) that of none."""
-        self._at = after_task
+        self._live = after_task
 
     def checkpoint_folder(self, after_task: int) -> Path:
         """`checkpoint_after_taskN` in the run folder."""
@@ -126,11 +131,11 @@ class Session:
         An item that has fewer options than the longest is in fewer lists. Those of one item share a beginning, its question.
         """
         chosen, shots = self.tasks[task - 1].split(split), self.tasks[task - 1].shots
-        turned = [
-            [turn(item, places) for item in chosen if places < len(item.choices)]
+        rotations = [
+            [rotate_options(item, places) for item in chosen if places < len(item.choices)]
             for places in range(1, max(len(item.choices) for item in chosen))
         ]
-        encoded = [encode(self.model.tokenizer, items, shots, self.config.data.max_tokens) for items in turned]
+        encoded = [encode(self.model.tokenizer, items, shots, self.config.data.max_tokens) for items in rotations]
         if shots:
             return encoded
         return [[dataclasses.replace(item, kin=item.item.id) for item in items] for items in encoded]
@@ -141,8 +146,8 @@ class Session:
         text = self.config.evaluation.text
         if text is None and self.config.data.source == "synthetic":
             return [
-                Passage(f"passage/{n}", tuple(self.model.tokenizer(said)["input_ids"]))
-                for n, said in enumerate(fillers())
+                Passage(f"passage/{n}", tuple(self.model.tokenizer(text)["input_ids"]))
+                for n, text in enumerate(fillers())
             ]
         return passages(text, self.model.tokenizer, self.config.data.max_tokens)
 

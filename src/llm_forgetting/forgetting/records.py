@@ -12,6 +12,7 @@ from llm_forgetting.arrays import Floats1, Floats2
 from llm_forgetting.files import OMITTED, reshaped
 from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
 from llm_forgetting.forgetting.measures import MeasureForgetting
+from llm_forgetting.forgetting.scores import Split
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class ItemRecord:
 
     checkpoint: str
     task: str
-    split: Literal["train", "test"]
+    split: Split
     id: str
     subject: str
     answer: str

@@ -12,7 +12,8 @@ from llm_forgetting.arrays import Floats
 
 Measure = Literal["accuracy", "loss"]
 
-SPLITS = ("train", "test")
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from llm_forgetting.config.files import parse_config
 from llm_forgetting.errors import UserError, is_out_of_memory
 from llm_forgetting.experiment.artifacts.logs import log_file
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-from llm_forgetting.files import encode_json, write_text
+from llm_forgetting.files import encode_json, to_plain, write_text
 from llm_forgetting.study.measures import numbers_of
 from llm_forgetting.study.shared_first_task import take_base, take_half
 
@@ -69,10 +69,10 @@ def _run(job: Job, started: float) -> None:
     record = {
         "cell": job.cell,
         **job.label,
-        "fingerprint": results["config_fingerprint"],
-        **numbers_of(results),
-        "answer": results["answer"],
-        "versions": results["versions"],
+        "fingerprint": results.config_fingerprint,
+        **numbers_of(to_plain(results)),
+        "answer": results.answer,
+        "versions": results.versions,
         "wall_seconds": time.perf_counter() - started,
         "shared_half": job.donor is not None,
     }

@@ -15,9 +15,11 @@ from transformers.training_args import OptimizerNames
 
 from llm_forgetting.config.sections import TrainingConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.files import from_plain
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.results import TrainingStep
 from llm_forgetting.seeding import derive_seed, generator
 from llm_forgetting.training.interventions import Interventions, TwoPasses
 
@@ -174,7 +176,7 @@ def fine_tune(
     trackers: Sequence[str] = (),
     advance: Callable[[int, str], None] = lambda steps, text: None,
     record: Callable[[int], None] = lambda epoch: None,
-) -> list[dict[str, float]]:
+) -> tuple[TrainingStep, ...]:
     """Train the live adapter on `items` with a fresh optimiser and schedule; returns the log, one entry per step.
 
     Of `interventions`, SAM and anchor; replayed items are among `items`.
@@ -185,7 +187,6 @@ def fine_tune(
     epoch; optimiser and RNG states): a phase that was killed goes on from the last whole epoch. The caller deletes it.
     """
     seed = derive_seed(config.seed, "training", stream) % 2**32
-    _ = model.packs  # tried out before dropout is on and random numbers count
     sampler = LengthBucketSampler([len(item.input_ids) for item in items], config.batch_size, seed)
     steps = optimizer_steps(len(items), config)
     trainer = AnswerTrainer(
@@ -207,9 +208,7 @@ def fine_tune(
         trainer.train(resume_from_checkpoint=_last_checkpoint(scratch))
     finally:
         model.peft_model.eval()
-    keys = ("epoch", "step", "loss", "grad_norm", "learning_rate")
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return [{key: float(entry[key]) for key in keys if key in entry} for entry in history]
+    return tuple(from_plain(TrainingStep, entry) for entry in trainer.state.log_history if "loss" in entry)
 
 
 def _printer(trainer: Trainer) -> Any:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.models.adapter.adapted_model import AdaptedModel
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
+from llm_forgetting.results import AnchorRecord, InterventionRecord, SharpnessAwareRecord
 from llm_forgetting.seeding import generator
 
 # Keeps the ascent finite where the gradient is 0; that of pytorch-optimizer's SAM.
@@ -163,19 +163,18 @@ class Interventions:
         return [item for items in self.replayed.values() for item in items]
 
     @torch.no_grad()
-    def record(self, model: AdaptedModel) -> dict[str, Any]:
-        """For results.json, after training: what was on, which items were replayed, where the anchored adapter ended."""
+    def record(self, model: AdaptedModel) -> InterventionRecord:
+        """What was on in a training that is over, which items were replayed, and where the anchored adapter ended."""
         anchor = None
         if self.anchor is not None:
             squared = max(float(self.anchor.squared_distance(model.live_factors())), 0.0)
-            penalty = self.anchor.strength / 2 * squared
-            anchor = {"strength": self.anchor.strength, "penalty": penalty, "distance": math.sqrt(squared)}
-        return {
-            "sam": None if self.sam is None else {"rho": self.sam.rho, "adaptive": self.sam.adaptive},
-            "replayed": {task: [item.item.id for item in items] for task, items in self.replayed.items()},
-            "anchor": anchor,
-            "rescale": self.rescale,
-        }
+            anchor = AnchorRecord(self.anchor.strength, self.anchor.strength / 2 * squared, math.sqrt(squared))
+        return InterventionRecord(
+            sam=None if self.sam is None else SharpnessAwareRecord(self.sam.rho, self.sam.adaptive),
+            replayed={task: tuple(item.item.id for item in items) for task, items in self.replayed.items()},
+            anchor=anchor,
+            rescale=self.rescale,
+        )
 
 
 def intervene(

@@ -1,68 +1,67 @@
-"""The lines of items.jsonl: what a checkpoint said of every item and passage."""
+"""Lines of items.jsonl: the scores of every item and passage at a checkpoint."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
+import numpy as np
+
+from llm_forgetting.arrays import Floats
+from llm_forgetting.forgetting.records import ItemRecord, PassageRecord
+from llm_forgetting.forgetting.scores import Split
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.text_loss import Passage
 from llm_forgetting.seeding import generator
 
-Record = dict[str, Any]
-
 
 def item_records(
-    checkpoint: str, task: str, split: str, items: Sequence[EncodedItem], scored: AnswerStatistics
-) -> list[Record]:
+    checkpoint: str, task: str, split: Split, items: Sequence[EncodedItem], scored: AnswerStatistics
+) -> list[ItemRecord]:
     """One record per item of one cell."""
     predictions, correct, losses = scored.predictions, scored.correct, scored.losses
     return [
-        {
-            "checkpoint": checkpoint,
-            "task": task,
-            "split": split,
-            "id": item.item.id,
-            "subject": item.item.subject,
-            "answer": item.item.letters[item.item.answer],
-            "predicted": item.item.letters[int(predictions[row])],
-            "correct": bool(correct[row]),
-            "loss": float(losses[row]),
-            "letter_logits": scored.letter_logits[row, : len(item.letter_ids)].tolist(),
-            "rest": float(scored.rest[row]),
-        }
+        ItemRecord(
+            checkpoint=checkpoint,
+            task=task,
+            split=split,
+            id=item.item.id,
+            subject=item.item.subject,
+            answer=item.item.letters[item.item.answer],
+            predicted=item.item.letters[int(predictions[row])],
+            correct=bool(correct[row]),
+            loss=float(losses[row]),
+            letter_logits=scored.letter_logits[row, : len(item.letter_ids)],
+            rest=float(scored.rest[row]),
+        )
         for row, item in enumerate(items)
     ]
 
 
-def add_rotations(
-    records: Sequence[Record],
+def with_rotations(
+    records: Sequence[ItemRecord],
     task: str,
-    split: str,
+    split: Split,
     rotated: Sequence[Sequence[EncodedItem]],
     scored: Sequence[AnswerStatistics],
-) -> None:
-    """Write `rotated_letter_logits` into the records of `task` and `split`, one list of logits per rotation."""
-    found: dict[str, list[list[float]]] = {}
+) -> list[ItemRecord]:
+    """`records`, those of `task` and `split` with `rotated_letter_logits`, one row of logits per rotation."""
+    rotations: dict[str, list[Floats]] = {}
     for items, statistics in zip(rotated, scored, strict=True):
         for row, item in enumerate(items):
-            logits = statistics.letter_logits[row, : len(item.letter_ids)].tolist()
-            found.setdefault(item.item.id, []).append(logits)
-    for record in records:
-        if record["task"] == task and record["split"] == split:
-            record["rotated_letter_logits"] = found[record["id"]]
+            rotations.setdefault(item.item.id, []).append(statistics.letter_logits[row, : len(item.letter_ids)])
+    return [
+        replace(record, rotated_letter_logits=np.stack(rotations[record.id]))
+        if (record.task, record.split) == (task, split)
+        else record
+        for record in records
+    ]
 
 
-def text_records(checkpoint: str, texts: Sequence[Passage], losses: Sequence[float]) -> list[Record]:
+def passage_records(checkpoint: str, passages: Sequence[Passage], losses: Sequence[float]) -> list[PassageRecord]:
     """One record per passage: its loss in nats per token."""
     return [
-        {
-            "checkpoint": checkpoint,
-            "split": "text",
-            "id": text.id,
-            "tokens": len(text.input_ids) - 1,
-            "loss": loss,
-        }
-        for text, loss in zip(texts, losses, strict=True)
+        PassageRecord(checkpoint, "text", passage.id, len(passage.input_ids) - 1, loss)
+        for passage, loss in zip(passages, losses, strict=True)
     ]
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from llm_forgetting.results import Timing
+
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -53,12 +55,10 @@ class Meter:
         self._wall_seconds = time.perf_counter() - self._start
         self._peak_bytes = peak_resident_bytes()
 
-    def reading(self) -> dict[str, float]:
-        """`wall_seconds`, `peak_memory_bytes` (resident), and on a GPU `peak_gpu_memory_bytes`."""
-        reading = {"wall_seconds": round(self._wall_seconds, 3), "peak_memory_bytes": self._peak_bytes}
-        if self._cuda is not None:
-            reading["peak_gpu_memory_bytes"] = self._cuda.max_memory_allocated()
-        return reading
+    def reading(self) -> Timing:
+        """What the block took."""
+        gpu_bytes = None if self._cuda is None else self._cuda.max_memory_allocated()
+        return Timing(round(self._wall_seconds, 3), self._peak_bytes, gpu_bytes)
 
 
 def _cuda_in_use() -> Any:

@@ -1,12 +1,23 @@
-"""From the phases' artifacts to results.json: assembly, schema version, provenance. No torch."""
+"""Provenance of a result: schema version, versions and machine; and what of a phase stands in results.json. No torch."""
 
 import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Final, Literal, TypeVar
 
-SCHEMA_VERSION = 1
+from llm_forgetting.landscape.records import (
+    BetweenCheckpoints,
+    CheckpointLandscape,
+    PathProfile,
+    PlaneSurface,
+    TaskSurface,
+)
+from llm_forgetting.results import Environment
+
+SCHEMA_VERSION: Final[Literal[1]] = 1
+Scan = TypeVar("Scan", TaskSurface, PathProfile, PlaneSurface)
 _PACKAGES = (
     "llm-forgetting",
     "torch",
@@ -22,25 +33,34 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of every package that computes a number."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed (run from source)"
-    return found
+            installed[package] = "not installed (run from source)"
+    return installed
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """The machine, as far as it can change a rounding error."""
-    return {"platform": platform.platform(), "machine": platform.machine(), "cpu_count": os.cpu_count()}
+    return Environment(platform.platform(), platform.machine(), os.cpu_count())
 
 
-def without_raw_logits(content: Any) -> Any:
-    """A phase's result as it stands in results.json: surfaces and numbers, no per-item logits, at any depth."""
-    raw = ("letter_logits", "rest", "answers")
-    if isinstance(content, Mapping):
-        return {key: without_raw_logits(value) for key, value in content.items() if key not in raw}
-    if isinstance(content, list) and content and isinstance(content[0], Mapping):
-        return [without_raw_logits(value) for value in content]
-    return content
+def surfaces_alone(landscape: CheckpointLandscape) -> CheckpointLandscape:
+    """A landscape as it stands in results.json: no logits of items."""
+    return replace(landscape, surfaces=_without_logits(landscape.surfaces))
+
+
+def profiles_alone(between: BetweenCheckpoints) -> BetweenCheckpoints:
+    """Paths and plane as they stand in results.json: no logits of items."""
+    plane = between.checkpoint_plane
+    return replace(
+        between,
+        paths=tuple(replace(path, tasks=_without_logits(path.tasks)) for path in between.paths),
+        checkpoint_plane=None if plane is None else replace(plane, surfaces=_without_logits(plane.surfaces)),
+    )
+
+
+def _without_logits(scans: Mapping[str, Scan]) -> dict[str, Scan]:
+    return {task: replace(scan, letter_logits=None, rest=None, answers=None) for task, scan in scans.items()}

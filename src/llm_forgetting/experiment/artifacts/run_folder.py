@@ -1,17 +1,19 @@
 """The run folder: every artifact is written whole or not at all, and a phase whose artifact exists is not computed again."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.meter import Meter
-from llm_forgetting.files import Json, encode_json, write_text
+from llm_forgetting.experiment.artifacts.phase_artifacts import Phase, PhaseArtifact, Result, artifact_kind
+from llm_forgetting.files import decode, encode, write_text
+from llm_forgetting.results import Timing
 
 
 class RunFolder:
@@ -69,37 +71,39 @@ class RunFolder:
         if not any(self.phases.glob("*.json")):
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def once(self, name: str, compute: Callable[[], Json]) -> Json:
-        """The result of phase `name`: read back if it is there, else computed, measured and written.
+    def once(self, phase: Phase[Result], compute: Callable[[], Result]) -> Result:
+        """The result of `phase`: read back if it is there, else computed, measured and written.
 
-        The artifact `phases/NAME.json` holds `result`, `wall_seconds` and `peak_memory_bytes`. What is returned has
-        been through JSON in both cases, so that a resumed run sees exactly what an uninterrupted one saw.
+        What is returned has been through JSON in both cases, so that a resumed run sees exactly what an uninterrupted one saw.
         """
-        path = self.phases / f"{name}.json"
-        if not path.exists():
+        if not self.has(phase):
             with Meter() as meter:
                 result = compute()
-            write_text(path, encode_json({"phase": name, **meter.reading(), "result": result}))
+            artifact = PhaseArtifact(phase=phase.name, **vars(meter.reading()), result=result)
+            write_text(self._artifact(phase.name), encode(artifact, artifact_kind(phase)))
             for journal in self.phases.glob("*.journal"):  # what it held is in the artifact now
                 journal.unlink()
-        return json.loads(path.read_text(encoding="utf-8"))["result"]
+        return self._read(phase)
 
-    def has(self, name: str) -> bool:
-        """Whether phase `name` has been computed."""
-        return (self.phases / f"{name}.json").exists()
+    def read(self, phase: Phase[Result]) -> Result | None:
+        """The result of `phase`, None where it has not been computed."""
+        return self._read(phase) if self.has(phase) else None
 
-    def timings(self) -> dict[str, dict[str, float]]:
-        """Wall seconds and peak memory of every phase computed so far, in the order of the file names' creation."""
+    def _read(self, phase: Phase[Result]) -> Result:
+        path = self._artifact(phase.name)
+        return decode(artifact_kind(phase), path.read_bytes(), file=path.name).result
+
+    def has(self, phase: Phase[Any]) -> bool:
+        """Whether `phase` has been computed."""
+        return self._artifact(phase.name).exists()
+
+    def _artifact(self, phase: str) -> Path:
+        return self.phases / f"{phase}.json"
+
+    def timings(self) -> dict[str, Timing]:
+        """Wall seconds and peak memory of every phase computed so far, in the order of the files' creation."""
         files = sorted(self.phases.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        entries = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-        keys = ("wall_seconds", "peak_memory_bytes", "peak_gpu_memory_bytes")
-        return {entry["phase"]: {key: entry[key] for key in keys if key in entry} for entry in entries}
-
-    def save_results(self, content: dict[str, Json]) -> dict[str, Json]:
-        """Write results.json, the last artifact of a run; returns its content as a reader will see it."""
-        path = self.write("results.json", encode_json(content))
-        saved: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
-        return saved
+        return {path.stem: decode(Timing, path.read_bytes(), file=path.name) for path in files}
 
     def write(self, name: str, text: str) -> Path:
         """Write `text` to file `name` of the folder, atomically."""

@@ -106,7 +106,7 @@ class LanguageModel(AdaptedModel):
         dtype: torch.dtype = next(p.dtype for p in self.peft_model.parameters() if id(p) not in adapter)
         return dtype
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, str | int]:
         """Name, architecture, sizes, precision and adapter, for the results."""
         update = self.adapter_factors()
         adapter = sum(pair.A.numel() + pair.B.numel() for pair in update.values())
