@@ -16,9 +16,9 @@ from llm_forgetting.arrays import Floats
 from llm_forgetting.config.sections import LandscapeConfig
 from llm_forgetting.experiment.analysis import paths as between_checkpoints
 from llm_forgetting.experiment.analysis.checkpoint_plane import analyse_checkpoint_plane, plane_evaluations
-from llm_forgetting.experiment.analysis.paths import analyse_between, analyse_path, no_update, path_evaluations
+from llm_forgetting.experiment.analysis.paths import analyse_between, analyse_path, path_evaluations
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.lowrank import Update, combination
 from llm_forgetting.landscape.path import interpolate, selection_mask
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem
@@ -36,11 +36,13 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def make(seed: int, rank: int = 2, size: float = 0.3) -> Update:
-    return {
-        name: Factors(B=size * draw(rows, rank, seed=seed), A=draw(rank, columns, seed=seed + 1))
-        for name, (rows, columns) in SHAPES.items()
-    }
+def make(seed: int, rank: int = 2, size: float = 0.3) -> WeightUpdate:
+    return WeightUpdate(
+        {
+            name: Factors(B=size * draw(rows, rank, seed=seed), A=draw(rank, columns, seed=seed + 1))
+            for name, (rows, columns) in SHAPES.items()
+        }
+    )
 
 
 def vector(update: Mapping[str, Factors]) -> Floats:
@@ -48,7 +50,7 @@ def vector(update: Mapping[str, Factors]) -> Floats:
     return np.asarray(torch.cat(parts).numpy())
 
 
-FIRST, SECOND, ORIGIN = make(0), make(10, rank=3), no_update(make(0))
+FIRST, SECOND, ORIGIN = make(0), make(10, rank=3), WeightUpdate.zero(make(0))
 ENDS = [vector(FIRST), vector(SECOND)]
 
 
@@ -104,7 +106,7 @@ class Bowls:
 
     @contextmanager
     def evaluating(self) -> Iterator[Any]:
-        def values_at(points: Iterable[Update]) -> Iterator[Floats]:
+        def values_at(points: Iterable[WeightUpdate]) -> Iterator[Floats]:
             for point in points:
                 dW = vector(point)
                 self.visited.append(dW)
@@ -234,7 +236,7 @@ def test_a_path_to_itself_is_flat(bowls: Bowls) -> None:
 # The plane
 
 
-def plane(trajectory: Mapping[str, Update] | None = None, config: LandscapeConfig = CONFIG) -> dict[str, Any]:
+def plane(trajectory: Mapping[str, WeightUpdate] | None = None, config: LandscapeConfig = CONFIG) -> dict[str, Any]:
     loaders = {name: (lambda update=update: update) for name, update in (trajectory or {}).items()}
     three = {"initial": ORIGIN, "after_task1": FIRST, "after_task2": SECOND}
     return analyse_checkpoint_plane(
@@ -308,8 +310,8 @@ def test_the_plane_is_drawn_on_the_triangle_and_a_margin(bowls: Bowls) -> None:
 
 
 def test_updates_of_the_trajectory_are_projected(bowls: Bowls) -> None:
-    halfway = combination([(0.5, FIRST), (0.3, make(20, size=0.1))])
-    far = combination([(-3.0, FIRST), (1.0, make(30))])
+    halfway = WeightUpdate.combine([(0.5, FIRST), (0.3, make(20, size=0.1))])
+    far = WeightUpdate.combine([(-3.0, FIRST), (1.0, make(30))])
     found = plane({"halfway": halfway, "far": far, "corner": SECOND})["trajectory"]
     u, v = basis()
     assert [entry["name"] for entry in found] == ["halfway", "far", "corner"]
@@ -329,7 +331,9 @@ def test_updates_of_the_trajectory_are_projected(bowls: Bowls) -> None:
 # What cannot be measured
 
 
-def between(tmp_path: Path, checkpoints: Mapping[str, Update], config: LandscapeConfig = CONFIG) -> dict[str, Any]:
+def between(
+    tmp_path: Path, checkpoints: Mapping[str, WeightUpdate], config: LandscapeConfig = CONFIG
+) -> dict[str, Any]:
     return analyse_between(
         NO_MODEL, named(), checkpoints, config, progress=Silent(), journal=lambda name: tmp_path / f"{name}.journal"
     )
@@ -354,7 +358,7 @@ def test_a_plane_that_is_not_asked_for_is_not_measured(bowls: Bowls, tmp_path: P
 
 
 def test_checkpoints_on_one_line_have_a_path_and_no_plane(bowls: Bowls, tmp_path: Path) -> None:
-    found = between(tmp_path, {"initial": ORIGIN, "one": FIRST, "two": combination([(2.0, FIRST)])})
+    found = between(tmp_path, {"initial": ORIGIN, "one": FIRST, "two": WeightUpdate.combine([(2.0, FIRST)])})
     assert len(found["paths"]) == 1
     assert found["checkpoint_plane"] is None
     (note,) = found["between_notes"]
@@ -401,16 +405,18 @@ def test_a_path_that_is_stopped_goes_on_and_is_the_same(monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def trained(llama_folder: Path) -> tuple[LanguageModel, Items, Update, Update]:
+def trained(llama_folder: Path) -> tuple[LanguageModel, Items, WeightUpdate, WeightUpdate]:
     """A model, 7 and 4 items, and its adapter after two moderate steps."""
     model = load(llama_folder)
     items = make_encoded(model, 11, options=[4, 5])
     first = model.adapter_factors()
     generator = torch.Generator().manual_seed(5)
-    second = {
-        name: Factors(B=pair.B + 0.15 * torch.randn(pair.B.shape, generator=generator), A=1.1 * pair.A)
-        for name, pair in first.items()
-    }
+    second = WeightUpdate(
+        {
+            name: Factors(B=pair.B + 0.15 * torch.randn(pair.B.shape, generator=generator), A=1.1 * pair.A)
+            for name, pair in first.items()
+        }
+    )
     return model, [("trees", items[:7]), ("birds", items[7:])], first, second
 
 
@@ -430,12 +436,12 @@ def merged_losses(update: Mapping[str, Floats], items: Sequence[EncodedItem]) ->
         )
 
 
-def dense(update: Update) -> dict[str, Floats]:
+def dense(update: WeightUpdate) -> dict[str, Floats]:
     return {name: (pair.B.double() @ pair.A.double()).numpy() for name, pair in update.items()}
 
 
 def test_the_path_of_a_model_is_the_loss_of_weights_merged_by_hand(
-    trained: tuple[LanguageModel, Items, Update, Update],
+    trained: tuple[LanguageModel, Items, WeightUpdate, WeightUpdate],
 ) -> None:
     model, items, first, second = trained
     before = model.adapter_sha256()
@@ -463,10 +469,10 @@ def test_the_path_of_a_model_is_the_loss_of_weights_merged_by_hand(
 
 
 def test_the_checkpoint_plane_of_a_model_is_the_loss_of_weights_merged_by_hand(
-    trained: tuple[LanguageModel, Items, Update, Update],
+    trained: tuple[LanguageModel, Items, WeightUpdate, WeightUpdate],
 ) -> None:
     model, items, first, second = trained
-    three = {"initial": no_update(first), "after_task1": first, "after_task2": second}
+    three = {"initial": WeightUpdate.zero(first), "after_task1": first, "after_task2": second}
     config = LandscapeConfig(batch_size=4, resolution=9, max_evaluations=40)
     found = analyse_checkpoint_plane(
         model, items, three, config, advance=lambda steps, text: None, trajectory={"epoch 1": lambda: first}

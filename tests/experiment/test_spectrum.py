@@ -18,8 +18,8 @@ from tiny_models import load, make_encoded
 from llm_forgetting.config.sections import CurvatureConfig
 from llm_forgetting.experiment.analysis.forecast import with_weights
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import canonicalise
-from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.models.hessian.coordinates import Coordinates, random_update
 from llm_forgetting.models.hessian.products import products_at
 from llm_forgetting.models.language.scoring import score
@@ -115,7 +115,7 @@ def test_random_updates_have_independent_entries_of_variance_one() -> None:
 
     from llm_forgetting.landscape.gauge import Factors
 
-    like: Update = {"a": Factors(torch.zeros(3, 2), torch.zeros(2, 2))}
+    like: WeightUpdate = WeightUpdate({"a": Factors(torch.zeros(3, 2), torch.zeros(2, 2))})
     drawn = [random_update(like, seed=1, number=n, rank=16)["a"] for n in range(4000)]
     entries = torch.stack([(pair.B @ pair.A).flatten() for pair in drawn])
     torch.testing.assert_close(entries.T @ entries / 4000, torch.eye(6), atol=0.1, rtol=0)

@@ -16,15 +16,8 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis import landscape as landscape_analysis
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape
 from llm_forgetting.landscape import directions as directions_module
-from llm_forgetting.landscape.directions import (
-    Direction,
-    combined,
-    inner,
-    norm,
-    orthogonal_directions,
-    point,
-    random_direction,
-)
+from llm_forgetting.landscape.directions import orthogonal_directions, random_direction
+from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import (
     CanonicalAdapter,
     Factors,
@@ -120,8 +113,8 @@ def test_rank_above_the_size_of_the_module(shape: tuple[int, int]) -> None:
     assert module.factors.A.shape == (6, shape[1])
     assert_close(matrix(module.factors), matrix(factors["narrow"]), 1e-12)
     (direction,) = orthogonal_directions(adapter, 0, 1, 1.0)
-    assert point(adapter, [(0.3, direction)])["narrow"].B.shape == (shape[0], 6)
-    assert norm(direction) == pytest.approx(1.0, rel=1e-6)
+    assert WeightUpdate.canonical(adapter).moved([(0.3, direction)])["narrow"].B.shape == (shape[0], 6)
+    assert direction.norm() == pytest.approx(1.0, rel=1e-6)
 
 
 def test_regauged_is_the_same_function_written_otherwise() -> None:
@@ -194,7 +187,10 @@ def test_points_of_the_plane_do_not_depend_on_the_gauge(spectrum: str) -> None:
     def plane(written: dict[str, Factors]) -> list[Tensor]:
         adapter = canonicalise(written)
         d, e = orthogonal_directions(adapter, 11, 2, adapter_norm(adapter))
-        return [matrix(point(adapter, [(a, d), (b, e)])["w"]) for a, b in ((0, 0), (1, 0), (0, -1), (0.7, 0.4))]
+        return [
+            matrix(WeightUpdate.canonical(adapter).moved([(a, d), (b, e)])["w"])
+            for a, b in ((0, 0), (1, 0), (0, -1), (0.7, 0.4))
+        ]
 
     here = plane(factors)
     gauges = [regauged(factors, seed) for seed in range(3)]
@@ -236,40 +232,44 @@ def test_one_index_is_one_ambient_direction_at_two_checkpoints() -> None:
     assert_close(G2, gaussian(3, 1, "w", "A", (5, 5)), 1e-4)
 
 
-def cosines(directions: list[Direction]) -> list[float]:
-    return [abs(inner(d, e)) / (norm(d) * norm(e)) for n, d in enumerate(directions) for e in directions[:n]]
+def cosines(directions: list[FactorStep]) -> list[float]:
+    return [abs(d.inner(e)) / (d.norm() * e.norm()) for n, d in enumerate(directions) for e in directions[:n]]
 
 
 def test_directions_are_orthogonal_and_of_the_length_asked_for() -> None:
     adapter = canonicalise({n: Factors(p.B.float(), p.A.float()) for n, p in some_factors().items()})
     directions = orthogonal_directions(adapter, 0, 6, 2.5)
     assert max(cosines(directions)) < 1e-6
-    assert [norm(d) for d in directions] == pytest.approx([2.5] * 6, rel=1e-6)
+    assert [d.norm() for d in directions] == pytest.approx([2.5] * 6, rel=1e-6)
     first = random_direction(adapter, 0, 0)
-    assert inner(first, directions[0]) == pytest.approx(norm(first) * 2.5, rel=1e-6)
+    assert first.inner(directions[0]) == pytest.approx(first.norm() * 2.5, rel=1e-6)
 
 
 def test_the_later_direction_keeps_what_is_not_along_the_earlier_ones() -> None:
     adapter = canonicalise(some_factors())
     d, e = orthogonal_directions(adapter, 0, 2, 1.0)
     drawn = random_direction(adapter, 0, 1)
-    rest = combined([(1.0, drawn), (-inner(drawn, d), d)])
-    assert inner(rest, e) == pytest.approx(norm(rest), rel=1e-6)
+    rest = FactorStep.combine([(1.0, drawn), (-drawn.inner(d), d)])
+    assert rest.inner(e) == pytest.approx(rest.norm(), rel=1e-6)
 
 
 def test_nearly_parallel_directions_come_out_orthogonal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single projection in float32 would leave a cosine of about 1e-3 here."""
     adapter = canonicalise({n: Factors(p.B.float(), p.A.float()) for n, p in some_factors().items()})
 
-    def nearly_parallel(adapter: object, seed: int, index: int) -> Direction:
+    def nearly_parallel(adapter: object, seed: int, index: int) -> FactorStep:
         first = random_direction(canonical, seed, 0)
-        return first if index == 0 else combined([(1.0, first), (1e-4, random_direction(canonical, seed, index))])
+        return (
+            first
+            if index == 0
+            else FactorStep.combine([(1.0, first), (1e-4, random_direction(canonical, seed, index))])
+        )
 
     canonical = adapter
     monkeypatch.setattr(directions_module, "random_direction", nearly_parallel)
     directions = orthogonal_directions(adapter, 0, 3, 1.0)
     assert max(cosines(directions)) < 1e-6
-    assert [norm(d) for d in directions] == pytest.approx([1.0] * 3, rel=1e-6)
+    assert [d.norm() for d in directions] == pytest.approx([1.0] * 3, rel=1e-6)
 
 
 def test_a_fresh_adapter_has_no_directions() -> None:
@@ -296,7 +296,7 @@ def test_norms_in_closed_form() -> None:
 def test_point_is_the_product_of_the_moved_factors() -> None:
     adapter = canonicalise(some_factors())
     d, e = orthogonal_directions(adapter, 0, 2, 1.0)
-    moved = point(adapter, [(0.3, d), (-0.8, e)])
+    moved = WeightUpdate.canonical(adapter).moved([(0.3, d), (-0.8, e)])
     for name, module in adapter.items():
         base = module.factors
         torch.testing.assert_close(moved[name].B, base.B + 0.3 * d[name].B - 0.8 * e[name].B, rtol=1e-6, atol=1e-7)
@@ -348,7 +348,7 @@ def test_mean_rise_is_one_number_in_adapter_space_and_four_in_raw_coordinates() 
         raw[name] = sum(rises) / len(rises)
         adapter = canonicalise({"w": Factors(B=b, A=a)})
         moved = [
-            point(adapter, [(s * 0.25, direction)])["w"]
+            WeightUpdate.canonical(adapter).moved([(s * 0.25, direction)])["w"]
             for direction in orthogonal_directions(adapter, 0, 8, adapter_norm(adapter))
             for s in (1, -1)
         ]
@@ -430,7 +430,9 @@ class Recomputed:
         self.frozen = {name: self.modules[name].weight.detach().clone() for name in self.adapter}
 
     def losses(self, steps: list[float]) -> dict[str, float]:
-        for name, pair in point(self.adapter, list(zip(steps, self.directions, strict=False))).items():
+        for name, pair in (
+            WeightUpdate.canonical(self.adapter).moved(list(zip(steps, self.directions, strict=False))).items()
+        ):
             self.modules[name].weight.data = self.frozen[name] + pair.B @ pair.A
         with torch.no_grad():
             return {task: sum(map(self._loss, group)) / len(group) for task, group in self.groups.items()}

@@ -9,8 +9,9 @@ import torch
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.checkpoint_plane import CheckpointPlane
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, regauged
-from llm_forgetting.landscape.lowrank import Update, combination, inner, norm, truncated
+from llm_forgetting.landscape.lowrank import truncated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,15 +24,17 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def make(seed: int, ranks: Mapping[str, int] = RANKS, size: float = 1.0) -> Update:
-    return {
-        name: Factors(B=size * draw(rows, ranks[name], seed=seed), A=draw(ranks[name], columns, seed=seed + 1))
-        for name, (rows, columns) in SHAPES.items()
-    }
+def make(seed: int, ranks: Mapping[str, int] = RANKS, size: float = 1.0) -> WeightUpdate:
+    return WeightUpdate(
+        {
+            name: Factors(B=size * draw(rows, ranks[name], seed=seed), A=draw(ranks[name], columns, seed=seed + 1))
+            for name, (rows, columns) in SHAPES.items()
+        }
+    )
 
 
-def single(update: Update) -> Update:
-    return {name: Factors(B=pair.B.float(), A=pair.A.float()) for name, pair in update.items()}
+def single(update: WeightUpdate) -> WeightUpdate:
+    return WeightUpdate({name: Factors(B=pair.B.float(), A=pair.A.float()) for name, pair in update.items()})
 
 
 def matrices(update: Mapping[str, Factors]) -> dict[str, Tensor]:
@@ -51,7 +54,7 @@ UPDATES = [make(0), make(10, {**RANKS, "second.q_proj": 4}), make(20, dict.fromk
     "weights", [(1.0, 2.0, -0.5), (0.0, 1.0, 3.0), (1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.3, -0.3, 0.0)]
 )
 def test_combinations_are_exact_sums_of_the_ranks_together(weights: tuple[float, ...]) -> None:
-    found = combination(list(zip(weights, UPDATES, strict=True)))
+    found = WeightUpdate.combine(list(zip(weights, UPDATES, strict=True)))
     expected = sum((c * vector(update) for c, update in zip(weights, UPDATES, strict=True)), torch.zeros(1))
     torch.testing.assert_close(vector(found), expected, rtol=1e-13, atol=1e-13)
     for name, pair in found.items():
@@ -61,22 +64,23 @@ def test_combinations_are_exact_sums_of_the_ranks_together(weights: tuple[float,
 
 def test_products_and_norms_are_those_of_dense_matrices() -> None:
     for x in UPDATES:
-        assert norm(x) == pytest.approx(float(vector(x).norm()), rel=1e-12)
+        assert x.norm() == pytest.approx(float(vector(x).norm()), rel=1e-12)
         for y in UPDATES:
-            assert inner(x, y) == pytest.approx(float(vector(x) @ vector(y)), rel=1e-12)
+            assert x.inner(y) == pytest.approx(float(vector(x) @ vector(y)), rel=1e-12)
 
 
 def test_products_of_single_precision_factors_are_summed_in_double() -> None:
     x, y = (single(update) for update in UPDATES[:2])
-    assert inner(x, y) == pytest.approx(float(vector(x) @ vector(y)), rel=1e-13)
+    assert x.inner(y) == pytest.approx(float(vector(x) @ vector(y)), rel=1e-13)
 
 
 @pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6])
 def test_the_norm_of_a_difference_of_near_equals_is_accurate(distance: float) -> None:
     """|x|^2 - 2 <x, y> + |y|^2 would have lost all digits at the last."""
     x = UPDATES[0]
-    y = {name: Factors(B=pair.B + distance * draw(*pair.B.shape, seed=5), A=pair.A) for name, pair in x.items()}
-    found = norm(combination([(1.0, y), (-1.0, x)]))
+    noise = {name: draw(*pair.B.shape, seed=5) for name, pair in x.items()}
+    y = WeightUpdate({name: Factors(B=pair.B + distance * noise[name], A=pair.A) for name, pair in x.items()})
+    found = WeightUpdate.combine([(1.0, y), (-1.0, x)]).norm()
     assert found == pytest.approx(float((vector(y) - vector(x)).norm()), rel=1e-7)
 
 
@@ -84,7 +88,7 @@ def test_the_norm_of_a_difference_of_near_equals_is_accurate(distance: float) ->
     "ranks", [{"first.q_proj": 1, "first.v_proj": 2, "second.q_proj": 3}, dict.fromkeys(SHAPES, 2)]
 )
 def test_truncation_is_the_best_of_its_rank_and_states_its_error(ranks: dict[str, int]) -> None:
-    update = combination([(1.0, UPDATES[0]), (-0.7, UPDATES[1])])
+    update = WeightUpdate.combine([(1.0, UPDATES[0]), (-0.7, UPDATES[1])])
     found = truncated(update, ranks)
     lost, whole = 0.0, 0.0
     for name, matrix in matrices(update).items():
@@ -109,25 +113,25 @@ def test_a_truncation_to_the_own_rank_is_exact() -> None:
 
 
 def test_truncating_nothing_loses_nothing() -> None:
-    nothing = {name: Factors(B=0 * pair.B, A=pair.A) for name, pair in UPDATES[0].items()}
+    nothing = WeightUpdate({name: Factors(B=0 * pair.B, A=pair.A) for name, pair in UPDATES[0].items()})
     found = truncated(nothing, dict.fromkeys(SHAPES, 1))
     assert found.relative_error == 0.0
     assert not vector(found.update).any()
-    assert norm(nothing) == 0.0
+    assert nothing.norm() == 0.0
 
 
 # The plane through three checkpoints
 
 
-def nothing_like(update: Update) -> Update:
-    return {name: Factors(B=0 * pair.B[:, :1], A=0 * pair.A[:1]) for name, pair in update.items()}
+def nothing_like(update: WeightUpdate) -> WeightUpdate:
+    return WeightUpdate({name: Factors(B=0 * pair.B[:, :1], A=0 * pair.A[:1]) for name, pair in update.items()})
 
 
 ORIGINS = {"fresh": nothing_like(UPDATES[1]), "trained": UPDATES[0]}
 any_origin = pytest.mark.parametrize("origin", ORIGINS)
 
 
-def plane_of(origin: str) -> tuple[CheckpointPlane, list[Update]]:
+def plane_of(origin: str) -> tuple[CheckpointPlane, list[WeightUpdate]]:
     updates = [ORIGINS[origin], UPDATES[1], UPDATES[2]]
     return CheckpointPlane(*updates), updates
 
@@ -208,12 +212,12 @@ def test_a_point_of_the_plane_is_its_own_projection(origin: str) -> None:
 
 def test_the_plane_does_not_depend_on_the_gauge() -> None:
     here, updates = plane_of("trained")
-    there = CheckpointPlane(*(regauged(update, n) for n, update in enumerate(updates)))
+    there = CheckpointPlane(*(WeightUpdate(regauged(update, n)) for n, update in enumerate(updates)))
     torch.testing.assert_close(vector(there.update(0.4, 1.7)), vector(here.update(0.4, 1.7)), rtol=1e-9, atol=1e-9)
 
 
-def along(x: Update, y: Update, t: float) -> Update:
-    return combination([(1 - t, x), (t, y)])
+def along(x: WeightUpdate, y: WeightUpdate, t: float) -> WeightUpdate:
+    return WeightUpdate.combine([(1 - t, x), (t, y)])
 
 
 @pytest.mark.parametrize("precision", ["single", "double"])
@@ -229,7 +233,7 @@ def test_checkpoints_on_one_line_are_refused(origin: str, t: float, precision: s
 @any_origin
 def test_the_first_two_being_one_update_is_refused(origin: str) -> None:
     same = ORIGINS[origin]
-    copied = {name: Factors(B=pair.B.clone(), A=pair.A.clone()) for name, pair in same.items()}
+    copied = WeightUpdate({name: Factors(B=pair.B.clone(), A=pair.A.clone()) for name, pair in same.items()})
     with pytest.raises(UserError, match="the first two are the same update"):
         CheckpointPlane(same, copied, UPDATES[2])
 
@@ -243,8 +247,8 @@ def test_the_third_being_the_first_is_refused() -> None:
 def test_checkpoints_that_differ_by_rounding_are_refused(case: str) -> None:
     x, y = UPDATES[:2]
     if case == "one function in two gauges":
-        three = [x, regauged(x, 0), UPDATES[2]]
+        three = [x, WeightUpdate(regauged(x, 0)), UPDATES[2]]
     else:
-        three = [x, combination([(1.0, x), (1e-4, y)]), combination([(1.0, x), (2e-4, y)])]
+        three = [x, WeightUpdate.combine([(1.0, x), (1e-4, y)]), WeightUpdate.combine([(1.0, x), (2e-4, y)])]
     with pytest.raises(UserError, match="must"):
         CheckpointPlane(*map(single, three))

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.landscape.directions import Direction
+from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, canonicalise
 from llm_forgetting.landscape.metrics import SurfaceMetrics, fitted_curvature, mean_rise, surface_metrics
 from llm_forgetting.landscape.nodes import CachedEvaluator
 from llm_forgetting.landscape.scan import LineScan, PlaneScan, axis, scan_lines, scan_plane
-from llm_forgetting.landscape.spaces import AdapterSpace, Point
+from llm_forgetting.landscape.spaces import AdapterSpace
 from llm_forgetting.landscape.spectral import Rule
 
 METHODS = ("grid", "spectral")
@@ -29,8 +29,9 @@ def small_adapter(seed: int = 0) -> CanonicalAdapter:
     return canonicalise({"p": Factors(draw(5, 2), draw(2, 4)), "q": Factors(draw(3, 2), draw(2, 6))})
 
 
-def flat(point: Point) -> Floats:
-    parts = [part.double().reshape(-1) for pair in point.values() for part in (pair.B, pair.A)]
+def flat(point: WeightUpdate | FactorStep) -> Floats:
+    pairs = point.factors if isinstance(point, FactorStep) else point
+    parts = [part.double().reshape(-1) for pair in pairs.values() for part in (pair.B, pair.A)]
     return np.asarray(torch.cat(parts).numpy())
 
 
@@ -39,14 +40,14 @@ class Probe:
 
     def __init__(self, adapter: CanonicalAdapter, *functions: Callable[[Floats], float]) -> None:
         self.space = AdapterSpace(adapter)
-        self.directions: list[Direction] = self.space.directions(5, 4, 1.5)
+        self.directions: list[FactorStep] = self.space.directions(5, 4, 1.5)
         self.origin = flat(self.space.point([]))
         self.functions = functions
-        self.seen: list[Point] = []
+        self.seen: list[WeightUpdate] = []
         self.told = 0
         self.nodes = CachedEvaluator(self._values_at, advance=self._tell)
 
-    def _values_at(self, points: Iterable[Point]) -> Iterator[Floats]:
+    def _values_at(self, points: Iterable[WeightUpdate]) -> Iterator[Floats]:
         for point in points:
             self.seen.append(point)
             yield np.array([function(flat(point)) for function in self.functions])

@@ -14,6 +14,7 @@ from tiny_models import load
 from llm_forgetting.config.sections import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis import landscape as landscape_analysis
+from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged
 from llm_forgetting.landscape.spaces import (
     AdapterSpace,
@@ -39,14 +40,14 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def make(shapes: Mapping[str, tuple[int, int]] = SHAPES, rank: int = 2) -> tuple[Weights, dict[str, Factors]]:
+def make(shapes: Mapping[str, tuple[int, int]] = SHAPES, rank: int = 2) -> tuple[Weights, WeightUpdate]:
     """Frozen weights W and the factors of an update."""
     W = {name: draw(*shape, seed=n) for n, (name, shape) in enumerate(shapes.items())}
     factors = {
         name: Factors(B=draw(rows, rank, seed=50 + n), A=draw(rank, columns, seed=70 + n))
         for n, (name, (rows, columns)) in enumerate(shapes.items())
     }
-    return W, factors
+    return W, WeightUpdate(factors)
 
 
 def merged_norms(W: Weights, factors: Mapping[str, Factors]) -> Weights:
@@ -268,19 +269,20 @@ def test_raw_directions_are_gaussian_orthogonal_and_of_the_length_asked_for() ->
     space = RawSpace(factors)
     directions = space.directions(0, 3, 2.0)
 
-    def vector(d: Mapping[str, Factors]) -> Tensor:
-        return torch.cat([part.double().reshape(-1) for pair in d.values() for part in (pair.B, pair.A)])
+    def vector(d: FactorStep) -> Tensor:
+        return torch.cat([part.double().reshape(-1) for pair in d.factors.values() for part in (pair.B, pair.A)])
 
     vectors = torch.stack([vector(d) for d in directions])
     torch.testing.assert_close(vectors @ vectors.T, 4 * torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-6)
     assert abs(float(vectors[0].mean())) < 4 * float(vectors[0].std()) / math.sqrt(vectors.shape[1])
     excess = float((vectors[0] / vectors[0].std()).pow(4).mean()) - 3
     assert abs(excess) < 5 * math.sqrt(24 / vectors.shape[1])
-    assert space.norm == pytest.approx(float(vector(factors).norm()), rel=1e-9)
+    assert space.norm == pytest.approx(float(vector(FactorStep(factors)).norm()), rel=1e-9)
     assert space.cosine(directions[0], directions[1]) == pytest.approx(0, abs=1e-9)
     d, e = directions[:2]
     moved = space.point([(0.5, d), (-2.0, e), (0.0, directions[2])])
-    torch.testing.assert_close(vector(moved), vector(factors) + 0.5 * vectors[0] - 2 * vectors[1], rtol=0, atol=1e-9)
+    expected = vector(FactorStep(factors)) + 0.5 * vectors[0] - 2 * vectors[1]
+    torch.testing.assert_close(vector(FactorStep(moved)), expected, rtol=0, atol=1e-9)
     again = RawSpace(factors).directions(0, 3, 2.0)
     assert torch.equal(vector(again[2]), vectors[2])
     assert not torch.equal(vector(RawSpace(factors).directions(1, 1, 2.0)[0]), vectors[0])
@@ -291,7 +293,7 @@ def test_cosines_are_those_of_both_factors(space: Callable[[Any], Space]) -> Non
     _, factors = make()
     around = space(canonicalise(factors) if space is AdapterSpace else factors)
     d, e = around.directions(0, 2, 3.0)
-    leaning = {n: Factors(B=d[n].B + 2 * e[n].B, A=d[n].A + 2 * e[n].A) for n in d}
+    leaning = FactorStep({n: Factors(B=d[n].B + 2 * e[n].B, A=d[n].A + 2 * e[n].A) for n in d.factors})
     assert around.cosine(d, d) == pytest.approx(1)
     assert around.cosine(d, e) == pytest.approx(0, abs=1e-6)
     assert around.cosine(d, leaning) == pytest.approx(1 / math.sqrt(5), rel=1e-6)
@@ -338,11 +340,11 @@ def adapter_space(pair: Factors, W: Tensor) -> Space:
 
 
 def merged_space(pair: Factors, W: Tensor) -> Space:
-    return WeightSpace({"w": pair}, {"w": (W + pair.B @ pair.A).norm(dim=1)})
+    return WeightSpace(WeightUpdate({"w": pair}), {"w": (W + pair.B @ pair.A).norm(dim=1)})
 
 
 def raw_space(pair: Factors, W: Tensor) -> Space:
-    return RawSpace({"w": pair})
+    return RawSpace(WeightUpdate({"w": pair}))
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)

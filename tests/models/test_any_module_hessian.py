@@ -14,6 +14,7 @@ from tiny_models import load
 from torch.func import functional_call
 
 import llm_forgetting as lf
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, regauged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -134,14 +135,12 @@ def test_an_adapters_spectrum_does_not_depend_on_its_gauge(adapted: Any) -> None
 
 def test_a_step_of_an_adapter_is_one_of_the_merged_weights(adapted: Any) -> None:
     """The forecast agrees with differences of losses along the step."""
-    from llm_forgetting.landscape.directions import combined
-    from llm_forgetting.landscape.lowrank import norm
     from llm_forgetting.models.adapter.adapted_model import AdaptedModel
 
     model, batches = adapted
     model.double()
     factors = AdaptedModel(model).adapter_factors()
-    step = combined([(0.5, regauged(factors, 1))])
+    step = WeightUpdate({name: Factors(B=0.5 * pair.B, A=0.5 * pair.A) for name, pair in regauged(factors, 1).items()})
     found = lf.forecast(model, None, batches, direction=step)
     h = 0.02
 
@@ -149,7 +148,7 @@ def test_a_step_of_an_adapter_is_one_of_the_merged_weights(adapted: Any) -> None
         part = {name: Factors(share * pair.B, pair.A) for name, pair in step.items()}
         return lf.forecast(model, None, batches, direction=part).observed
 
-    assert found.distance == pytest.approx(norm(step), rel=1e-5)
+    assert found.distance == pytest.approx(step.norm(), rel=1e-5)
     assert found.first_order == pytest.approx((rise(h) - rise(-h)) / (2 * h), rel=0.01)
     assert found.curvature == pytest.approx((rise(h) + rise(-h)) / h**2, rel=0.01)
 

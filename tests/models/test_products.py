@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from tiny_models import load, make_encoded, save, tiny_llama
 from torch.func import functional_call
 
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged
-from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.models.adapter.adapted_model import target_layers
 from llm_forgetting.models.hessian import products as products_module
 from llm_forgetting.models.hessian.coordinates import Coordinates, random_update
@@ -33,8 +33,8 @@ def doubled(model: LanguageModel) -> LanguageModel:
     return model
 
 
-def in_double(update: Update) -> Update:
-    return {name: Factors(pair.B.double(), pair.A.double()) for name, pair in update.items()}
+def in_double(update: WeightUpdate) -> WeightUpdate:
+    return WeightUpdate({name: Factors(pair.B.double(), pair.A.double()) for name, pair in update.items()})
 
 
 class Dense:
@@ -61,12 +61,12 @@ class Dense:
             losses.append(F.cross_entropy(logits, torch.tensor(item.letter_ids[item.item.answer])))
         return torch.stack(losses).mean()
 
-    def of_factors(self, factors: Update) -> tuple[torch.Tensor, torch.Tensor]:
+    def of_factors(self, factors: WeightUpdate) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradient (n,) and Hessian (n, n) in the coordinates of `Coordinates`."""
         coordinates = Coordinates(factors)
 
         def f(vector: torch.Tensor) -> torch.Tensor:
-            return self.loss({name: pair.B @ pair.A for name, pair in coordinates.step(vector).items()})
+            return self.loss({name: pair.B @ pair.A for name, pair in coordinates.step(vector).factors.items()})
 
         start = coordinates.vector(factors).detach().requires_grad_()
         (gradient,) = torch.autograd.grad(f(start), start, create_graph=True)
@@ -77,7 +77,7 @@ class Dense:
 @pytest.fixture(scope="module", params=["llama", "gpt2", "beside"])
 def case(
     request: pytest.FixtureRequest,
-) -> tuple[LanguageModel, list[EncodedItem], Dense, torch.Tensor, torch.Tensor, Update]:
+) -> tuple[LanguageModel, list[EncodedItem], Dense, torch.Tensor, torch.Tensor, WeightUpdate]:
     """Two adapted modules per layer; the third model has its adapter applied beside weights that may not be written."""
     gpt2 = request.param == "gpt2"
     folder: Path = request.getfixturevalue("gpt2_folder" if gpt2 else "llama_folder")

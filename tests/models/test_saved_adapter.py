@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from llm_forgetting.config.sections import ModelConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.lowrank import combination
 from llm_forgetting.models.adapter.adapted_model import AdaptedModel, target_layers
 from llm_forgetting.models.adapter.saved_adapter import read_update
 from llm_forgetting.models.language import backbones
@@ -76,9 +76,10 @@ def test_any_update_is_saved_as_an_adapter_that_peft_loads(kind: str, tmp_path: 
     """Ranks that differ from module to module, and from the adapter's own."""
     model = made(kind)
     factors = AdaptedModel(model).adapter_factors()
-    update = combination([(0.5, factors), (2.0, factors)])
+    update = WeightUpdate.combine([(0.5, factors), (2.0, factors)])
     first = next(iter(update))
-    update[first] = Factors(B=update[first].B[:, :1].contiguous(), A=update[first].A[:1].contiguous())
+    cut = Factors(B=update[first].B[:, :1].contiguous(), A=update[first].A[:1].contiguous())
+    update = WeightUpdate({**update, first: cut})
     AdaptedModel(model).save_update(tmp_path, update)
     again = peft.PeftModel.from_pretrained(tiny_gpt2() if kind == "Conv1D" else tiny_llama(), str(tmp_path))
     expected = {name: pair.B @ pair.A for name, pair in update.items()}

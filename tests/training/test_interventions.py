@@ -22,8 +22,8 @@ from llm_forgetting.config.sections import InterventionsConfig, TrainingConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.experiment import train as train_phase
 from llm_forgetting.experiment.session import Session
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, regauged
-from llm_forgetting.landscape.lowrank import Update, combination
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -253,7 +253,7 @@ def test_what_sam_ascends_depends_on_the_scale_of_the_factors_and_asam_does_not(
 # --- the anchor ---------------------------------------------------------------------------------------------------------------
 
 
-def random_update(seed: int, scale: float = 1.0) -> Update:
+def random_update(seed: int, scale: float = 1.0) -> WeightUpdate:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -264,15 +264,15 @@ def random_update(seed: int, scale: float = 1.0) -> Update:
     }
 
 
-def dense(update: Update) -> torch.Tensor:
+def dense(update: WeightUpdate) -> torch.Tensor:
     return torch.cat([(pair.B @ pair.A).flatten() for pair in update.values()])
 
 
-def leaves(update: Update) -> list[torch.Tensor]:
+def leaves(update: WeightUpdate) -> list[torch.Tensor]:
     return [tensor for pair in update.values() for tensor in (pair.B, pair.A)]
 
 
-def with_gradients(update: Update, dtype: torch.dtype = torch.float64) -> Update:
+def with_gradients(update: WeightUpdate, dtype: torch.dtype = torch.float64) -> WeightUpdate:
     return {name: Factors(*(t.to(dtype).requires_grad_() for t in (p.B, p.A))) for name, p in update.items()}
 
 
@@ -340,7 +340,7 @@ def test_an_anchor_has_no_part_in_the_first_step_and_holds_afterwards(llama_fold
         log = train(model, make_encoded(model, 8), found, num_epochs=4)
         first.append((log[0]["loss"], log[0]["grad_norm"]))
         record = found.record(model)["anchor"]
-        difference = dense(combination([(1.0, model.adapter_factors()), (-1.0, start)]))
+        difference = dense(WeightUpdate.combine([(1.0, model.adapter_factors()), (-1.0, start)]))
         assert record["strength"] == strength
         assert record["distance"] == pytest.approx(float(difference.norm()), rel=1e-4)
         assert record["penalty"] == pytest.approx(strength / 2 * record["distance"] ** 2)

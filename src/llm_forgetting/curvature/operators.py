@@ -5,8 +5,7 @@ from typing import Protocol
 
 import torch
 
-from llm_forgetting.landscape.directions import Direction
-from llm_forgetting.landscape.lowrank import Update
+from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 
 Weights = dict[str, torch.Tensor]
 
@@ -23,18 +22,18 @@ class Along:
 class Products(Protocol):
     """First and second derivatives at one point; `factors` are its coordinates, `evaluations` counts products so far."""
 
-    factors: Update
+    factors: WeightUpdate
     evaluations: int
 
-    def gradient(self) -> Direction:
+    def gradient(self) -> FactorStep:
         """g in the factors."""
         ...
 
-    def hessian(self, step: Direction) -> Direction:
+    def hessian(self, step: FactorStep) -> FactorStep:
         """H v in the factors."""
         ...
 
-    def along_update(self, update: Update) -> Along:
+    def along_update(self, update: WeightUpdate) -> Along:
         """Slope and curvature along a low-rank direction of the merged weights."""
         ...
 

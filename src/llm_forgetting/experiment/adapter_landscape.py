@@ -7,13 +7,14 @@ from pathlib import Path
 from llm_forgetting.config.sections import ScanConfig, to_dict
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations
-from llm_forgetting.experiment.analysis.paths import analyse_between, no_update
+from llm_forgetting.experiment.analysis.paths import analyse_between
 from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.phase_artifacts import BETWEEN, landscape_phase
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.session import choose_landscape_items
 from llm_forgetting.experiment.tasks import source_of, tasks_of
 from llm_forgetting.files import decode, encode, from_plain, to_plain
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.batches import encode as encode_items
@@ -66,7 +67,7 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
             analyse_between(
                 model,
                 items,
-                {"backbone": no_update(updates[NAMES[0]]), **updates},
+                {"backbone": WeightUpdate.zero(updates[NAMES[0]]), **updates},
                 config.landscape,
                 progress=progress,
                 journal=lambda name: folder.phases / f"{name}.journal",

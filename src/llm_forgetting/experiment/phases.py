@@ -13,7 +13,7 @@ from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.experiment import guards
 from llm_forgetting.experiment.analysis.forecast import analyse_forecast, forecast_evaluations
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations
-from llm_forgetting.experiment.analysis.paths import analyse_between, no_update
+from llm_forgetting.experiment.analysis.paths import analyse_between
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
 from llm_forgetting.experiment.artifacts.item_records import (
     item_records,
@@ -35,6 +35,7 @@ from llm_forgetting.files import encode, from_plain, whole_folder
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.forgetting.summary import FRESH, RECOVERED
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
@@ -226,7 +227,7 @@ def scan_paths(session: Session) -> BetweenCheckpoints:
     between = analyse_between(
         session.model,
         session.named_landscape_items(),
-        {INITIAL: no_update(updates[checkpoint_name(1)]), **updates},
+        {INITIAL: WeightUpdate.zero(updates[checkpoint_name(1)]), **updates},
         session.config.landscape,
         progress=session.progress,
         journal=session.journal,

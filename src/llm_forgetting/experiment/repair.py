@@ -8,7 +8,8 @@ from llm_forgetting.experiment.session import Session
 from llm_forgetting.files import whole_folder
 from llm_forgetting.forgetting.intervals import estimate_mean, paired_mean_change, paired_proportion_change, proportion
 from llm_forgetting.forgetting.scores import SPLITS, Split
-from llm_forgetting.landscape.lowrank import Update, truncated
+from llm_forgetting.landscape.factors import WeightUpdate
+from llm_forgetting.landscape.lowrank import truncated
 from llm_forgetting.landscape.path import interpolate, selection_mask
 from llm_forgetting.landscape.records import PathScan
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
@@ -52,7 +53,7 @@ def repair(session: Session, path: PathScan, *, rank: int | None, t: float | Non
     )
 
 
-def _scores(session: Session, candidates: Mapping[str, Update], last: str) -> tuple[RepairScore, ...]:
+def _scores(session: Session, candidates: Mapping[str, WeightUpdate], last: str) -> tuple[RepairScore, ...]:
     """Scores of every candidate per task and split, and the repaired one's change from checkpoint `last`."""
     judged = judging_items(session)
     groups = [items for _, _, items in judged]

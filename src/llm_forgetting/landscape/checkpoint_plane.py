@@ -1,12 +1,10 @@
 """The plane through three checkpoints in delta-W space, where every point is an adapter of at most three ranks together."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.lowrank import Update, combination, inner
+from llm_forgetting.landscape.factors import WeightUpdate
 
 # Updates in float32 that differ by less than this share of their size differ by rounding.
 SAME = 1e-6
@@ -28,9 +26,9 @@ class CheckpointPlane:
     Only the three updates are kept; a point is their linear combination, by concatenation.
     """
 
-    def __init__(self, origin: Update, first: Update, second: Update) -> None:
+    def __init__(self, origin: WeightUpdate, first: WeightUpdate, second: WeightUpdate) -> None:
         self._updates = (origin, first, second)
-        g = [[inner(x, y) for y in self._updates] for x in self._updates]
+        g = [[x.inner(y) for y in self._updates] for x in self._updates]
 
         def product(x: tuple[float, ...], y: tuple[float, ...]) -> float:
             return sum(x[i] * y[j] * g[i][j] for i in range(3) for j in range(3))
@@ -50,15 +48,16 @@ class CheckpointPlane:
         self._axes = (u, tuple(x / height for x in across))
         self.corners = ((0.0, 0.0), (length, 0.0), (along, height))
 
-    def update(self, a: float, b: float) -> Update:
+    def update(self, a: float, b: float) -> WeightUpdate:
         """delta W at (a, b)."""
         u, v = self._axes
         weights = [float(n == 0) + a * u[n] + b * v[n] for n in range(3)]
-        return combination(list(zip(weights, self._updates, strict=True)))
+        return WeightUpdate.combine(list(zip(weights, self._updates, strict=True)))
 
-    def project(self, update: Mapping[str, Factors]) -> Projection:
+    def project(self, update: WeightUpdate) -> Projection:
         """The nearest point of the plane."""
-        products = [inner(update, other) - inner(self._updates[0], other) for other in self._updates]
+        products = [update.inner(other) - self._updates[0].inner(other) for other in self._updates]
         a, b = (sum(x * y for x, y in zip(axis, products, strict=True)) for axis in self._axes)
-        offset = inner(update, update) - 2 * inner(update, self._updates[0]) + inner(self._updates[0], self._updates[0])
+        origin = self._updates[0]
+        offset = update.inner(update) - 2 * update.inner(origin) + origin.inner(origin)
         return Projection(a, b, math.sqrt(max(offset - a**2 - b**2, 0.0)))

@@ -7,17 +7,15 @@ For a module with delta W = U S V^T and Gaussian G1, G2 of the shape of delta W,
 so that dB A = G1 (dW^T dW)^1/2 / sqrt(d_out) and B dA = (dW dW^T)^1/2 G2 / sqrt(d_in) are functions of delta W alone.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.factors import FactorStep
 from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, ModuleSvd
 from llm_forgetting.seeding import derive_seed
-
-Direction = dict[str, Factors]
 
 # Gaussians are drawn this many rows at a time and thrown away: LLaMA-2 7B's would take 26 GB per direction.
 ROWS_PER_CHUNK = 256
@@ -45,7 +43,7 @@ def _module_direction(module: ModuleSvd, name: str, seed: int, index: int) -> Fa
     return Factors(B=(dB * root / rows**0.5).to(device), A=(root[:, None] * dA / columns**0.5).to(device))
 
 
-def random_direction(adapter: CanonicalAdapter, seed: int, index: int) -> Direction:
+def random_direction(adapter: CanonicalAdapter, seed: int, index: int) -> FactorStep:
     """Direction number `index` of stream `seed` at this adapter, before orthogonalisation and rescaling.
 
     The Gaussians depend on (seed, index, module name) alone, so the same index is the same ambient direction at every
@@ -55,39 +53,10 @@ def random_direction(adapter: CanonicalAdapter, seed: int, index: int) -> Direct
         modules = pool.map(
             lambda entry: (entry[0], _module_direction(entry[1], entry[0], seed, index)), adapter.items()
         )
-        return dict(modules)
+        return FactorStep(dict(modules))
 
 
-def inner(d: Mapping[str, Factors], e: Mapping[str, Factors]) -> float:
-    """Frobenius inner product over both factors of all modules, summed in float64; independent of the gauge."""
-    return sum(_dot(d[name].B, e[name].B) + _dot(d[name].A, e[name].A) for name in d)
-
-
-def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
-    return float((x.double() * y).sum())
-
-
-def norm(d: Mapping[str, Factors]) -> float:
-    """Frobenius norm over both factors of all modules."""
-    return math.sqrt(inner(d, d))
-
-
-def combined(terms: list[tuple[float, Mapping[str, Factors]]]) -> Direction:
-    """The linear combination sum c_i d_i, factor by factor."""
-    return {
-        name: Factors(
-            B=sum_tensors([c * d[name].B for c, d in terms]), A=sum_tensors([c * d[name].A for c, d in terms])
-        )
-        for name in terms[0][1]
-    }
-
-
-def sum_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Sum of tensors of one shape."""
-    return torch.stack(tensors).sum(dim=0)
-
-
-def orthogonal_directions(adapter: CanonicalAdapter, seed: int, count: int, length: float) -> list[Direction]:
+def orthogonal_directions(adapter: CanonicalAdapter, seed: int, count: int, length: float) -> list[FactorStep]:
     """`count` random directions, mutually orthogonal in the Frobenius inner product, each rescaled to norm `length`."""
     if not any(module.S.any() for module in adapter.values()):
         raise UserError(
@@ -96,19 +65,14 @@ def orthogonal_directions(adapter: CanonicalAdapter, seed: int, count: int, leng
     return orthogonalised((random_direction(adapter, seed, index) for index in range(count)), length)
 
 
-def orthogonalised(drawn: Iterable[Direction], length: float) -> list[Direction]:
+def orthogonalised(drawn: Iterable[FactorStep], length: float) -> list[FactorStep]:
     """Gram-Schmidt, each projection divided by the squared norm; rescaled last and globally."""
-    directions: list[Direction] = []
+    directions: list[FactorStep] = []
     for new in drawn:
         direction = new
         for earlier in 2 * directions:  # twice: one pass in float32 leaves nearly parallel directions askew
-            direction = combined([(1.0, direction), (-inner(direction, earlier) / inner(earlier, earlier), earlier)])
+            direction = FactorStep.combine(
+                [(1.0, direction), (-direction.inner(earlier) / earlier.inner(earlier), earlier)]
+            )
         directions.append(direction)
-    return [combined([(length / norm(direction), direction)]) for direction in directions]
-
-
-def point(adapter: CanonicalAdapter, steps: list[tuple[float, Direction]]) -> dict[str, Factors]:
-    """The adapter (B + sum a_i dB_i)(A + sum a_i dA_i), of the same rank, in canonical coordinates."""
-    base = {name: module.factors for name, module in adapter.items()}
-    moved = [(a, d) for a, d in steps if a != 0]
-    return combined([(1.0, base), *moved]) if moved else base
+    return [FactorStep.combine([(length / direction.norm(), direction)]) for direction in directions]

@@ -8,6 +8,7 @@ which leaves signs and rotations among equal singular values; directions are dra
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ class ModuleSvd:
 CanonicalAdapter = dict[str, ModuleSvd]
 
 
-def canonicalise(factors: dict[str, Factors]) -> CanonicalAdapter:
+def canonicalise(factors: Mapping[str, Factors]) -> CanonicalAdapter:
     """Thin SVD of every module: two thin QRs and one r x r SVD, in float64, returned in the factors' own dtype."""
     return {name: _canonical(pair) for name, pair in factors.items()}
 
@@ -65,7 +66,7 @@ def update_norm(adapter: CanonicalAdapter) -> float:
     return math.sqrt(sum(float(module.S.double().square().sum()) for module in adapter.values()))
 
 
-def regauged(factors: dict[str, Factors], seed: int) -> dict[str, Factors]:
+def regauged(factors: Mapping[str, Factors], seed: int) -> dict[str, Factors]:
     """The same function written in another gauge: (M A, B M^-1) with a random invertible M per module.
 
     M = Q1 diag(exp u) Q2 with random orthogonal Q1, Q2 and u uniform on [-2, 2]: neither a rotation nor a rescaling,

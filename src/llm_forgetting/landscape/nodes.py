@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.landscape.spaces import Point
+from llm_forgetting.landscape.factors import WeightUpdate
 
-Evaluator = Callable[[Iterable[Point]], Iterator[Floats]]
+Evaluator = Callable[[Iterable[WeightUpdate]], Iterator[Floats]]
 
 
 class Journal:
@@ -63,7 +63,7 @@ class CachedEvaluator:
         """Different points asked for so far, those that stood in the journal included."""
         return len(self._asked)
 
-    def at(self, family: str, coordinates: Floats, point: Callable[[Sequence[float]], Point]) -> Floats:
+    def at(self, family: str, coordinates: Floats, point: Callable[[Sequence[float]], WeightUpdate]) -> Floats:
         """(p, m) values at `coordinates` (p, d); `point` maps one row of them to what is evaluated.
 
         Points are made one at a time, when their turn comes.

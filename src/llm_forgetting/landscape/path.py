@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_forgetting.landscape.lowrank import Update, combination
+from llm_forgetting.landscape.factors import WeightUpdate
 
 PATH_STEPS = 101
 
@@ -18,9 +18,9 @@ DIFFERENCE = 1e-3
 PATH_FIRST_DEGREE = 12
 
 
-def interpolate(first: Update, second: Update, t: float) -> Update:
+def interpolate(first: WeightUpdate, second: WeightUpdate, t: float) -> WeightUpdate:
     """delta W_1 + t (delta W_2 - delta W_1), of the two ranks together."""
-    return combination([(1 - t, first), (t, second)]) if t != 1 else second
+    return WeightUpdate.combine([(1 - t, first), (t, second)]) if t != 1 else second
 
 
 def selection_mask(count: int, pool: int) -> NDArray[np.bool_]:

@@ -8,8 +8,9 @@ import numpy as np
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.domains import Segment, square
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.nodes import CachedEvaluator
-from llm_forgetting.landscape.spaces import Point, Space
+from llm_forgetting.landscape.spaces import Space
 from llm_forgetting.landscape.spectral import NotSmoothError, Rule, SpectralSurface, fit, fit_surface
 
 Losses = Callable[[Floats], Floats]
@@ -43,7 +44,7 @@ class PlaneScan:
 
 def scan_plane(
     nodes: CachedEvaluator,
-    point: Callable[[Sequence[float]], Point],
+    point: Callable[[Sequence[float]], WeightUpdate],
     losses: Losses,
     *,
     distance: float,

@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llm_forgetting.landscape import directions as adapter_directions
-from llm_forgetting.landscape.directions import Direction, gaussian_chunks, orthogonal_directions, point
+from llm_forgetting.landscape.directions import gaussian_chunks, orthogonal_directions, orthogonalised
+from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, adapter_norm
 from llm_forgetting.seeding import derive_seed
-
-Point = Mapping[str, Factors]
 
 
 class Space(Protocol):
@@ -29,7 +27,7 @@ class Space(Protocol):
         """`count` random directions, mutually orthogonal, each of norm `length`."""
         ...
 
-    def point(self, steps: Sequence[tuple[float, Any]]) -> Point:
+    def point(self, steps: Sequence[tuple[float, Any]]) -> WeightUpdate:
         """The checkpoint moved by sum a_i d_i."""
         ...
 
@@ -49,15 +47,15 @@ class AdapterSpace:
         """sqrt(2 sum of singular values)."""
         return adapter_norm(self.adapter)
 
-    def directions(self, seed: int, count: int, length: float) -> list[Direction]:
+    def directions(self, seed: int, count: int, length: float) -> list[FactorStep]:
         """Directions drawn from ambient Gaussians; UserError where delta W = 0."""
         return orthogonal_directions(self.adapter, seed, count, length)
 
-    def point(self, steps: Sequence[tuple[float, Direction]]) -> Point:
+    def point(self, steps: Sequence[tuple[float, FactorStep]]) -> WeightUpdate:
         """(B + sum a dB)(A + sum a dA): of the same rank."""
-        return point(self.adapter, list(steps))
+        return WeightUpdate.canonical(self.adapter).moved(steps)
 
-    def cosine(self, d: Direction, e: Direction) -> float:
+    def cosine(self, d: FactorStep, e: FactorStep) -> float:
         """In the Frobenius product over both factors."""
         return _cosine(d, e)
 
@@ -66,34 +64,36 @@ class AdapterSpace:
 class RawSpace:
     """A and B as they were written down, with Gaussian directions: not comparable between gauges, for old papers only."""
 
-    factors: Mapping[str, Factors]
+    factors: WeightUpdate
 
     @property
     def norm(self) -> float:
         """Frobenius norm over both factors."""
-        return adapter_directions.norm(self.factors)
+        return FactorStep(self.factors).norm()
 
-    def directions(self, seed: int, count: int, length: float) -> list[Direction]:
+    def directions(self, seed: int, count: int, length: float) -> list[FactorStep]:
         """Independent standard normal entries of A and B, made orthogonal, then rescaled."""
 
-        def draw(index: int) -> Direction:
-            return {
-                name: Factors(
-                    *(
-                        _normal(part, derive_seed(seed, "raw", index, name, n))
-                        for n, part in zip("BA", vars(f).values(), strict=True)
+        def draw(index: int) -> FactorStep:
+            return FactorStep(
+                {
+                    name: Factors(
+                        *(
+                            _normal(part, derive_seed(seed, "raw", index, name, n))
+                            for n, part in zip("BA", vars(f).values(), strict=True)
+                        )
                     )
-                )
-                for name, f in self.factors.items()
-            }
+                    for name, f in self.factors.items()
+                }
+            )
 
-        return adapter_directions.orthogonalised(map(draw, range(count)), length)
+        return orthogonalised(map(draw, range(count)), length)
 
-    def point(self, steps: Sequence[tuple[float, Direction]]) -> Point:
+    def point(self, steps: Sequence[tuple[float, FactorStep]]) -> WeightUpdate:
         """A and B moved by sum a (dA, dB)."""
-        return adapter_directions.combined([(1.0, self.factors), *((a, d) for a, d in steps if a != 0)])
+        return self.factors.moved(steps)
 
-    def cosine(self, d: Direction, e: Direction) -> float:
+    def cosine(self, d: FactorStep, e: FactorStep) -> float:
         """In the Frobenius product over both factors."""
         return _cosine(d, e)
 
@@ -102,8 +102,8 @@ def _normal(like: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
 
 
-def _cosine(d: Direction, e: Direction) -> float:
-    return adapter_directions.inner(d, e) / (adapter_directions.norm(d) * adapter_directions.norm(e))
+def _cosine(d: FactorStep, e: FactorStep) -> float:
+    return d.inner(e) / (d.norm() * e.norm())
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class WeightSpace:
     seed whenever they are needed.
     """
 
-    def __init__(self, factors: Mapping[str, Factors], row_norms: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, factors: WeightUpdate, row_norms: Mapping[str, torch.Tensor]) -> None:
         self._factors = factors
         self._row_norms = {name: norms.float().cpu() for name, norms in row_norms.items()}
 
@@ -178,7 +178,7 @@ class WeightSpace:
         others = [(*[0.0] * index, length / own) for index in range(2, count)]
         return [WeightDirection(seed, tuple(map(float, row))) for row in [*plane, *others]]
 
-    def point(self, steps: Sequence[tuple[float, WeightDirection]]) -> Point:
+    def point(self, steps: Sequence[tuple[float, WeightDirection]]) -> WeightUpdate:
         """W' moved by sum a_i d_i."""
         moved = [(a, d) for a, d in steps if a != 0]
         if not moved:
@@ -187,10 +187,12 @@ class WeightSpace:
         for a, d in moved:
             total[: len(d.coefficients)] += a * np.array(d.coefficients)
         noise = WeightDirection(moved[0][1].seed, tuple(map(float, total)))
-        return {
-            name: NoisyUpdate(B=pair.B, A=pair.A, row_norms=self._row_norms[name], module=name, noise=noise)
-            for name, pair in self._factors.items()
-        }
+        return WeightUpdate(
+            {
+                name: NoisyUpdate(B=pair.B, A=pair.A, row_norms=self._row_norms[name], module=name, noise=noise)
+                for name, pair in self._factors.items()
+            }
+        )
 
     def cosine(self, d: WeightDirection, e: WeightDirection) -> float:
         """In the Frobenius product over all modules."""

@@ -13,7 +13,7 @@ import torch
 
 from llm_forgetting.config.sections import InterventionsConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.landscape.lowrank import Update
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.models.adapter.adapted_model import AdaptedModel
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.results import AnchorRecord, InterventionRecord, SharpnessAwareRecord
@@ -127,9 +127,9 @@ class Anchor:
     """
 
     strength: float
-    start: Update
+    start: WeightUpdate
 
-    def squared_distance(self, update: Update) -> torch.Tensor:
+    def squared_distance(self, update: WeightUpdate) -> torch.Tensor:
         """|delta W - delta W_start|_F^2 over all modules, with a graph where `update` has one."""
         terms = []
         for name, pair in update.items():
@@ -139,7 +139,7 @@ class Anchor:
             terms.append(((B.T @ B) * (A @ A.T)).sum())
         return torch.stack([term.to(terms[0].device) for term in terms]).sum()
 
-    def penalty(self, update: Update) -> torch.Tensor:
+    def penalty(self, update: WeightUpdate) -> torch.Tensor:
         """strength / 2 |delta W - delta W_start|_F^2, nats."""
         return self.strength / 2 * self.squared_distance(update)
 

@@ -19,7 +19,7 @@ from llm_forgetting.experiment.analysis.landscape import (
 )
 from llm_forgetting.landscape.checkpoint_plane import CheckpointPlane
 from llm_forgetting.landscape.domains import Triangle
-from llm_forgetting.landscape.lowrank import Update
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.nodes import CachedEvaluator, Journal
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, SpectralSurface, fit_surface, terms
 from llm_forgetting.models.language.answer_statistics import SURFACES
@@ -42,12 +42,12 @@ def plane_evaluations() -> int:
 def analyse_checkpoint_plane(
     model: LanguageModel,
     items: Items,
-    checkpoints: Mapping[str, Update],
+    checkpoints: Mapping[str, WeightUpdate],
     config: LandscapeConfig,
     *,
     advance: Advance,
     journal: Path | None = None,
-    trajectory: Mapping[str, Callable[[], Update]] | None = None,
+    trajectory: Mapping[str, Callable[[], WeightUpdate]] | None = None,
 ) -> dict[str, Any]:
     """Every task's loss on the plane through three checkpoints, inside their triangle and a margin around it.
 
@@ -70,7 +70,7 @@ def analyse_checkpoint_plane(
         found = fit_surface(evaluate, objective.losses, domain, rule)
         at_corners = objective.losses(evaluate(np.array(plane.corners)))
 
-        def visit(number: int, load: Callable[[], Update]) -> dict[str, Any]:
+        def visit(number: int, load: Callable[[], WeightUpdate]) -> dict[str, Any]:
             where = plane.project(load())
             place = np.array([[where.a, where.b]])
             true = objective.losses(nodes.at("trajectory", np.array([[number]]), lambda row: load()))[0]

@@ -12,8 +12,8 @@ from llm_forgetting.curvature.operators import Along
 from llm_forgetting.curvature.results import Trace
 from llm_forgetting.curvature.sharpness import critical_sharpness
 from llm_forgetting.experiment.analysis.spectrum import Items, Result, _dot, _loss_at
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import canonicalise
-from llm_forgetting.landscape.lowrank import Update, combination, norm
 from llm_forgetting.models.hessian.coordinates import Coordinates
 from llm_forgetting.models.hessian.products import products_at
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -28,8 +28,8 @@ def forecast_evaluations(old_tasks: int) -> int:
 
 def analyse_forecast(  # noqa: PLR0917 -- named at its one call
     model: LanguageModel,
-    first: Update,
-    second: Update,
+    first: WeightUpdate,
+    second: WeightUpdate,
     old: Mapping[str, Mapping[str, Items]],
     new: Items,
     path: Mapping[str, Any] | None,
@@ -46,8 +46,8 @@ def analyse_forecast(  # noqa: PLR0917 -- named at its one call
     quadratic holds within `tau` nats. `new` are items of the task that was learnt in between; with `config.spectrum` their
     gradient is what the relative critical sharpness of the last old task's first split goes against.
     """
-    difference = combination([(1.0, second), (-1.0, first)])
-    distance = norm(difference)
+    difference = WeightUpdate.combine([(1.0, second), (-1.0, first)])
+    distance = difference.norm()
     found: dict[str, dict[str, Result]] = {}
     for task, splits in old.items():
         found[task] = {}
@@ -95,7 +95,9 @@ def _on_the_path(path: Mapping[str, Any] | None, task: str, items: Items, along:
     }
 
 
-def _divergence(model: LanguageModel, first: Update, second: Update, items: Items, batch_size: int) -> np.ndarray:
+def _divergence(
+    model: LanguageModel, first: WeightUpdate, second: WeightUpdate, items: Items, batch_size: int
+) -> np.ndarray:
     logits = []
     with model.perturbed() as move:
         for update in (first, second):
@@ -132,10 +134,10 @@ def with_weights(found: Sequence[Result], spectra: Mapping[str, Result]) -> list
 
 
 def _relative_critical(  # noqa: PLR0917 -- one call, above
-    model: LanguageModel, update: Update, items: Items, new: Items, config: CurvatureConfig, batch_size: int
+    model: LanguageModel, update: WeightUpdate, items: Items, new: Items, config: CurvatureConfig, batch_size: int
 ) -> Result:
     """Critical sharpness of the loss of `items` along the gradient of that of `new`, in canonical factors at `update`."""
-    base = {name: module.factors for name, module in canonicalise(update).items()}
+    base = WeightUpdate.canonical(canonicalise(update))
     coordinates = Coordinates(base)
     with products_at(model, new, base, micro_batch=config.micro_batch, method=config.products) as products:
         other = coordinates.vector(products.gradient())

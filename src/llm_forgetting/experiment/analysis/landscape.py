@@ -1,7 +1,7 @@
 """The landscape phase of an experiment: surfaces, their numbers, and the proof that they do not depend on the gauge."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 
 from llm_forgetting.config.sections import LandscapeConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged, update_norm
+from llm_forgetting.landscape.factors import WeightUpdate
+from llm_forgetting.landscape.gauge import canonicalise, regauged, update_norm
 from llm_forgetting.landscape.metrics import Curvature, basin_radius, fitted_curvature, mean_rise, surface_metrics
 from llm_forgetting.landscape.nodes import CachedEvaluator, Journal
 from llm_forgetting.landscape.scan import LINE_NODES, LineScan, PlaneScan, scan_lines, scan_plane
@@ -38,9 +39,9 @@ def rule_of(config: LandscapeConfig) -> Rule:
     return Rule(tolerance=config.tolerance, checks=CHECK_POINTS, budget=config.max_evaluations, seed=config.seed)
 
 
-def space_of(model: LanguageModel, config: LandscapeConfig, factors: Mapping[str, Factors] | None = None) -> Space:
+def space_of(model: LanguageModel, config: LandscapeConfig, factors: WeightUpdate | None = None) -> Space:
     """The configured direction space at the live adapter, or at the same adapter written as `factors`."""
-    written = model.adapter_factors() if factors is None else dict(factors)
+    written = model.adapter_factors() if factors is None else factors
     if config.space == "raw":
         return RawSpace(written)
     if config.space == "weight":
@@ -202,7 +203,7 @@ def gauge_self_test(
     factors, h = model.adapter_factors(), config.reach
     objective = objective_of(model, [list(items[: config.self_test_items])], config)
     points = []
-    for written in (factors, regauged(factors, derive_seed(config.seed, "gauge self-test"))):
+    for written in (factors, WeightUpdate(regauged(factors, derive_seed(config.seed, "gauge self-test")))):
         space = space_of(model, config, written)
         (direction,) = space.directions(config.seed, 1, length)
         points += [space.point([(step, direction)]) for step in (-h, 0.0, h)]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.config.sections import LandscapeConfig
@@ -21,8 +20,7 @@ from llm_forgetting.experiment.analysis.landscape import (
     rule_of,
 )
 from llm_forgetting.landscape.domains import Segment
-from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.lowrank import Update, combination, norm
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.metrics import barrier, second_derivative
 from llm_forgetting.landscape.nodes import CachedEvaluator, Journal
 from llm_forgetting.landscape.path import DIFFERENCE, LEAD, PATH_FIRST_DEGREE, PATH_STEPS, interpolate, selection_mask
@@ -41,13 +39,13 @@ def path_evaluations() -> int:
 def analyse_between(
     model: LanguageModel,
     items: Items,
-    checkpoints: Mapping[str, Update],
+    checkpoints: Mapping[str, WeightUpdate],
     config: LandscapeConfig,
     *,
     progress: Progress,
     journal: Callable[[str], Path],
     pools: Sequence[int] | None = None,
-    trajectory: Mapping[str, Callable[[], Update]] | None = None,
+    trajectory: Mapping[str, Callable[[], WeightUpdate]] | None = None,
 ) -> dict[str, Any]:
     """The paths between successive checkpoints after the first, and the plane through the first, the second and the last.
 
@@ -85,8 +83,8 @@ def analyse_between(
 def analyse_path(
     model: LanguageModel,
     items: Items,
-    first: Update,
-    second: Update,
+    first: WeightUpdate,
+    second: WeightUpdate,
     config: LandscapeConfig,
     *,
     advance: Advance,
@@ -110,9 +108,9 @@ def analyse_path(
     steps = np.linspace(0, 1, PATH_STEPS)
     profiles, measured = (objective.statistics(v) for v in (found.fit(steps[:, None]), found.values))
     order = np.argsort(found.points[:, 0])
-    difference = combination([(1.0, second), (-1.0, first)])
+    difference = WeightUpdate.combine([(1.0, second), (-1.0, first)])
     return {
-        "update_norm": norm(difference),
+        "update_norm": difference.norm(),
         "steps": steps.tolist(),
         "nodes": found.points[order, 0].tolist(),
         **describe_fit(found, config.tolerance),
@@ -165,11 +163,4 @@ def _best_compromise(
             name: float(p.losses[best, ~mask].mean()) if (~mask).any() else None
             for (name, _), p, mask in zip(items, profiles, masks, strict=True)
         },
-    }
-
-
-def no_update(like: Update) -> Update:
-    """delta W = 0, of rank 1: a fresh adapter."""
-    return {
-        name: Factors(B=torch.zeros_like(pair.B[:, :1]), A=torch.zeros_like(pair.A[:1])) for name, pair in like.items()
     }

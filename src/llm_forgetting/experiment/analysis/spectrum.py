@@ -12,9 +12,8 @@ from llm_forgetting.curvature.operators import Products
 from llm_forgetting.curvature.rayleigh import largest_eigenvalue
 from llm_forgetting.curvature.results import mean_trace
 from llm_forgetting.curvature.sharpness import average_case, critical_sharpness, worst_case
-from llm_forgetting.landscape.directions import Direction
+from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import canonicalise
-from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.landscape.spaces import AdapterSpace
 from llm_forgetting.models.hessian.coordinates import Coordinates, moved, random_update
 from llm_forgetting.models.hessian.difference_products import DifferenceProducts
@@ -47,7 +46,7 @@ def analyse_curvature(
     """Spectrum, trace, density and sharpness of the loss of `items` at the live adapter, in canonical factors; trace and
     largest eigenvalue in the merged weights.
     """
-    base = {name: module.factors for name, module in canonicalise(model.adapter_factors()).items()}
+    base = WeightUpdate.canonical(canonicalise(model.adapter_factors()))
     coordinates = Coordinates(base)
 
     def tell() -> None:
@@ -93,7 +92,7 @@ def analyse_curvature(
 
 
 def _weights(
-    products: Products, base: Update, top: Direction, config: CurvatureConfig, advance: Callable[[], None]
+    products: Products, base: WeightUpdate, top: FactorStep, config: CurvatureConfig, advance: Callable[[], None]
 ) -> Result:
     """Trace and largest eigenvalue in the merged weights of the adapted modules."""
     samples = []
@@ -113,7 +112,7 @@ def _weights(
 def _sharpness(  # noqa: PLR0917 -- one call, above
     model: LanguageModel,
     items: Items,
-    base: Update,
+    base: WeightUpdate,
     gradient: torch.Tensor,
     along_gradient: torch.Tensor,
     config: CurvatureConfig,
@@ -144,7 +143,9 @@ def _sharpness(  # noqa: PLR0917 -- one call, above
     }
 
 
-def _loss_at(model: LanguageModel, items: Items, base: Update, batch_size: int) -> Callable[[torch.Tensor], float]:
+def _loss_at(
+    model: LanguageModel, items: Items, base: WeightUpdate, batch_size: int
+) -> Callable[[torch.Tensor], float]:
     """The mean loss of `items` at an offset from the factors `base`."""
     coordinates = Coordinates(base)
 

@@ -15,8 +15,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_forgetting.config.sections import LoraConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.models.adapter import perturbation
 from llm_forgetting.models.adapter.lora_options import refuse_uncovered_options
 from llm_forgetting.models.adapter.saved_adapter import (
@@ -149,17 +149,21 @@ class AdaptedModel:
         self.peft_model = peft_model
         self.adapter: str = peft_model.active_adapters[0]
 
-    def adapter_factors(self) -> Update:
+    def adapter_factors(self) -> WeightUpdate:
         """delta W = B A of every target module, in float32 on the model's device; copies."""
-        return {n: Factors(B=p.B.detach(), A=p.A.detach().clone()) for n, p in self.live_factors().items()}
+        return WeightUpdate(
+            {n: Factors(B=p.B.detach(), A=p.A.detach().clone()) for n, p in self.live_factors().items()}
+        )
 
-    def live_factors(self) -> Update:
+    def live_factors(self) -> WeightUpdate:
         """`adapter_factors` as functions of the trained weights: what is computed from them has a gradient."""
-        return {
-            name: Factors(B=B.float() * layer.scaling[self.adapter], A=A.float())
-            for name, layer in target_layers(self.peft_model).items()
-            for A, B in [self._trained(layer)]
-        }
+        return WeightUpdate(
+            {
+                name: Factors(B=B.float() * layer.scaling[self.adapter], A=A.float())
+                for name, layer in target_layers(self.peft_model).items()
+                for A, B in [self._trained(layer)]
+            }
+        )
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
@@ -189,7 +193,7 @@ class AdaptedModel:
                 for factor, weight in zip("AB", self._trained(layer), strict=True):
                     weight.copy_(state[weight_name(name, factor)])
 
-    def update_of(self, checkpoint: Checkpoint) -> Update:
+    def update_of(self, checkpoint: Checkpoint) -> WeightUpdate:
         """delta W of a checkpoint on this backbone, on the model's device.
 
         A folder of a saved adapter (its own rank and scale), a PEFT state dict (the live adapter's scale), factors, or None:
@@ -197,7 +201,7 @@ class AdaptedModel:
         """
         live = self.adapter_factors()
         if checkpoint is None:
-            return {n: Factors(torch.zeros_like(p.B[:, :1]), torch.zeros_like(p.A[:1])) for n, p in live.items()}
+            return WeightUpdate.zero(live)
         if isinstance(checkpoint, str | os.PathLike):
             return fitted(read_update(Path(checkpoint)), live, f"the adapter in {checkpoint}")
         if all(isinstance(pair, Factors) for pair in checkpoint.values()):
@@ -226,7 +230,7 @@ class AdaptedModel:
         return len(places) == len(weights) and all(w.dtype in (torch.float32, torch.float64) for w in weights)
 
     @contextmanager
-    def perturbed(self) -> Iterator[Callable[[Mapping[str, Factors]], None]]:
+    def perturbed(self) -> Iterator[Callable[[WeightUpdate], None]]:
         """A setter that moves the model to any delta W = B A (of any rank); on leaving, every bit is as before.
 
         A float32 backbone gets W + B A merged into the adapted modules, computed from a snapshot of W: the forward then is
@@ -242,7 +246,7 @@ class AdaptedModel:
             yield move
 
     @contextmanager
-    def unmerged(self) -> Iterator[Callable[[Sequence[Mapping[str, Factors]]], None]]:
+    def unmerged(self) -> Iterator[Callable[[Sequence[WeightUpdate]], None]]:
         """A setter that applies one low-rank update per row of the batch beside the frozen weights, which are never written.
 
         With several points the batch must have as many rows; they then share one forward of the backbone.
@@ -274,7 +278,7 @@ class AdaptedModel:
         """The adapter into an existing folder (safetensors, loadable by `PeftModel.from_pretrained`)."""
         self.peft_model.save_pretrained(folder, safe_serialization=True)
 
-    def save_update(self, folder: Path, update: Update) -> None:
+    def save_update(self, folder: Path, update: WeightUpdate) -> None:
         """Any delta W of this backbone, of whatever ranks, as an adapter like those of `save`; its scale s is 1."""
         ranks = {name: pair.A.shape[0] for name, pair in update.items()}
         settings = copy.deepcopy(self.peft_model.peft_config[self.adapter])

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.spaces import NoisyUpdate
-
-Point = Mapping[str, Factors]
 
 
 def _weight(layer: Any) -> torch.Tensor:
@@ -30,7 +29,7 @@ def merged_weight(layer: Any, update: Factors) -> torch.Tensor:
 
 
 @contextmanager
-def merged(layers: Mapping[str, Any]) -> Iterator[Callable[[Point], None]]:
+def merged(layers: Mapping[str, Any]) -> Iterator[Callable[[WeightUpdate], None]]:
     """A setter that writes W + B A (and noise, in weight space) into every layer, from a snapshot of W taken now.
 
     On leaving, W is copied back from the snapshot: an inverse step would drift. Costs one copy of these weights.
@@ -39,7 +38,7 @@ def merged(layers: Mapping[str, Any]) -> Iterator[Callable[[Point], None]]:
     snapshot = [weight.detach().clone() for weight in weights]
 
     @torch.no_grad()
-    def move(point: Point) -> None:
+    def move(point: WeightUpdate) -> None:
         for (name, layer), weight, original in zip(layers.items(), weights, snapshot, strict=True):
             update = point[name]
             B, A = update.B.to(weight), update.A.to(weight)
@@ -73,14 +72,14 @@ def _restore(weights: Sequence[torch.Tensor], snapshot: Sequence[torch.Tensor]) 
 
 
 @contextmanager
-def unmerged(layers: Mapping[str, Any]) -> Iterator[Callable[[Sequence[Point]], None]]:
+def unmerged(layers: Mapping[str, Any]) -> Iterator[Callable[[Sequence[WeightUpdate]], None]]:
     """A setter that adds (x A_p^T) B_p^T to what every layer makes of row p of the batch; W is never written.
 
     One point serves every row. Several points are one batch with a row for each, so they share one forward of the backbone.
     """
     stacks: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def move(points: Sequence[Point]) -> None:
+    def move(points: Sequence[WeightUpdate]) -> None:
         for name, layer in layers.items():
             device = _weight(layer).device
             updates = [point[name] for point in points]

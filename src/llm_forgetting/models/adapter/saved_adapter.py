@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.lowrank import Update
 
 WEIGHTS, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -64,7 +64,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"the adapter in {folder} must be a whole {WEIGHTS}: {error}") from error
 
 
-def read_update(folder: Path) -> Update:
+def read_update(folder: Path) -> WeightUpdate:
     """delta W = B A of every module of a saved adapter, its own scale absorbed, in float32."""
     config = read_config(folder)
     return update_from(read_weights(folder), lambda module, rank: saved_scale(config, module, rank), str(folder))
@@ -78,7 +78,7 @@ def saved_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
-def update_from(state: State, scale: Callable[[str, int], float], source: str) -> Update:
+def update_from(state: State, scale: Callable[[str, int], float], source: str) -> WeightUpdate:
     """delta W = B A from LoRA weights by PEFT's names; `scale` gives s of a (module, rank).
 
     UserError where a weight is no LoRA matrix or has no partner; `source` is what it then calls them.
@@ -94,13 +94,15 @@ def update_from(state: State, scale: Callable[[str, int], float], source: str) -
         raise UserError(
             f"{source} must hold both A and B of every module, of {alone[0] if alone else 'none'} it does not"
         )
-    return {
-        module: Factors(B=pair["B"] * scale(module, pair["A"].shape[0]), A=pair["A"].clone())
-        for module, pair in parts.items()
-    }
+    return WeightUpdate(
+        {
+            module: Factors(B=pair["B"] * scale(module, pair["A"].shape[0]), A=pair["A"].clone())
+            for module, pair in parts.items()
+        }
+    )
 
 
-def fitted(update: Mapping[str, Any], live: Update, source: str) -> Update:
+def fitted(update: Mapping[str, Any], live: WeightUpdate, source: str) -> WeightUpdate:
     """`update` in the order, precision and place of `live`; UserError where it is not of the same modules and shapes."""
     sizes, found = ({name: (len(pair.B), pair.A.shape[1]) for name, pair in part.items()} for part in (live, update))
     wrong = sorted(name for name in sizes.keys() | found.keys() if sizes.get(name) != found.get(name))
@@ -109,10 +111,12 @@ def fitted(update: Mapping[str, Any], live: Update, source: str) -> Update:
             f"{source} must adapt the same modules as the model, {len(wrong)} differ: {wrong[0]} is {found.get(wrong[0])}, "
             f"must be {sizes.get(wrong[0])}"
         )
-    return {name: Factors(update[name].B.to(pair.B), update[name].A.to(pair.A)) for name, pair in live.items()}
+    return WeightUpdate(
+        {name: Factors(update[name].B.to(pair.B), update[name].A.to(pair.A)) for name, pair in live.items()}
+    )
 
 
-def write_weights(folder: Path, update: Update) -> None:
+def write_weights(folder: Path, update: WeightUpdate) -> None:
     """The factors of `update` as the weights of an adapter of scale 1."""
     save_file(
         {

@@ -9,11 +9,9 @@ import numpy as np
 import torch
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.landscape import lowrank
 from llm_forgetting.landscape.checkpoint_plane import CheckpointPlane
 from llm_forgetting.landscape.domains import Triangle
-from llm_forgetting.landscape.lowrank import Update
-from llm_forgetting.landscape.spaces import Point
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.models.adapter.saved_adapter import Checkpoint
 from llm_forgetting.models.any_module.directions import GivenDirection, as_adapted
 from llm_forgetting.models.any_module.parameters import DirectionBasis, moved, refuse_unmovable
@@ -31,19 +29,19 @@ class PlaneCheckpoints(Protocol):
     plane: CheckpointPlane
     description: str
 
-    def perturbed(self) -> AbstractContextManager[Callable[[Point], None]]:
+    def perturbed(self) -> AbstractContextManager[Callable[[WeightUpdate], None]]:
         """A setter that moves the model; afterwards it is as before."""
         ...
 
-    def point(self, row: Sequence[float]) -> Point:
+    def point(self, row: Sequence[float]) -> WeightUpdate:
         """The point (a, b) of the plane."""
         ...
 
-    def place(self, checkpoint: Checkpoint) -> Point:
+    def place(self, checkpoint: Checkpoint) -> WeightUpdate:
         """A checkpoint itself."""
         ...
 
-    def update(self, checkpoint: Checkpoint) -> Update:
+    def update(self, checkpoint: Checkpoint) -> WeightUpdate:
         """What the plane projects: the checkpoint as a vector in its coordinates."""
         ...
 
@@ -72,19 +70,19 @@ class AdapterCheckpoints:
         self._model = model
         self.plane = CheckpointPlane(*map(self.update, checkpoints))
 
-    def perturbed(self) -> AbstractContextManager[Callable[[Point], None]]:
+    def perturbed(self) -> AbstractContextManager[Callable[[WeightUpdate], None]]:
         """See `AdaptedModel.perturbed`."""
         return self._model.perturbed()
 
-    def point(self, row: Sequence[float]) -> Point:
+    def point(self, row: Sequence[float]) -> WeightUpdate:
         """delta W at (a, b)."""
         return self.plane.update(*row)
 
-    def place(self, checkpoint: Checkpoint) -> Point:
+    def place(self, checkpoint: Checkpoint) -> WeightUpdate:
         """delta W of a checkpoint."""
         return self.update(checkpoint)
 
-    def update(self, checkpoint: Checkpoint) -> Update:
+    def update(self, checkpoint: Checkpoint) -> WeightUpdate:
         """delta W of a checkpoint."""
         return self._model.update_of(checkpoint)
 
@@ -146,11 +144,11 @@ class ModuleCheckpoints:
         """From the first checkpoint to `state`."""
         return {name: state.get(name, tensor) - self._origin[name] for name, tensor in self._live.items()}
 
-    def perturbed(self) -> AbstractContextManager[Callable[[Point], None]]:
+    def perturbed(self) -> AbstractContextManager[Callable[[WeightUpdate], None]]:
         """See `moved`."""
         return moved(self._live, self._origin)
 
-    def point(self, row: Sequence[float]) -> Point:
+    def point(self, row: Sequence[float]) -> WeightUpdate:
         """The point (a, b), as offsets from the first checkpoint."""
         second, third = map(float, (self._triangle.unit(np.array([row]))[0] + 1) / 2)
         linear = self._edges.point([second, third])
@@ -158,12 +156,10 @@ class ModuleCheckpoints:
             name: torch.einsum("k,k...->...", logs.new_tensor([1 - second - third, second, third]), logs).exp()
             for name, logs in self._variances.items()
         }
-        return {
-            **linear,
-            **DirectionBasis([{name: v - self._origin[name] for name, v in geometric.items()}]).point([1.0]),
-        }
+        offsets = DirectionBasis([{name: v - self._origin[name] for name, v in geometric.items()}]).point([1.0])
+        return WeightUpdate({**linear, **offsets})
 
-    def place(self, checkpoint: Checkpoint) -> Point:
+    def place(self, checkpoint: Checkpoint) -> WeightUpdate:
         """A checkpoint, as offsets from the first."""
         state = self._given(checkpoint)
         foreign = sorted(state.keys() - self._live.keys())
@@ -171,10 +167,10 @@ class ModuleCheckpoints:
             raise UserError(f"a checkpoint must hold what the plane's do, {foreign[0]} is in none of them")
         return DirectionBasis([self._offset(state)]).point([1.0])
 
-    def update(self, checkpoint: Checkpoint) -> Update:
+    def update(self, checkpoint: Checkpoint) -> WeightUpdate:
         """The parameters' part of `place`."""
         placed = self.place(checkpoint)
-        return {name: placed[name] for name in self._parameters}
+        return WeightUpdate({name: placed[name] for name in self._parameters})
 
 
 def checkpoint_difference(model: torch.nn.Module, start: Checkpoint, end: Checkpoint) -> GivenDirection:
@@ -187,7 +183,7 @@ def checkpoint_difference(model: torch.nn.Module, start: Checkpoint, end: Checkp
     adapted = as_adapted(model)
     if adapted is not None:
         first, second = (adapted.update_of(checkpoint) for checkpoint in (start, end))
-        return lowrank.combination([(1.0, second), (-1.0, first)])
+        return WeightUpdate.combine([(1.0, second), (-1.0, first)])
     if not isinstance(start, Mapping) or not isinstance(end, Mapping):
         raise UserError("checkpoints of a plain module must be its state dicts")
     parameters = dict(model.named_parameters())

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.landscape import directions as adapter_directions
-from llm_forgetting.landscape import lowrank
-from llm_forgetting.landscape.directions import Direction, orthogonalised, random_direction
+from llm_forgetting.landscape.directions import orthogonalised, random_direction
+from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, canonicalise
 from llm_forgetting.landscape.results import ScanAxes
-from llm_forgetting.landscape.spaces import AdapterSpace, Point, Space, WeightSpace, scaled_gaussians
+from llm_forgetting.landscape.spaces import AdapterSpace, Space, WeightSpace, scaled_gaussians
 from llm_forgetting.models.any_module.losses import MeanLosses
 from llm_forgetting.models.any_module.parameters import (
     DirectionBasis,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 GivenDirection = Mapping[str, torch.Tensor] | Mapping[str, Factors]
 Directions = Literal["random", "gradient"] | GivenDirection | Sequence[GivenDirection]
 SpaceName = Literal["adapter", "weight"]
-Mover = Callable[[], AbstractContextManager[Callable[[Point], None]]]
+Mover = Callable[[], AbstractContextManager[Callable[[WeightUpdate], None]]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class ScanDirections:
     """
 
     perturbed: Mover
-    point: Callable[[Sequence[float]], Point]
+    point: Callable[[Sequence[float]], WeightUpdate]
     description: str
     norm: float
     units: tuple[float, ...]
@@ -147,9 +146,9 @@ def _around_module(model: torch.nn.Module, losses: MeanLosses, count: int, optio
     known = dict(model.named_parameters())
     leaves = [known[name].requires_grad_() for name in tensors]
     gradient = losses.gradient(leaves)
-    drawn = [{name: _dense(-part) for name, part in zip(tensors, gradient, strict=True)}]
+    drawn = [FactorStep({name: _dense(-part) for name, part in zip(tensors, gradient, strict=True)})]
     drawn += [_dense_random(tensors, options.seed, index) for index in range(1, count)]
-    vectors = [{name: part.B for name, part in d.items()} for d in orthogonalised(drawn, length)]
+    vectors = [{name: part.B for name, part in d.factors.items()} for d in orthogonalised(drawn, length)]
     return ScanDirections(
         perturbed=partial(moved, tensors),
         point=DirectionBasis(vectors).point,
@@ -169,14 +168,14 @@ def _dense(tensor: torch.Tensor) -> Factors:
     return Factors(B=tensor, A=tensor.new_zeros(0))
 
 
-def _dense_random(tensors: Mapping[str, torch.Tensor], seed: int, index: int) -> Direction:
+def _dense_random(tensors: Mapping[str, torch.Tensor], seed: int, index: int) -> FactorStep:
     """Filter-normalised Gaussian number `index`, the same as weight space's."""
     drawn = {}
     for name, tensor in tensors.items():
         matrix = matrix_of(tensor)
         blocks = scaled_gaussians(seed, name, [index], matrix.norm(dim=1).float().cpu(), matrix.shape[1])
         drawn[name] = _dense(torch.cat([block for _, (block,) in blocks]).to(tensor).reshape(tensor.shape))
-    return drawn
+    return FactorStep(drawn)
 
 
 def _random(space: Space, perturbed: Mover, count: int, options: DirectionOptions, name: str) -> ScanDirections:
@@ -197,16 +196,16 @@ def _scan_directions(
     )
 
 
-def _adapter_gradient(model: "AdaptedModel", adapter: CanonicalAdapter, losses: MeanLosses) -> Direction:
+def _adapter_gradient(model: "AdaptedModel", adapter: CanonicalAdapter, losses: MeanLosses) -> FactorStep:
     """Minus the gradient with respect to the canonical factors: dB = -G A^T, dA = -B^T G with G = d loss / d delta W.
 
     Canonical factors are the same for every way of writing the adapter, so the direction is too.
     """
-    point = {n: Factors(m.factors.B.requires_grad_(), m.factors.A.requires_grad_()) for n, m in adapter.items()}
-    leaves = [part for pair in point.values() for part in (pair.B, pair.A)]
+    point = WeightUpdate.canonical(adapter)
+    leaves = [part.requires_grad_() for pair in point.values() for part in (pair.B, pair.A)]
     with model.unmerged() as move:
         gradient = iter(losses.gradient(leaves, lambda: move([point])))
-    return {name: Factors(B=-next(gradient), A=-next(gradient)) for name in point}
+    return FactorStep({name: Factors(B=-next(gradient), A=-next(gradient)) for name in point})
 
 
 def _along_updates(model: torch.nn.Module, given: Sequence[Mapping[str, Any]]) -> ScanDirections:
@@ -215,12 +214,12 @@ def _along_updates(model: torch.nn.Module, given: Sequence[Mapping[str, Any]]) -
     if adapted is None:
         raise UserError(f"directions of delta W need a PEFT model with a LoRA adapter, was {type(model).__name__}")
     base, updates = adapted.adapter_factors(), [adapted.update_of(direction) for direction in given]
-    units, cosine = _lengths([[lowrank.inner(d, e) for e in updates] for d in updates])
+    units, cosine = _lengths([[d.inner(e) for e in updates] for d in updates])
     return ScanDirections(
         perturbed=adapted.perturbed,
-        point=lambda row: lowrank.combination([(1.0, base), *zip(row, updates, strict=True)]),
+        point=lambda row: WeightUpdate.combine([(1.0, base), *zip(row, updates, strict=True)]),
         description="given directions of delta W",
-        norm=lowrank.norm(base),
+        norm=base.norm(),
         units=units,
         cosine=cosine,
     )
@@ -233,8 +232,8 @@ def _along_tensors(
     tensors, vectors = named_parameters(model, given, "directions")
     if normalise == "filter":
         vectors = [{name: _filtered(vector[name], tensors[name]) for name in tensors} for vector in vectors]
-    dense = [{name: _dense(part) for name, part in vector.items()} for vector in vectors]
-    units, cosine = _lengths([[adapter_directions.inner(d, e) for e in dense] for d in dense])
+    dense = [FactorStep({name: _dense(part) for name, part in vector.items()}) for vector in vectors]
+    units, cosine = _lengths([[d.inner(e) for e in dense] for d in dense])
     return ScanDirections(
         perturbed=partial(moved, tensors),
         point=DirectionBasis(vectors).point,

@@ -13,9 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from llm_forgetting.curvature.lanczos import density, extreme_eigenvalues, lanczos, random_start, traces
 from llm_forgetting.curvature.results import ForecastOfStep, HessianSpectrum
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, canonicalise
-from llm_forgetting.landscape.lowrank import combination, inner
-from llm_forgetting.landscape.spaces import Point
 from llm_forgetting.models.any_module.directions import GivenDirection, as_adapted
 from llm_forgetting.models.any_module.losses import Batches, Loss, MeanLosses
 from llm_forgetting.models.any_module.parameters import DirectionBasis, moved, named_parameters
@@ -131,19 +130,23 @@ def _along_update(model: "AdaptedModel", losses: MeanLosses, direction: GivenDir
     base, step = model.adapter_factors(), model.update_of(direction)
     t = torch.zeros((), device=next(iter(step.values())).B.device, requires_grad=True)
 
-    def point() -> Point:
-        return {
-            name: Factors(torch.cat([base[name].B, t * step[name].B], dim=1), torch.cat([base[name].A, step[name].A]))
-            for name in base
-        }
+    def point() -> WeightUpdate:
+        return WeightUpdate(
+            {
+                name: Factors(
+                    torch.cat([base[name].B, t * step[name].B], dim=1), torch.cat([base[name].A, step[name].A])
+                )
+                for name in base
+            }
+        )
 
     with model.unmerged() as move:
         (slope,) = losses.gradient([t], lambda: move([point()]))
         (bend,) = losses.hessian([t], [torch.ones_like(t, requires_grad=False)], lambda: move([point()]))
     with model.perturbed() as move_to:
-        move_to(combination([(1.0, base), (1.0, step)]))
+        move_to(WeightUpdate.combine([(1.0, base), (1.0, step)]))
         after = float(losses.values().mean())
-    return _Step(float(slope), float(bend), after, inner(step, step) ** 0.5)
+    return _Step(float(slope), float(bend), after, step.inner(step) ** 0.5)
 
 
 def _along_tensors(model: torch.nn.Module, losses: MeanLosses, direction: GivenDirection) -> _Step:
@@ -183,11 +186,8 @@ def _differentiated(
             leaves, description = list(named.values()), "the parameters"
             names, before = dict.fromkeys(named, 1), _nothing
         else:
-            point = {
-                name: Factors(module.factors.B.requires_grad_(), module.factors.A.requires_grad_())
-                for name, module in canonicalise(adapted.adapter_factors()).items()
-            }
-            leaves = [part for pair in point.values() for part in (pair.B, pair.A)]
+            point = WeightUpdate.canonical(canonicalise(adapted.adapter_factors()))
+            leaves = [part.requires_grad_() for pair in point.values() for part in (pair.B, pair.A)]
             names, description = dict.fromkeys(point, 2), "the adapter's canonical factors"
             move = stack.enter_context(adapted.unmerged())
 

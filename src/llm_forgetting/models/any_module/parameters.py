@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 import torch
 
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.spaces import NoisyUpdate, Point, WeightSpace
+from llm_forgetting.landscape.spaces import NoisyUpdate, WeightSpace
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -58,7 +59,7 @@ def weight_space(tensors: Tensors) -> WeightSpace:
     """
     flat = {name: matrix_of(tensor) for name, tensor in tensors.items()}
     unmoved = {n: Factors(B=m.new_zeros(len(m), 0), A=m.new_zeros(0, m.shape[1])) for n, m in flat.items()}
-    return WeightSpace(unmoved, {name: matrix.norm(dim=1) for name, matrix in flat.items()})
+    return WeightSpace(WeightUpdate(unmoved), {name: matrix.norm(dim=1) for name, matrix in flat.items()})
 
 
 def matrix_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -67,18 +68,18 @@ def matrix_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def moved(tensors: Tensors, origin: Tensors | None = None) -> Iterator[Callable[[Point], None]]:
+def moved(tensors: Tensors, origin: Tensors | None = None) -> Iterator[Callable[[WeightUpdate], None]]:
     """A setter that writes origin + update into every tensor; on leaving, every bit is as before.
 
     The origin is where the tensors are now, unless given. An update is the noise of weight space, or B A with a single column
-    A (k, 1): a combination of k vectors of as many entries as the tensor (see `DirectionBasis`). Always from the origin, never from where
-    the last point was: nothing drifts. Costs a copy of the tensors.
+    A (k, 1): a combination of k vectors of as many entries as the tensor (see `DirectionBasis`). Always from the origin,
+    never from where the last point was: nothing drifts. Costs a copy of the tensors.
     """
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     start = before if origin is None else origin
 
     @torch.no_grad()
-    def move(point: Point) -> None:
+    def move(point: WeightUpdate) -> None:
         for name, tensor in tensors.items():
             update = point[name]
             tensor.copy_(start[name])
@@ -105,9 +106,11 @@ class DirectionBasis:
             name: torch.stack([vector[name].reshape(-1) for vector in vectors], dim=1) for name in vectors[0]
         }
 
-    def point(self, weights: Sequence[float]) -> Point:
+    def point(self, weights: Sequence[float]) -> WeightUpdate:
         """sum w_k v_k as the factors that `moved` takes: B (entries, k) holds the vectors, A (k, 1) the weights."""
-        return {name: Factors(B, B.new_tensor(weights).reshape(-1, 1)) for name, B in self._columns.items()}
+        return WeightUpdate(
+            {name: Factors(B, B.new_tensor(weights).reshape(-1, 1)) for name, B in self._columns.items()}
+        )
 
 
 def named_parameters(

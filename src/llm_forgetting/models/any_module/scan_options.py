@@ -9,9 +9,9 @@ import torch
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.nodes import CachedEvaluator
 from llm_forgetting.landscape.results import Evaluations
-from llm_forgetting.landscape.spaces import Point
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, Fit, Rule, SpectralSurface, terms
 from llm_forgetting.models.any_module.losses import Batches, Loss, MeanLosses, tasks_of
 from llm_forgetting.models.any_module.preserved_state import defer_interrupts, preserve_model_state
@@ -33,10 +33,10 @@ def measuring(model: torch.nn.Module, loss: Loss, batches: Batches | Tasks) -> I
         yield losses
 
 
-def nodes_at(losses: MeanLosses, move: Callable[[Point], None], progress: Progress | None) -> CachedEvaluator:
+def nodes_at(losses: MeanLosses, move: Callable[[WeightUpdate], None], progress: Progress | None) -> CachedEvaluator:
     """The losses (p, tasks) at points, each evaluated once."""
 
-    def values_at(points: Iterable[Point]) -> Iterator[Floats]:
+    def values_at(points: Iterable[WeightUpdate]) -> Iterator[Floats]:
         for point in points:
             move(point)
             yield losses.values()

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
-from llm_forgetting.landscape.directions import Direction
+from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.seeding import derive_seed
 
 
@@ -22,25 +21,25 @@ class Coordinates:
             self.blocks[name] = [slice(start, end)]
         self.dimension = end
 
-    def vector(self, step: Mapping[str, Factors]) -> torch.Tensor:
+    def vector(self, step: FactorStep) -> torch.Tensor:
         """(dimension,)."""
         return torch.cat([part.reshape(-1) for name in self._shapes for part in (step[name].B, step[name].A)])
 
-    def step(self, vector: torch.Tensor) -> Direction:
+    def step(self, vector: torch.Tensor) -> FactorStep:
         """The factors that `vector` holds; views of it."""
-        found: Direction = {}
+        found: dict[str, Factors] = {}
         for name, (of_B, of_A) in self._shapes.items():
             block = vector[self.blocks[name][0]]
             found[name] = Factors(block[: of_B.numel()].view(of_B), block[of_B.numel() :].view(of_A))
-        return found
+        return FactorStep(found)
 
 
-def moved(factors: Mapping[str, Factors], step: Mapping[str, Factors]) -> Update:
+def moved(factors: WeightUpdate, step: FactorStep) -> WeightUpdate:
     """Both factors of every module, moved by a step."""
-    return {name: Factors(pair.B + step[name].B, pair.A + step[name].A) for name, pair in factors.items()}
+    return WeightUpdate({name: Factors(pair.B + step[name].B, pair.A + step[name].A) for name, pair in factors.items()})
 
 
-def random_update(like: Mapping[str, Factors], seed: int, number: int, rank: int) -> Update:
+def random_update(like: Mapping[str, Factors], seed: int, number: int, rank: int) -> WeightUpdate:
     """A direction V of the merged weights with E vec(V) vec(V)^T = 1, as factors of low rank: independent signs / sqrt(rank).
 
     <V, H V> is then an unbiased estimate of tr H that stores nothing of the size of the weights; the lower the rank, the larger
@@ -55,4 +54,4 @@ def random_update(like: Mapping[str, Factors], seed: int, number: int, rank: int
 
         B, A = signs(pair.B.shape[0], rank), signs(rank, pair.A.shape[1])
         found[name] = Factors((B / rank**0.5).to(pair.B), A.to(pair.A))
-    return found
+    return WeightUpdate(found)

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from llm_forgetting.curvature.operators import Along, Weights
-from llm_forgetting.landscape.directions import Direction
+from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.models.adapter.adapted_model import target_layers
 from llm_forgetting.models.hessian.micro_batches import MicroBatches
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -21,13 +20,13 @@ Change = Callable[[str, torch.Tensor], torch.Tensor]
 class GraphProducts:
     """Exact products. The model's own adapter is off; the factors are applied beside the frozen weights."""
 
-    def __init__(self, model: LanguageModel, items: MicroBatches, factors: Update) -> None:
+    def __init__(self, model: LanguageModel, items: MicroBatches, factors: WeightUpdate) -> None:
         self._model = model
         self._items = items
         self.factors = factors
         self.evaluations = 0
 
-    def _losses(self, change: Change | None = None, factors: Update | None = None) -> Iterator[torch.Tensor]:
+    def _losses(self, change: Change | None = None, factors: WeightUpdate | None = None) -> Iterator[torch.Tensor]:
         """The share of every micro-batch in the objective, with factors and further changes that may want gradients."""
         layers = target_layers(self._model.peft_model)
         used = self.factors if factors is None else factors
@@ -52,11 +51,11 @@ class GraphProducts:
                 handle.remove()
 
     @torch.no_grad()
-    def loss(self, at: Update) -> float:
+    def loss(self, at: WeightUpdate) -> float:
         """The objective at other factors."""
         return sum(float(part.detach()) for part in self._losses(factors=at))
 
-    def gradient(self, at: Update | None = None) -> Direction:
+    def gradient(self, at: WeightUpdate | None = None) -> FactorStep:
         """See `Products`; at other factors, if given."""
         leaves = _leaves(self.factors if at is None else at)
         total = None
@@ -71,17 +70,17 @@ class GraphProducts:
             total = _sum(total, torch.autograd.grad(loss, list(leaves.values())))
         return dict(zip(leaves, total or (), strict=True))
 
-    def hessian(self, step: Direction) -> Direction:
+    def hessian(self, step: FactorStep) -> FactorStep:
         """See `Products`."""
         self.evaluations += 1
-        leaves, along, total = _leaves(self.factors), flat(step), None
+        leaves, along, total = _leaves(self.factors), flat(step.factors), None
         for loss in self._losses(factors=leaves):
             gradient = torch.autograd.grad(loss, flat(leaves), create_graph=True)
             slope = torch.stack([(g * v).sum() for g, v in zip(gradient, along, strict=True)]).sum()
             total = _sum(total, torch.autograd.grad(slope, flat(leaves)))
         return _like(leaves, total)
 
-    def along_update(self, update: Update) -> Along:
+    def along_update(self, update: WeightUpdate) -> Along:
         """See `Products`."""
         self.evaluations += 1
         loss = slope = curvature = 0.0
@@ -108,11 +107,13 @@ class GraphProducts:
         return dict(zip(leaves, total or (), strict=True))
 
 
-def _leaves(factors: Update) -> Update:
-    return {
-        n: Factors(f.B.detach().clone().requires_grad_(), f.A.detach().clone().requires_grad_())
-        for n, f in factors.items()
-    }
+def _leaves(factors: WeightUpdate) -> WeightUpdate:
+    return WeightUpdate(
+        {
+            n: Factors(f.B.detach().clone().requires_grad_(), f.A.detach().clone().requires_grad_())
+            for n, f in factors.items()
+        }
+    )
 
 
 def flat(factors: Mapping[str, Factors]) -> list[torch.Tensor]:
@@ -123,6 +124,6 @@ def _sum(total: Tensors | None, new: Tensors) -> Tensors:
     return new if total is None else tuple(a + b for a, b in zip(total, new, strict=True))
 
 
-def _like(factors: Update, tensors: Tensors | None) -> Direction:
+def _like(factors: WeightUpdate, tensors: Tensors | None) -> FactorStep:
     flat = iter(tensors or ())
-    return {name: Factors(B=next(flat), A=next(flat)) for name in factors}
+    return FactorStep({name: Factors(B=next(flat), A=next(flat)) for name in factors})

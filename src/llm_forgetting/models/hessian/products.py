@@ -14,8 +14,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llm_forgetting.curvature.operators import Products
+from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.models.adapter.adapted_model import target_layers
 from llm_forgetting.models.hessian.difference_products import DifferenceProducts
 from llm_forgetting.models.hessian.graph_products import GraphProducts, flat
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def products_at(
     model: LanguageModel,
     items: Sequence[EncodedItem],
-    factors: Update,
+    factors: WeightUpdate,
     *,
     micro_batch: int = 16,
     method: Method = "exact",
@@ -63,7 +63,7 @@ def products_at(
 
 
 @contextmanager
-def _tangent(model: LanguageModel, batches: MicroBatches, factors: Update) -> Iterator[TangentProducts]:
+def _tangent(model: LanguageModel, batches: MicroBatches, factors: WeightUpdate) -> Iterator[TangentProducts]:
     layers = {name: layer.get_base_layer() for name, layer in target_layers(model.peft_model).items()}
     passed = TangentPass(model.peft_model.get_base_model(), layers)
     with ExitStack() as stack:
@@ -86,17 +86,19 @@ def _probe(model: LanguageModel) -> bool:
     if not model.packs:
         return False
     items, factors = model.probes(), model.adapter_factors()
-    step = {
-        name: Factors(
-            *(torch.randn(part.shape, generator=torch.Generator().manual_seed(n)).to(part) for part in (f.B, f.A))
-        )
-        for n, (name, f) in enumerate(factors.items())
-    }
+    step = FactorStep(
+        {
+            name: Factors(
+                *(torch.randn(part.shape, generator=torch.Generator().manual_seed(n)).to(part) for part in (f.B, f.A))
+            )
+            for n, (name, f) in enumerate(factors.items())
+        }
+    )
     found = []
     try:
         for method in METHODS:
             with products_at(model, items, factors, method=method) as products:
-                found.append(torch.cat([part.flatten().double() for part in flat(products.hessian(step))]))
+                found.append(torch.cat([part.flatten().double() for part in flat(products.hessian(step).factors)]))
     except (NoTangentPassError, CannotPackError, TypeError, AttributeError) as error:
         log.info("second derivatives are taken of the graph: %s", error)
         return False

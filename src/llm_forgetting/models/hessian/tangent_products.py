@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from llm_forgetting.curvature.operators import Along, Weights
-from llm_forgetting.landscape.directions import Direction
+from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.lowrank import Update
 from llm_forgetting.models.hessian.micro_batches import MicroBatches
 from llm_forgetting.models.hessian.tangent_operations import WeightTangent
 from llm_forgetting.models.hessian.tangent_pass import TangentPass
@@ -21,7 +20,7 @@ class TangentProducts:
     """Exact products; `logits_of` is what `passed.stacked` yields, `dtype` the precision of the backbone."""
 
     def __init__(
-        self, passed: TangentPass, logits_of: LogitsOf, items: MicroBatches, factors: Update, dtype: torch.dtype
+        self, passed: TangentPass, logits_of: LogitsOf, items: MicroBatches, factors: WeightUpdate, dtype: torch.dtype
     ) -> None:
         self._dtype = dtype
         self._pass = passed
@@ -43,23 +42,23 @@ class TangentProducts:
                 loss, slope = loss + value, slope + derivative
         return loss, slope
 
-    def gradient(self) -> Direction:
+    def gradient(self) -> FactorStep:
         """See `Products`."""
-        zero = {name: Factors(torch.zeros_like(f.B), torch.zeros_like(f.A)) for name, f in self.factors.items()}
+        zero = FactorStep({n: Factors(torch.zeros_like(f.B), torch.zeros_like(f.A)) for n, f in self.factors.items()})
         tangents = self._adapter_tangents(zero)
         self.along(tangents)
-        return {name: tangent.gradient for name, tangent in tangents.items()}
+        return FactorStep({name: tangent.gradient for name, tangent in tangents.items()})
 
-    def hessian(self, step: Direction) -> Direction:
+    def hessian(self, step: FactorStep) -> FactorStep:
         """See `Products`."""
         tangents = self._adapter_tangents(step)
         self.along(tangents)
-        return {name: tangent.product for name, tangent in tangents.items()}
+        return FactorStep({name: tangent.product for name, tangent in tangents.items()})
 
-    def _adapter_tangents(self, step: Direction) -> dict[str, AdapterTangent]:
+    def _adapter_tangents(self, step: FactorStep) -> dict[str, AdapterTangent]:
         return {name: AdapterTangent(self.factors[name], step[name], self._dtype) for name in self.factors}
 
-    def along_update(self, update: Update) -> Along:
+    def along_update(self, update: WeightUpdate) -> Along:
         """See `Products`."""
         tangents = {name: LowRankTangent(pair, self._dtype) for name, pair in update.items()}
         loss, slope = self.along(tangents)

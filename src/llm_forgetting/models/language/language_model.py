@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,7 @@ import torch
 
 from llm_forgetting.config.sections import LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.landscape.lowrank import Update
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.models.adapter.adapted_model import (
     AdaptedModel,
     attach_lora,
@@ -173,14 +172,14 @@ class LanguageModel(AdaptedModel):
             return computed_beginning(self.peft_model, tokens, self.device)
 
     @contextmanager
-    def perturbed(self) -> Iterator[Callable[[Mapping[str, Factors]], None]]:
+    def perturbed(self) -> Iterator[Callable[[WeightUpdate], None]]:
         """See `AdaptedModel.perturbed`; packing is tried out before anything is moved."""
         _ = self.packs
         with super().perturbed() as move:
             yield move
 
     @contextmanager
-    def unmerged(self) -> Iterator[Callable[[Sequence[Mapping[str, Factors]]], None]]:
+    def unmerged(self) -> Iterator[Callable[[Sequence[WeightUpdate]], None]]:
         """See `AdaptedModel.unmerged`."""
         _ = self.packs
         with super().unmerged() as move:
@@ -191,7 +190,7 @@ class LanguageModel(AdaptedModel):
         super().save(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def save_update(self, folder: Path, update: Update) -> None:
+    def save_update(self, folder: Path, update: WeightUpdate) -> None:
         """See `AdaptedModel.save_update`; the tokenizer goes with it."""
         super().save_update(folder, update)
         self.tokenizer.save_pretrained(folder)

@@ -8,8 +8,8 @@ import numpy as np
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.nodes import Evaluator
-from llm_forgetting.landscape.spaces import Point
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -45,7 +45,7 @@ class LandscapeObjective:
         together = self._rows > 1 and self._model.packs
         with self._model.unmerged() if together else self._alone() as move:
 
-            def values_at(points: Iterable[Point]) -> Iterator[Floats]:
+            def values_at(points: Iterable[WeightUpdate]) -> Iterator[Floats]:
                 waiting = iter(points)
                 while chunk := list(islice(waiting, self._rows if together else 1)):
                     move(chunk)
@@ -69,7 +69,7 @@ class LandscapeObjective:
             ) from error
 
     @contextmanager
-    def _alone(self) -> Iterator[Callable[[Sequence[Point]], None]]:
+    def _alone(self) -> Iterator[Callable[[Sequence[WeightUpdate]], None]]:
         with self._model.perturbed() as move:
             yield lambda points: move(points[0])
 

@@ -1,0 +1,145 @@
+"""The two vector spaces on factors (B, A) of all adapted modules: steps of the factors themselves, and updates delta W = B A.
+
+Both hold the same tensors and have different inner products, so they are two types: neither takes the other's place.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, canonicalise
+
+
+@dataclass(frozen=True, eq=False)
+class FactorStep:
+    """Step (dB, dA) in factor space: a vector whose coordinates are the entries of both factors of every module.
+
+    Not a mapping, so that no function of an update takes it; `factors` are its parts by module.
+    """
+
+    factors: Mapping[str, Factors]
+
+    def __getitem__(self, module: str) -> Factors:
+        """(dB, dA) of one module."""
+        return self.factors[module]
+
+    def inner(self, other: "FactorStep") -> float:
+        """Frobenius inner product over both factors of all modules, summed in float64; independent of the gauge.
+
+        Raises:
+            TypeError: `other` is not a step.
+        """
+        _require(FactorStep, other)
+        return sum(_dot(pair.B, other[name].B) + _dot(pair.A, other[name].A) for name, pair in self.factors.items())
+
+    def norm(self) -> float:
+        """Frobenius norm over both factors of all modules."""
+        return math.sqrt(self.inner(self))
+
+    @staticmethod
+    def combine(terms: Sequence[tuple[float, "FactorStep"]]) -> "FactorStep":
+        """The linear combination sum c_i d_i, factor by factor.
+
+        Raises:
+            TypeError: A term is not a step.
+        """
+        _require(FactorStep, *(step for _, step in terms))
+        return FactorStep(
+            {
+                name: Factors(B=_sum([c * d[name].B for c, d in terms]), A=_sum([c * d[name].A for c, d in terms]))
+                for name in terms[0][1].factors
+            }
+        )
+
+
+class WeightUpdate(Mapping[str, Factors]):
+    """Update delta W = B A of every module, by module name: a vector whose coordinates are the entries of all delta W.
+
+    Sums are exact, by concatenation, and Frobenius products form no matrix of the size of the weights.
+    """
+
+    def __init__(self, factors: Mapping[str, Factors]) -> None:
+        self._factors = dict(factors)
+
+    def __getitem__(self, module: str) -> Factors:
+        """B and A of one module."""
+        return self._factors[module]
+
+    def __iter__(self) -> Iterator[str]:
+        """The modules' names."""
+        return iter(self._factors)
+
+    def __len__(self) -> int:
+        """Number of modules."""
+        return len(self._factors)
+
+    @staticmethod
+    def zero(like: Mapping[str, Factors]) -> "WeightUpdate":
+        """delta W = 0 of the shapes of `like`, of rank 1: a fresh adapter, the bare backbone."""
+        return WeightUpdate(
+            {n: Factors(B=torch.zeros_like(pair.B[:, :1]), A=torch.zeros_like(pair.A[:1])) for n, pair in like.items()}
+        )
+
+    @staticmethod
+    def canonical(adapter: CanonicalAdapter) -> "WeightUpdate":
+        """delta W with its canonical factors B = U sqrt(S), A = sqrt(S) V^T."""
+        return WeightUpdate({name: module.factors for name, module in adapter.items()})
+
+    def inner(self, other: "WeightUpdate") -> float:
+        """Frobenius product <delta W_1, delta W_2> over all modules, in float64: tr(A_1^T B_1^T B_2 A_2).
+
+        Raises:
+            TypeError: `other` is not an update.
+        """
+        _require(WeightUpdate, other)
+        total = 0.0
+        for name, x in self.items():
+            y = other[name]
+            total += float(((x.B.double().T @ y.B.double()) * (x.A.double() @ y.A.double().T)).sum())
+        return total
+
+    def norm(self) -> float:
+        """Frobenius norm over all modules; by singular values, so that it is accurate for differences of near equals too."""
+        return math.sqrt(sum(float(module.S.double().square().sum()) for module in canonicalise(self).values()))
+
+    @staticmethod
+    def combine(terms: Sequence[tuple[float, "WeightUpdate"]]) -> "WeightUpdate":
+        """sum c_i delta W_i, exactly: the factors side by side, so ranks add up. Terms with c = 0 are left out (not the first).
+
+        Raises:
+            TypeError: A term is not an update.
+        """
+        _require(WeightUpdate, *(update for _, update in terms))
+        kept = [(c, update) for index, (c, update) in enumerate(terms) if c != 0 or index == 0]
+        return WeightUpdate(
+            {
+                name: Factors(
+                    B=torch.cat([c * update[name].B for c, update in kept], dim=1),
+                    A=torch.cat([update[name].A for _, update in kept], dim=0),
+                )
+                for name in terms[0][1]
+            }
+        )
+
+    def moved(self, steps: Sequence[tuple[float, FactorStep]]) -> "WeightUpdate":
+        """(B + sum c_i dB_i)(A + sum c_i dA_i), of the same rank; steps with c = 0 are left out."""
+        taken = [(c, step) for c, step in steps if c != 0]
+        return WeightUpdate(FactorStep.combine([(1.0, FactorStep(self)), *taken]).factors) if taken else self
+
+
+def _require(kind: type, *values: object) -> None:
+    """TypeError unless every value is of `kind`: the other geometry would give a number too, a wrong one."""
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(f"a {kind.__name__} is needed, was {type(value).__name__}")
+
+
+def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
+    return float((x.double() * y).sum())
+
+
+def _sum(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Sum of tensors of one shape."""
+    return torch.stack(tensors).sum(dim=0)
