@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,9 @@ import pytest
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts import meter as metering
 from llm_forgetting.experiment.artifacts.meter import Meter
+from llm_forgetting.experiment.artifacts.phase_artifacts import Phase
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-from llm_forgetting.files import encode_json, whole_folder, write_text
-from llm_forgetting.landscape.comparison import COMPARED, compare_landscapes
+from llm_forgetting.files import encode, encode_json, to_plain, whole_folder, write_text
 
 
 @pytest.fixture
@@ -129,45 +128,52 @@ def test_a_locked_folder_refuses_a_second_writer_until_it_is_free(folder: RunFol
 # --- phases -----------------------------------------------------------------------------------------------------------------
 
 
+NUMBER = Phase("phase", int)
+PLACES = Phase("phase", tuple[int, ...])
+VALUES = Phase("phase", dict[str, tuple[float, ...]])
+
+
 def test_a_phase_is_computed_once(folder: RunFolder) -> None:
     calls: list[int] = []
 
-    def compute() -> dict[str, Any]:
+    def compute() -> tuple[int, ...]:
         calls.append(1)
-        return {"value": (1, 2)}
+        return (True, 2)
 
-    assert not folder.has("phase")
-    results = [folder.once("phase", compute), RunFolder(folder.path).once("phase", compute)]
+    assert not folder.has(PLACES)
+    assert folder.read(PLACES) is None
+    results = [folder.once(PLACES, compute), RunFolder(folder.path).once(PLACES, compute), folder.read(PLACES)]
     # The first answer has been through JSON too, so that a resumed run sees what an uninterrupted one saw.
-    assert results == [{"value": [1, 2]}, {"value": [1, 2]}]
+    assert [type(result[0]) for result in results if result] == [int, int, int]
+    assert results == [(1, 2), (1, 2), (1, 2)]
     assert len(calls) == 1
-    assert folder.has("phase")
+    assert folder.has(PLACES)
 
 
 def test_a_phase_that_fails_leaves_nothing_and_is_computed_again(folder: RunFolder) -> None:
     with pytest.raises(Crash):
-        folder.once("phase", crash)
-    assert not folder.has("phase")
+        folder.once(NUMBER, crash)
+    assert not folder.has(NUMBER)
     assert list(folder.phases.iterdir()) == []
-    assert folder.once("phase", lambda: 3) == 3
+    assert folder.once(NUMBER, lambda: 3) == 3
 
 
 def test_a_half_written_phase_is_no_phase(folder: RunFolder) -> None:
     (folder.phases / ".phase.json.x1").write_text('{"phase": ')
-    assert not folder.has("phase")
+    assert not folder.has(NUMBER)
     assert folder.timings() == {}
-    assert folder.once("phase", lambda: 3) == 3
+    assert folder.once(NUMBER, lambda: 3) == 3
 
 
 def test_timings_are_those_of_every_phase_in_order(folder: RunFolder) -> None:
     for name in ("second", "first"):
-        folder.once(name, lambda: time.sleep(0.02))
+        folder.once(Phase(name, float), lambda: time.sleep(0.02) or 0.0)
         time.sleep(0.02)
     timings = folder.timings()
     assert list(timings) == ["second", "first"]
     for phase in timings.values():
-        assert set(phase) == {"wall_seconds", "peak_memory_bytes"}
-        assert 0.02 <= phase["wall_seconds"] < 1
+        assert set(to_plain(phase)) == {"wall_seconds", "peak_memory_bytes"}
+        assert 0.02 <= phase.wall_seconds < 1
 
 
 def test_timings_hold_the_gpu_s_memory_where_there_is_one(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,8 +187,8 @@ def test_timings_hold_the_gpu_s_memory_where_there_is_one(folder: RunFolder, mon
             return 7
 
     monkeypatch.setattr(metering, "_cuda_in_use", Gpu)
-    folder.once("phase", lambda: None)
-    assert folder.timings()["phase"]["peak_gpu_memory_bytes"] == 7
+    folder.once(NUMBER, lambda: 3)
+    assert folder.timings()["phase"].peak_gpu_memory_bytes == 7
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------------
@@ -194,16 +200,15 @@ def test_numbers_that_are_not_finite_are_spelt(folder: RunFolder) -> None:
     assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) == {
         "a": ["nan", "inf", ["-inf", 1.5]], "b": {"c": "nan"}, "d": None, "e": True,
     }  # fmt: skip
-    found = folder.once("phase", lambda: values)
-    assert math.isnan(float(found["a"][0]))
-    assert float(found["a"][2][0]) == -math.inf
-    assert folder.once("phase", lambda: None) == found
-    assert encode_json(found) == text
+    numbers = {"a": (math.nan, math.inf, -math.inf, 1.5)}
+    record = folder.once(VALUES, lambda: numbers)
+    assert [math.isnan(record["a"][0]), *record["a"][1:]] == [True, math.inf, -math.inf, 1.5]
+    assert encode(record, dict[str, tuple[float, ...]]) == encode_json({"a": ["nan", "inf", "-inf", 1.5]})
 
 
 def test_a_number_survives_to_the_last_bit(folder: RunFolder) -> None:
-    numbers = np.random.default_rng(0).normal(size=100).tolist()
-    assert folder.once("phase", lambda: numbers) == numbers
+    numbers = tuple(np.random.default_rng(0).normal(size=100).tolist())
+    assert folder.once(Phase("phase", tuple[float, ...]), lambda: numbers) == numbers
 
 
 def test_text_stays_readable() -> None:
@@ -219,8 +224,8 @@ def test_a_meter_reads_seconds_and_bytes() -> None:
         block.sum()
         time.sleep(0.05)
     reading = meter.reading()
-    assert 0.05 <= reading["wall_seconds"] < 10
-    assert 200e6 < reading["peak_memory_bytes"] < 50e9
+    assert 0.05 <= reading.wall_seconds < 10
+    assert 200e6 < reading.peak_memory_bytes < 50e9
 
 
 def test_the_peak_is_the_block_s_own() -> None:
@@ -231,7 +236,7 @@ def test_the_peak_is_the_block_s_own() -> None:
         np.ones(25_000_000).sum()
     with Meter() as small:
         pass
-    assert large.reading()["peak_memory_bytes"] - small.reading()["peak_memory_bytes"] > 150e6
+    assert large.reading().peak_memory_bytes - small.reading().peak_memory_bytes > 150e6
 
 
 def test_a_meter_works_where_the_system_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -239,7 +244,7 @@ def test_a_meter_works_where_the_system_tells_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(metering.Path, "read_text", _refuse)
     with Meter() as meter:
         pass
-    assert meter.reading()["peak_memory_bytes"] > 1e6
+    assert meter.reading().peak_memory_bytes > 1e6
 
 
 def _refuse(*args: object, **kwargs: object) -> Iterator[str]:
@@ -250,57 +255,4 @@ def test_a_meter_stops_at_the_end_of_its_block() -> None:
     with Meter() as meter:
         pass
     threading.Event().wait(0.05)
-    assert meter.reading()["wall_seconds"] < 0.05
-
-
-# --- landscapes compared ----------------------------------------------------------------------------------------------------
-
-
-def landscape(rise: float | str, stderr: float | str, scale: float = 1.0, **metrics: float | str) -> dict[str, Any]:
-    return {
-        "relative_scale": scale,
-        "surfaces": {
-            "a": {
-                "metrics": {**dict.fromkeys(COMPARED, 1.0), **metrics, "flat": False},
-                "mean_rise": {"value": rise, "stderr": stderr, "directions": 4},
-            }
-        },
-    }
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "sharper"),
-    [
-        ((1.0, 0.3), (2.01, 0.4), True),  # the change's stderr is 0.5
-        ((1.0, 0.3), (1.99, 0.4), None),
-        ((1.0, 0.3), (-0.01, 0.4), False),
-        ((1.0, 0.3), (0.01, 0.4), None),
-        ((1.0, 0.0), (1.0, 0.0), None),
-        ((1.0, 0.3), ("nan", 0.4), None),
-        ((1.0, 0.3), ("inf", "nan"), None),
-    ],
-)
-def test_sharper_is_more_than_two_standard_errors(before: Any, after: Any, sharper: bool | None) -> None:
-    (found,) = compare_landscapes([("after_task1", landscape(*before)), ("after_task2", landscape(*after, scale=1.5))])
-    assert found["sharper"] is sharper
-    assert (found["task"], found["before"], found["after"]) == ("a", "after_task1", "after_task2")
-    assert found["relative_scale"] == {"before": 1.0, "after": 1.5}
-    np.testing.assert_allclose(found["mean_rise"]["change"], float(after[0]) - before[0])
-    np.testing.assert_allclose(found["mean_rise"]["stderr"], np.hypot(before[1], float(after[1])))
-
-
-def test_every_metric_is_compared_after_minus_before() -> None:
-    first, second = landscape(0, 1, maximum=5.0, range="inf"), landscape(0, 1, maximum=3.0, range=2.0)
-    (found,) = compare_landscapes([("after_task1", first), ("after_task2", second)])
-    assert found["metrics"]["maximum"] == {"before": 5.0, "after": 3.0, "change": -2.0}
-    assert found["metrics"]["range"]["change"] == -math.inf
-    assert set(found["metrics"]) == set(COMPARED)
-
-
-def test_successive_checkpoints_are_compared_and_one_alone_is_not() -> None:
-    three = [(f"after_task{k}", landscape(k, 0.1)) for k in (1, 2, 3)]
-    assert [(entry["before"], entry["after"]) for entry in compare_landscapes(three)] == [
-        ("after_task1", "after_task2"),
-        ("after_task2", "after_task3"),
-    ]
-    assert compare_landscapes(three[:1]) == []
+    assert meter.reading().wall_seconds < 0.05

@@ -11,7 +11,7 @@ from runs import SmokeRun
 from tiny_models import load, make_items
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.experiment.artifacts.item_records import add_rotations, item_records, recovery_items
+from llm_forgetting.experiment.artifacts.item_records import item_records, recovery_items, with_rotations
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score
@@ -46,9 +46,10 @@ def test_the_logits_of_a_rotation_are_those_of_the_prompt_it_stands_for(model: L
     plain = encode(model.tokenizer, [item], {}, 400)
     turned = [encode(model.tokenizer, [turn(item, r)], {}, 400) for r in (1, 2)]
     records = item_records("after_task1", "trees", "train", plain, score(model, plain, 1))
-    add_rotations(records, "trees", "train", turned, [score(model, items, 1) for items in turned])
+    (record,) = with_rotations(records, "trees", "train", turned, [score(model, items, 1) for items in turned])
     asked = [("p", "q", "r"), ("q", "r", "p"), ("r", "p", "q")]
-    rows = [records[0]["letter_logits"], *records[0]["rotated_letter_logits"]]
+    assert record.rotated_letter_logits is not None
+    rows = [record.letter_logits, *record.rotated_letter_logits]
     for choices, logits in zip(asked, rows, strict=True):
         prompt = render(Item("x/y/0", "trees", "which?", choices, 0))
         with torch.inference_mode():
