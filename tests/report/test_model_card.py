@@ -8,7 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 from runs import SmokeRun
 
+from llm_forgetting.files import from_plain
 from llm_forgetting.report.model_card import card, write_cards
+from llm_forgetting.results import Results
 
 
 def metrics(content: ModelCard, task: str, split: str) -> dict[str, Any]:
@@ -39,9 +41,9 @@ def test_every_checkpoint_of_a_run_has_a_card_with_its_scores_forgetting_and_fla
 def test_a_card_names_its_base_model_and_data_only_by_what_the_hub_knows(smoke_run: SmokeRun) -> None:
     def data(name: str, **source: Any) -> Any:
         results = copy.deepcopy(smoke_run.results)
-        results["model"]["name"] = name
+        results["model"]["name"] = results["config"]["model"]["name"] = name
         results["config"]["data"].update(source)
-        return ModelCard(card(results, 2)).data
+        return ModelCard(card(from_plain(Results, results), 2)).data
 
     assert data("synthetic").base_model is None
     assert data("synthetic").datasets is None
@@ -54,16 +56,16 @@ def test_a_card_names_its_base_model_and_data_only_by_what_the_hub_knows(smoke_r
 
 def test_a_card_is_for_the_last_checkpoint_what_all_earlier_tasks_lost(smoke_run: SmokeRun) -> None:
     alone = copy.deepcopy(smoke_run.results)
-    assert "| synthetic 1 | training items | accuracy |" in card(alone, 2)
+    assert "| synthetic 1 | training items | accuracy |" in card(from_plain(Results, alone), 2)
     for split in alone["forgetting"].values():
         for measure in ("accuracy", "loss"):
             split[measure]["tasks"] = []
-    assert "nothing could be forgotten" in card(alone, 2)
+    assert "nothing could be forgotten" in card(from_plain(Results, alone), 2)
 
 
 def test_cards_go_only_where_checkpoints_are(smoke_run: SmokeRun, tmp_path: Path) -> None:
     (tmp_path / "checkpoint_after_task2").mkdir()
-    write_cards(smoke_run.results, tmp_path)
+    write_cards(from_plain(Results, smoke_run.results), tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
         "checkpoint_after_task2",
         "checkpoint_after_task2/README.md",
@@ -75,4 +77,4 @@ def test_a_card_says_in_which_coordinates_it_is_flat(smoke_run: SmokeRun, space:
     results = copy.deepcopy(smoke_run.results)
     results["landscapes"]["after_task1"]["space"] = space
     words = {"adapter": "do not depend", "weight": "filter-normalised", "raw": "not comparable"}
-    assert words[space] in card(results, 1)
+    assert words[space] in card(from_plain(Results, results), 1)

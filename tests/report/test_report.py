@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 from runs import SmokeRun
 
+from llm_forgetting.files import from_plain
+from llm_forgetting.progress import duration
 from llm_forgetting.report.tables.markdown import all_tables, results_markdown
 from llm_forgetting.report.tables.run import (
     Table,
@@ -24,21 +26,26 @@ from llm_forgetting.report.tables.run import (
     summary_table,
     value_and_error,
 )
-from llm_forgetting.report.terminal import Terminal, spoken_seconds
+from llm_forgetting.report.terminal import Terminal
+from llm_forgetting.results import Results
 
-Results = dict[str, Any]
+Content = dict[str, Any]
 
 
 @pytest.fixture
-def results(smoke_run: SmokeRun) -> Results:
+def results(smoke_run: SmokeRun) -> Content:
     return copy.deepcopy(smoke_run.results)
+
+
+def record(results: Content) -> Results:
+    return from_plain(Results, results)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------
 
 
-def test_every_cell_of_r_is_in_the_table(results: Results) -> None:
-    table = accuracy_matrix(results)
+def test_every_cell_of_r_is_in_the_table(results: Content) -> None:
+    table = accuracy_matrix(record(results))
     assert table.header == ("task", "items", "base model", "after task 1", "after task 2")
     assert [row[0] for row in table.rows] == [
         f"synthetic {j}, {word}" for j in (1, 2) for word in ("trained", "held-out")
@@ -49,8 +56,8 @@ def test_every_cell_of_r_is_in_the_table(results: Results) -> None:
         assert row[1:] == ("48", *(f"{accuracy:.2f} / {loss:.2f}" for accuracy, loss in pairs))
 
 
-def test_forgetting_is_told_with_its_interval(results: Results) -> None:
-    for row, split in zip(forgetting_table(results).rows, ("train", "test"), strict=True):
+def test_forgetting_is_told_with_its_interval(results: Content) -> None:
+    for row, split in zip(forgetting_table(record(results)).rows, ("train", "test"), strict=True):
         (accuracy,), (loss,) = (results["forgetting"][split][measure]["tasks"] for measure in ("accuracy", "loss"))
         for cell, estimate in ((row[2], accuracy["absolute"]), (row[5], loss["absolute"])):
             interval = estimate["interval"]
@@ -60,20 +67,20 @@ def test_forgetting_is_told_with_its_interval(results: Results) -> None:
         assert row[4] == f"{100 * accuracy['normalised']['value']:.0f}%"
 
 
-def test_what_was_refused_is_a_dash_and_too_few_items_have_no_interval(results: Results) -> None:
+def test_what_was_refused_is_a_dash_and_too_few_items_have_no_interval(results: Content) -> None:
     task = results["forgetting"]["train"]["accuracy"]["tasks"][0]
     task["absolute"].update(value=0.25, stderr=0.1, interval=None)
     task["normalised"].update(value=None, stderr=None, interval=None)
-    row = forgetting_table(results).rows[0]
+    row = forgetting_table(record(results)).rows[0]
     assert row[2] == "0.25 ± 0.10"
     assert row[4] == "-"
     task["absolute"].update(stderr=None)
-    assert forgetting_table(results).rows[0][2] == "0.25"
+    assert forgetting_table(record(results)).rows[0][2] == "0.25"
 
 
-def test_summaries_landscapes_and_comparisons_are_all_there(results: Results) -> None:
-    assert len(summary_table(results).rows) == 2 * 4
-    landscape, flatness = landscape_table(results), flatness_table(results)
+def test_summaries_landscapes_and_comparisons_are_all_there(results: Content) -> None:
+    assert len(summary_table(record(results)).rows) == 2 * 4
+    landscape, flatness = landscape_table(record(results)), flatness_table(record(results))
     assert len(landscape.rows) == len(flatness.rows) == 2 * 2
     surface = results["landscapes"]["after_task2"]["surfaces"]["synthetic_1"]
     metrics, rise = surface["metrics"], surface["mean_rise"]
@@ -88,9 +95,9 @@ def test_summaries_landscapes_and_comparisons_are_all_there(results: Results) ->
     compared = results["landscape_comparison"]
     for entry, sharper in zip(compared, (True, False), strict=True):
         entry["sharper"] = sharper
-    assert [row[-1] for row in comparison_table(results).rows] == ["sharper", "flatter"]
+    assert [row[-1] for row in comparison_table(record(results)).rows] == ["sharper", "flatter"]
     compared[0]["sharper"] = None
-    assert "no difference" in comparison_table(results).rows[0][-1]
+    assert "no difference" in comparison_table(record(results)).rows[0][-1]
 
 
 @pytest.mark.parametrize(
@@ -99,32 +106,32 @@ def test_summaries_landscapes_and_comparisons_are_all_there(results: Results) ->
      (0.2417, "24%, not converged"), ("nan", "nan%, not converged")],
 )  # fmt: skip
 def test_a_fitted_surface_says_what_it_cost_and_how_far_off_it_is(
-    results: Results, relative: float | str, text: str
+    results: Content, relative: float | str, text: str
 ) -> None:
     for count, landscape in enumerate(results["landscapes"].values(), start=31):
         landscape["fit"].update(evaluations=count, tolerance=0.01)
         for found in landscape["surfaces"].values():
             found["error"]["relative"] = relative
-    table = landscape_table(results)
+    table = landscape_table(record(results))
     assert table.header[-1] == "error"
     assert [row[-1] for row in table.rows] == [text] * 4
     for words in ("41 x 41 cells from a fit to 31 or 32 evaluations", "not seen (8 or more)", "asked for 1%"):
         assert words in table.note
 
 
-def test_a_grid_has_neither_error_and_says_so(results: Results) -> None:
+def test_a_grid_has_neither_error_and_says_so(results: Content) -> None:
     for landscape in results["landscapes"].values():
         landscape.update(fit=None, method="grid", note=None)
         for found in landscape["surfaces"].values():
             found["error"] = None
             found["metrics"].update(curvature_centre=1.5, curvature_centre_error=None, curvature_inner_error=None)
-    assert {row[-1] for row in landscape_table(results).rows} == {"-"}
-    assert "41 x 41 cells, each evaluated." in landscape_table(results).note
-    assert "fit" not in landscape_table(results).note
-    assert {row[1] for row in flatness_table(results).rows} == {"1.50"}
+    assert {row[-1] for row in landscape_table(record(results)).rows} == {"-"}
+    assert "41 x 41 cells, each evaluated." in landscape_table(record(results)).note
+    assert "fit" not in landscape_table(record(results)).note
+    assert {row[1] for row in flatness_table(record(results)).rows} == {"1.50"}
 
 
-def test_one_grid_among_fits_is_explained(results: Results) -> None:
+def test_one_grid_among_fits_is_explained(results: Content) -> None:
     entry = results["landscapes"]["after_task2"]
     entry.update(
         fit=None, note="2 of 15 points are not finite, so a grid of 7 x 7 cells was evaluated instead of a fit"
@@ -132,7 +139,7 @@ def test_one_grid_among_fits_is_explained(results: Results) -> None:
     entry["alphas"] = entry["betas"] = [n / 3 for n in range(-3, 4)]
     for found in entry["surfaces"].values():
         found["error"] = None
-    table = landscape_table(results)
+    table = landscape_table(record(results))
     assert [row[-1] == "-" for row in table.rows] == [False, False, True, True]
     spent = results["landscapes"]["after_task1"]["fit"]["evaluations"]
     assert f"7 x 7 cells, each evaluated; 41 x 41 cells from a fit to {spent} evaluations" in table.note
@@ -142,25 +149,25 @@ def test_one_grid_among_fits_is_explained(results: Results) -> None:
 @pytest.mark.parametrize(
     ("space", "words"), [("adapter", "invariant"), ("weight", "filter-normalised"), ("raw", "another gauge")]
 )
-def test_only_what_is_invariant_is_called_so(results: Results, space: str, words: str) -> None:
+def test_only_what_is_invariant_is_called_so(results: Content, space: str, words: str) -> None:
     for landscape in results["landscapes"].values():
         landscape["space"] = space
-    note = landscape_table(results).note
+    note = landscape_table(record(results)).note
     assert note.startswith(f"{space} space (")
     assert words in note
     assert ("invariant" in note) == (space == "adapter")
 
 
-def test_a_basin_that_is_not_left_is_at_least_the_distance(results: Results) -> None:
+def test_a_basin_that_is_not_left_is_at_least_the_distance(results: Content) -> None:
     for landscape, radius in zip(results["landscapes"].values(), (0.304, None), strict=True):
         landscape["distance"] = 0.5
         for found in landscape["surfaces"].values():
             found["lines"]["basin_radius"]["value"] = radius
-    assert [row[3] for row in flatness_table(results).rows] == ["0.30", "0.30", "0.5 or more", "0.5 or more"]
+    assert [row[3] for row in flatness_table(record(results)).rows] == ["0.30", "0.30", "0.5 or more", "0.5 or more"]
 
 
-def test_barriers_and_the_best_compromise_are_told_per_path_and_task(results: Results) -> None:
-    table = between_table(results)
+def test_barriers_and_the_best_compromise_are_told_per_path_and_task(results: Content) -> None:
+    table = between_table(record(results))
     (path,) = results["paths"]
     assert len(table.rows) == 2
     for row, task in zip(table.rows, results["task_names"], strict=True):
@@ -181,19 +188,19 @@ def test_barriers_and_the_best_compromise_are_told_per_path_and_task(results: Re
         f"plane through base model, after task 1, after task 2: {plane['fit']['evaluations']} evaluations" in table.note
     )
     results["paths"] = [path, {**path, "from": "after_task2", "to": "after_task3"}]
-    rows = between_table(results).rows
+    rows = between_table(record(results)).rows
     assert [row[0].partition(", ")[2] for row in rows] == ["after task 1 to after task 2"] * 2 + [
         "after task 2 to after task 3"
     ] * 2
 
 
-def test_what_between_the_checkpoints_could_not_be_measured_is_said(results: Results) -> None:
+def test_what_between_the_checkpoints_could_not_be_measured_is_said(results: Content) -> None:
     sentence = "the path from after_task1 to after_task2 could not be measured: 2 of 5 points are not finite"
     results.update(paths=[], checkpoint_plane=None, between_notes=[sentence])
-    table = between_table(results)
+    table = between_table(record(results))
     assert table.rows == ()
     assert table.note.endswith(f"{sentence}.")
-    assert sentence in results_markdown(results)
+    assert sentence in results_markdown(record(results))
 
 
 @pytest.mark.parametrize(
@@ -203,8 +210,8 @@ def test_what_between_the_checkpoints_could_not_be_measured_is_said(results: Res
         (1.005, "1.00"),
         (-0.5, "-0.50"),
         (-4e-17, "0.00"),
-        ("nan", "nan"),
-        ("inf", "inf"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
         (-math.inf, "-inf"),
     ],
 )
@@ -222,8 +229,8 @@ def test_numbers_as_text(value: Any, text: str) -> None:
         (123.4, 17.0, "123 ± 17"),
         (0.5, 0.0, "0.50"),
         (0.5, None, "0.50"),
-        ("nan", "nan", "nan ± nan"),
-        ("inf", 0.1, "inf ± 0.10"),
+        (math.nan, math.nan, "nan ± nan"),
+        (math.inf, 0.1, "inf ± 0.10"),
         (0.5, 3e-17, "0.50"),
         (-4.05e-17, 2e-17, "0.00"),
         (-4.05e-17, 0.2, "0.0 ± 0.2"),
@@ -241,7 +248,7 @@ def test_small_numbers_are_told_and_rounding_is_not(value: float, text: str) -> 
     assert measured(value) == text
 
 
-def test_tables_survive_everything_that_is_not_finite(results: Results) -> None:
+def test_tables_survive_everything_that_is_not_finite(results: Content) -> None:
     def spoil(node: Any) -> Any:
         if isinstance(node, dict):
             return {key: spoil(value) for key, value in node.items()}
@@ -259,16 +266,16 @@ def test_tables_survive_everything_that_is_not_finite(results: Results) -> None:
                 found["lines"]["basin_radius"]["tau"] = tau
     for split in ("train", "test"):
         results["forgetting"][split]["loss"] = spoil(results["forgetting"][split]["loss"])
-    text = results_markdown(results)
+    text = results_markdown(record(results))
     assert "nan" in text
     assert "inf" not in text.replace("information", "")
 
 
-def test_markdown_holds_the_answer_every_table_figure_and_warning(results: Results) -> None:
+def test_markdown_holds_the_answer_every_table_figure_and_warning(results: Content) -> None:
     results["warnings"] = ["beware | of pipes"]
-    text = results_markdown(results)
+    text = results_markdown(record(results))
     assert text.startswith(f"# {results['answer']}\n")
-    for table in all_tables(results):
+    for table in all_tables(record(results)):
         assert f"## {table.title}\n" in text
         assert table.note in text
         for row in table.rows:
@@ -280,10 +287,10 @@ def test_markdown_holds_the_answer_every_table_figure_and_warning(results: Resul
     assert f"{results['model']['parameters']:,} parameters" in text
 
 
-def test_a_pipe_in_a_cell_does_not_end_it(results: Results) -> None:
+def test_a_pipe_in_a_cell_does_not_end_it(results: Content) -> None:
     old, new = results["task_names"][0], "left|right"
     renamed = json.loads(json.dumps(results).replace(f'"{old}"', f'"{new}"'))
-    rows = [line for line in results_markdown(renamed).splitlines() if line.startswith("|") and "right" in line]
+    rows = [line for line in results_markdown(record(renamed)).splitlines() if line.startswith("|") and "right" in line]
     assert rows
     assert all("left\\|right" in row for row in rows)
 
@@ -292,10 +299,10 @@ def test_a_pipe_in_a_cell_does_not_end_it(results: Results) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_the_terminal_shows_the_answer_and_where_everything_is(results: Results, width: int) -> None:
+def test_the_terminal_shows_the_answer_and_where_everything_is(results: Content, width: int) -> None:
     console = Console(width=width, record=True, highlight=False, file=None, quiet=False)
     with console.capture() as capture:
-        Terminal(console).show_results(results, Path("outputs/experiment_x [draft]"))
+        Terminal(console).show_results(record(results), Path("outputs/experiment_x [draft]"))
     text = capture.get()
     assert results["answer"] in " ".join(text.replace("│", " ").split())
     assert "outputs/experiment_x [draft]: results.md" in text
@@ -306,14 +313,14 @@ def test_the_terminal_shows_the_answer_and_where_everything_is(results: Results,
         assert task in " ".join(text.split()) or width == 60
 
 
-def test_names_of_groups_are_whole_on_a_narrow_terminal(results: Results) -> None:
+def test_names_of_groups_are_whole_on_a_narrow_terminal(results: Content) -> None:
     name = "group:philosophy"
     for landscape in results["landscapes"].values():
         landscape["surfaces"] = {name: landscape["surfaces"]["synthetic_1"]}
     for make in (flatness_table, landscape_table):
         console = Console(width=80, highlight=False)
         with console.capture() as capture:
-            Terminal(console).show_table(make(results))
+            Terminal(console).show_table(make(record(results)))
         lines = capture.get().splitlines()
         assert sum(name in line for line in lines) == 2
         assert "…" not in capture.get()
@@ -345,5 +352,13 @@ def test_a_bar_ends_with_a_line_that_says_how_long_it_took() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89.4, "89 s"), (90, "1 min 30 s"), (3725, "62 min 5 s")])
-def test_seconds_are_spoken(seconds: float, text: str) -> None:
-    assert spoken_seconds(seconds) == text
+def test_seconds_are_spelt(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2.0 h"), (9e4, "25 h")],
+)
+def test_estimates_are_spelt_in_one_unit(seconds: float, text: str) -> None:
+    assert duration(seconds, rough=True) == text

@@ -181,7 +181,7 @@ def test_unfinished_and_old_folders_end_in_one_line(
     content = read(scan, "landscape.json")
     del content["paths"]
     (tmp_path / "landscape.json").write_text(json.dumps(content))
-    assert "it lacks 'paths'" in complaints(["report", str(tmp_path)], capsys)
+    assert "landscape.json: paths: Field required" in complaints(["report", str(tmp_path)], capsys)
 
 
 @pytest.mark.parametrize("name", ["landscape.json", "evaluation.json"])

@@ -1,13 +1,13 @@
 """Commands on what is there already: `landscape ADAPTER_DIR`, `evaluate [ADAPTER_DIR]` and `repair RUN`."""
 
 import argparse
-import json
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_forgetting.cli.parser import Parser, positive
+from llm_forgetting.cli.report import draw_report
 from llm_forgetting.config.files import config_help, parse_config, parse_evaluate, parse_scan
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.errors import UserError
@@ -16,6 +16,7 @@ from llm_forgetting.progress import say
 
 if TYPE_CHECKING:
     from llm_forgetting.report.terminal import Terminal
+    from llm_forgetting.results import ScanResults
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ def landscape(arguments: list[str]) -> int:
     quiet_libraries()
     from llm_forgetting.experiment.adapter_landscape import refuse_other_scan, save_scan, scan_adapter
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-    from llm_forgetting.files import to_plain
     from llm_forgetting.report.terminal import Terminal
 
     terminal = Terminal()
@@ -52,22 +52,16 @@ def landscape(arguments: list[str]) -> int:
             if not any(folder.phases.iterdir()):
                 shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
             raise
-        content = to_plain(save_scan(results, folder, dpi=config.output.dpi))
+        results = save_scan(results, folder, dpi=config.output.dpi)
         page = _draw_report(folder.path, "landscape.json", terminal)
-    _show(terminal, content, folder.path, page)
+    _show(terminal, results, folder.path, page)
     return 0
 
 
 def _draw_report(folder: Path, numbers: str, terminal: "Terminal") -> str:
     """report.html out of the file `numbers`, which is written by then; how it is named among what was written."""
-    from llm_forgetting.report.html.files import read_items, write_evaluation_report, write_scan_report
-
     try:
-        content = json.loads((folder / numbers).read_text(encoding="utf-8"))
-        if numbers == "landscape.json":
-            write_scan_report(content, folder)
-        else:
-            write_evaluation_report(content, read_items(folder), folder)
+        draw_report(folder)
     except Exception as error:
         log.exception("report.html could not be drawn")
         terminal.warn(f"report.html could not be drawn ({error!r}); all numbers are in {numbers}")
@@ -75,18 +69,14 @@ def _draw_report(folder: Path, numbers: str, terminal: "Terminal") -> str:
     return "report.html, "
 
 
-def _show(terminal: "Terminal", content: dict[str, Any], folder: Path, page: str) -> None:
+def _show(terminal: "Terminal", results: "ScanResults", folder: Path, page: str) -> None:
     from llm_forgetting.report.tables.run import between_table, flatness_table, landscape_table
 
-    for table in (
-        landscape_table(content),
-        flatness_table(content),
-        *([between_table(content)] if content["paths"] else []),
-    ):
-        terminal.show_table(table)
-    for warning in content["warnings"]:
+    for make in (landscape_table, flatness_table, *([between_table] if results.paths else [])):
+        terminal.show_table(make(results))
+    for warning in results.warnings:
         terminal.warn(warning)
-    say(f"Everything is in {folder}: {page}landscape.json and {len(content['figures'])} figures, as PNG and PDF.")
+    say(f"Everything is in {folder}: {page}landscape.json and {len(results.figures)} figures, as PNG and PDF.")
 
 
 def parse_landscape(arguments: list[str]) -> tuple[argparse.Namespace, ScanConfig]:
@@ -129,7 +119,7 @@ def evaluate(arguments: list[str]) -> int:
     quiet_libraries()
     from llm_forgetting.experiment.adapter_evaluation import evaluate_adapter
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-    from llm_forgetting.files import encode, encode_lines, to_plain
+    from llm_forgetting.files import encode, encode_lines
     from llm_forgetting.report.tables.evaluation import evaluation_table
     from llm_forgetting.report.terminal import Terminal
 
@@ -140,7 +130,7 @@ def evaluate(arguments: list[str]) -> int:
     folder.phases.rmdir()
     folder.write("items.jsonl", encode_lines(records))
     folder.write("evaluation.json", encode(results))
-    terminal.show_table(evaluation_table(to_plain(results)))
+    terminal.show_table(evaluation_table(results))
     page = _draw_report(folder.path, "evaluation.json", terminal)
     say(f"Everything is in {folder.path}: {page}evaluation.json and items.jsonl.")
     return 0
@@ -210,7 +200,7 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     from llm_forgetting.experiment.repair import path_of
     from llm_forgetting.experiment.repair import repair as repair_run
     from llm_forgetting.experiment.session import Session
-    from llm_forgetting.files import encode, to_plain
+    from llm_forgetting.files import encode
     from llm_forgetting.report.tables.repair import repair_tables
     from llm_forgetting.report.terminal import Terminal
     from llm_forgetting.results import read_results
@@ -221,7 +211,7 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     with run.locked(), log_file(folder / "run.log"):
         record = repair_run(session, path, rank=options.rank, t=options.t)
         run.write("repair.json", encode(record))
-    for table in repair_tables(to_plain(record)):
+    for table in repair_tables(record):
         terminal.show_table(table)
     say(
         f"The adapter is in {folder / record.adapter} (PeftModel.from_pretrained loads it), the numbers in repair.json."

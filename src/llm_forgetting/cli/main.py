@@ -126,8 +126,6 @@ def run(arguments: list[str]) -> int:
 
 def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> int:
     again = f"llm-forgetting run --resume {shlex.quote(str(folder.path))}"
-    from llm_forgetting.files import to_plain
-
     try:
         say(f"writing to {folder.path}")
         results = _experiment_in(folder, config, terminal)
@@ -139,7 +137,7 @@ def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal")
         raise UserError(
             f"{folder.path} could not be written: {error.strerror or error}; make room, then {remedy}"
         ) from error
-    terminal.show_results(to_plain(results), folder.path)
+    terminal.show_results(results, folder.path)
     return 0
 
 

@@ -1,8 +1,6 @@
 """`llm-forgetting report DIR` and `llm-forgetting compare RUN RUN...`: from artifacts alone, without torch."""
 
-import json
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +10,7 @@ from llm_forgetting.progress import say
 
 if TYPE_CHECKING:
     from llm_forgetting.report.html.compare import Compared
-
-Content = dict[str, Any]
+    from llm_forgetting.results import Results
 
 
 def report(arguments: list[str]) -> int:
@@ -32,22 +29,30 @@ def report(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     folder = Path(options.folder)
-    if options.questions:
-        say(f"{_with_questions(folder)}: open it in a browser. It holds benchmark questions: do not publish it.")
-    else:
-        say(f"{_rebuilt(folder)}: open it in a browser; it needs nothing else.")
+    try:
+        if options.questions:
+            say(f"{_with_questions(folder)}: open it in a browser. It holds benchmark questions: do not publish it.")
+        else:
+            say(f"{draw_report(folder)}: open it in a browser; it needs nothing else.")
+    except OSError as error:
+        raise UserError(f"report.html must be writable in {folder}, and is not ({error.strerror or error})") from error
     return 0
 
 
-def _rebuilt(folder: Path) -> Path:
+def draw_report(folder: Path) -> Path:
+    """report.html of whatever `folder` holds, from its artifacts; UserError where it holds none that can be read."""
+    from llm_forgetting.files import read_json
+    from llm_forgetting.report.html import files
+    from llm_forgetting.results import read_evaluation, read_items, read_results, read_scan
+
     if (folder / "results.json").is_file():
-        return _drawn(folder, "results.json", _of_run)
+        return files.write_run_report(_plain(read_results(folder)), _plain(read_items(folder)), folder)
     if (folder / "study.json").is_file():
-        return _drawn(folder, "study.json", _of_study)
+        return files.write_study_report(read_json(folder / "study.json"), folder)
     if (folder / "landscape.json").is_file():
-        return _drawn(folder, "landscape.json", _of_scan)
+        return files.write_scan_report(_plain(read_scan(folder)), folder)
     if (folder / "evaluation.json").is_file():
-        return _drawn(folder, "evaluation.json", _of_evaluation)
+        return files.write_evaluation_report(_plain(read_evaluation(folder)), _plain(read_items(folder)), folder)
     if (folder / "records.json.gz").is_file():
         from llm_forgetting.study.records import read_records
         from llm_forgetting.study.report import write_report
@@ -78,73 +83,27 @@ def _not_a_folder(folder: Path) -> str:
 def _with_questions(folder: Path) -> Path:
     if not (folder / "results.json").is_file():
         raise UserError(f"--questions needs the folder of a finished run (results.json), {folder} is not one")
-    return _drawn(folder, "results.json", _of_run_with_questions)
-
-
-def _of_run_with_questions(content: Content, folder: Path) -> Path:
     from llm_forgetting.experiment.questions import earlier_questions
     from llm_forgetting.report.html.blocks import Question
-    from llm_forgetting.report.html.files import read_items, write_run_report
+    from llm_forgetting.report.html.files import write_run_report
+    from llm_forgetting.results import read_items, read_results
 
-    records = read_items(folder)
-    if not records or len(content["task_names"]) < 2:
+    results, items = read_results(folder), read_items(folder)
+    if not items or len(results.task_names) < 2:
         raise UserError(
             f"--questions needs items that a report lists, and {folder} has none: items.jsonl must be there, and two tasks"
         )
-    found = {
-        key: Question(item.question, item.choices, item.answer) for key, item in earlier_questions(content).items()
+    questions = {
+        key: Question(item.question, item.choices, item.answer) for key, item in earlier_questions(results).items()
     }
-    return write_run_report(content, records, folder, found)
+    return write_run_report(_plain(results), _plain(items), folder, questions)
 
 
-def _of_run(content: Content, folder: Path) -> Path:
-    from llm_forgetting.report.html.files import read_items, write_run_report
+def _plain(records: Any) -> Any:
+    """Until the pages are handed records."""
+    from llm_forgetting.files import to_plain
 
-    return write_run_report(content, read_items(folder), folder)
-
-
-def _of_study(content: Content, folder: Path) -> Path:
-    from llm_forgetting.report.html.files import write_study_report
-
-    return write_study_report(content, folder)
-
-
-def _of_scan(content: Content, folder: Path) -> Path:
-    from llm_forgetting.report.html.files import write_scan_report
-
-    return write_scan_report(content, folder)
-
-
-def _of_evaluation(content: Content, folder: Path) -> Path:
-    from llm_forgetting.report.html.files import read_items, write_evaluation_report
-
-    return write_evaluation_report(content, read_items(folder), folder)
-
-
-def _drawn(folder: Path, name: str, draw: Callable[[Content, Path], Path]) -> Path:
-    """What `draw` makes of a JSON file; UserError where it is cut, or lacks what this version reads."""
-    content = _read(folder / name)
-    try:
-        return draw(content, folder)
-    except OSError as error:
-        raise UserError(f"report.html must be writable in {folder}, and is not ({error.strerror or error})") from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(_unreadable(folder / name, error)) from error
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    missing = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-    return f"{path} must be what this version of llm-forgetting writes, and is not ({missing}); run it again to get a report"
-
-
-def _read(path: Path) -> Content:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} must be JSON that can be read, and is not ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold an object, and holds something else")
-    return content
+    return list(map(to_plain, records)) if isinstance(records, list) else to_plain(records)
 
 
 def compare(arguments: list[str]) -> int:
@@ -166,13 +125,9 @@ def compare(arguments: list[str]) -> int:
     from llm_forgetting.report.terminal import Terminal
 
     runs = _compared(folders)
-    try:
-        tables = compare_tables(runs)
-        page = render(compare_page(runs, f"llm-forgetting compare {shlex.join(options.runs)}"))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise UserError(f"the runs must be of this version of llm-forgetting, and one is not ({error!r})") from error
+    page = render(compare_page(runs, f"llm-forgetting compare {shlex.join(options.runs)}"))
     terminal = Terminal()
-    for table in tables:
+    for table in compare_tables(runs):
         if table.rows:
             terminal.show_table(table)
     try:
@@ -185,22 +140,25 @@ def compare(arguments: list[str]) -> int:
 
 def _compared(folders: list[Path]) -> "list[Compared]":
     from llm_forgetting.report.html.compare import Compared, distinct_names
+    from llm_forgetting.results import read_results
 
     for folder in folders:
         if not (folder / "results.json").is_file():
             raise UserError(f"compare needs folders of finished runs (results.json), {folder} is not one")
     names = distinct_names([folder.resolve().parts for folder in folders])
-    contents = [_read(folder / "results.json") for folder in folders]
-    return [Compared(name, content, _measures(content)) for name, content in zip(names, contents, strict=True)]
+    runs = [read_results(folder) for folder in folders]
+    return [
+        Compared(name, _plain(results), _measures(_plain(results))) for name, results in zip(names, runs, strict=True)
+    ]
 
 
-def _measures(content: Content) -> dict[str, tuple[float | None, float | None]]:
+def _measures(results: "Results") -> dict[str, tuple[float | None, float | None]]:
     """What a study would keep of this run, by its title."""
     from llm_forgetting.study.measures import MEASURES, numbers_of, title
 
-    found = numbers_of(content)
+    numbers = numbers_of(results)
     return {
-        title(name): (value, found["stderrs"].get(name))
-        for name, value in found["measures"].items()
+        title(name): (value, numbers["stderrs"].get(name))
+        for name, value in numbers["measures"].items()
         if name in MEASURES
     }

@@ -11,8 +11,7 @@ from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-from llm_forgetting.experiment.run_results import RunResults
-from llm_forgetting.files import to_plain
+from llm_forgetting.experiment.run_results import RunResults, open_run
 from llm_forgetting.progress import Progress, Silent
 
 
@@ -36,9 +35,17 @@ class Experiment:
         self.config: ExperimentConfig = resolve(config, tasks, settings)
 
     def run(self, folder: str | os.PathLike[str] | None = None, *, quiet: bool = False) -> RunResults:
-        """Run it into `experiment_TIMESTAMP` below `folder` (`output.folder`, if not given).
+        """Run it; what is finished is kept, whatever happens, and `Experiment.resume` goes on with it.
 
-        What is finished is kept, whatever happens: `Experiment.resume` goes on with it. `quiet` shows nothing.
+        Args:
+            folder: Where `experiment_TIMESTAMP` is made; `output.folder`, if not given.
+            quiet: Whether to show nothing.
+
+        Returns:
+            The results, read back from the run's folder.
+
+        Raises:
+            UserError: What the user can mend, in one line.
         """
         created = RunFolder.create(Path(self.config.output.folder if folder is None else folder))
         try:
@@ -62,4 +69,5 @@ def _run(config: ExperimentConfig, folder: RunFolder, quiet: bool) -> RunResults
     progress: Progress = Silent() if quiet else Terminal()
     if not quiet:
         progress.note(f"writing to {folder.path}; if it is stopped, Experiment.resume({str(folder.path)!r}) goes on")
-    return RunResults(to_plain(run_in(folder, config, progress)), folder.path)
+    run_in(folder, config, progress)
+    return open_run(folder.path)

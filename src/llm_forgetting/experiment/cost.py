@@ -9,6 +9,7 @@ from typing import Any
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UnreachableError
 from llm_forgetting.experiment.tasks import source_of, tasks_of
+from llm_forgetting.progress import duration
 from llm_forgetting.report.tables.run import Table
 from llm_forgetting.tasks.prompts import render
 from llm_forgetting.training.fine_tuning import optimizer_steps
@@ -252,16 +253,7 @@ def _derivatives(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[
 
 
 def _seconds(tokens: float, per_token: float | None) -> str:
-    if per_token is None:
-        return "?"
-    seconds = tokens * per_token
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.0f} h"
-    )
+    return "?" if per_token is None else duration(tokens * per_token, rough=True)
 
 
 def _memory(config: ExperimentConfig, size: ModelSize | None, tokens: float) -> Table:

@@ -76,9 +76,9 @@ def publish(results: Results, lines: Sequence[Line], folder: RunFolder, progress
     if output.figures:
         results = replace(results, figures=tuple(draw_landscapes(to_plain(results), folder.path, dpi=output.dpi)))
     folder.write("items.jsonl", encode_lines(lines))
-    folder.write("results.md", results_markdown(to_plain(results)))
+    folder.write("results.md", results_markdown(results))
     folder.write("results.json", encode(results))
-    _extra("model cards", lambda: write_cards(to_plain(results), folder.path), progress)
+    _extra("model cards", lambda: write_cards(results, folder.path), progress)
     if output.figures:
         _extra(
             "report.html",
@@ -86,7 +86,7 @@ def publish(results: Results, lines: Sequence[Line], folder: RunFolder, progress
             progress,
         )
     if output.trackers:
-        tell = lambda: tuple(track(to_plain(results), output.trackers, folder.path))  # noqa: E731
+        tell = lambda: tuple(track(results, output.trackers, folder.path))  # noqa: E731
         _extra(f"what {', '.join(output.trackers)} keeps", lambda: folder.once(TRACKED, tell), progress)
     return results
 

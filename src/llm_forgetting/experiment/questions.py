@@ -2,26 +2,25 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from llm_forgetting.config.sections import DataConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.tasks import source_of
+from llm_forgetting.results import Results
 from llm_forgetting.tasks.task import Item
 
 OFFLINE = "HF_HUB_OFFLINE"
 
 
-def earlier_questions(results: Mapping[str, Any]) -> dict[tuple[str, str], Item]:
+def earlier_questions(results: Results) -> dict[tuple[str, str], Item]:
     """The items of every task but the last, trained on and held out, by name of the task and id.
 
-    `results` is what results.json holds. Nothing is downloaded: UserError where a source is not on this machine, and where an
-    item is not there any more or has not the hash that the run froze.
+    Nothing is downloaded: UserError where a source is not on this machine, and where an item is not there any more or has
+    not the hash that the run froze.
     """
-    data = _data_config(results["config"]["data"])
+    data = results.config.data
     try:
         with offline():
             source = source_of(data, _refuse_download)
@@ -29,24 +28,19 @@ def earlier_questions(results: Mapping[str, Any]) -> dict[tuple[str, str], Item]
             pools = [source.pool(name, subjects) for name, subjects in resolved[:-1]]
     except UserError as error:
         raise UserError(f"--questions reads the run's data on this machine only, and cannot: {error}") from error
-    found = {}
-    for frozen, pool in zip(results["tasks"], pools, strict=False):
-        rows = {item.id: item for item in pool.rows}
-        for entry in (entry for split in frozen["splits"].values() for entry in split):
-            item = rows.get(entry["id"])
-            if item is None or item.sha256 != entry["sha256"]:
+    items = {}
+    for task, pool in zip(results.tasks, pools, strict=False):
+        by_id = {item.id: item for item in pool.rows}
+        for frozen in (*task.splits.train, *task.splits.test):
+            item = by_id.get(frozen.id)
+            if item is None or item.sha256 != frozen.sha256:
                 fault = "no more in them" if item is None else "another question now"
                 raise UserError(
-                    f"--questions needs the data that the run was made with; {entry['id']} of {frozen['name']} is {fault}: "
+                    f"--questions needs the data that the run was made with; {frozen.id} of {task.name} is {fault}: "
                     f"undo the change, or leave --questions out"
                 )
-            found[frozen["name"], entry["id"]] = item
-    return found
-
-
-def _data_config(given: Mapping[str, Any]) -> DataConfig:
-    known = {field.name for field in fields(DataConfig)}
-    return DataConfig(**{**{key: given[key] for key in given if key in known}, "tasks": tuple(given["tasks"])})
+            items[task.name, frozen.id] = item
+    return items
 
 
 def _refuse_download(what: str) -> NoReturn:

@@ -1,6 +1,5 @@
 """What a finished run says: typed values, pandas frames, surfaces, and a page for notebooks. No torch."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from llm_forgetting.errors import UserError
+from llm_forgetting.files import from_plain, read_json, to_plain
+from llm_forgetting.forgetting.records import Line
+from llm_forgetting.landscape.records import CheckpointLandscape, TaskSurface
 from llm_forgetting.landscape.results import Evaluations, ScanAxes, Surface
 from llm_forgetting.report import rows
-from llm_forgetting.report.html.files import REPORT, read_items
-from llm_forgetting.report.notebook import Framed, card
+from llm_forgetting.report.html.files import REPORT
+from llm_forgetting.report.notebook import ReportFrame, summary_html
 from llm_forgetting.report.tables.run import forgetting_table
+from llm_forgetting.results import Results, read_items
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -51,36 +52,48 @@ class RunResults:
     content: Mapping[str, Any]
     folder: Path
 
+    @cached_property
+    def record(self) -> Results:
+        """`content` as typed records; UserError where it is not what this version writes."""
+        return from_plain(Results, self.content, file=str(self.folder / "results.json"))
+
     @property
     def answer(self) -> str:
         """The result in one sentence."""
-        return str(self.content["answer"])
+        return self.record.answer
 
     @property
     def warnings(self) -> Sequence[str]:
         """What should be known before a number is believed."""
-        return list(self.content["warnings"])
+        return list(self.record.warnings)
 
     @property
     def tasks(self) -> Sequence[str]:
         """The tasks in the order in which they were learnt."""
-        return list(self.content["task_names"])
+        return list(self.record.task_names)
 
     def forgotten(self, task: str | None = None, *, measure: Measure = "loss", split: Split = "train") -> Estimate:
-        """What the last checkpoint lost of an earlier task (the first, if none is named) since its own training.
+        """What the last checkpoint lost of an earlier task since its own training.
 
-        Accuracy lost, or loss gained in nats: positive is forgotten. `split`: items that were trained on, or held-out ones.
+        Args:
+            task: Name of the task; the first, if none is named.
+            measure: Accuracy lost (a share), or loss gained (nats).
+            split: Items that were trained on, or held-out ones.
+
+        Returns:
+            The estimate; positive is forgotten.
+
+        Raises:
+            UserError: The run has no such task, measure or split.
         """
         name = self.tasks[0] if task is None else task
-        for row in rows.forgetting_rows(self.content):
-            if (row["task"], row["measure"], row["split"]) == (name, measure, split) and row["forgetting"] is not None:
-                return Estimate(
-                    value=row["forgetting"],
-                    stderr=row["forgetting_stderr"],
-                    low=row["forgetting_low"],
-                    high=row["forgetting_high"],
-                    items=row["items"],
-                )
+        for scores in self.record.forgetting.splits:
+            for measured in (scores.accuracy, scores.loss):
+                for forgetting in measured.tasks if (scores.split, measured.measure) == (split, measure) else ():
+                    lost, interval = forgetting.absolute, forgetting.absolute.interval
+                    if forgetting.name == name and lost.value is not None:
+                        low, high = (None, None) if interval is None else (interval.low, interval.high)
+                        return Estimate(lost.value, lost.stderr, low, high, forgetting.n)
         raise UserError(
             f"forgotten needs an earlier task of this run ({', '.join(self.tasks[:-1]) or 'it has none'}), a measure of "
             f"accuracy or loss and a split of train or test; was {name!r}, {measure!r}, {split!r}"
@@ -89,49 +102,49 @@ class RunResults:
     @cached_property
     def scores(self) -> "DataFrame":
         """Accuracy, loss and letter mass of every checkpoint on every task and split: the matrix R."""
-        return _frame(rows.score_rows(self.content))
+        return _frame(rows.score_rows(self.record))
 
     @cached_property
     def forgetting(self) -> "DataFrame":
         """What was lost of every earlier task, in accuracy and loss, with 95% intervals."""
-        return _frame(rows.forgetting_rows(self.content))
+        return _frame(rows.forgetting_rows(self.record))
 
     @cached_property
     def landscape(self) -> "DataFrame":
         """Mean rise, curvature, basin and fit error of every loss surface."""
-        return _frame(rows.landscape_rows(self.content))
+        return _frame(rows.landscape_rows(self.record))
 
     @cached_property
     def curvature(self) -> "DataFrame":
         """Extreme eigenvalues, trace and sharpness by checkpoint; empty without `curvature.spectrum`."""
-        return _frame(rows.curvature_rows(self.content))
+        return _frame(rows.curvature_rows(self.record))
 
     @cached_property
     def forecasts(self) -> "DataFrame":
         """What slope and curvature forecast of every earlier task's loss, beside what was observed."""
-        return _frame(rows.forecast_rows(self.content))
+        return _frame(rows.forecast_rows(self.record))
 
     @cached_property
     def training(self) -> "DataFrame":
         """Every optimiser step."""
-        return _frame(rows.training_rows(self.content))
+        return _frame(rows.training_rows(self.record))
 
     @cached_property
     def items(self) -> "DataFrame":
         """items.jsonl: every item at every checkpoint, with the logits of its letters."""
-        return _frame(read_items(self.folder))
+        return _frame(to_plain(read_items(self.folder), list[Line]))
 
     def surface(self, checkpoint: str | int = 1, task: str | None = None) -> Surface:
         """The loss surface of `task` (the first, if none is named) around a checkpoint: a name, or the number of its task."""
         name = f"after_task{checkpoint}" if isinstance(checkpoint, int) else checkpoint
         whose = self.tasks[0] if task is None else task
-        found = self.content["landscapes"]
-        if name not in found or whose not in found[name]["surfaces"]:
-            known = "; ".join(f"{key}: {', '.join(landscape['surfaces'])}" for key, landscape in found.items())
+        landscapes = self.record.landscapes
+        if name not in landscapes or whose not in landscapes[name].surfaces:
+            known = "; ".join(f"{key}: {', '.join(landscape.surfaces)}" for key, landscape in landscapes.items())
             raise UserError(
                 f"surface needs a checkpoint and a task that were scanned ({known}), was {name!r}, {whose!r}"
             )
-        return _surface(found[name], found[name]["surfaces"][whose], seed=self.content["config"]["landscape"]["seed"])
+        return _surface(landscapes[name], landscapes[name].surfaces[whose], seed=self.record.config.landscape.seed)
 
     def checkpoint(self, after_task: int) -> Path:
         """The folder of the adapter after task number `after_task`, for `PeftModel.from_pretrained`."""
@@ -142,50 +155,45 @@ class RunResults:
         """report.html."""
         return self.folder / REPORT
 
-    def show(self, height: int = 900) -> Framed:
+    def show(self, height: int = 900) -> ReportFrame:
         """report.html inside a notebook, `height` pixels high."""
-        return Framed.of(self.report, height)
+        return ReportFrame.of(self.report, height)
 
     def _repr_html_(self) -> str:
         """The answer and what was forgotten, for notebooks."""
-        return card(self.answer, forgetting_table(self.content), self.report)
+        return summary_html(self.answer, forgetting_table(self.record), self.report)
 
 
 def open_run(folder: str | os.PathLike[str]) -> RunResults:
     """The results of a finished run, from its folder; UserError where it holds none."""
     path = Path(folder)
     try:
-        content = json.loads((path / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return RunResults(read_json(path / "results.json"), path)
+    except UserError as error:
         raise UserError(
             f"open_run needs the folder of a finished run (results.json), {path} is not one: {error}"
         ) from error
-    return RunResults(content, path)
 
 
-def _frame(found: Sequence[Mapping[str, Any]]) -> "DataFrame":
+def _frame(table: Sequence[Mapping[str, Any]]) -> "DataFrame":
     from pandas import DataFrame
 
-    return DataFrame(list(found))
+    return DataFrame(list(table))
 
 
-def _surface(landscape: Mapping[str, Any], surface: Mapping[str, Any], *, seed: int) -> Surface:
-    def array(values: Any) -> Any:
-        return np.asarray(values, dtype=float)
-
-    fit, error = landscape["fit"] or {}, surface["error"] or {}
+def _surface(landscape: CheckpointLandscape, surface: TaskSurface, *, seed: int) -> Surface:
+    fit, error = landscape.fit, surface.error
     evaluated = Evaluations(
-        points=array(landscape["points"]),
-        losses=array(surface["measured_loss"]),
-        degree=fit.get("degree"),
-        checks=fit.get("check_points", 0),
-        error=error.get("largest"),
-        relative_error=error.get("relative"),
-        tolerance=fit.get("tolerance", 0.0),
-        converged=fit.get("converged", True),
-        note=landscape["note"],
+        points=landscape.points,
+        losses=surface.measured_loss,
+        degree=None if fit is None else fit.degree,
+        checks=0 if fit is None else fit.check_points,
+        error=None if error is None else error.largest,
+        relative_error=None if error is None else error.relative,
+        tolerance=0.0 if fit is None else fit.tolerance,
+        converged=fit is None or fit.converged,
+        note=landscape.note,
     )
-    unit = float(landscape["reference_norm"])
-    cosine = landscape["direction_cosine"]
-    along = ScanAxes(f"{landscape['space']} space", float(landscape["adapter_norm"]), (unit, unit), cosine, seed)
-    return Surface(array(landscape["alphas"]), array(landscape["betas"]), array(surface["loss"]), evaluated, along)
+    units = (landscape.reference_norm, landscape.reference_norm)
+    axes = ScanAxes(f"{landscape.space} space", landscape.adapter_norm, units, landscape.direction_cosine, seed)
+    return Surface(landscape.alphas, landscape.betas, surface.loss, evaluated, axes)

@@ -3,18 +3,21 @@
 It is written once the run is finished, because what a checkpoint's task lost is known then.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 
 from llm_forgetting.files import write_text
-from llm_forgetting.report.rows import SCORES, Row, curvature_rows, forgetting_rows, landscape_rows, score_rows
-from llm_forgetting.report.tables.run import spoken, value_and_error
+from llm_forgetting.report.rows import Row, curvature_rows, forgetting_rows, landscape_rows, score_rows
+from llm_forgetting.report.tables.run import display_name, value_and_error
+from llm_forgetting.results import Results
 
-Results = Mapping[str, Any]
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
 HUB_NAMES = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Hub names of built-in backbones that have one."""
 
@@ -29,7 +32,7 @@ COORDINATES = {
 
 def write_cards(results: Results, folder: Path) -> None:
     """A card into the folder of every checkpoint that is there."""
-    for k, checkpoint in enumerate(results["forgetting"]["train"]["checkpoints"][1:], start=1):
+    for k, checkpoint in enumerate(results.forgetting.train.checkpoints[1:], start=1):
         target = folder / f"checkpoint_{checkpoint}"
         if target.is_dir():
             write_text(target / "README.md", card(results, k))
@@ -39,88 +42,91 @@ def card(results: Results, k: int) -> str:
     """The card of the checkpoint after task number k."""
     from huggingface_hub import ModelCardData
 
-    config = results["config"]
-    base, source = _base(results), config["data"]["source"]
-    data = ModelCardData(
+    base, data = _base(results), results.config.data
+    datasets = {"hub": [data.path or MMLU], "embedded": [MMLU]}
+    metadata = ModelCardData(
         base_model=base if _on_the_hub(base) else None,
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["lora", "catastrophic-forgetting", "loss-landscape", "llm-forgetting"],
-        datasets=[config["data"]["path"] or MMLU] if source == "hub" else [MMLU] if source == "embedded" else None,
+        datasets=datasets.get(data.source),
         model_name=_title(results, k),
         eval_results=list(_evaluations(results, k)),
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{_text(results, k)}"
+    return f"---\n{metadata.to_yaml()}\n---\n\n{_text(results, k)}"
 
 
 def _base(results: Results) -> str:
-    name = str(results["model"]["name"])
-    return HUB_NAMES.get(name, name)
+    return HUB_NAMES.get(results.model.name, results.model.name)
 
 
 def _title(results: Results, k: int) -> str:
-    return f"{_base(results).rpartition('/')[2]} after {', then '.join(map(spoken, results['task_names'][:k]))}"
+    return f"{_base(results).rpartition('/')[2]} after {_tasks_learnt(results, k)}"
+
+
+def _tasks_learnt(results: Results, k: int) -> str:
+    return ", then ".join(map(display_name, results.task_names[:k]))
 
 
 def _on_the_hub(base: str) -> bool:
     return base.count("/") == 1 and not base.startswith((".", "/", "~"))
 
 
-def _evaluations(results: Results, k: int) -> Iterator[Any]:
+def _evaluations(results: Results, k: int) -> Iterator["EvalResult"]:
     """The model-index: scores of every task, what was forgotten, and how flat the loss is here."""
     from huggingface_hub import EvalResult
 
-    def result(row: Row, metric: str, name: str, value: Any) -> Any:
+    def result(row: Row, metric: str, name: str, column: str) -> EvalResult:
+        task, split = str(row.get("task", results.task_names[k - 1])), str(row.get("split", scanned_split))
         return EvalResult(
             task_type="multiple-choice",
             dataset_type=_dataset(results),
-            dataset_name=f"{spoken(row['task'])} ({SPLITS[row['split']]})",
-            dataset_config=row["task"],
-            dataset_split=row["split"],
+            dataset_name=f"{display_name(task)} ({SPLITS[split]})",
+            dataset_config=task,
+            dataset_split=split,
             metric_type=metric,
             metric_name=name,
-            metric_value=value,
+            metric_value=row[column],
         )
 
-    landscape_split = results["config"]["landscape"]["items"]
-    for row in score_rows(results):
-        if row["checkpoint"] == f"after_task{k}":
-            yield result(row, "accuracy", "accuracy", row["accuracy"])
-            yield result(row, "loss", "loss of the answer (nats)", row["loss"])
+    scanned_split = results.config.landscape.items
+    for row in _at(k, score_rows(results)):
+        yield result(row, "accuracy", "accuracy", "accuracy")
+        yield result(row, "loss", "loss of the answer (nats)", "loss")
     for row in _forgotten(results, k):
         name = f"{row['measure']} forgotten by the last checkpoint"
-        yield result(row, f"forgetting_{row['measure']}", name, row["forgetting"])
-    for row in landscape_rows(results):
-        if row["checkpoint"] == f"after_task{k}":
-            placed = {**row, "split": landscape_split}
-            yield result(
-                placed, "mean_rise", f"mean rise of the loss at distance {row['distance']:g} (nats)", row["mean_rise"]
-            )
-            yield result(placed, "curvature", "largest curvature on the plane", row["curvature"])
-    for row in curvature_rows(results):
-        if row["checkpoint"] == f"after_task{k}":
-            placed = {"task": results["task_names"][k - 1], "split": landscape_split}
-            yield result(placed, "largest_eigenvalue", "largest Hessian eigenvalue", row["largest_eigenvalue"])
-            yield result(placed, "hessian_trace", "Hessian trace", row["trace"])
+        yield result(row, f"forgetting_{row['measure']}", name, "forgetting")
+    for row in _at(k, landscape_rows(results)):
+        name = f"mean rise of the loss at distance {row['distance']:g} (nats)"
+        yield result(row, "mean_rise", name, "mean_rise")
+        yield result(row, "curvature", "largest curvature on the plane", "curvature")
+    for row in _at(k, curvature_rows(results)):
+        yield result(row, "largest_eigenvalue", "largest Hessian eigenvalue", "largest_eigenvalue")
+        yield result(row, "hessian_trace", "Hessian trace", "trace")
+
+
+def _at(k: int, rows: list[Row]) -> list[Row]:
+    """The rows of the checkpoint after task number k."""
+    return [row for row in rows if row["checkpoint"] == f"after_task{k}"]
 
 
 def _forgotten(results: Results, k: int) -> list[Row]:
     """Of the last checkpoint what every earlier task lost; of an earlier one what its own task was to lose."""
-    names = results["task_names"]
-    wanted = names[:-1] if k == len(names) else [names[k - 1]]
+    names = results.task_names
+    wanted = names[:-1] if k == len(names) else names[k - 1 : k]
     return [row for row in forgetting_rows(results) if row["task"] in wanted and row["forgetting"] is not None]
 
 
 def _dataset(results: Results) -> str:
-    data = results["config"]["data"]
-    if data["source"] == "hub" and data["path"]:
-        return str(data["path"])
-    return {"hub": MMLU, "embedded": MMLU}.get(data["source"], str(data["source"]))
+    data = results.config.data
+    if data.source == "hub" and data.path:
+        return data.path
+    return MMLU if data.source in {"hub", "embedded"} else data.source
 
 
 def _text(results: Results, k: int) -> str:
-    base, config, checkpoint = _base(results), results["config"], f"after_task{k}"
-    landscape = results["landscapes"][checkpoint]
+    base, lora = _base(results), results.config.lora
+    landscape = results.landscapes[f"after_task{k}"]
     template = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
     return template.from_string(
         resources.files("llm_forgetting").joinpath("data/model_card.md").read_text("utf-8")
@@ -128,30 +134,32 @@ def _text(results: Results, k: int) -> str:
         title=_title(results, k),
         base=base,
         backbone=base if _on_the_hub(base) else "path/to/the/backbone",
-        learnt=", then ".join(spoken(name) for name in results["task_names"][:k]),
-        lora={**config["lora"], "alpha": f"{config['lora']['alpha']:g}"},
-        modules=results["model"]["adapted_modules"],
-        version=results["versions"]["llm-forgetting"],
-        answer=results["answer"],
+        learnt=_tasks_learnt(results, k),
+        lora={**vars(lora), "alpha": f"{lora.alpha:g}"},
+        modules=results.model.adapted_modules,
+        version=results.versions["llm-forgetting"],
+        answer=results.answer,
         scores=[
-            (spoken(row["task"]), SPLITS[row["split"]], row["items"], *(_said(row, measure) for measure in SCORES))
-            for row in score_rows(results)
-            if row["checkpoint"] == checkpoint
+            (*_place(row), row["items"], _number(row, "accuracy"), _number(row, "loss"))
+            for row in _at(k, score_rows(results))
         ],
-        distance=f"{landscape['distance']:g}",
-        coordinates=COORDINATES[landscape["space"]],
+        distance=f"{landscape.distance:g}",
+        coordinates=COORDINATES[landscape.space],
         flatness=[
-            (spoken(row["task"]), _said(row, "mean_rise"), _said(row, "curvature", "error"))
-            for row in landscape_rows(results)
-            if row["checkpoint"] == checkpoint
+            (display_name(str(row["task"])), _number(row, "mean_rise"), _number(row, "curvature", "error"))
+            for row in _at(k, landscape_rows(results))
         ],
-        forgotten=[
-            (spoken(row["task"]), SPLITS[row["split"]], row["measure"], _said(row, "forgetting"))
-            for row in _forgotten(results, k)
-        ],
+        forgotten=[(*_place(row), row["measure"], _number(row, "forgetting")) for row in _forgotten(results, k)],
     )
 
 
-def _said(row: Row, column: str, error: str = "stderr") -> str:
+def _place(row: Row) -> tuple[str, str]:
+    return display_name(str(row["task"])), SPLITS[str(row["split"])]
+
+
+def _number(row: Row, column: str, error: str = "stderr") -> str:
     """A number of a row with its error."""
-    return "-" if row[column] is None else value_and_error(row[column], row[f"{column}_{error}"])
+    value, uncertainty = row[column], row[f"{column}_{error}"]
+    if not isinstance(value, float):
+        return "-"
+    return value_and_error(value, uncertainty if isinstance(uncertainty, float) else None)

@@ -9,14 +9,14 @@ from llm_forgetting.report.tables.run import Table
 
 
 @dataclass(frozen=True)
-class Framed:
+class ReportFrame:
     """A report in a frame of its own, with everything in it: nothing is served, nothing is fetched."""
 
     page: str
     height: int
 
     @classmethod
-    def of(cls, report: Path, height: int) -> "Framed":
+    def of(cls, report: Path, height: int) -> "ReportFrame":
         """The report that a run or study wrote; UserError where it wrote none."""
         if not report.is_file():
             raise UserError(f"there is no {report}; draw it with: llm-forgetting report {report.parent}")
@@ -27,7 +27,7 @@ class Framed:
         return f'<iframe title="report" srcdoc="{page}" style="width:100%;height:{self.height}px;border:0"></iframe>'
 
 
-def card(answer: str, table: Table, report: Path) -> str:
+def summary_html(answer: str, table: Table, report: Path) -> str:
     """An answer, a table below it, and where the whole report is."""
 
     def line(tag: str, cells: tuple[str, ...]) -> str:

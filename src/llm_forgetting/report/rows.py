@@ -1,15 +1,17 @@
-"""results.json as flat rows: what data frames, trackers and model cards are made of. No torch, no pandas.
+"""Results as flat rows: what data frames, trackers and model cards are made of. No torch, no pandas.
 
 A row is one thing that was measured: its keys say where (checkpoint, task, split), then come the numbers with their errors. A
 number that was not measured is None. Losses are in nats.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-Results = Mapping[str, Any]
-Row = dict[str, Any]
-SCORES = ("accuracy", "loss")
+from llm_forgetting.files import to_plain
+from llm_forgetting.forgetting.intervals import Mean, Proportion
+from llm_forgetting.forgetting.measures import Estimate
+from llm_forgetting.results import Results
+
+Row = dict[str, float | str | None]
 
 
 def score_rows(results: Results) -> list[Row]:
@@ -18,37 +20,34 @@ def score_rows(results: Results) -> list[Row]:
         {
             "checkpoint": checkpoint,
             "task": task,
-            "split": split,
-            **{key: value for measure in SCORES for key, value in _with_error(measure, found[measure]["cells"][i][j])},
-            "letter_mass": _number(found["letter_mass"][i][j]),
-            "items": found["accuracy"]["cells"][i][j]["n"],
+            "split": scores.split,
+            **_with_error("accuracy", scores.accuracy.cells[i][j]),
+            **_with_error("loss", scores.loss.cells[i][j]),
+            "letter_mass": float(scores.letter_mass[i, j]),
+            "items": scores.accuracy.cells[i][j].n,
         }
-        for split, found in results["forgetting"].items()
-        for i, checkpoint in enumerate(found["checkpoints"])
-        for j, task in enumerate(results["task_names"])
+        for scores in results.forgetting.splits
+        for i, checkpoint in enumerate(scores.checkpoints)
+        for j, task in enumerate(results.task_names)
     ]
 
 
 def forgetting_rows(results: Results) -> list[Row]:
     """One row per split, measure and earlier task: before, after, what was lost (positive: forgotten) with its error."""
-    rows = []
-    for split, found in results["forgetting"].items():
-        for measure in SCORES:
-            cells = found[measure]["cells"]
-            for task in found[measure]["tasks"]:
-                j = task["task"] - 1
-                rows.append(
-                    {
-                        "task": task["name"],
-                        "split": split,
-                        "measure": measure,
-                        "before": _number(cells[j + 1][j]["value"]),
-                        "after": _number(cells[-1][j]["value"]),
-                        **dict(_with_error("forgetting", task["absolute"])),
-                        "items": task["n"],
-                    }
-                )
-    return rows
+    return [
+        {
+            "task": task.name,
+            "split": scores.split,
+            "measure": measured.measure,
+            "before": measured.cells[task.task][task.task - 1].value,
+            "after": measured.cells[-1][task.task - 1].value,
+            **_with_error("forgetting", task.absolute),
+            "items": task.n,
+        }
+        for scores in results.forgetting.splits
+        for measured in (scores.accuracy, scores.loss)
+        for task in measured.tasks
+    ]
 
 
 def landscape_rows(results: Results) -> list[Row]:
@@ -57,20 +56,20 @@ def landscape_rows(results: Results) -> list[Row]:
         {
             "checkpoint": checkpoint,
             "task": task,
-            "space": landscape["space"],
-            "distance": landscape["distance"],
-            "centre_loss": _number(surface["metrics"]["centre"]),
-            "mean_rise": _number(surface["mean_rise"]["value"]),
-            "mean_rise_stderr": _number(surface["mean_rise"]["stderr"]),
-            "curvature": _number(surface["metrics"]["curvature_centre"]),
-            "curvature_error": _number(surface["metrics"].get("curvature_centre_error")),
-            "range": _number(surface["metrics"]["range"]),
-            "basin_radius": _number(surface["lines"]["basin_radius"]["value"]),
-            "fit_error": _number((surface["error"] or {}).get("largest")),
-            "converged": (landscape["fit"] or {}).get("converged"),
+            "space": landscape.space,
+            "distance": landscape.distance,
+            "centre_loss": surface.metrics.centre,
+            "mean_rise": surface.mean_rise.value,
+            "mean_rise_stderr": surface.mean_rise.stderr,
+            "curvature": surface.metrics.curvature_centre,
+            "curvature_error": surface.metrics.curvature_centre_error,
+            "range": surface.metrics.range,
+            "basin_radius": surface.lines.basin_radius.value,
+            "fit_error": None if surface.error is None else surface.error.largest,
+            "converged": None if landscape.fit is None else landscape.fit.converged,
         }
-        for checkpoint, landscape in results["landscapes"].items()
-        for task, surface in landscape["surfaces"].items()
+        for checkpoint, landscape in results.landscapes.items()
+        for task, surface in landscape.surfaces.items()
     ]
 
 
@@ -79,17 +78,17 @@ def curvature_rows(results: Results) -> list[Row]:
     return [
         {
             "checkpoint": checkpoint,
-            "largest_eigenvalue": _number(found["largest"][0]["value"]),
-            "largest_eigenvalue_residual": _number(found["largest"][0]["residual"]),
-            "smallest_eigenvalue": _number(found["smallest"][0]["value"]),
-            "trace": _number(found["trace"]["value"]),
-            "trace_stderr": _number(found["trace"]["stderr"]),
-            "gradient_norm": _number(found["gradient_norm"]),
-            "average_sharpness": _number(found["sharpness"]["average_case"]["value"]),
-            "average_sharpness_stderr": _number(found["sharpness"]["average_case"].get("stderr")),
-            "worst_sharpness": _number(found["sharpness"]["worst_case"]["ascent"]),
+            "largest_eigenvalue": spectrum.largest[0].value,
+            "largest_eigenvalue_residual": spectrum.largest[0].residual,
+            "smallest_eigenvalue": spectrum.smallest[0].value,
+            "trace": spectrum.trace.value,
+            "trace_stderr": spectrum.trace.stderr,
+            "gradient_norm": spectrum.gradient_norm,
+            "average_sharpness": spectrum.sharpness.average_case.value,
+            "average_sharpness_stderr": spectrum.sharpness.average_case.stderr,
+            "worst_sharpness": spectrum.sharpness.worst_case.ascent,
         }
-        for checkpoint, found in results["curvature"].items()
+        for checkpoint, spectrum in results.curvature.items()
     ]
 
 
@@ -97,61 +96,47 @@ def forecast_rows(results: Results) -> list[Row]:
     """One row per step between checkpoints, earlier task and split: its forecast rise of the loss beside the observed."""
     return [
         {
-            "from": forecast["from"],
-            "to": forecast["to"],
+            "from": step.start,
+            "to": step.to,
             "task": task,
             "split": split,
-            "first_order": _number(found["first_order"]),
-            "second_order": _number(found["second_order"]),
-            "curvature": _number(found["curvature"]),
-            "observed": _number(found["observed"]),
+            "first_order": forecast.first_order,
+            "second_order": forecast.second_order,
+            "curvature": forecast.curvature,
+            "observed": forecast.observed,
         }
-        for forecast in results["forecasts"]
-        for task, splits in forecast["tasks"].items()
-        for split, found in splits.items()
+        for step in results.forecasts
+        for task, splits in step.tasks.items()
+        for split, forecast in splits.items()
     ]
 
 
 def training_rows(results: Results) -> list[Row]:
     """One row per optimiser step: task, epoch, step, loss, gradient norm, learning rate."""
-    return [{"task": phase["task"], **entry} for phase in results["training"] for entry in phase["log"]]
+    return [{"task": training.task, **to_plain(step)} for training in results.training for step in training.log]
 
 
 def scalars(results: Results) -> list[dict[str, float]]:
     """Per checkpoint (the base model first) its numbers by slashed names, for trackers; forgetting stands at the last."""
-    names = results["forgetting"]["train"]["checkpoints"]
-    found: list[dict[str, float]] = [{} for _ in names]
+    checkpoints = results.forgetting.train.checkpoints
+    numbers: list[dict[str, float]] = [{} for _ in checkpoints]
+    last: Row = {"checkpoint": checkpoints[-1]}
     tables: Sequence[tuple[str, list[Row], tuple[str, ...]]] = (
         ("scores", score_rows(results), ("split", "task")),
         ("landscape", landscape_rows(results), ("task",)),
         ("curvature", curvature_rows(results), ()),
+        ("forgetting", [{**row, **last} for row in forgetting_rows(results)], ("split", "task", "measure")),
+        ("forecast", [{**row, "checkpoint": row["to"]} for row in forecast_rows(results)], ("split", "task")),
     )
     for table, rows, keys in tables:
         for row in rows:
-            place = "/".join([table, *(row[key] for key in keys)])
-            found[names.index(row["checkpoint"])] |= dict(_scalars(row, place))
-    for row in forgetting_rows(results):
-        found[-1] |= dict(_scalars(row, f"forgetting/{row['split']}/{row['task']}/{row['measure']}"))
-    for row in forecast_rows(results):
-        found[names.index(row["to"])] |= dict(_scalars(row, f"forecast/{row['split']}/{row['task']}"))
-    return found
+            place = "/".join([table, *(str(row[key]) for key in keys)])
+            step = numbers[checkpoints.index(str(row["checkpoint"]))]
+            step |= {f"{place}/{name}": value for name, value in row.items() if isinstance(value, float)}
+    return numbers
 
 
-def _scalars(row: Row, place: str) -> Iterator[tuple[str, float]]:
-    for key, value in row.items():
-        if isinstance(value, float):
-            yield f"{place}/{key}", value
-
-
-def _with_error(name: str, estimate: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+def _with_error(name: str, estimate: Estimate | Proportion | Mean) -> Row:
     """The columns of a value, its standard error and its 95% interval."""
-    interval = estimate.get("interval") or {}
-    yield name, _number(estimate["value"])
-    yield f"{name}_stderr", _number(estimate.get("stderr"))
-    yield f"{name}_low", _number(interval.get("low"))
-    yield f"{name}_high", _number(interval.get("high"))
-
-
-def _number(value: Any) -> float | None:
-    """A number of results.json, in which those that are not finite are texts."""
-    return None if value is None else float(value)
+    low, high = (None, None) if estimate.interval is None else (estimate.interval.low, estimate.interval.high)
+    return {name: estimate.value, f"{name}_stderr": estimate.stderr, f"{name}_low": low, f"{name}_high": high}

@@ -4,10 +4,10 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from llm_forgetting.progress import Advance
+from llm_forgetting.progress import Advance, duration
 from llm_forgetting.report.tables.curvature import curvature_table, forecast_table
 from llm_forgetting.report.tables.run import (
     Table,
@@ -27,6 +27,7 @@ from llm_forgetting.report.tables.run import (
     landscape_table,
 )
 from llm_forgetting.report.tables.spurious import spurious_table
+from llm_forgetting.results import Results
 
 log = logging.getLogger(__name__)
 # Columns are three characters apart, and a table keeps one at each side.
@@ -75,31 +76,31 @@ class Terminal:
             yield advance
         seconds = time.perf_counter() - started
         ending = f", {latest}" if latest else ""
-        self.note(f"{label}: {done} steps in {spoken_seconds(seconds)}{ending}")
+        self.note(f"{label}: {done} steps in {duration(seconds)}{ending}")
 
-    def show_results(self, results: Mapping[str, Any], folder: Path) -> None:
+    def show_results(self, results: Results, folder: Path) -> None:
         """The closing tables, the answer, and where everything is."""
         self.console.print()
-        makers = [accuracy_matrix, forgetting_table, *([spurious_table] * bool(results["spurious"]))]
+        makers = [accuracy_matrix, forgetting_table, *([spurious_table] * bool(results.spurious))]
         makers += [landscape_table, flatness_table]
-        makers += [between_table] * bool(results["paths"] or results["checkpoint_plane"] or results["between_notes"])
-        makers += [forecast_table] * bool(results["forecasts"]) + [curvature_table] * bool(results["curvature"])
+        makers += [between_table] * bool(results.paths or results.checkpoint_plane or results.between_notes)
+        makers += [forecast_table] * bool(results.forecasts) + [curvature_table] * bool(results.curvature)
         for make in makers:
             self.show_table(make(results))
             self.console.print()
-        for warning in results["warnings"]:
+        for warning in results.warnings:
             self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")
-        self.show_answer("answer", results["answer"])
+        self.show_answer("answer", results.answer)
         files = "results.md, results.json, items.jsonl, checkpoints"
-        if results["figures"]:
-            files += f", {results['figures'][0]} and {len(results['figures']) - 1} more figures"
+        if results.figures:
+            files += f", {results.figures[0]} and {len(results.figures) - 1} more figures"
         self.console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]: {files}.", soft_wrap=True)
         for step in _next_steps(results, folder):
             self.console.print(f"  {escape(step)}", soft_wrap=True)
 
-    def show_answer(self, question: str, said: str) -> None:
+    def show_answer(self, question: str, answer: str) -> None:
         """A question and its answer, in a frame."""
-        self.console.print(Panel(escape(said), title=escape(question), title_align="left", border_style="green"))
+        self.console.print(Panel(escape(answer), title=escape(question), title_align="left", border_style="green"))
 
     def show_table(self, table: Table) -> None:
         """One table, its note below."""
@@ -121,14 +122,14 @@ class Terminal:
         self.console.print(drawn)
 
 
-def _next_steps(results: Mapping[str, Any], folder: Path) -> Iterator[str]:
+def _next_steps(results: Results, folder: Path) -> Iterator[str]:
     """What to do with a finished run, each with its command."""
     where = shlex.quote(str(folder))
     if (folder / "report.html").is_file():
         yield f"look at it: open {folder / 'report.html'} in a browser"
     else:
         yield f"draw its report: llm-forgetting report {where}"
-    if results["paths"]:
+    if results.paths:
         yield f"go part of the way back, where both tasks are kept: llm-forgetting repair {where}"
     yield f"is it the seed? run it again with another --seed, then: llm-forgetting compare {where} OTHER_RUN"
 
@@ -144,10 +145,3 @@ def _widths(table: Table, available: int) -> list[int]:
     room = available - SIDES - APART * len(others) - sum(others)
     word = max((len(word) for row in table.rows for word in row[0].split()), default=0)
     return [max(min(word, room), 0), *others]
-
-
-def spoken_seconds(seconds: float) -> str:
-    """Seconds as `42 s` or `3 min 20 s`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"

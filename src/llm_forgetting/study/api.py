@@ -12,7 +12,7 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.progress import say
 from llm_forgetting.report.html.files import REPORT
-from llm_forgetting.report.notebook import Framed, card
+from llm_forgetting.report.notebook import ReportFrame, summary_html
 from llm_forgetting.report.tables.run import Table
 from llm_forgetting.report.tables.study import answers_of, measures_table
 from llm_forgetting.study.plan import Plan, read_plan
@@ -91,15 +91,15 @@ class StudyResults:
         """report.html."""
         return self.folder / REPORT
 
-    def show(self, height: int = 900) -> Framed:
+    def show(self, height: int = 900) -> ReportFrame:
         """report.html inside a notebook, `height` pixels high."""
-        return Framed.of(self.report, height)
+        return ReportFrame.of(self.report, height)
 
     def _repr_html_(self) -> str:
         """The answers and the table of measures, for notebooks."""
         said = " ".join(" ".join(sentences) for sentences in self.answers.values())
         table = measures_table(self.content) if "associations" in self.content else Table("", (), ())
-        return card(said, table, self.report)
+        return summary_html(said, table, self.report)
 
 
 class Study:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from llm_forgetting.config.sections import to_dict
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import encode_json, write_text
+from llm_forgetting.progress import duration
 from llm_forgetting.study.cell import FAILURE, RECORD, Job, Record, read_failure, read_record
 from llm_forgetting.study.engines import Engine
 from llm_forgetting.study.plan import Cell, Plan
@@ -147,17 +148,7 @@ def _line(tally: Tally, cell: Cell, record: Record | None, reason: str | None, l
         return f"{head}: failed: {reason}"
     lost = record["outcomes"].get("forgetting_loss")
     forgot = "" if lost is None else f"forgot {float(lost):+.2f} nats, "
-    return f"{head}: {forgot}{record['wall_seconds']:.0f} s; about {_spoken(left)} left"
-
-
-def _spoken(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    return f"{head}: {forgot}{record['wall_seconds']:.0f} s; about {duration(left, rough=True)} left"
 
 
 class _Halves:

@@ -5,13 +5,14 @@ forgetting of every checkpoint go to it after the run, and the figures if it tak
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.report.rows import scalars
+from llm_forgetting.results import Results
 
 FOLDER = "tracking"
 """Where trackers that write files write, in the run folder."""
@@ -51,7 +52,7 @@ def training_tracked(folder: Path, stream: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def track(results: Mapping[str, Any], names: Sequence[str], folder: Path) -> list[str]:
+def track(results: Results, names: Sequence[str], folder: Path) -> list[str]:
     """Send the numbers of every checkpoint (step 0 is the base model) and the figures; returns the trackers that took them.
 
     A tracker that accelerate does not know took the training only.
@@ -64,12 +65,12 @@ def track(results: Mapping[str, Any], names: Sequence[str], folder: Path) -> lis
         if name not in LOGGER_TYPE_TO_CLASS:
             continue
         tracker: Any = _started(LOGGER_TYPE_TO_CLASS[name], folder)
-        for step, found in enumerate(numbers):
-            tracker.log(found, step=step)
-        tracker.log({"answer": results["answer"]}, step=len(numbers) - 1)
+        for step, values in enumerate(numbers):
+            tracker.log(values, step=step)
+        tracker.log({"answer": results.answer}, step=len(numbers) - 1)
         if hasattr(tracker, "log_images"):
             layout = {"dataformats": "NHWC"} if name == "tensorboard" else {}
-            for figure, picture in _pictures(results["figures"], folder):
+            for figure, picture in _pictures(results.figures, folder):
                 tracker.log_images({figure: picture}, step=len(numbers) - 1, **layout)
         tracker.finish()
         taken.append(name)

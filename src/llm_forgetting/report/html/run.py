@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_forgetting.files import from_plain
 from llm_forgetting.report.html.blocks import Block, Code, Numbers, Page, Points, Prose, Section
 from llm_forgetting.report.html.curves import lines_blocks, training_blocks
 from llm_forgetting.report.html.forecasts import forecast_blocks
@@ -11,9 +12,10 @@ from llm_forgetting.report.html.reproduction import configuration, cost, version
 from llm_forgetting.report.html.scores import Questions, heat_maps, item_listing, tiles
 from llm_forgetting.report.html.spectra import curvature_blocks
 from llm_forgetting.report.html.surfaces import landscape_blocks
-from llm_forgetting.report.tables.markdown import changed
+from llm_forgetting.report.tables.markdown import describe_interventions
 from llm_forgetting.report.tables.run import Table, comparison_table, forgetting_table, spoken, summary_table
 from llm_forgetting.report.tables.spurious import spurious_table
+from llm_forgetting.results import InterventionRecord
 
 Results = Mapping[str, Any]
 PRIVATE = (
@@ -98,7 +100,7 @@ def _method(results: Results) -> list[Block]:
                 *(
                     f"training on {spoken(phase['task'])}: {text}"
                     for phase in results["training"]
-                    for text in changed(phase)
+                    if (text := describe_interventions(from_plain(InterventionRecord, phase["interventions"])))
                 ),
             ),
             "In this run",

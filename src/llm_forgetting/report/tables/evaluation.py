@@ -1,46 +1,37 @@
 """Table of an evaluation on whole test splits."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from llm_forgetting.files import from_plain
 from llm_forgetting.report.tables.run import Table, number, value_and_error
+from llm_forgetting.results import EvaluationResults
 
 
-def evaluation_table(content: Mapping[str, Any]) -> Table:
+def evaluation_table(results: EvaluationResults) -> Table:
     """A row per subject, and one for every group of several."""
+    results = from_plain(EvaluationResults, results)
     rows = []
-    for task in content["tasks"]:
-        for found in task["subjects"]:
+    for task in results.tasks:
+        for subject in task.subjects:
             rows.append(
                 (
-                    found["name"].replace("_", " "),
-                    str(found["n"]),
-                    _accuracy(found["accuracy"]),
-                    value_and_error(found["loss"]["value"], found["loss"]["stderr"]),
-                    number(found["letter_mass"]),
+                    subject.name.replace("_", " "),
+                    str(subject.n),
+                    _accuracy(subject.accuracy.value, subject.accuracy.stderr),
+                    value_and_error(subject.loss.value, subject.loss.stderr),
+                    number(subject.letter_mass),
                 )
             )
-        if len(task["subjects"]) > 1:
-            rows.append(
-                (
-                    f"{task['name'].replace('_', ' ')}, all",
-                    str(task["accuracy"]["n"]),
-                    _accuracy(task["accuracy"]),
-                    "",
-                    "",
-                )
-            )
-    shots = content["config"]["data"]["few_shot"]
-    shortened = sum(found["shortened"] for task in content["tasks"] for found in task["subjects"])
+        if len(task.subjects) > 1:
+            name = f"{task.name.replace('_', ' ')}, all"
+            rows.append((name, str(task.accuracy.n), _accuracy(task.accuracy.value, task.accuracy.stderr), "", ""))
+    shortened = sum(subject.shortened for task in results.tasks for subject in task.subjects)
     note = (
-        f"{shots}-shot; accuracy ± standard error sd / sqrt(n), groups weighted by size, as in lm-evaluation-harness 0.4.13; "
-        "letter mass: probability of the option letters together."
+        f"{results.config.data.few_shot}-shot; accuracy ± standard error sd / sqrt(n), groups weighted by size, as in "
+        "lm-evaluation-harness 0.4.13; letter mass: probability of the option letters together."
     )
     if shortened:
         note += f" {shortened} prompts were shortened to data.max_tokens."
     return Table("Test accuracy", ("subject", "items", "accuracy", "loss (nats)", "letter mass"), tuple(rows), note)
 
 
-def _accuracy(found: Mapping[str, Any]) -> str:
-    stderr = "" if found["stderr"] is None else f" ± {float(found['stderr']):.4f}"
-    return f"{float(found['value']):.4f}{stderr}"
+def _accuracy(value: float, stderr: float | None) -> str:
+    return f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")

@@ -1,14 +1,30 @@
 """The tables of a run, as rows of text: shared by the terminal and results.md."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llm_forgetting.arrays import settled
-from llm_forgetting.forgetting.intervals import MINIMUM_ITEMS
+from llm_forgetting.curvature.results import Eigenvalue
+from llm_forgetting.files import from_plain
+from llm_forgetting.forgetting.intervals import MINIMUM_ITEMS, Interval, PairedProportionChange
+from llm_forgetting.forgetting.measures import Change, Estimate
+from llm_forgetting.landscape.records import CheckpointLandscape, FitError
+from llm_forgetting.results import Results, ScanResults
+
+Scanned = Results | ScanResults
+"""Whatever holds landscapes, paths and a plane through checkpoints."""
 
 SPLIT_WORDS = {"train": "trained", "test": "held-out"}
+
+
+def decoded(results: Scanned) -> Scanned:
+    """Until every page is handed records."""
+    if not isinstance(results, Mapping):
+        return results
+    content: Mapping[str, Any] = results
+    return from_plain(ScanResults, content) if "adapters" in content else from_plain(Results, content)
 
 
 @dataclass(frozen=True)
@@ -59,57 +75,60 @@ def value_and_error(value: float | str, stderr: float | str | None) -> str:
     return f"{value:z.{decimals}f} ± {error:.{decimals}f}"
 
 
-def eigenvalue_text(found: Mapping[str, Any]) -> str:
+def eigenvalue_text(eigenvalue: Eigenvalue) -> str:
     """A Ritz value, with its residual where that shows."""
-    value, residual = settled(float(found["value"])), float(found["residual"])
-    return f"{value:.3g}" if residual < 5e-3 * abs(value) else value_and_error(value, residual)
+    eigenvalue = from_plain(Eigenvalue, eigenvalue)
+    value = settled(eigenvalue.value)
+    return f"{value:.3g}" if eigenvalue.residual < 5e-3 * abs(value) else value_and_error(value, eigenvalue.residual)
 
 
-def _with_error(estimate: Mapping[str, Any], digits: int) -> str:
-    """value, and its interval or else its standard error."""
-    if estimate["value"] is None:
-        return "-"
-    text = number(estimate["value"], digits)
-    if estimate.get("interval"):
-        return f"{text} [{number(estimate['interval']['low'], digits)}, {number(estimate['interval']['high'], digits)}]"
-    return value_and_error(estimate["value"], estimate["stderr"]) if estimate.get("stderr") is not None else text
+def with_interval(value: float, interval: Interval | None) -> str:
+    """`0.25 [0.10, 0.40]`, or the value alone."""
+    return number(value) + ("" if interval is None else f" [{number(interval.low)}, {number(interval.high)}]")
 
 
-def accuracy_matrix(results: Mapping[str, Any]) -> Table:
+def _estimate_text(estimate: Estimate) -> str:
+    """A value with its interval, or else with its standard error."""
+    if estimate.value is None or estimate.interval is not None or estimate.stderr is None:
+        return "-" if estimate.value is None else with_interval(estimate.value, estimate.interval)
+    return value_and_error(estimate.value, estimate.stderr)
+
+
+def accuracy_matrix(results: Results) -> Table:
     """R[i, j]: a row per task and split, a column per checkpoint, accuracy and loss in each cell."""
+    results = from_plain(Results, results)
     rows = []
-    for j, name in enumerate(results["task_names"]):
-        for split, word in SPLIT_WORDS.items():
-            cells = results["forgetting"][split]
-            pairs = zip(cells["accuracy"]["cells"], cells["loss"]["cells"], strict=True)
-            scores = [f"{number(a[j]['value'])} / {number(b[j]['value'])}" for a, b in pairs]
-            rows.append((f"{display_name(name)}, {word}", str(cells["accuracy"]["cells"][0][j]["n"]), *scores))
-    checkpoints = [display_name(name) for name in results["forgetting"]["train"]["checkpoints"]]
+    for j, name in enumerate(results.task_names):
+        for scores in results.forgetting.splits:
+            R, L = scores.accuracy.cells, scores.loss.cells
+            cells = [f"{number(R[i][j].value)} / {number(L[i][j].value)}" for i in range(len(R))]
+            rows.append((f"{display_name(name)}, {SPLIT_WORDS[scores.split]}", str(R[0][j].n), *cells))
+    checkpoints = map(display_name, results.forgetting.train.checkpoints)
     note = "trained items were fine-tuned on, held-out items never."
     return Table("Accuracy / loss in nats", ("task", "items", *checkpoints), tuple(rows), note)
 
 
-def forgetting_table(results: Mapping[str, Any]) -> Table:
+def forgetting_table(results: Results) -> Table:
     """Every earlier task's forgetting, on both splits."""
-    rows = []
-    for split, word in SPLIT_WORDS.items():
-        cells = results["forgetting"][split]
-        for accuracy, loss in zip(cells["accuracy"]["tasks"], cells["loss"]["tasks"], strict=True):
+    results = from_plain(Results, results)
+    rows, detectable = [], []
+    for scores in results.forgetting.splits:
+        for accuracy, loss in zip(scores.accuracy.tasks, scores.loss.tasks, strict=True):
             rows.append(
                 (
-                    f"{display_name(accuracy['name'])}, {word}",
-                    str(accuracy["n"]),
-                    counts(accuracy["change"]) or _with_error(accuracy["absolute"], 2),
-                    _percent(accuracy["relative"]["value"]),
-                    _percent(accuracy["normalised"]["value"]),
-                    number(loss["absolute"]["value"]) if _too_few(accuracy["n"]) else _with_error(loss["absolute"], 2),
+                    f"{display_name(accuracy.name)}, {SPLIT_WORDS[scores.split]}",
+                    str(accuracy.n),
+                    counts(accuracy.change) or _estimate_text(accuracy.absolute),
+                    _percent(accuracy.relative.value),
+                    _percent(accuracy.normalised.value),
+                    number(loss.absolute.value) if _too_few(accuracy.n) else _estimate_text(loss.absolute),
                 )
             )
-    seen = [entry["said"] for split in SPLIT_WORDS for entry in results["forgetting"][split]["detectable"]]
+        detectable += [drop.said for drop in scores.detectable]
     header = ("task", "items", "accuracy lost", "of level", "of learnt", "loss gained (nats)")
     note = (
         f"brackets: 95% interval over items; below {MINIMUM_ITEMS} items only counts of right answers, before and after; "
-        f"of learnt: share of the gain over the base model that was lost; one seed. {_sentence('; '.join(seen))}"
+        f"of learnt: share of the gain over the base model that was lost; one seed. {_sentence('; '.join(detectable))}"
     )
     return Table("Forgetting", header, tuple(rows), note)
 
@@ -122,18 +141,21 @@ def _too_few(items: int) -> bool:
     return items < MINIMUM_ITEMS
 
 
-def counts(change: Mapping[str, Any]) -> str:
+def counts(change: Change | None) -> str:
     """`9 to 4 of 10` where there are too few items for an interval, else nothing."""
-    before, after = (change["both"] + change[key] for key in ("only_before", "only_after"))
-    return f"{before} to {after} of {change['n']}" if _too_few(change["n"]) else ""
+    change = from_plain(PairedProportionChange, change)
+    if not isinstance(change, PairedProportionChange) or not _too_few(change.n):
+        return ""
+    return f"{change.both + change.only_before} to {change.both + change.only_after} of {change.n}"
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f}%"
 
 
-def summary_table(results: Mapping[str, Any]) -> Table:
+def summary_table(results: Results) -> Table:
     """Average accuracy, backward transfer, Chaudhry's measure and forward transfer."""
+    results = from_plain(Results, results)
     names = {
         "average": "average after the last task",
         "backward_transfer": "backward transfer",
@@ -141,39 +163,37 @@ def summary_table(results: Mapping[str, Any]) -> Table:
         "forward_transfer": "forward transfer",
     }
     rows = []
-    for split, word in SPLIT_WORDS.items():
-        cells = results["forgetting"][split]
-        few = any(_too_few(cell["n"]) for cell in cells["accuracy"]["cells"][0])
+    for scores in results.forgetting.splits:
+        few = any(_too_few(cell.n) for cell in scores.accuracy.cells[0])
         for key, label in names.items():
-            pair = cells["accuracy"][key], cells["loss"][key]
-            said = [number(entry["value"]) if few else _with_error(entry, 2) for entry in pair]
-            rows.append((f"{label}, {word}", *said))
+            estimates: tuple[Estimate, Estimate] = getattr(scores.accuracy, key), getattr(scores.loss, key)
+            cells = (number(estimate.value) if few else _estimate_text(estimate) for estimate in estimates)
+            rows.append((f"{label}, {SPLIT_WORDS[scores.split]}", *cells))
     return Table("Over all tasks", ("measure", "accuracy", "loss (nats)"), tuple(rows))
 
 
-def landscape_table(results: Mapping[str, Any]) -> Table:
+def landscape_table(results: Scanned) -> Table:
     """The numbers of every surface."""
+    results = decoded(results)
     rows = []
-    for checkpoint, landscape in results["landscapes"].items():
-        for task, surface in landscape["surfaces"].items():
-            m = surface["metrics"]
-            numbers = (m[name] for name in ("centre", "maximum", "standard_deviation", "range"))
+    for checkpoint, landscape in results.landscapes.items():
+        tolerance = None if landscape.fit is None else landscape.fit.tolerance
+        for task, surface in landscape.surfaces.items():
+            m = surface.metrics
             rows.append(
                 (
                     f"{display_name(task)}, {display_name(checkpoint)}",
-                    *(measured(value) for value in numbers),
-                    _fit_error(surface["error"], landscape["fit"]),
+                    *map(measured, (m.centre, m.maximum, m.standard_deviation, m.range)),
+                    _fit_error(surface.error, tolerance),
                 )
             )
     header = ("loss of", "centre", "max.", "s.d.", "range", "error")
-    first = next(iter(results["landscapes"].values()))
-    note = (
-        f"{_SPACES[first['space']]}, distance {first['distance']:g}; {_how_made(list(results['landscapes'].values()))}."
-    )
+    first = next(iter(results.landscapes.values()))
     notes = [
-        f"{display_name(name)}: {entry['note']}." for name, entry in results["landscapes"].items() if entry["note"]
+        f"{_SPACES[first.space]}, distance {first.distance:g}; {_cells_and_fits(results.landscapes.values())}.",
+        *(f"{display_name(name)}: {scan.note}." for name, scan in results.landscapes.items() if scan.note),
     ]
-    return Table("Loss landscape (nats)", header, tuple(rows), " ".join([note, *notes]))
+    return Table("Loss landscape (nats)", header, tuple(rows), " ".join(notes))
 
 
 _SPACES = {
@@ -183,28 +203,27 @@ _SPACES = {
 }
 
 
-def _how_made(landscapes: Sequence[Mapping[str, Any]]) -> str:
+def _cells_and_fits(landscapes: Collection[CheckpointLandscape]) -> str:
     """Where the cells of the surfaces come from, and what the column "error" is."""
-    fits = [landscape["fit"] for landscape in landscapes if landscape["fit"] is not None]
-    grids = sorted({len(landscape["alphas"]) for landscape in landscapes if landscape["fit"] is None})
-    said = [f"{cells} x {cells} cells, each evaluated" for cells in grids]
+    fits = [landscape.fit for landscape in landscapes if landscape.fit is not None]
+    grids = sorted({len(landscape.alphas) for landscape in landscapes if landscape.fit is None})
+    parts = [f"{cells} x {cells} cells, each evaluated" for cells in grids]
     if fits:
-        cells = max(len(landscape["alphas"]) for landscape in landscapes if landscape["fit"] is not None)
-        spent = " or ".join(str(count) for count in sorted({fit["evaluations"] for fit in fits}))
-        said.append(
+        cells = max(len(landscape.alphas) for landscape in landscapes if landscape.fit is not None)
+        spent = " or ".join(str(count) for count in sorted({fit.evaluations for fit in fits}))
+        parts.append(
             f"{cells} x {cells} cells from a fit to {spent} evaluations; error: the largest at random points that the fit had "
-            f"not seen ({fits[0]['check_points']} or more), as a share of the range (at most 2 nats), asked for "
-            f"{share(fits[0]['tolerance'])}"
+            f"not seen ({fits[0].check_points} or more), as a share of the range (at most 2 nats), asked for "
+            f"{share(fits[0].tolerance)}"
         )
-    return "; ".join(said)
+    return "; ".join(parts)
 
 
-def _fit_error(error: Mapping[str, Any] | None, fit: Mapping[str, Any] | None) -> str:
+def _fit_error(error: FitError | None, tolerance: float | None) -> str:
     """`0.3%`, `24%, not converged`, or "-" where nothing was fitted."""
-    if error is None or fit is None:
+    if error is None or tolerance is None:
         return "-"
-    converged = float(error["relative"]) <= float(fit["tolerance"])
-    return f"{share(error['relative'])}{'' if converged else ', not converged'}"
+    return f"{share(error.relative)}{'' if error.relative <= tolerance else ', not converged'}"
 
 
 def share(value: float | str) -> str:
@@ -215,85 +234,85 @@ def share(value: float | str) -> str:
     return f"{percent:.1f}%".replace(".0%", "%") if abs(percent) < 9.95 else f"{percent:.0f}%"
 
 
-def flatness_table(results: Mapping[str, Any]) -> Table:
+def flatness_table(results: Scanned) -> Table:
     """What says how sharp every surface is at its checkpoint."""
+    results = decoded(results)
     rows = []
-    for checkpoint, landscape in results["landscapes"].items():
-        for task, surface in landscape["surfaces"].items():
-            m, rise, basin = surface["metrics"], surface["mean_rise"], surface["lines"]["basin_radius"]
-            error = m["curvature_centre_error"]
+    for checkpoint, landscape in results.landscapes.items():
+        for task, surface in landscape.surfaces.items():
+            curvature, error = surface.metrics.curvature_centre, surface.metrics.curvature_centre_error
+            radius = surface.lines.basin_radius.value
             rows.append(
                 (
                     f"{display_name(task)}, {display_name(checkpoint)}",
-                    measured(m["curvature_centre"]) if error is None else value_and_error(m["curvature_centre"], error),
-                    value_and_error(rise["value"], rise["stderr"]),
-                    f"{landscape['distance']:g} or more" if basin["value"] is None else number(basin["value"]),
-                    share(m["share_within"]),
+                    measured(curvature) if error is None else value_and_error(curvature, error),
+                    value_and_error(surface.mean_rise.value, surface.mean_rise.stderr),
+                    f"{landscape.distance:g} or more" if radius is None else number(radius),
+                    share(surface.metrics.share_within),
                 )
             )
-    first = next(iter(results["landscapes"].values()))
-    surface = next(iter(first["surfaces"].values()))
-    tau = surface["lines"]["basin_radius"]["tau"]
+    first = next(iter(results.landscapes.values()))
+    surface = next(iter(first.surfaces.values()))
     header = ("loss of", "curvature", "mean rise", "basin radius", "share of plane")
     note = (
         f"curvature: largest |eigenvalue| at the centre, its error what the fit's last degree changed; mean rise at "
-        f"distance {first['distance']:g} over {surface['mean_rise']['directions']} directions, with its standard error; basin "
-        f"radius: how far their mean loss stays within {tau:g} nats of the centre's; share of plane: how much of it does."
+        f"distance {first.distance:g} over {surface.mean_rise.directions} directions, with its standard error; basin "
+        f"radius: how far their mean loss stays within {surface.lines.basin_radius.tau:g} nats of the centre's; share of "
+        f"plane: how much of it does."
     )
     return Table("Flatness (nats)", header, tuple(rows), note)
 
 
-def between_table(results: Mapping[str, Any]) -> Table:
+def between_table(results: Scanned) -> Table:
     """The loss on the way from each checkpoint to the next, and the point that keeps all tasks best."""
+    results = decoded(results)
     rows = []
-    for path in results["paths"]:
-        best = path["repair"]
-        for task, found in path["tasks"].items():
-            rows.append(
-                (
-                    f"{display_name(task)}, {display_name(path['from'])} to {display_name(path['to'])}",
-                    *(number(loss) for loss in (found["loss"][0], best["loss"][task], found["loss"][-1])),
-                    measured(found["barrier"]["value"]),
-                    number(found["barrier"]["at"]),
-                    _fit_error(found["error"], path),
-                )
-            )
-    header = ("loss of, on the way", "at t = 0", "at t*", "at t = 1", "barrier", "there", "error")
     notes = [
         "t = 0: the earlier checkpoint, t = 1: the later; barrier: the most that the loss rises above the straight line "
         "between its two ends, and where."
     ]
-    for path in results["paths"]:
-        best, way = path["repair"], f"{display_name(path['from'])} to {display_name(path['to'])}"
-        chosen = " + ".join(map(str, best["selection_items"]))
+    for path in results.paths:
+        best, ends = path.repair, f"{display_name(path.start)} to {display_name(path.to)}"
+        for task, profile in path.tasks.items():
+            rows.append(
+                (
+                    f"{display_name(task)}, {ends}",
+                    *map(number, (profile.loss[0], best.loss[task], profile.loss[-1])),
+                    measured(profile.barrier.value),
+                    number(profile.barrier.at),
+                    _fit_error(profile.error, path.tolerance),
+                )
+            )
         notes.append(
-            f"{way}: t* = {number(best['t'])} has the least mean loss of the tasks on {chosen} items; {path['evaluations']} "
-            f"evaluations."
+            f"{ends}: t* = {number(best.t)} has the least mean loss of the tasks on "
+            f"{' + '.join(map(str, best.selection_items))} items; {path.evaluations} evaluations."
         )
-    plane = results["checkpoint_plane"]
+    plane = results.checkpoint_plane
     if plane is not None:
-        errors = [
-            f"{display_name(task)} {_fit_error(found['error'], plane['fit'])}"
-            for task, found in plane["surfaces"].items()
-        ]
-        names = ", ".join(map(spoken, plane["checkpoints"]))
-        notes.append(f"plane through {names}: {plane['fit']['evaluations']} evaluations, error {'; '.join(errors)}.")
-    notes += [f"{sentence}." for sentence in results["between_notes"]]
+        errors = "; ".join(
+            f"{display_name(task)} {_fit_error(surface.error, plane.fit.tolerance)}"
+            for task, surface in plane.surfaces.items()
+        )
+        names = ", ".join(map(display_name, plane.checkpoints))
+        notes.append(f"plane through {names}: {plane.fit.evaluations} evaluations, error {errors}.")
+    notes += [f"{sentence}." for sentence in results.between_notes]
+    header = ("loss of, on the way", "at t = 0", "at t*", "at t = 1", "barrier", "there", "error")
     return Table("Between the checkpoints (nats)", header, tuple(rows), " ".join(notes))
 
 
-def comparison_table(results: Mapping[str, Any]) -> Table:
+def comparison_table(results: Results) -> Table:
     """How every task's surface changed between checkpoints."""
-    words = {True: "sharper", False: "flatter", None: "no difference shown"}
+    results = from_plain(Results, results)
+    verdicts = {True: "sharper", False: "flatter", None: "no difference shown"}
     rows = tuple(
         (
-            f"{display_name(entry['task'])}, {display_name(entry['before'])} to {display_name(entry['after'])}",
-            value_and_error(entry["mean_rise"]["change"], entry["mean_rise"]["stderr"]),
-            measured(entry["metrics"]["curvature_centre"]["change"]),
-            measured(entry["metrics"]["centre"]["change"]),
-            words[entry["sharper"]],
+            f"{display_name(change.task)}, {display_name(change.before)} to {display_name(change.after)}",
+            value_and_error(change.mean_rise.change, change.mean_rise.stderr),
+            measured(change.metrics.curvature_centre.change),
+            measured(change.metrics.centre.change),
+            verdicts[change.sharper],
         )
-        for entry in results["landscape_comparison"]
+        for change in results.landscape_comparison
     )
     header = ("surface", "mean rise", "curvature", "centre", "verdict (2 stderr)")
     return Table("Change of the landscape (nats)", header, rows)
