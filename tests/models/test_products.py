@@ -1,5 +1,6 @@
 """Gradients and Hessian-vector products of the landscape objective against a dense Hessian in float64."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # transformers computes norms and rotations of a float64 model in float32.
 HALF_PRECISE = 3e-6
 ITEMS = 5
+LENGTH = 50  # tokens of the shortest item: the dense Hessian takes a backward per entry
 
 
 def doubled(model: LanguageModel) -> LanguageModel:
@@ -74,24 +76,36 @@ class Dense:
         return gradient.detach(), torch.stack(rows)
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "beside"])
+@pytest.fixture(scope="module")
+def derivatives() -> dict[bool, tuple[torch.Tensor, torch.Tensor]]:
+    """Dense gradient and Hessian of GPT-2 and of Llama, which two cases have in common."""
+    return {}
+
+
+@pytest.fixture(
+    scope="module", params=["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "beside"))]
+)
 def case(
-    request: pytest.FixtureRequest,
+    request: pytest.FixtureRequest, derivatives: dict[bool, tuple[torch.Tensor, torch.Tensor]]
 ) -> tuple[LanguageModel, list[EncodedItem], Dense, torch.Tensor, torch.Tensor, WeightUpdate]:
     """Two adapted modules per layer; the third model has its adapter applied beside weights that may not be written."""
     gpt2 = request.param == "gpt2"
     folder: Path = request.getfixturevalue("gpt2_folder" if gpt2 else "llama_folder")
     model = doubled(load(folder, target_modules=("c_attn",) if gpt2 else ("q_proj", "down_proj")))
     model.peft_model.get_base_model().set_attn_implementation("eager")
-    items = make_encoded(model, ITEMS, [4, 2, 5])
+    items = [
+        dataclasses.replace(item, input_ids=item.input_ids[:10] + item.input_ids[10 - LENGTH - row :])
+        for row, item in enumerate(make_encoded(model, ITEMS, [4, 2, 5]))
+    ]
     if request.param == "beside":
         model.__class__ = type("Unmergeable", (LanguageModel,), {"can_merge": False})
     dense = Dense(model, items)
     factors = in_double({name: module.factors for name, module in canonicalise(model.adapter_factors()).items()})
-    model.peft_model.base_model.disable_adapter_layers()
-    gradient, hessian = dense.of_factors(factors)
-    model.peft_model.base_model.enable_adapter_layers()
-    return model, items, dense, gradient, hessian, factors
+    if gpt2 not in derivatives:
+        model.peft_model.base_model.disable_adapter_layers()
+        derivatives[gpt2] = dense.of_factors(factors)
+        model.peft_model.base_model.enable_adapter_layers()
+    return model, items, dense, *derivatives[gpt2], factors
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 16])
