@@ -45,6 +45,7 @@ def analysed(llama_folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     return model, items, found
 
 
+@pytest.mark.slow
 def test_spectrum_and_trace_are_those_of_the_dense_hessian(analysed: Any) -> None:
     import torch
 
@@ -72,6 +73,7 @@ def test_spectrum_and_trace_are_those_of_the_dense_hessian(analysed: Any) -> Non
     assert critical["curvature"] == pytest.approx(float(g @ H @ g / (g @ g)), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_trace_and_largest_eigenvalue_in_the_merged_weights(analysed: Any) -> None:
     import torch
 
@@ -94,6 +96,7 @@ def test_trace_and_largest_eigenvalue_in_the_merged_weights(analysed: Any) -> No
     assert abs(weights["trace"]["value"] - float(H.trace())) < 4 * weights["trace"]["stderr"]
 
 
+@pytest.mark.slow
 def test_differences_of_gradients_come_close_and_say_so(analysed: Any) -> None:
     model, items, exact = analysed
     config = dataclasses.replace(
@@ -121,6 +124,7 @@ def test_random_updates_have_independent_entries_of_variance_one() -> None:
     torch.testing.assert_close(entries.T @ entries / 4000, torch.eye(6), atol=0.1, rtol=0)
 
 
+@pytest.mark.slow
 def test_sharpness_is_that_of_the_loss(analysed: Any) -> None:
     model, items, found = analysed
     average, worst = found["sharpness"]["average_case"], found["sharpness"]["worst_case"]

@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 from dataclasses import asdict
@@ -24,6 +25,11 @@ from llm_forgetting.forgetting.intervals import (
     proportion,
     wilson,
 )
+
+# Coverage and power go over all counts, many times.
+mcnemar = functools.cache(mcnemar_exact)
+bonett_price = functools.cache(bonett_price_paired)
+log_factorial = functools.cache(lambda n: float(gammaln(n + 1)))
 
 
 def _limits(interval: Interval | None) -> tuple[float, float]:
@@ -141,7 +147,7 @@ def _coverage(n: int, losses: float, gains: float, interval) -> float:
     for b in range(n + 1 if losses else 1):
         for c in range(n + 1 - b if gains else 1):
             rest = n - b - c
-            log_p = gammaln(n + 1) - gammaln(b + 1) - gammaln(c + 1) - gammaln(rest + 1)
+            log_p = log_factorial(n) - log_factorial(b) - log_factorial(c) - log_factorial(rest)
             log_p += xlogy(b, losses) + xlogy(c, gains) + xlogy(rest, 1 - losses - gains)
             if log_p > -25:
                 found = interval(b, c, n)
@@ -153,7 +159,7 @@ def _coverage(n: int, losses: float, gains: float, interval) -> float:
 def test_the_accuracy_interval_covers(n):
     """Exact coverage, nominal 0.95; few discordant pairs and pairs that all go one way included."""
     cells = [(share, way) for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7) for way in (0.5, 0.7, 0.9, 1.0)]
-    coverages = [_coverage(n, share * way, share * (1 - way), bonett_price_paired) for share, way in cells]
+    coverages = [_coverage(n, share * way, share * (1 - way), bonett_price) for share, way in cells]
     assert min(coverages) >= 0.93
     assert sum(coverages) / len(coverages) < 0.985
 
@@ -165,7 +171,7 @@ def test_newcombe_undercovers_where_all_discordant_pairs_are_losses():
     for b in range(16):
         for a in range(n + 1 - b):
             d = n - a - b
-            log_p = gammaln(n + 1) - gammaln(a + 1) - gammaln(b + 1) - gammaln(d + 1)
+            log_p = log_factorial(n) - log_factorial(a) - log_factorial(b) - log_factorial(d)
             p = math.exp(log_p + xlogy(a, kept) + xlogy(b, lost) + xlogy(d, 1 - kept - lost))
             if p > 1e-9:
                 interval = newcombe_paired(a, b, 0, d)
@@ -281,7 +287,7 @@ def test_exact_mcnemar_has_about_the_stated_power(n, discordant):
     discordant = max(discordant, drop)
     losses, power = (1 + drop / discordant) / 2, 0.0
     for m in range(n + 1):
-        rejected = [b for b in range(m + 1) if mcnemar_exact(b, m - b) <= 0.05]
+        rejected = [b for b in range(m + 1) if mcnemar(b, m - b) <= 0.05]
         if rejected:
             power += stats.binom.pmf(m, n, discordant) * stats.binom.pmf(rejected, m, losses).sum()
     assert 0.7 < power < 0.9

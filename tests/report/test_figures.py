@@ -749,6 +749,7 @@ def test_rises_are_counted_from_the_checkpoint(results: Results) -> None:
 # --- files --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_png_has_a_pdf_and_both_are_alike_to_the_byte_whatever_the_user_s_settings(
     results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

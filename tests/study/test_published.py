@@ -42,6 +42,7 @@ def test_the_published_study_is_as_large_as_it_says_and_holds_no_questions() -> 
     assert not {"question", "choices"} & {key for record in records for key in record}
 
 
+@pytest.mark.slow
 def test_the_study_file_is_the_one_that_was_run() -> None:
     """A cell's name is the hash of all that can change its numbers: the plan names the cells that were run."""
     content = yaml.safe_load((ROOT / "studies/flatness.yaml").read_text(encoding="utf-8"))

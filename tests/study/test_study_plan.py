@@ -132,6 +132,7 @@ def test_what_is_no_study_ends_in_one_line(tmp_path: Path, text: str) -> None:
         read_plan(tmp_path / "study.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy", "flatness"])
 def test_the_studies_that_come_along_can_be_read(name: str) -> None:
     plan = read_plan(ROOT / f"studies/{name}.yaml")
