@@ -35,11 +35,16 @@ def _spelt(value: Json) -> Json:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds either what it held before or all of `text`, whatever happens in between."""
+    """Write `text` in UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds either what it held before or all of `data`, whatever happens in between."""
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(partial, 0o644)

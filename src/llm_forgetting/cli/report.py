@@ -147,18 +147,12 @@ def _compared(folders: list[Path]) -> "list[Compared]":
             raise UserError(f"compare needs folders of finished runs (results.json), {folder} is not one")
     names = distinct_names([folder.resolve().parts for folder in folders])
     runs = [read_results(folder) for folder in folders]
-    return [
-        Compared(name, _plain(results), _measures(_plain(results))) for name, results in zip(names, runs, strict=True)
-    ]
+    return [Compared(name, _plain(results), _measures(results)) for name, results in zip(names, runs, strict=True)]
 
 
 def _measures(results: "Results") -> dict[str, tuple[float | None, float | None]]:
     """What a study would keep of this run, by its title."""
-    from llm_forgetting.study.measures import MEASURES, numbers_of, title
+    from llm_forgetting.study.measures import numbers_of, title
 
     numbers = numbers_of(results)
-    return {
-        title(name): (value, numbers["stderrs"].get(name))
-        for name, value in numbers["measures"].items()
-        if name in MEASURES
-    }
+    return {title(name): (value, numbers.stderrs.get(name)) for name, value in numbers.measures.items()}

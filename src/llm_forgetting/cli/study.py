@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from llm_forgetting.study.plan import Plan
     from llm_forgetting.study.scheduler import StudyFolder
 
-Found = dict[str, Any]
+Content = Mapping[str, Any]
 
 
 def study(arguments: list[str]) -> int:
@@ -33,18 +34,18 @@ def study(arguments: list[str]) -> int:
         from llm_forgetting.study.records import read_records
 
         with folder.locked():
-            folder.take_over(plan, read_records(Path(options.records))["records"])
+            folder.take_over(plan, read_records(Path(options.records)).records)
     if options.dry_run:
         return _dry_run(plan, folder, options, terminal)
     quiet_libraries()
-    from llm_forgetting.study.study import carry_out
+    from llm_forgetting.study.study import complete_study
 
-    again = f"llm-forgetting study {shlex.join(arguments)}"
+    command = f"llm-forgetting study {shlex.join(arguments)}"
     try:
         computed_by = {name: getattr(options, name) for name in ("engine", "workers", "threads", "address")}
-        content = carry_out(plan, folder, **computed_by, tell=say)
+        content = complete_study(plan, folder, **computed_by, report=say)
     except KeyboardInterrupt:
-        say(f"\nstopped; nothing finished is lost. Go on with: {again}")
+        say(f"\nstopped; nothing finished is lost. Go on with: {command}")
         return 130
     _show(content, folder.path, terminal)
     return 1 if content["failures"] else 0
@@ -84,17 +85,17 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 def _dry_run(plan: "Plan", folder: "StudyFolder", options: argparse.Namespace, terminal: "Terminal") -> int:
     from llm_forgetting.experiment.cost import seconds_of
     from llm_forgetting.report.tables.run import Table
-    from llm_forgetting.study.cell import read_failure, read_record
-    from llm_forgetting.study.shared_first_task import Tasks, half_key
+    from llm_forgetting.study.records import read_failure, read_record
+    from llm_forgetting.study.shared_first_task import Tasks, first_task_key
 
     tasks = Tasks()
-    rows, halves, recorded = [], dict[str, int](), []
+    rows, first_tasks, recorded = [], dict[str, int](), []
     for cell in plan.cells:
         record, failure = read_record(folder.cell(cell)), read_failure(folder.cell(cell))
-        half = halves.setdefault(half_key(cell.config, tasks), len(halves) + 1)
-        state = "done" if record else f"failed: {failure}" if failure else "missing"
-        recorded += [record["wall_seconds"]] if record else []
-        rows.append((cell.id, cell.label, str(half), state))
+        first_task = first_tasks.setdefault(first_task_key(cell.config, tasks), len(first_tasks) + 1)
+        state = "done" if record else f"failed: {failure.reason}" if failure else "missing"
+        recorded += [record.wall_seconds] if record else []
+        rows.append((cell.id, cell.label, str(first_task), state))
     missing = folder.missing(plan)
     each = (
         sum(recorded) / len(recorded)
@@ -110,8 +111,8 @@ def _dry_run(plan: "Plan", folder: "StudyFolder", options: argparse.Namespace, t
         else f"{len(missing) * each / 3600:.1f} hours of one worker ({each:.0f} s a cell, {how})"
     )
     note = (
-        f"{len(plan.cells)} cells, {len(missing)} to compute; {len(halves)} different trainings on a first task (column half), "
-        f"each made once; {cost}."
+        f"{len(plan.cells)} cells, {len(missing)} to compute; {len(first_tasks)} different trainings on a first task (column "
+        f"half), each made once; {cost}."
     )
     terminal.show_table(Table(plan.name, ("cell", "what", "half", "state"), tuple(rows), note))
     return 0
@@ -132,13 +133,13 @@ def _from_records(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show(content: Found, folder: Path, terminal: "Terminal") -> None:
+def _show(content: Content, folder: Path, terminal: "Terminal") -> None:
     from llm_forgetting.report.tables.study import answers_of, study_tables
 
     for table in study_tables(content):
         terminal.show_table(table)
-    for question, said in answers_of(content):
-        terminal.show_answer(question, "\n".join(said))
+    for question, sentences in answers_of(content):
+        terminal.show_answer(question, "\n".join(sentences))
     for name, reason in content["failures"].items():
         terminal.warn(f"{name} failed: {reason}")
     say(

@@ -12,7 +12,7 @@ from llm_forgetting.arrays import Floats1, Floats2
 from llm_forgetting.files import OMITTED, reshaped
 from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
 from llm_forgetting.forgetting.measures import MeasureForgetting
-from llm_forgetting.forgetting.scores import Split
+from llm_forgetting.forgetting.scores import Measure, Split
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class SplitForgetting:
     loss: MeasureForgetting
     letter_mass: Floats2
     detectable: tuple[DetectableDrop, ...]
+
+    def measure(self, name: Measure) -> MeasureForgetting:
+        """Forgetting in one measure by its name."""
+        return self.accuracy if name == "accuracy" else self.loss
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,58 +1,60 @@
-"""What a study says: the statistics of its records, and the answers to its questions in plain words. No torch."""
+"""Analysis of a study: the statistics of its records, and the conclusions in plain words. No torch."""
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_forgetting.study.measures import NATS, title
 from llm_forgetting.study.plan import Analysis
-from llm_forgetting.study.statistics.association import Associations, associate
+from llm_forgetting.study.records import CellRecord
+from llm_forgetting.study.statistics.association import Association, Associations, associate
 from llm_forgetting.study.statistics.calibration import calibrate
 from llm_forgetting.study.statistics.clusters import change_over_runs
+from llm_forgetting.study.statistics.conclusions import (
+    describe_arm,
+    describe_calibration,
+    describe_change,
+    describe_flatness,
+    describe_prediction,
+    describe_relation,
+)
 from llm_forgetting.study.statistics.intraclass import intraclass_correlation
 from llm_forgetting.study.statistics.prediction import predict_unseen_pairs
 from llm_forgetting.study.statistics.runs import Run
-from llm_forgetting.study.statistics.sentences import (
-    said_of_arm,
-    said_of_calibration,
-    said_of_change,
-    said_of_flatness,
-    said_of_prediction,
-    said_of_relation,
+from llm_forgetting.study.statistics.trade_off import (
+    ArmEffect,
+    MatchedEffect,
+    compare_arms,
+    compare_at_matched_learning,
 )
-from llm_forgetting.study.statistics.trade_off import compare_arms, compare_at_matched_learning
 
-Record = Mapping[str, Any]
-Result = dict[str, Any]
+Content = dict[str, Any]
+Result = TypeVar("Result")
 RETENTION = "retention_loss"
 OTHERS = (RETENTION, "observed")
 
 
-def runs_of(records: Sequence[Record]) -> list[Run]:
+def runs_of(records: Sequence[CellRecord]) -> list[Run]:
     """The records as runs, the arm among the factors."""
     return [
         Run(
-            pair=record["pair"],
-            factors={**record["factors"], "arm": record["arm"]},
-            measures=_numbers(record["measures"]),
-            outcomes=_numbers(record["outcomes"]),
-            stderrs=_numbers(record["stderrs"]),
+            pair=record.pair,
+            factors={**record.factors, "arm": record.arm},
+            measures=record.measures,
+            outcomes=record.outcomes,
+            stderrs=record.stderrs,
         )
         for record in records
     ]
 
 
-def _numbers(found: Mapping[str, Any]) -> dict[str, float | None]:
-    return {name: None if value is None else float(value) for name, value in found.items()}
-
-
-def analyse(records: Sequence[Record], analysis: Analysis, arms: Sequence[str]) -> Result:
-    """All that the report shows, as plain JSON values; `answers` are the sentences, by question."""
+def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[str]) -> Content:
+    """Content of study.json: all that the report shows; `answers` are the conclusions, by question."""
     runs = runs_of(records)
     free = [run for run in runs if run.factors["arm"] not in analysis.controls]
     present = [name for name in analysis.measures if any(run.measures.get(name) is not None for run in free)]
-    content: Result = {
+    content: Content = {
         "runs": len(runs),
         "pairs": len({run.pair for run in runs}),
         "arms": {arm: sum(run.factors["arm"] == arm for run in runs) for arm in arms},
@@ -72,25 +74,25 @@ def analyse(records: Sequence[Record], analysis: Analysis, arms: Sequence[str]) 
     retention = associate(free, RETENTION, [analysis.primary], **settings)
     answers = content["answers"]
     primary = forgetting.measures[analysis.primary]
-    answers["flatness"] = said_of_flatness(_named(primary), larger="sharper", outcome_is="forgetting")
+    answers["flatness"] = describe_flatness(_named(primary), larger="sharper", outcome_is="forgetting")
     content["associations"] = _table(forgetting)
     content["intraclass"] = dataclasses.asdict(intraclass_correlation(free, analysis.outcome))
     change = _if_possible(lambda: change_over_runs(free, "mean_rise", "mean_rise_after", seed=analysis.seed))
     if change is not None:
         content["change"] = dataclasses.asdict(change)
-        answers["change"] = said_of_change(change, name=f"the {title('mean_rise')} (task 1's loss)")
-    answers["relation"] = said_of_relation(_named(retention.measures[analysis.primary]))
+        answers["change"] = describe_change(change, name=f"the {title('mean_rise')} (task 1's loss)")
+    answers["relation"] = describe_relation(_named(retention.measures[analysis.primary]))
     content["effects"] = _effects(runs, analysis, arms)
-    answers["arms"] = [found["said"] for found in content["effects"] if found["outcome"] == analysis.outcome]
+    answers["arms"] = [effect["said"] for effect in content["effects"] if effect["outcome"] == analysis.outcome]
     content["calibration"] = _calibration(free, analysis)
     if content["calibration"] is not None:
         answers["forecast"] = content["calibration"].pop("said")
     content["predictions"] = [_prediction(free, name, analysis) for name in present]
     answers["prediction"] = next(
-        (found.pop("said") for found in content["predictions"] if found["measure"] == analysis.primary), ""
+        (prediction["said"] for prediction in content["predictions"] if prediction["measure"] == analysis.primary), ""
     )
-    for found in content["predictions"]:
-        found.pop("said", None)
+    for prediction in content["predictions"]:
+        del prediction["said"]
     content["points"] = [_point(record, analysis, present) for record in records]
     return content
 
@@ -104,15 +106,14 @@ def _known(runs: Sequence[Run], name: str) -> bool:
     return any(run.measures.get(name, run.outcomes.get(name)) is not None for run in runs)
 
 
-def _named(found: Any) -> Any:
-    """An association under its titles."""
+def _named(association: Association) -> Association:
+    """The association under its titles."""
+    partial = (dataclasses.replace(each, given=tuple(map(title, each.given))) for each in association.partial)
     return dataclasses.replace(
-        found,
-        measure=_with_article(found.measure),
-        outcome=title(found.outcome),
-        partial=tuple(
-            dataclasses.replace(one, given=tuple(title(name) for name in one.given)) for one in found.partial
-        ),
+        association,
+        measure=_with_article(association.measure),
+        outcome=title(association.outcome),
+        partial=tuple(partial),
     )
 
 
@@ -122,87 +123,88 @@ def _with_article(name: str) -> str:
     return f"the {shown}" if shown[0].islower() and shown.partition(" ")[0].isalpha() else shown
 
 
-def _table(found: Associations) -> Result:
+def _table(associations: Associations) -> Content:
     return {
-        "outcome": found.outcome,
-        "primary": found.primary,
-        "tests": found.tests,
-        "measures": {name: {**dataclasses.asdict(a), "shown": a.shown} for name, a in found.measures.items()},
+        "outcome": associations.outcome,
+        "primary": associations.primary,
+        "tests": associations.tests,
+        "measures": {name: {**dataclasses.asdict(a), "shown": a.shown} for name, a in associations.measures.items()},
     }
 
 
-def _effects(runs: Sequence[Run], analysis: Analysis, arms: Sequence[str]) -> list[Result]:
+def _effects(runs: Sequence[Run], analysis: Analysis, arms: Sequence[str]) -> list[Content]:
     """Every other arm against the baseline: what it does to the outcome, to the primary measure and to learning.
 
     The primary measure is compared by its ratio where it is positive in every run: sharpness differs in scale.
     """
     matched_on = sorted({name for run in runs for name in run.factors if name != "arm"})
-    found = []
+    effects = []
     for arm in (arm for arm in arms if arm != analysis.baseline):
         settings: Any = {"factor": "arm", "arm": arm, "baseline": analysis.baseline, "seed": analysis.seed}
         for name in (analysis.outcome, analysis.primary, analysis.learning):
 
-            def compare(name: str = name, settings: Any = settings) -> Any:
+            def compare(name: str = name, settings: Any = settings) -> ArmEffect:
                 ratio = name == analysis.primary and all(run.number(name) > 0 for run in runs if _known([run], name))
                 return compare_arms(runs, name, matched_on=matched_on, ratio=ratio, **settings)
 
-            def compare_matched(name: str = name, settings: Any = settings) -> Any:
+            def compare_matched(name: str = name, settings: Any = settings) -> MatchedEffect:
                 return compare_at_matched_learning(runs, name, learning=analysis.learning, **settings)
 
             effect = _if_possible(compare)
-            if effect is None:
-                continue
-            matched = _if_possible(compare_matched) if name == analysis.outcome else None
-            told = dataclasses.replace(effect, outcome=title(name))
-            alike = None if matched is None else dataclasses.replace(matched, learning=title(matched.learning))
-            found.append(
-                {
-                    **dataclasses.asdict(effect),
-                    "control": arm in analysis.controls,
-                    "matched": None if matched is None else dataclasses.asdict(matched),
-                    "said": said_of_arm(told, alike),
-                }
-            )
-    return found
+            if effect is not None:
+                matched = _if_possible(compare_matched) if name == analysis.outcome else None
+                effects.append(_effect(effect, matched, control=arm in analysis.controls))
+    return effects
 
 
-def _calibration(runs: Sequence[Run], analysis: Analysis) -> Result | None:
+def _effect(effect: ArmEffect, matched: MatchedEffect | None, *, control: bool) -> Content:
+    titled = None if matched is None else dataclasses.replace(matched, learning=title(matched.learning))
+    return {
+        **dataclasses.asdict(effect),
+        "control": control,
+        "matched": None if matched is None else dataclasses.asdict(matched),
+        "said": describe_arm(dataclasses.replace(effect, outcome=title(effect.outcome)), titled),
+    }
+
+
+def _calibration(runs: Sequence[Run], analysis: Analysis) -> Content | None:
     """The forecast against what happened to the same items."""
-    found = _if_possible(lambda: calibrate(runs, analysis.forecast, "observed", seed=analysis.seed))
-    if found is None:
+    calibration = _if_possible(lambda: calibrate(runs, analysis.forecast, "observed", seed=analysis.seed))
+    if calibration is None:
         return None
-    told = dataclasses.replace(found, forecast=_with_article(found.forecast), outcome=title(found.outcome))
-    return {**dataclasses.asdict(found), "said": said_of_calibration(told)}
+    forecast, outcome = _with_article(calibration.forecast), title(calibration.outcome)
+    titled = dataclasses.replace(calibration, forecast=forecast, outcome=outcome)
+    return {**dataclasses.asdict(calibration), "said": describe_calibration(titled)}
 
 
-def _prediction(runs: Sequence[Run], name: str, analysis: Analysis) -> Result:
+def _prediction(runs: Sequence[Run], name: str, analysis: Analysis) -> Content:
     baseline = "update_norm" if name != "update_norm" and _known(runs, "update_norm") else None
-    found = predict_unseen_pairs(runs, analysis.outcome, name, baseline=baseline, seed=analysis.seed)
-    told = dataclasses.replace(
-        found,
+    prediction = predict_unseen_pairs(runs, analysis.outcome, name, baseline=baseline, seed=analysis.seed)
+    titled = dataclasses.replace(
+        prediction,
         measure=_with_article(name),
-        outcome=title(found.outcome),
+        outcome=title(prediction.outcome),
         baseline=None if baseline is None else title(baseline),
     )
-    return {**dataclasses.asdict(found), "said": said_of_prediction(told)}
+    return {**dataclasses.asdict(prediction), "said": describe_prediction(titled)}
 
 
-def _if_possible(compute: Callable[[], Any]) -> Any:
-    """What `compute` gives, or None where these runs do not have the numbers for it."""
+def _if_possible(compute: Callable[[], Result]) -> Result | None:
+    """The result of `compute`, or None where these runs do not have the numbers for it."""
     try:
         return compute()
     except ValueError:
         return None
 
 
-def _point(record: Record, analysis: Analysis, present: Sequence[str]) -> Result:
+def _point(record: CellRecord, analysis: Analysis, present: Sequence[str]) -> Content:
     """What the figures draw of one run."""
-    wanted = {*present, analysis.outcome, analysis.learning, analysis.forecast, "observed", RETENTION}
-    numbers = {**record["measures"], **record["outcomes"]}
+    names = {*present, analysis.outcome, analysis.learning, analysis.forecast, "observed", RETENTION}
+    numbers: Mapping[str, float | None] = {**record.measures, **record.outcomes}
     return {
-        "cell": record["cell"],
-        "pair": record["pair"],
-        "arm": record["arm"],
-        "factors": dict(record["factors"]),
-        "numbers": {name: numbers.get(name) for name in sorted(wanted)},
+        "cell": record.cell,
+        "pair": record.pair,
+        "arm": record.arm,
+        "factors": record.factors,
+        "numbers": {name: numbers.get(name) for name in sorted(names)},
     }

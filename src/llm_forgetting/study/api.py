@@ -1,6 +1,5 @@
-"""A study as an object: the command `llm-forgetting study`, with its results as frames."""
+"""Study as an object: the command `llm-forgetting study`, with its results as frames."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,29 +9,33 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
+from llm_forgetting.files import read_json
 from llm_forgetting.progress import say
 from llm_forgetting.report.html.files import REPORT
 from llm_forgetting.report.notebook import ReportFrame, summary_html
 from llm_forgetting.report.tables.run import Table
 from llm_forgetting.report.tables.study import answers_of, measures_table
 from llm_forgetting.study.plan import Plan, read_plan
-from llm_forgetting.study.records import RECORDS, read_records
+from llm_forgetting.study.records import RECORDS, CellRecord, read_records
 from llm_forgetting.study.scheduler import StudyFolder
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+Content = Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class StudyResults:
     """A study: `content` is its study.json, `folder` where everything is."""
 
-    content: Mapping[str, Any]
+    content: Content
     folder: Path
 
     @property
     def answers(self) -> Mapping[str, Sequence[str]]:
-        """Every question that was asked, with the sentences that answer it (or say why there is no answer)."""
+        """Conclusions by question: the sentences that answer it, or say why there is no answer."""
         return dict(answers_of(self.content))
 
     @cached_property
@@ -40,7 +43,7 @@ class StudyResults:
         """One row per run: pair, arm, what was varied, every measure and outcome, and `..._stderr` for those that have one."""
         from pandas import DataFrame
 
-        return DataFrame([_cell(record) for record in read_records(self.folder / RECORDS)["records"]])
+        return DataFrame([_cell(record) for record in read_records(self.folder / RECORDS).records])
 
     @cached_property
     def associations(self) -> "DataFrame":
@@ -53,15 +56,15 @@ class StudyResults:
                 {
                     "measure": name,
                     "outcome": table["outcome"],
-                    "primary": found["primary"],
-                    "runs": found["n_runs"],
-                    **_coefficient("within_pairs", found["spearman_within_pairs"]),
-                    **_coefficient("over_runs", found["spearman_over_runs"]),
-                    "p_value": found["p_value"],
-                    "p_adjusted": found["p_adjusted"],
-                    "refusal": found["refusal"],
+                    "primary": association["primary"],
+                    "runs": association["n_runs"],
+                    **_coefficient("within_pairs", association["spearman_within_pairs"]),
+                    **_coefficient("over_runs", association["spearman_over_runs"]),
+                    "p_value": association["p_value"],
+                    "p_adjusted": association["p_adjusted"],
+                    "refusal": association["refusal"],
                 }
-                for name, found in table["measures"].items()
+                for name, association in table["measures"].items()
             ]
         )
 
@@ -73,16 +76,16 @@ class StudyResults:
         return DataFrame(
             [
                 {
-                    "arm": found["arm"],
-                    "baseline": found["baseline"],
-                    "outcome": found["outcome"],
-                    "control": found["control"],
-                    "pairs": found["difference"]["n_pairs"],
-                    **_coefficient("difference", found["difference"]),
-                    "of_logarithms": found.get("ratio", False),
-                    "p_value": (found["difference"]["test"] or {}).get("p_value"),
+                    "arm": effect["arm"],
+                    "baseline": effect["baseline"],
+                    "outcome": effect["outcome"],
+                    "control": effect["control"],
+                    "pairs": effect["difference"]["n_pairs"],
+                    **_coefficient("difference", effect["difference"]),
+                    "of_logarithms": effect.get("ratio", False),
+                    "p_value": (effect["difference"]["test"] or {}).get("p_value"),
                 }
-                for found in self.content.get("effects", [])
+                for effect in self.content.get("effects", [])
             ]
         )
 
@@ -97,9 +100,9 @@ class StudyResults:
 
     def _repr_html_(self) -> str:
         """The answers and the table of measures, for notebooks."""
-        said = " ".join(" ".join(sentences) for sentences in self.answers.values())
+        text = " ".join(" ".join(sentences) for sentences in self.answers.values())
         table = measures_table(self.content) if "associations" in self.content else Table("", (), ())
-        return summary_html(said, table, self.report)
+        return summary_html(text, table, self.report)
 
 
 class Study:
@@ -134,45 +137,46 @@ class Study:
         address: str | None = None,
         tell: Callable[[str], None] = say,
     ) -> StudyResults:
-        """Compute what is missing, `workers` cells at a time on `threads` threads each, and conclude.
+        """Compute what is missing, and conclude; a cell that fails is reported, the rest goes on.
 
-        A cell that fails is reported, the rest goes on.
+        Args:
+            workers: Cells at a time; by default one per GPU, or else per two cores.
+            threads: CPU threads of each; by default its share of this machine's cores.
+            engine: `local` (processes) or `ray`.
+            address: Of a running Ray cluster.
+            tell: Gets a line per finished cell.
+
+        Returns:
+            The study's results, from the folder.
         """
         quiet_libraries()
-        from llm_forgetting.study.study import carry_out
+        from llm_forgetting.study.study import complete_study
 
-        computed_by: Any = {"engine": engine, "workers": workers, "threads": threads, "address": address}
-        found = carry_out(self.plan, self._folder, **computed_by, tell=tell)
-        return StudyResults(found, self._folder.path)
+        content = complete_study(
+            self.plan, self._folder, engine=engine, workers=workers, threads=threads, address=address, report=tell
+        )
+        return StudyResults(content, self._folder.path)
 
 
 def open_study(folder: str | os.PathLike[str]) -> StudyResults:
-    """The results of a study, from its folder; UserError where it holds none."""
+    """Results of a study, from its folder; UserError where it holds none."""
     path = Path(folder)
     try:
-        content = json.loads((path / "study.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return StudyResults(read_json(path / "study.json"), path)
+    except UserError as error:
         raise UserError(f"open_study needs the folder of a study (study.json), {path} is not one: {error}") from error
-    return StudyResults(content, path)
 
 
-def _cell(record: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {**record["measures"], **record["outcomes"]}
-    errors = {f"{name}_stderr": value for name, value in record["stderrs"].items()}
+def _cell(record: CellRecord) -> dict[str, object]:
+    errors = {f"{name}_stderr": stderr for name, stderr in record.stderrs.items()}
+    place = {"cell": record.cell, "pair": record.pair, "arm": record.arm}
+    return {**place, **record.factors, **record.measures, **record.outcomes, **errors}
+
+
+def _coefficient(name: str, coefficient: Content | None) -> dict[str, object]:
+    interval = (coefficient or {}).get("interval") or {}
     return {
-        "cell": record["cell"],
-        "pair": record["pair"],
-        "arm": record["arm"],
-        **record["factors"],
-        **numbers,
-        **errors,
-    }
-
-
-def _coefficient(name: str, found: Mapping[str, Any] | None) -> dict[str, Any]:
-    interval = (found or {}).get("interval") or {}
-    return {
-        name: (found or {}).get("value"),
+        name: (coefficient or {}).get("value"),
         f"{name}_low": interval.get("low"),
         f"{name}_high": interval.get("high"),
     }

@@ -1,44 +1,38 @@
-"""One cell of a study: an experiment in a folder of its own, and the record that the study keeps of it."""
+"""Computation of one cell of a study: an experiment in a folder of its own, and the record that the study keeps of it."""
 
-import json
 import logging
-import shutil
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llm_forgetting.config.files import parse_config
 from llm_forgetting.errors import UserError, is_out_of_memory
 from llm_forgetting.experiment.artifacts.logs import log_file
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-from llm_forgetting.files import encode_json, to_plain, write_text
+from llm_forgetting.files import encode, write_text
 from llm_forgetting.study.measures import numbers_of
-from llm_forgetting.study.shared_first_task import take_base, take_half
-
-RECORD, FAILURE = "record.json", "failure.json"
-Record = dict[str, Any]
+from llm_forgetting.study.plan import CellPlace
+from llm_forgetting.study.records import FAILURE, RECORD, CellFailure, CellRecord
+from llm_forgetting.study.shared_first_task import copy_base_scores, copy_first_task
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker is asked for: the cell in `folder` (with its config.yaml), its first task's training from `donor`, if any,
-    and the base model's scores from the folder `base`, if any.
+class CellJob:
+    """Job of a worker: the cell in `folder` (with its config.yaml), computed on `threads` threads.
 
-    `threads`: of the worker's share of the machine.
+    source_cell: folder of the cell whose training on the first task is copied; base_scores: folder of the cell whose base
+    model's scores are copied; None where this cell computes them itself.
     """
 
-    cell: str
+    place: CellPlace
     folder: Path
-    donor: Path | None
-    base: Path | None
-    label: Mapping[str, Any]
+    source_cell: Path | None
+    base_scores: Path | None
     threads: int
 
 
-def run_cell(job: Job) -> None:
+def run_cell(job: CellJob) -> None:
     """Compute the cell and write its record; or, where it fails, why. Only what ends the process is raised."""
     started = time.perf_counter()
     (job.folder / FAILURE).unlink(missing_ok=True)
@@ -47,12 +41,12 @@ def run_cell(job: Job) -> None:
     except UserError as error:
         _fail(job, str(error))
     except Exception as error:  # one cell's fault is not the study's
-        logging.getLogger(__name__).exception("cell %s failed", job.cell)
+        logging.getLogger(__name__).exception("cell %s failed", job.place.cell)
         memory = "memory ran out: " if is_out_of_memory(error) else ""
         _fail(job, f"{memory}{type(error).__name__}: {' '.join(str(error).split())[:400]}", traceback.format_exc())
 
 
-def _run(job: Job, started: float) -> None:
+def _run(job: CellJob, started: float) -> None:
     import torch
 
     from llm_forgetting.experiment.experiment import run_experiment
@@ -61,41 +55,25 @@ def _run(job: Job, started: float) -> None:
     config = parse_config(str(job.folder / "config.yaml"), [], resumed=True)
     folder = RunFolder.open(job.folder)
     with folder.locked(), log_file(folder.path / "run.log"):
-        if job.donor is not None:
-            take_half(job.folder, job.donor, config)
-        if job.base is not None:
-            take_base(job.folder, job.base)
+        if job.source_cell is not None:
+            copy_first_task(job.folder, job.source_cell, config)
+        if job.base_scores is not None:
+            copy_base_scores(job.folder, job.base_scores)
         results = run_experiment(config, folder)
-    record = {
-        "cell": job.cell,
-        **job.label,
-        "fingerprint": results.config_fingerprint,
-        **numbers_of(to_plain(results)),
-        "answer": results.answer,
-        "versions": results.versions,
-        "wall_seconds": time.perf_counter() - started,
-        "shared_half": job.donor is not None,
-    }
-    write_text(job.folder / RECORD, encode_json(record))
+    numbers = numbers_of(results)
+    record = CellRecord(
+        **vars(job.place),
+        fingerprint=results.config_fingerprint,
+        measures=numbers.measures,
+        outcomes=numbers.outcomes,
+        stderrs=numbers.stderrs,
+        answer=results.answer,
+        versions=results.versions,
+        wall_seconds=time.perf_counter() - started,
+        shared_half=job.source_cell is not None,
+    )
+    write_text(job.folder / RECORD, encode(record))
 
 
-def _fail(job: Job, reason: str, trace: str = "") -> None:
-    write_text(job.folder / FAILURE, encode_json({"cell": job.cell, **job.label, "reason": reason, "trace": trace}))
-
-
-def read_record(folder: Path) -> Record | None:
-    """The record of a finished cell."""
-    path = folder / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def read_failure(folder: Path) -> str | None:
-    """Why a cell failed, where it did."""
-    path = folder / FAILURE
-    return str(json.loads(path.read_text(encoding="utf-8"))["reason"]) if path.is_file() else None
-
-
-def prune(folder: Path) -> None:
-    """Delete what a finished cell's record does not need: checkpoints and phases; results.json and items.jsonl stay."""
-    for path in [*folder.glob("checkpoint_*"), folder / "phases"]:
-        shutil.rmtree(path, ignore_errors=True)
+def _fail(job: CellJob, reason: str, trace: str = "") -> None:
+    write_text(job.folder / FAILURE, encode(CellFailure(**vars(job.place), reason=reason, trace=trace)))

@@ -1,4 +1,4 @@
-"""Who computes cells: processes on this machine, or Ray."""
+"""Engines that compute cells: processes on this machine, or Ray."""
 
 import contextlib
 import dataclasses
@@ -12,26 +12,26 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.study.cell import Job, run_cell
+from llm_forgetting.study.cell import CellJob, run_cell
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A job that came back. `died`: its worker is gone, so nobody knows why it stopped."""
+class JobResult:
+    """Result of a job that has ended. `died`: its worker is gone, and left no reason."""
 
-    job: Job
+    job: CellJob
     died: bool = False
 
 
 class Engine(Protocol):
-    """Takes jobs while it has room, and tells when they end."""
+    """Engine that takes jobs while it has a free slot, and reports those that have ended."""
 
     slots: int
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: CellJob) -> None:
         """Begin `job`; only where fewer than `slots` are under way."""
 
-    def ended(self, seconds: float) -> Sequence[Ended]:
+    def finished(self, seconds: float) -> Sequence[JobResult]:
         """The jobs that have ended since, waiting at most `seconds` for the first."""
 
     def close(self) -> None:
@@ -39,7 +39,7 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Worker processes of this machine, each of which imports everything once and then computes one cell after the other.
+    """Engine of worker processes on this machine, each of which imports everything once and computes one cell after the other.
 
     A worker ends itself when the study's process is gone, so that a killed study leaves nobody writing. Each sees one of
     `gpus` (values for CUDA_VISIBLE_DEVICES), which are dealt out evenly.
@@ -51,9 +51,9 @@ class LocalEngine:
         self._gpus = gpus
         self._context = multiprocessing.get_context("spawn")
         self._idle: list[_Worker] = []
-        self._busy: dict[Connection, tuple[_Worker, Job]] = {}
+        self._busy: dict[Connection, tuple[_Worker, CellJob]] = {}
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: CellJob) -> None:
         """See `Engine`."""
         while True:
             worker = self._idle.pop() if self._idle else self._start()
@@ -65,20 +65,20 @@ class LocalEngine:
             self._busy[worker.pipe] = worker, job
             return
 
-    def ended(self, seconds: float) -> list[Ended]:
+    def finished(self, seconds: float) -> list[JobResult]:
         """See `Engine`."""
-        found = []
+        results = []
         for pipe in wait(list(self._busy), seconds):
             assert isinstance(pipe, Connection)
             worker, job = self._busy.pop(pipe)
             try:
                 pipe.recv()
                 self._idle.append(worker)
-                found.append(Ended(job))
+                results.append(JobResult(job))
             except (EOFError, OSError):
                 worker.end()
-                found.append(Ended(job, died=True))
-        return found
+                results.append(JobResult(job, died=True))
+        return results
 
     def close(self) -> None:
         """See `Engine`."""
@@ -122,10 +122,10 @@ def visible_gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def _environment(wanted: dict[str, str]) -> Iterator[None]:
+def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Environment variables for the process that is started meanwhile."""
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -151,7 +151,7 @@ def _serve(pipe: Connection, parent: int) -> None:
         except (EOFError, OSError):
             return
         run_cell(job)
-        pipe.send(job.cell)
+        pipe.send(job.place.cell)
 
 
 def _end_with(parent: int) -> None:
@@ -161,7 +161,7 @@ def _end_with(parent: int) -> None:
 
 
 class RayEngine:
-    """Tasks of a Ray cluster: an existing one (`address`), or one that is started here; a GPU for each where it has any.
+    """Engine of a Ray cluster: an existing one (`address`), or one that is started here; a GPU for each task where it has any.
 
     Folders must be seen by all nodes.
     """
@@ -188,28 +188,31 @@ class RayEngine:
         self.gpus = 1 if ray.cluster_resources().get("GPU") else 0
         # The study retries what died, and knows how often it did.
         self._run = ray.remote(num_cpus=threads, num_gpus=self.gpus, max_retries=0)(_run_quietly)
-        self._busy: dict[Any, Job] = {}
+        self._busy: dict[Any, CellJob] = {}
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: CellJob) -> None:
         """See `Engine`."""
-        folder, donor, base = (path and path.absolute() for path in (job.folder, job.donor, job.base))
-        assert folder is not None
         # A cluster's workers have a working directory of their own.
-        sent = dataclasses.replace(job, folder=folder, donor=donor, base=base)
-        self._busy[self._run.remote(sent)] = job
+        absolute = dataclasses.replace(
+            job,
+            folder=job.folder.absolute(),
+            source_cell=job.source_cell and job.source_cell.absolute(),
+            base_scores=job.base_scores and job.base_scores.absolute(),
+        )
+        self._busy[self._run.remote(absolute)] = job
 
-    def ended(self, seconds: float) -> list[Ended]:
+    def finished(self, seconds: float) -> list[JobResult]:
         """See `Engine`."""
         done, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=seconds)
-        found = []
+        results = []
         for reference in done:
             job = self._busy.pop(reference)
             try:
                 self._ray.get(reference)
-                found.append(Ended(job))
+                results.append(JobResult(job))
             except self._ray.exceptions.RayError:
-                found.append(Ended(job, died=True))
-        return found
+                results.append(JobResult(job, died=True))
+        return results
 
     def close(self) -> None:
         """See `Engine`."""
@@ -220,7 +223,7 @@ class RayEngine:
             self._ray.shutdown()
 
 
-def _run_quietly(job: Job) -> None:
+def _run_quietly(job: CellJob) -> None:
     from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 
     quiet_libraries()

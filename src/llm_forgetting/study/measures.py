@@ -1,117 +1,169 @@
-"""What a study keeps of a run: the numbers that might foretell forgetting, and those that came out, with their errors.
+"""Measures that may forecast forgetting, and outcomes, as a study keeps them of a run, with their standard errors.
 
-All are read off results.json; losses and rises are in nats. They concern the first task: measures at the checkpoint after it,
-on its landscape items; what concerns the way to the next checkpoint (D, forecasts) from there to the one after task 2;
-outcomes at the last checkpoint.
+All are read off a run's `Results`; losses and rises are in nats. They concern the first task: measures at the checkpoint
+after it, on its landscape items; what concerns the step to the next checkpoint (D, forecasts) from there to the one after
+task 2; outcomes at the last checkpoint. A reader returns None where the run did not measure its number.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeVar
 
-Results = Mapping[str, Any]
-Number = tuple[Any, Any]  # value and standard error, either of which may be missing
-FIRST = "after_task1"
+from llm_forgetting.curvature.records import ForecastRecord, RivalPredictors, SpectrumRecord, TaskForecast
+from llm_forgetting.experiment.artifacts.phase_artifacts import checkpoint_name
+from llm_forgetting.forgetting.scores import Measure
+from llm_forgetting.landscape.metrics import SurfaceMetrics
+from llm_forgetting.landscape.records import TaskSurface
+from llm_forgetting.results import Results
 
-
-def _surface(results: Results) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = results["landscapes"][FIRST]["surfaces"][results["task_names"][0]]
-    return found
-
-
-def _estimate(found: Mapping[str, Any]) -> Number:
-    return found["value"], found.get("stderr")
+FIRST = checkpoint_name(1)
 
 
-def _curvature(results: Results) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = results["curvature"][FIRST]
-    return found
+@dataclass(frozen=True)
+class Number:
+    """Number of a run with its standard error; either is None where it was measured and does not exist."""
+
+    value: float | None
+    stderr: float | None = None
 
 
-def _forecast(results: Results) -> Mapping[str, Any]:
-    return next(entry for entry in results["forecasts"] if entry["from"] == FIRST)
+class _Uncertain(Protocol):
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def stderr(self) -> float | None: ...
 
 
-def _foreseen(results: Results) -> Mapping[str, Any]:
-    splits = _forecast(results)["tasks"][results["task_names"][0]]
-    found: Mapping[str, Any] = splits[results["config"]["landscape"]["items"]]
-    return found
+Reader = Callable[[Results], Number | None]
+Part = TypeVar("Part")
 
 
-def _rivals(results: Results) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = _forecast(results)["rivals"]
-    return found
+@dataclass(frozen=True)
+class RunNumbers:
+    """Numbers of a run by name; what was not measured is absent, what was measured and does not exist is None."""
+
+    measures: dict[str, float | None] = field(default_factory=dict)
+    outcomes: dict[str, float | None] = field(default_factory=dict)
+    stderrs: dict[str, float] = field(default_factory=dict)
 
 
-def _metric(name: str) -> Callable[[Results], Number]:
-    return lambda results: (_surface(results)["metrics"][name], None)
+def _number(estimate: _Uncertain) -> Number:
+    return Number(estimate.value, estimate.stderr)
 
 
-def _largest(results: Results) -> Number:
-    found = _curvature(results)["largest"][0]
-    return found["value"], found["residual"]
+def _of(part: Callable[[Results], Part | None], read: Callable[[Part], Number | float | None]) -> Reader:
+    """The reader of a number of `part`, which a run may lack."""
+
+    def reader(results: Results) -> Number | None:
+        there = part(results)
+        if there is None:
+            return None
+        number = read(there)
+        return number if isinstance(number, Number) else Number(number)
+
+    return reader
 
 
-def _drift(results: Results) -> Number:
-    return _estimate(list(results["text"]["change"].values())[-1])
+def _surface(results: Results) -> TaskSurface | None:
+    landscape = results.landscapes.get(FIRST)
+    return None if landscape is None else landscape.surfaces.get(results.task_names[0])
 
 
-def _rise(results: Results) -> Number:
-    metrics = _surface(results)["metrics"]
-    return float(metrics["maximum"]) - float(metrics["centre"]), None
+def _metrics(results: Results) -> SurfaceMetrics | None:
+    surface = _surface(results)
+    return None if surface is None else surface.metrics
 
 
-def _learning(measure: str, task: int, split: str = "train") -> Callable[[Results], Number]:
-    return lambda results: _estimate(results["forgetting"][split][measure]["learning"][task]["learning"])
+def _spectrum(results: Results) -> SpectrumRecord | None:
+    return results.curvature.get(FIRST)
 
 
-def _forgetting(measure: str, kind: str, split: str = "train") -> Callable[[Results], Number]:
-    return lambda results: _estimate(results["forgetting"][split][measure]["tasks"][0][kind])
+def _forecast(results: Results) -> ForecastRecord | None:
+    return next((forecast for forecast in results.forecasts if forecast.start == FIRST), None)
 
 
-def _last(measure: str) -> Callable[[Results], Number]:
-    return lambda results: _estimate(results["forgetting"]["train"][measure]["cells"][-1][0])
+def _task_forecast(results: Results) -> TaskForecast | None:
+    forecast = _forecast(results)
+    splits = {} if forecast is None else forecast.tasks.get(results.task_names[0], {})
+    return splits.get(results.config.landscape.items)
 
 
-def _rise_at_the_end(task: int) -> Callable[[Results], Number]:
-    def found(results: Results) -> Number:
-        landscape = list(results["landscapes"].values())[-1]
-        return _estimate(landscape["surfaces"][results["task_names"][task]]["mean_rise"])
-
-    return found
+def _rivals(results: Results) -> RivalPredictors | None:
+    forecast = _forecast(results)
+    return None if forecast is None else forecast.rivals
 
 
-MEASURES: dict[str, tuple[str, Callable[[Results], Number]]] = {
-    "mean_rise": ("mean rise of the loss", lambda r: _estimate(_surface(r)["mean_rise"])),
-    "curvature_centre": ("curvature on the plane", _metric("curvature_centre")),
-    "standard_deviation": ("s.d. of the plane's loss", _metric("standard_deviation")),
-    "maximum_rise": ("largest rise on the plane", _rise),
-    "centre_loss": ("loss at the checkpoint", _metric("centre")),
-    "adapter_norm": ("|delta W| after task 1", lambda r: (r["landscapes"][FIRST]["update_norm"], None)),
-    "largest_eigenvalue": ("largest eigenvalue", _largest),
-    "trace": ("Hessian trace", lambda r: _estimate(_curvature(r)["trace"])),
-    "gradient_norm": ("gradient norm", lambda r: (_curvature(r)["gradient_norm"], None)),
-    "average_sharpness": ("average-case sharpness", lambda r: _estimate(_curvature(r)["sharpness"]["average_case"])),
-    "worst_sharpness": ("worst-case (SAM) sharpness", lambda r: (_curvature(r)["sharpness"]["worst_case"]["ascent"], None)),
-    "critical_sharpness": ("critical sharpness", lambda r: (_curvature(r)["sharpness"]["critical"]["value"], None)),
-    "relative_critical_sharpness": (
-        "relative critical sharpness",
-        lambda r: (_forecast(r)["relative_critical"]["value"], None),
-    ),
-    "update_norm": ("|D|", lambda r: (_forecast(r)["update_norm"], None)),
-    "divergence": ("KL on new items", lambda r: _estimate(_forecast(r)["divergence"])),
-    "first_order": ("g.D", lambda r: (_foreseen(r)["first_order"], None)),
-    "second_order": ("forecast g.D + D.HD / 2", lambda r: (_foreseen(r)["second_order"], None)),
-    "curvature_along": ("D.HD", lambda r: (_foreseen(r)["curvature"], None)),
-    "quadratic_bound": ("lambda_max |D|^2 / 2", lambda r: (_rivals(r)["quadratic_bound"], None)),
-    "average_rise": ("random step of |D|", lambda r: _estimate(_rivals(r)["average_rise"])),
-    "alignment": ("alignment of D", lambda r: (_rivals(r)["alignment"], None)),
+def _relative_critical(results: Results) -> Number | None:
+    forecast = _forecast(results)
+    critical = None if forecast is None else forecast.relative_critical
+    return None if critical is None else Number(critical.value)
+
+
+def _largest(spectrum: SpectrumRecord) -> Number:
+    return Number(spectrum.largest[0].value, spectrum.largest[0].residual)
+
+
+def _drift(results: Results) -> Number | None:
+    changes = list(results.text.change.values())
+    return _number(changes[-1]) if changes else None
+
+
+def _learning(measure: Measure, task: int) -> Reader:
+    return lambda results: _number(results.forgetting.train.measure(measure).learning[task].learning)
+
+
+def _forgetting(measure: Measure, split: Literal["train", "test"] = "train") -> Reader:
+    def reader(results: Results) -> Number | None:
+        trained, held_out = results.forgetting.splits
+        tasks = (trained if split == "train" else held_out).measure(measure).tasks
+        return _number(tasks[0].absolute) if tasks else None
+
+    return reader
+
+
+def _last(measure: Measure) -> Reader:
+    return lambda results: _number(results.forgetting.train.measure(measure).cells[-1][0])
+
+
+def _rise_at_the_end(task: int) -> Reader:
+    def reader(results: Results) -> Number | None:
+        if not results.landscapes:
+            return None
+        surface = list(results.landscapes.values())[-1].surfaces.get(results.task_names[task])
+        return None if surface is None else _number(surface.mean_rise)
+
+    return reader
+
+
+MEASURES: dict[str, tuple[str, Reader]] = {
+    "mean_rise": ("mean rise of the loss", _of(_surface, lambda s: _number(s.mean_rise))),
+    "curvature_centre": ("curvature on the plane", _of(_metrics, lambda m: m.curvature_centre)),
+    "standard_deviation": ("s.d. of the plane's loss", _of(_metrics, lambda m: m.standard_deviation)),
+    "maximum_rise": ("largest rise on the plane", _of(_metrics, lambda m: m.maximum - m.centre)),
+    "centre_loss": ("loss at the checkpoint", _of(_metrics, lambda m: m.centre)),
+    "adapter_norm": ("|delta W| after task 1", _of(lambda r: r.landscapes.get(FIRST), lambda c: c.update_norm)),
+    "largest_eigenvalue": ("largest eigenvalue", _of(_spectrum, _largest)),
+    "trace": ("Hessian trace", _of(_spectrum, lambda s: _number(s.trace))),
+    "gradient_norm": ("gradient norm", _of(_spectrum, lambda s: s.gradient_norm)),
+    "average_sharpness": ("average-case sharpness", _of(_spectrum, lambda s: _number(s.sharpness.average_case))),
+    "worst_sharpness": ("worst-case (SAM) sharpness", _of(_spectrum, lambda s: s.sharpness.worst_case.ascent)),
+    "critical_sharpness": ("critical sharpness", _of(_spectrum, lambda s: s.sharpness.critical.value)),
+    "relative_critical_sharpness": ("relative critical sharpness", _relative_critical),
+    "update_norm": ("|D|", _of(_forecast, lambda f: f.update_norm)),
+    "divergence": ("KL on new items", _of(_forecast, lambda f: _number(f.divergence))),
+    "first_order": ("g.D", _of(_task_forecast, lambda f: f.first_order)),
+    "second_order": ("forecast g.D + D.HD / 2", _of(_task_forecast, lambda f: f.second_order)),
+    "curvature_along": ("D.HD", _of(_task_forecast, lambda f: f.curvature)),
+    "quadratic_bound": ("lambda_max |D|^2 / 2", _of(_rivals, lambda p: p.quadratic_bound)),
+    "average_rise": ("random step of |D|", _of(_rivals, lambda p: _number(p.average_rise))),
+    "alignment": ("alignment of D", _of(_rivals, lambda p: p.alignment)),
 }  # fmt: skip
 
-OUTCOMES: dict[str, tuple[str, Callable[[Results], Number]]] = {
-    "forgetting_loss": ("forgetting", _forgetting("loss", "absolute")),
-    "forgetting_accuracy": ("forgetting in accuracy", _forgetting("accuracy", "absolute")),
-    "forgetting_test_loss": ("forgetting of held-out items", _forgetting("loss", "absolute", "test")),
-    "observed": ("forgetting of the landscape items", lambda r: (_foreseen(r)["observed"], None)),
+OUTCOMES: dict[str, tuple[str, Reader]] = {
+    "forgetting_loss": ("forgetting", _forgetting("loss")),
+    "forgetting_accuracy": ("forgetting in accuracy", _forgetting("accuracy")),
+    "forgetting_test_loss": ("forgetting of held-out items", _forgetting("loss", "test")),
+    "observed": ("forgetting of the landscape items", _of(_task_forecast, lambda f: f.observed)),
     "retention_loss": ("loss on task 1 at the end", _last("loss")),
     "retention_accuracy": ("accuracy on task 1 at the end", _last("accuracy")),
     "first_learning_loss": ("learning of task 1", _learning("loss", 0)),
@@ -135,20 +187,19 @@ NATS = frozenset(
 
 
 def title(name: str) -> str:
-    """A measure or outcome for people."""
+    """Display name of a measure or outcome."""
     return {**MEASURES, **OUTCOMES}[name][0]
 
 
-def numbers_of(results: Results) -> dict[str, dict[str, float | None]]:
-    """`measures`, `outcomes` and `stderrs` of a run; None for what was not measured, or has no number."""
-    found: dict[str, dict[str, float | None]] = {"measures": {}, "outcomes": {}, "stderrs": {}}
-    for kind, table in (("measures", MEASURES), ("outcomes", OUTCOMES)):
-        for name, (_, read) in table.items():
-            try:
-                value, stderr = read(results)
-            except (KeyError, IndexError, StopIteration, TypeError):  # this run did not measure it
+def numbers_of(results: Results) -> RunNumbers:
+    """All measures and outcomes of a run, with their standard errors."""
+    numbers = RunNumbers()
+    for values, readers in ((numbers.measures, MEASURES), (numbers.outcomes, OUTCOMES)):
+        for name, (_, read) in readers.items():
+            number = read(results)
+            if number is None:
                 continue
-            found[kind][name] = None if value is None else float(value)
-            if stderr is not None:
-                found["stderrs"][name] = float(stderr)
-    return found
+            values[name] = number.value
+            if number.stderr is not None:
+                numbers.stderrs[name] = number.stderr
+    return numbers

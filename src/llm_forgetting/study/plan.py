@@ -19,11 +19,12 @@ _SECTIONS = ("name", "base", "set", "vary", "arms", "cells", "analysis")
 DEFAULT_ARM = "default"
 WHERE = "where"
 _LENGTH = 16
+Fields = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was decided before the study: the outcome, the one primary measure, and what else is looked at.
+    """Analysis as it was decided before the study: the outcome, the one primary measure, and all others.
 
     Args:
         outcome: What is to be explained; one of `measures.OUTCOMES`.
@@ -53,10 +54,21 @@ class Analysis:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One experiment of a study: what was varied, its arm, and its whole configuration."""
+class CellPlace:
+    """Place of a cell in its study: its id, task pair, tasks, factors by dotted path, and arm."""
 
-    factors: Mapping[str, Any]
+    cell: str
+    pair: str
+    tasks: tuple[str, ...]
+    factors: dict[str, object]
+    arm: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Experiment of a study: its factors (what is varied, by dotted path), its arm, and its whole configuration."""
+
+    factors: Mapping[str, object]
     arm: str
     config: ExperimentConfig
 
@@ -71,15 +83,20 @@ class Cell:
         return " > ".join(self.config.data.tasks)
 
     @property
+    def place(self) -> CellPlace:
+        """The cell's place in its study."""
+        return CellPlace(self.id, self.pair, tuple(self.config.data.tasks), dict(self.factors), self.arm)
+
+    @property
     def label(self) -> str:
-        """The cell for people."""
+        """Display name of the cell."""
         varied = [f"{name.rpartition('.')[2]} {value}" for name, value in self.factors.items() if name != TASKS]
         return ", ".join([self.pair, *varied, *([self.arm] if self.arm != DEFAULT_ARM else [])])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study: its name, cells in the order of the file, arms in that order, and what was decided beforehand.
+    """Plan of a study: its name, cells in the order of the file, arms in that order, and the analysis decided beforehand.
 
     `content` is the file as it was read.
     """
@@ -88,7 +105,7 @@ class Plan:
     cells: tuple[Cell, ...]
     arms: tuple[str, ...]
     analysis: Analysis = field(default_factory=Analysis)
-    content: Mapping[str, Any] = field(default_factory=dict)
+    content: Mapping[str, object] = field(default_factory=dict)
 
 
 def read_plan(path: Path) -> Plan:
@@ -107,17 +124,17 @@ def read_plan(path: Path) -> Plan:
     vary, arms = _vary(content.get("vary"), path), _arms(content.get("arms"), path)
     where = {arm: _where(arm, settings.pop(WHERE, None), vary, path) for arm, settings in arms.items()}
     base, common = _base(content.get("base", "quickstart"), path), _flat(content.get("set") or {}, "set", path)
-    found: dict[str, Cell] = {}
+    cells: dict[str, Cell] = {}
     for factors, arm in itertools.product([*_combinations(vary), *_single(content.get("cells"), path)], arms):
         if all(factors.get(field) == value for field, value in where[arm].items()):
             cell = _cell(base, common, factors, arm, arms[arm], path)
-            found.setdefault(cell.id, cell)
+            cells.setdefault(cell.id, cell)
     name = str(content.get("name") or path.stem)
     analysis = _analysis(content.get("analysis") or {}, tuple(arms), path)
-    return Plan(name, tuple(found.values()), tuple(arms), analysis, content)
+    return Plan(name, tuple(cells.values()), tuple(arms), analysis, content)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Fields:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -127,17 +144,17 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _vary(given: object, path: Path) -> dict[str, list[Any]]:
+def _vary(given: object, path: Path) -> dict[str, list[object]]:
     if given is None:
         return {}
     if not isinstance(given, dict) or not all(isinstance(values, list) and values for values in given.values()):
         raise UserError(f"{path}: vary must hold lists of values by dotted path, such as `seed: [0, 1]`")
     for name in given:
-        _known(name, path)
+        _require_field(name, path)
     return {str(name): list(values) for name, values in given.items()}
 
 
-def _arms(given: object, path: Path) -> dict[str, dict[str, Any]]:
+def _arms(given: object, path: Path) -> dict[str, Fields]:
     if given is None:
         return {DEFAULT_ARM: {}}
     if not isinstance(given, dict) or not given or not all(isinstance(v, dict | None) for v in given.values()):
@@ -145,11 +162,11 @@ def _arms(given: object, path: Path) -> dict[str, dict[str, Any]]:
     arms = {str(name): dict(settings or {}) for name, settings in given.items()}
     for settings in arms.values():
         for name in set(settings) - {WHERE}:
-            _known(name, path)
+            _require_field(name, path)
     return arms
 
 
-def _where(arm: str, given: object, vary: Mapping[str, Sequence[Any]], path: Path) -> dict[str, Any]:
+def _where(arm: str, given: object, vary: Mapping[str, Sequence[object]], path: Path) -> Fields:
     """The values that a combination must have for `arm`; each must be one of those that are varied."""
     where = {} if given is None else given
     if not isinstance(where, dict) or any(value not in vary.get(name, ()) for name, value in where.items()):
@@ -159,7 +176,7 @@ def _where(arm: str, given: object, vary: Mapping[str, Sequence[Any]], path: Pat
     return dict(where)
 
 
-def _known(name: str, path: Path) -> None:
+def _require_field(name: str, path: Path) -> None:
     if name != "seed" and name not in dotted_paths():
         raise UserError(f"{path}: {name} is no field of the configuration (`llm-forgetting run --help` lists them)")
 
@@ -169,37 +186,42 @@ def _base(name: object, path: Path) -> str:
     return text if text in PRESETS else str((path.parent / text).resolve())
 
 
-def _flat(tree: object, section: str, path: Path) -> dict[str, Any]:
+def _flat(tree: object, section: str, path: Path) -> Fields:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: {section} must hold sections of fields, was {tree!r}")
-    found = dict(leaves(tree))
-    for name in found:
-        _known(name, path)
-    return found
+    fields = dict(leaves(tree))
+    for name in fields:
+        _require_field(name, path)
+    return fields
 
 
-def _combinations(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+def _combinations(vary: Mapping[str, Sequence[object]]) -> Iterator[Fields]:
     if vary:
         for values in itertools.product(*vary.values()):
             yield dict(zip(vary, values, strict=True))
 
 
-def _single(given: object, path: Path) -> list[dict[str, Any]]:
+def _single(given: object, path: Path) -> list[Fields]:
     if given is None:
         return []
     if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
         raise UserError(f"{path}: cells must be a list of settings by dotted path")
     for entry in given:
         for name in entry:
-            _known(name, path)
+            _require_field(name, path)
     return [dict(entry) for entry in given]
 
 
 def _cell(  # noqa: PLR0917 -- one call, above
-    base: str, common: Mapping[str, Any], factors: Mapping[str, Any], arm: str, settings: Mapping[str, Any], path: Path
+    base: str,
+    common: Mapping[str, object],
+    factors: Mapping[str, object],
+    arm: str,
+    settings: Mapping[str, object],
+    path: Path,
 ) -> Cell:
     merged = {**common, **factors, **settings}
-    tasks = merged.pop(TASKS, None)
+    tasks: Any = merged.pop(TASKS, None)
     if "seed" in merged:
         merged = {**dict.fromkeys(SEEDS, merged.pop("seed")), **merged}
     dotted = [f"--{name}={written(value)}" for name, value in merged.items()]
@@ -214,7 +236,7 @@ def _analysis(given: object, arms: Sequence[str], path: Path) -> Analysis:
     known = {entry.name for entry in dataclasses.fields(Analysis)}
     if not isinstance(given, dict) or set(given) - known:
         raise UserError(f"{path}: analysis may hold {', '.join(sorted(known))}, was {given!r}")
-    settings = {key: tuples(value) for key, value in given.items()}
+    settings = {key: _tuples(value) for key, value in given.items()}
     analysis = Analysis(**settings)
     columns = {*MEASURES, *OUTCOMES}
     named = {
@@ -237,6 +259,6 @@ def _analysis(given: object, arms: Sequence[str], path: Path) -> Analysis:
     return analysis if analysis.baseline else dataclasses.replace(analysis, baseline=arms[0])
 
 
-def tuples(value: Any) -> Any:
+def _tuples(value: Any) -> Any:
     """Lists, however deep, as tuples; everything else as it is."""
-    return tuple(tuples(entry) for entry in value) if isinstance(value, list) else value
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value

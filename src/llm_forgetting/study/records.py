@@ -1,72 +1,26 @@
-"""Records of a study's cells, kept in one file."""
+"""Records of a study's cells: record.json or failure.json in each cell's folder, and all of them in records.json.gz."""
 
 import gzip
-import json
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import OMITTED, encode_json
-from llm_forgetting.study.plan import Analysis
+from llm_forgetting.files import OMITTED, decode, encode, read, write_bytes
+from llm_forgetting.study.plan import Analysis, CellPlace
 
-Found = dict[str, Any]
-
-RECORDS = "records.json.gz"
-
-STORED = {"name", "study", "planned", "arms", "analysis", "failures", "records"}
-
-KEPT = {"cell", "pair", "arm", "factors", "measures", "outcomes", "stderrs", "versions"}
-
-
-def write_records(stored: Mapping[str, Any], path: Path) -> None:
-    """All that the report needs, compressed; the same records give the same bytes."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_bytes(gzip.compress(encode_json(dict(stored)).encode(), mtime=0))
-    partial.replace(path)
-
-
-def read_records(path: Path) -> Found:
-    """What `write_records` wrote; UserError where it is something else."""
-    try:
-        stored: Found = json.loads(gzip.decompress(path.read_bytes()))
-        wrong = _wrong_with(stored)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        wrong = str(error)
-    if wrong:
-        raise UserError(f"--records must be a records.json.gz that a study wrote, {path} is not ({wrong})")
-    return stored
-
-
-def _wrong_with(stored: Any) -> str:
-    """What makes this no stored study, or nothing."""
-    if not isinstance(stored, dict) or STORED - stored.keys():
-        return f"it must hold {', '.join(sorted(STORED))}"
-    for n, record in enumerate(stored["records"] if isinstance(stored["records"], list) else [None]):
-        if not isinstance(record, dict) or KEPT - record.keys():
-            return f"record {n} must hold {', '.join(sorted(KEPT))}"
-        for kind in ("measures", "outcomes", "stderrs"):
-            for name, value in record[kind].items() if isinstance(record[kind], dict) else [("all", kind)]:
-                if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                    return f"record {n}: {kind}.{name} must be a number or null, is {value!r}"
-    return ""
+RECORD, FAILURE, RECORDS = "record.json", "failure.json", "records.json.gz"
 
 
 @dataclass(frozen=True)
-class CellRecord:
+class CellRecord(CellPlace):
     """Cell of a study that is done: its place (task pair, factors by dotted path, arm) and its numbers by name.
 
     measures, outcomes: None for what was measured and has no number, absent for what was not measured; stderrs: of
     either. Losses in nats. `shared_half`: training on the first task was taken from another cell.
     """
 
-    cell: str
-    pair: str
-    tasks: tuple[str, ...]
-    factors: dict[str, object]
-    arm: str
     fingerprint: str
     measures: dict[str, float | None]
     outcomes: dict[str, float | None]
@@ -103,3 +57,28 @@ class StudyRecords:
     analysis: Analysis
     failures: dict[str, str]
     records: tuple[CellRecord, ...]
+
+
+def read_record(folder: Path) -> CellRecord | None:
+    """The record of a finished cell, from its folder; None where there is none, UserError where it is something else."""
+    path = folder / RECORD
+    return read(CellRecord, path) if path.is_file() else None
+
+
+def read_failure(folder: Path) -> CellFailure | None:
+    """The failure of a cell, from its folder; None where there is none, UserError where it is something else."""
+    path = folder / FAILURE
+    return read(CellFailure, path) if path.is_file() else None
+
+
+def write_records(records: StudyRecords, path: Path) -> None:
+    """All that the report needs, compressed; the same records give the same bytes."""
+    write_bytes(path, gzip.compress(encode(records).encode(), mtime=0))
+
+
+def read_records(path: Path) -> StudyRecords:
+    """What `write_records` wrote; UserError where it is something else."""
+    try:
+        return decode(StudyRecords, gzip.decompress(path.read_bytes()), file=path.name)
+    except (OSError, EOFError, zlib.error, UserError) as error:
+        raise UserError(f"--records must be a records.json.gz that a study wrote, {path} is not ({error})") from error

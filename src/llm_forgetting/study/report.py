@@ -1,8 +1,8 @@
-"""What a study leaves behind: records.json.gz, and everything that is made of it alone. No torch."""
+"""Report of a study: records.json.gz, and everything that is made of it alone. No torch."""
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,48 +14,57 @@ from llm_forgetting.report.figures.study import draw_study
 from llm_forgetting.report.html.files import write_study_report
 from llm_forgetting.report.tables.study import study_markdown
 from llm_forgetting.study.analysis import analyse
-from llm_forgetting.study.plan import Analysis, Plan, tuples
-from llm_forgetting.study.records import RECORDS, Found, read_records, write_records
+from llm_forgetting.study.plan import Plan
+from llm_forgetting.study.records import RECORDS, StudyRecords, read_records, write_records
 from llm_forgetting.study.scheduler import StudyFolder
 
+Content = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
-def write_study(plan: Plan, folder: StudyFolder, tell: Callable[[str], None] = log.warning) -> Found:
+def write_study(plan: Plan, folder: StudyFolder, report: Callable[[str], None] = log.warning) -> Content:
     """records.json.gz of the cells that are done, and everything that `write_report` writes."""
-    stored = {
-        "name": plan.name,
-        "study": plan.content,
-        "planned": len(plan.cells),
-        "arms": plan.arms,
-        "analysis": asdict(plan.analysis),
-        "failures": folder.failures(plan),
-        "records": folder.records(plan),
-    }
-    write_records(stored, folder.path / RECORDS)
-    return write_report(read_records(folder.path / RECORDS), folder.path, tell)
+    records = StudyRecords(
+        name=plan.name,
+        study=dict(plan.content),
+        planned=len(plan.cells),
+        arms=plan.arms,
+        analysis=plan.analysis,
+        failures=folder.failures(plan),
+        records=tuple(folder.records(plan)),
+    )
+    write_records(records, folder.path / RECORDS)
+    return write_report(read_records(folder.path / RECORDS), folder.path, report)
 
 
-def write_report(stored: Mapping[str, Any], folder: Path, tell: Callable[[str], None] = log.warning) -> Found:
-    """study.json, study.md, study.yaml and the figures, from records alone; report.html where it can be drawn."""
-    records: Sequence[Found] = stored["records"]
-    analysis = Analysis(**{key: tuples(value) for key, value in stored["analysis"].items()})
-    content: Found = {
-        "name": stored["name"],
-        "planned": stored["planned"],
-        "analysis": asdict(analysis),
-        "failures": stored["failures"],
-        "versions": records[0]["versions"] if records else {},
-        **analyse(records, analysis, stored["arms"]),
+def write_report(stored: StudyRecords, folder: Path, report: Callable[[str], None] = log.warning) -> Content:
+    """study.json, study.md, study.yaml and the figures, from records alone; report.html where it can be drawn.
+
+    Args:
+        stored: The study's records.
+        folder: Where everything is written.
+        report: Gets a line where the page cannot be drawn.
+
+    Returns:
+        The content of study.json.
+    """
+    records = stored.records
+    content: Content = {
+        "name": stored.name,
+        "planned": stored.planned,
+        "analysis": asdict(stored.analysis),
+        "failures": stored.failures,
+        "versions": records[0].versions if records else {},
+        **analyse(records, stored.analysis, stored.arms),
     }
     content = json.loads(encode_json(content))
     content["figures"] = draw_study(content, folder, dpi=160) if records else []
-    study = yaml.safe_dump(dict(stored["study"]), sort_keys=False, allow_unicode=True)
+    study = yaml.safe_dump(stored.study, sort_keys=False, allow_unicode=True)
     write_text(folder / "study.yaml", study)
     write_text(folder / "study.json", encode_json(content))
     write_text(folder / "study.md", study_markdown(content))
     try:
         write_study_report(content, folder)
     except Exception as error:  # numbers and tables are written; a page is no reason to end without them
-        tell(f"note: report.html could not be drawn ({error!r}); everything else is there")
+        report(f"note: report.html could not be drawn ({error!r}); everything else is there")
     return content

@@ -1,23 +1,29 @@
-"""Running a study: which cells are missing, which may begin, and what is done where a worker dies."""
+"""Scheduler of a study: which cells are missing, which may begin, and what happens where a worker dies."""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
 from llm_forgetting.config.sections import to_dict
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import encode_json, write_text
+from llm_forgetting.files import encode, write_text
 from llm_forgetting.progress import duration
-from llm_forgetting.study.cell import FAILURE, RECORD, Job, Record, read_failure, read_record
+from llm_forgetting.study.cell import CellJob
 from llm_forgetting.study.engines import Engine
 from llm_forgetting.study.plan import Cell, Plan
-from llm_forgetting.study.shared_first_task import Tasks, base_key, half_key, has_base, has_half
+from llm_forgetting.study.records import FAILURE, RECORD, CellFailure, CellRecord, read_failure, read_record
+from llm_forgetting.study.shared_first_task import (
+    Tasks,
+    base_scores_key,
+    first_task_key,
+    has_base_scores,
+    has_first_task,
+)
 
 ATTEMPTS = 3
 """How often a cell is begun whose worker dies, before it counts as failed."""
@@ -25,7 +31,7 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """`cells/ID/` for every cell, whichever study file asked for it: a cell that is there is not computed again."""
+    """Folder of a study, `cells/ID/` for every cell of whichever study file: a cell that is there is not computed again."""
 
     path: Path
 
@@ -42,22 +48,22 @@ class StudyFolder:
             write_text(config, yaml.safe_dump(to_dict(cell.config), sort_keys=False, allow_unicode=True))
         return folder
 
-    def records(self, plan: Plan) -> list[Record]:
+    def records(self, plan: Plan) -> list[CellRecord]:
         """The records of the plan's finished cells, in its order, with this plan's names for what was varied."""
-        found = ((cell, read_record(self.cell(cell))) for cell in plan.cells)
-        return [{**record, **label_of(cell)} for cell, record in found if record is not None]
+        records = ((cell, read_record(self.cell(cell))) for cell in plan.cells)
+        return [replace(record, **vars(cell.place)) for cell, record in records if record is not None]
 
-    def take_over(self, plan: Plan, records: Sequence[Record]) -> None:
+    def take_over(self, plan: Plan, records: Sequence[CellRecord]) -> None:
         """Write stored records of the plan's cells into their folders; cells that have one keep it."""
-        stored = {record["cell"]: record for record in records}
+        by_cell = {record.cell: record for record in records}
         for cell in self.missing(plan):
-            if cell.id in stored:
-                write_text(self.prepare(cell) / RECORD, encode_json(stored[cell.id]))
+            if cell.id in by_cell:
+                write_text(self.prepare(cell) / RECORD, encode(by_cell[cell.id]))
 
     def failures(self, plan: Plan) -> dict[str, str]:
         """Why cells of the plan failed, by their labels."""
-        found = ((cell.label, read_failure(self.cell(cell))) for cell in plan.cells)
-        return {label: reason for label, reason in found if reason is not None}
+        failures = ((cell.label, read_failure(self.cell(cell))) for cell in plan.cells)
+        return {label: failure.reason for label, failure in failures if failure is not None}
 
     def missing(self, plan: Plan) -> list[Cell]:
         """The plan's cells that have no record: never begun, stopped, or failed."""
@@ -81,19 +87,19 @@ class StudyFolder:
             lock.release()
 
 
-def label_of(cell: Cell) -> dict[str, Any]:
-    """What a record says of its place in the study."""
-    return {"pair": cell.pair, "tasks": list(cell.config.data.tasks), "factors": dict(cell.factors), "arm": cell.arm}
-
-
 @dataclass
 class Tally:
-    """How far a study is, for whoever watches."""
+    """Progress of a study: cells to compute, and those that are done or failed."""
 
     total: int
+    started: float = field(default_factory=time.perf_counter)
     done: int = 0
     failed: int = 0
-    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def seconds_left(self) -> float:
+        """Time for the rest, by the mean of those that are done."""
+        return (time.perf_counter() - self.started) / self.done * (self.total - self.done)
 
 
 def run_study(
@@ -102,84 +108,89 @@ def run_study(
     engine: Engine,
     *,
     threads: int,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
     tasks: Tasks | None = None,
 ) -> None:
     """Compute every cell of `plan` that has no record; a cell that fails leaves its reason, and the others go on.
 
     Of cells that share the training on their first task one begins, and the others wait until it has that behind it. A cell
     whose worker dies is begun again, at most `ATTEMPTS` times in all.
+
+    Args:
+        plan: The study.
+        folder: Where cells are.
+        engine: Computes them.
+        threads: CPU threads of each.
+        report: Gets a line per finished cell.
+        tasks: Tasks that are loaded already.
     """
-    missing = folder.missing(plan)
-    halves = _Halves(plan, folder, tasks or Tasks())
+    waiting, running = folder.missing(plan), dict[str, Cell]()
+    shared = _SharedTraining(plan, folder, tasks or Tasks())
     attempts: dict[str, int] = {}
-    waiting, running = list(missing), dict[str, Cell]()
-    tally = Tally(len(missing))
-    started = time.perf_counter()
+    tally = Tally(len(waiting))
     while waiting or running:
         while len(running) < engine.slots:
-            cell = next((cell for cell in waiting if halves.may_begin(cell, running.values())), None)
+            cell = next((cell for cell in waiting if shared.may_begin(cell, running.values())), None)
             if cell is None:
                 break
             waiting.remove(cell)
             attempts[cell.id] = attempts.get(cell.id, 0) + 1
             running[cell.id] = cell
-            donor, base = halves.donor(cell), halves.base(cell)
-            engine.submit(Job(cell.id, folder.prepare(cell), donor, base, label_of(cell), threads))
-        for ended in engine.ended(1.0):
-            cell = running.pop(ended.job.cell)
-            record, reason = read_record(folder.cell(cell)), read_failure(folder.cell(cell))
-            if record is None and reason is None and attempts[cell.id] < ATTEMPTS:
-                tell(f"{cell.label}: its worker died; begun again")
+            sources = shared.source_cell(cell), shared.base_scores(cell)
+            engine.submit(CellJob(cell.place, folder.prepare(cell), *sources, threads))
+        for result in engine.finished(1.0):
+            cell = running.pop(result.job.place.cell)
+            record, failure = read_record(folder.cell(cell)), read_failure(folder.cell(cell))
+            if record is None and failure is None and attempts[cell.id] < ATTEMPTS:
+                report(f"{cell.label}: its worker died; begun again")
                 waiting.insert(0, cell)
                 continue
-            if record is None and reason is None:
-                reason = f"its worker died {ATTEMPTS} times (memory?)"
-                write_text(folder.cell(cell) / FAILURE, f'{{"cell": "{cell.id}", "reason": "{reason}"}}\n')
+            if record is None and failure is None:
+                failure = CellFailure(cell=cell.id, reason=f"its worker died {ATTEMPTS} times (memory?)")
+                write_text(folder.cell(cell) / FAILURE, encode(failure))
             tally.done += 1
             tally.failed += record is None
-            left = (time.perf_counter() - started) / tally.done * (tally.total - tally.done)
-            tell(_line(tally, cell, record, reason, left))
+            report(_line(tally, cell, record, failure))
 
 
-def _line(tally: Tally, cell: Cell, record: Record | None, reason: str | None, left: float) -> str:
+def _line(tally: Tally, cell: Cell, record: CellRecord | None, failure: CellFailure | None) -> str:
     head = f"[{tally.done}/{tally.total}] {cell.label}"
     if record is None:
-        return f"{head}: failed: {reason}"
-    lost = record["outcomes"].get("forgetting_loss")
-    forgot = "" if lost is None else f"forgot {float(lost):+.2f} nats, "
-    return f"{head}: {forgot}{record['wall_seconds']:.0f} s; about {duration(left, rough=True)} left"
+        return f"{head}: failed: {failure.reason if failure else None}"
+    lost = record.outcomes.get("forgetting_loss")
+    forgot = "" if lost is None else f"forgot {lost:+.2f} nats, "
+    return f"{head}: {forgot}{record.wall_seconds:.0f} s; about {duration(tally.seconds_left, rough=True)} left"
 
 
-class _Halves:
-    """Which cells share the training on their first task, and who has it."""
+class _SharedTraining:
+    """Cells that share the training on their first task or the base model's scores, and the folders that hold them."""
 
     def __init__(self, plan: Plan, folder: StudyFolder, tasks: Tasks) -> None:
         self._folder = folder
-        self._key = {cell.id: half_key(cell.config, tasks) for cell in plan.cells}
-        self._base = {cell.id: base_key(cell.config, tasks) for cell in plan.cells}
+        self._first_task = {cell.id: first_task_key(cell.config, tasks) for cell in plan.cells}
+        self._base = {cell.id: base_scores_key(cell.config, tasks) for cell in plan.cells}
         self._cells: dict[str, list[Cell]] = {}
         for cell in plan.cells:
-            for key in (self._key[cell.id], self._base[cell.id]):
+            for key in (self._first_task[cell.id], self._base[cell.id]):
                 self._cells.setdefault(key, []).append(cell)
 
-    def donor(self, cell: Cell) -> Path | None:
-        """The folder of another cell that has the half which `cell` needs; None where there is none, or `cell` has it."""
-        if has_half(self._folder.cell(cell), cell.config):
+    def source_cell(self, cell: Cell) -> Path | None:
+        """The folder of another cell that has the first task which `cell` needs; None if none has, or `cell` has it."""
+        if has_first_task(self._folder.cell(cell), cell.config):
             return None
-        return next((f for f in self._others(cell, self._key) if has_half(f, cell.config)), None)
+        return next((f for f in self._others(cell, self._first_task) if has_first_task(f, cell.config)), None)
 
-    def base(self, cell: Cell) -> Path | None:
+    def base_scores(self, cell: Cell) -> Path | None:
         """The folder of another cell that has the base model's scores which `cell` needs."""
-        if has_base(self._folder.cell(cell)):
+        if has_base_scores(self._folder.cell(cell)):
             return None
-        return next((folder for folder in self._others(cell, self._base) if has_base(folder)), None)
+        return next((folder for folder in self._others(cell, self._base) if has_base_scores(folder)), None)
 
     def _others(self, cell: Cell, key: Mapping[str, str]) -> Iterator[Path]:
         return (self._folder.cell(other) for other in self._cells[key[cell.id]] if other.id != cell.id)
 
-    def may_begin(self, cell: Cell, running: Any) -> bool:
-        """Whether nobody who runs is about to have the half that `cell` needs."""
-        if has_half(self._folder.cell(cell), cell.config) or self.donor(cell) is not None:
+    def may_begin(self, cell: Cell, running: Iterable[Cell]) -> bool:
+        """Whether no running cell is about to have the first task that `cell` needs."""
+        if has_first_task(self._folder.cell(cell), cell.config) or self.source_cell(cell) is not None:
             return True
-        return all(self._key[other.id] != self._key[cell.id] for other in running)
+        return all(self._first_task[other.id] != self._first_task[cell.id] for other in running)

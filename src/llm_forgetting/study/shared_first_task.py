@@ -1,30 +1,41 @@
-"""What cells have in common: runs that learn the same first task in the same way learn it once."""
+"""First task shared between cells: runs that learn the same first task in the same way learn it once."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig, to_dict
+from llm_forgetting.experiment.artifacts.phase_artifacts import (
+    EVALUATE_INITIAL,
+    GUARDS,
+    Phase,
+    artifact_kind,
+    curvature_phase,
+    landscape_phase,
+    train_phase,
+)
 from llm_forgetting.experiment.tasks import source_of, tasks_of
-from llm_forgetting.files import whole_folder, write_text
+from llm_forgetting.files import encode, read, whole_folder, write_text
+from llm_forgetting.study.measures import FIRST
+from llm_forgetting.tasks.sources import Source
 from llm_forgetting.tasks.task import Task
 
-CHECKPOINT = "checkpoint_after_task1"
-BASE = ("guards", "evaluate_initial")
-TRAINING = "train_task1"
+CHECKPOINT = f"checkpoint_{FIRST}"
+BASE_PHASES: tuple[Phase[Any], ...] = (GUARDS, EVALUATE_INITIAL)
 
 
 class Tasks:
     """The split tasks of data configurations, each loaded once."""
 
     def __init__(self) -> None:
-        self._found: dict[str, list[Task]] = {}
-        self._sources: dict[str, Any] = {}
+        self._tasks: dict[str, list[Task]] = {}
+        self._sources: dict[str, Source] = {}
 
     def of(self, data: DataConfig) -> list[Task]:
         """The tasks of `data`, split."""
@@ -32,12 +43,12 @@ class Tasks:
         if where not in self._sources:
             self._sources[where] = source_of(data, lambda message: None)
         key = json.dumps(data.__dict__, sort_keys=True)
-        if key not in self._found:
-            self._found[key] = tasks_of(data, self._sources[where])
-        return self._found[key]
+        if key not in self._tasks:
+            self._tasks[key] = tasks_of(data, self._sources[where])
+        return self._tasks[key]
 
 
-def half_key(config: ExperimentConfig, tasks: Tasks) -> str:
+def first_task_key(config: ExperimentConfig, tasks: Tasks) -> str:
     """A hash of all that training on the first task, and what is measured around the checkpoint after it, depend on."""
     content = to_dict(config)
     first = tasks.of(config.data)[0]
@@ -53,7 +64,7 @@ def half_key(config: ExperimentConfig, tasks: Tasks) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def base_key(config: ExperimentConfig, tasks: Tasks) -> str:
+def base_scores_key(config: ExperimentConfig, tasks: Tasks) -> str:
     """A hash of all that the base model's checks and scores on the tasks depend on."""
     content = to_dict(config)
     items = [
@@ -64,52 +75,51 @@ def base_key(config: ExperimentConfig, tasks: Tasks) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def half_artifacts(config: ExperimentConfig) -> Iterator[str]:
-    """The phases of a cell that other cells of the same half may take over.
+def first_task_phases(config: ExperimentConfig) -> Iterator[Phase[Any]]:
+    """The phases of a cell that other cells with the same first task may take over.
 
     Around the checkpoint only what does not look at the second task: with `landscape.tasks` `learnt` or `first` the
     surfaces are of the first task alone.
     """
-    yield TRAINING
+    yield train_phase(1)
     if config.landscape.tasks != "all":
-        yield "landscape_after_task1"
+        yield landscape_phase(FIRST)
     if config.curvature.spectrum:
-        yield "curvature_after_task1"
+        yield curvature_phase(FIRST)
 
 
-def has_half(cell: Path, config: ExperimentConfig) -> bool:
-    """Whether the cell's folder holds its half whole."""
-    return (cell / CHECKPOINT).is_dir() and all(
-        (cell / "phases" / f"{name}.json").exists() for name in half_artifacts(config)
-    )
+def has_first_task(cell: Path, config: ExperimentConfig) -> bool:
+    """Whether the cell's folder holds the first task's checkpoint and all its phases."""
+    return (cell / CHECKPOINT).is_dir() and all(_artifact(cell, phase).exists() for phase in first_task_phases(config))
 
 
-def has_base(cell: Path) -> bool:
+def has_base_scores(cell: Path) -> bool:
     """Whether the cell's folder holds the base model's checks and scores."""
-    return all((cell / "phases" / f"{name}.json").exists() for name in BASE)
+    return all(_artifact(cell, phase).exists() for phase in BASE_PHASES)
 
 
-def take_base(cell: Path, donor: Path) -> None:
-    """Copy the base model's checks and scores of `donor` into the folder of a cell on the same tasks; what it has stays."""
-    (cell / "phases").mkdir(exist_ok=True)
-    for name in BASE:
-        _take_phase(cell, donor, name)
+def copy_base_scores(cell: Path, source_cell: Path) -> None:
+    """Copy the base model's checks and scores into the folder of a cell on the same tasks; what it has stays."""
+    _copy_phases(cell, source_cell, BASE_PHASES)
 
 
-def take_half(cell: Path, donor: Path, config: ExperimentConfig) -> None:
-    """Copy the half of `donor` into the folder of a cell of the same half; what the cell has already stays."""
+def copy_first_task(cell: Path, source_cell: Path, config: ExperimentConfig) -> None:
+    """Copy the first task's checkpoint and phases into the folder of a cell with the same first task; what it has stays."""
     if not (cell / CHECKPOINT).exists():
         with whole_folder(cell / CHECKPOINT) as scratch:
-            shutil.copytree(donor / CHECKPOINT, scratch, dirs_exist_ok=True)
+            shutil.copytree(source_cell / CHECKPOINT, scratch, dirs_exist_ok=True)
             (scratch / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    _copy_phases(cell, source_cell, first_task_phases(config))
+
+
+def _artifact(cell: Path, phase: Phase[Any]) -> Path:
+    return cell / "phases" / f"{phase.name}.json"
+
+
+def _copy_phases(cell: Path, source_cell: Path, phases: Iterable[Phase[Any]]) -> None:
     (cell / "phases").mkdir(exist_ok=True)
-    for name in half_artifacts(config):
-        _take_phase(cell, donor, name)
-
-
-def _take_phase(cell: Path, donor: Path, name: str) -> None:
-    if (cell / "phases" / f"{name}.json").exists():
-        return
-    found: Mapping[str, Any] = json.loads((donor / "phases" / f"{name}.json").read_text(encoding="utf-8"))
-    text = json.dumps({**found, "taken_from": donor.name}, ensure_ascii=False)
-    write_text(cell / "phases" / f"{name}.json", text + "\n")
+    for phase in phases:
+        if not _artifact(cell, phase).exists():
+            kind = artifact_kind(phase)
+            artifact = replace(read(kind, _artifact(source_cell, phase)), taken_from=source_cell.name)
+            write_text(_artifact(cell, phase), encode(artifact, kind))

@@ -1,4 +1,4 @@
-"""A whole study: what is missing is computed, by as many workers as fit here, and everything is written."""
+"""Study from plan to report: missing cells are computed, by as many workers as fit here, and everything is written."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from llm_forgetting.study.report import write_study
 from llm_forgetting.study.scheduler import StudyFolder, run_study
 
 
-def carry_out(
+def complete_study(
     plan: Plan,
     folder: StudyFolder,
     *,
@@ -22,32 +22,45 @@ def carry_out(
     workers: int | None = None,
     threads: int | None = None,
     address: str | None = None,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What study.json holds, once every cell of `plan` has a record or has failed.
+    """Compute every cell of `plan` that is missing, and write the study's report.
 
-    `engine` is `local` (processes) or `ray` (the cluster at `address`, or one started here); `workers` cells are computed at a
-    time, by default one per GPU, or else per two cores, each by `threads`, by default its share of this machine's cores. `tell`
-    gets a line per finished cell. What an interrupt leaves is kept in `folder`.
+    What an interrupt leaves is kept in `folder`.
+
+    Args:
+        plan: The study.
+        folder: Where cells and report go; held for this process meanwhile.
+        engine: `local` (processes) or `ray` (the cluster at `address`, or one started here).
+        workers: Cells at a time; by default one per GPU, or else per two cores.
+        threads: CPU threads of each; by default its share of this machine's cores.
+        address: Of a running Ray cluster.
+        report: Gets a line per finished cell.
+
+    Returns:
+        The content of study.json, once every cell has a record or has failed.
+
+    Raises:
+        UserError: For an unknown engine, a folder that cannot be written or that another study holds.
     """
     gpus = visible_gpus() if engine == "local" else []
-    workers, threads = _share(workers, threads, plan, len(gpus))
+    workers, threads = share_machine(workers, threads, plan, len(gpus))
     with folder.locked():
         missing = len(folder.missing(plan))
-        tell(f"{plan.name}: {len(plan.cells)} cells, {len(plan.cells) - missing} done; writing to {folder.path}")
+        report(f"{plan.name}: {len(plan.cells)} cells, {len(plan.cells) - missing} done; writing to {folder.path}")
         if missing:
-            computing = _engine(engine, workers, threads, address, gpus)
+            cell_engine = _engine(engine, workers, threads, address, gpus)
             where = f"{engine}, {len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else engine
-            tell(f"{workers} worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)} ({where})")
+            report(f"{workers} worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)} ({where})")
             try:
-                run_study(plan, folder, computing, threads=threads, tell=tell)
+                run_study(plan, folder, cell_engine, threads=threads, report=report)
             finally:
-                computing.close()
-        return write_study(plan, folder, tell)
+                cell_engine.close()
+        return write_study(plan, folder, report)
 
 
-def _share(workers: int | None, threads: int | None, plan: Plan, gpus: int = 0) -> tuple[int, int]:
-    """Workers and threads of each: by default a worker per GPU, or else per two cores, and no more than there is memory for."""
+def share_machine(workers: int | None, threads: int | None, plan: Plan, gpus: int = 0) -> tuple[int, int]:
+    """Workers and threads of each: by default a worker per GPU, or else per two cores, and no more than memory holds."""
     cores = os.cpu_count() or 1
     if workers is None:
         workers = max(1, min(gpus or cores // (threads or 2), _fitting(plan), len(plan.cells)))

@@ -8,5 +8,5 @@ Runs of one task pair resemble one another, so they are not independent. Naming 
 - calibration, prediction: are forecasts right in size, and does a measure foretell unseen task pairs;
 - clusters: a mean, or any fit, over runs that come in pairs; intraclass: how alike the runs of a pair are;
 - power: what a study of this size could have seen; multiplicity: many measures, one claim;
-- sentences: the answers in plain words.
+- conclusions: the answers in plain words.
 """

@@ -126,11 +126,13 @@ def associate(
     """
     if primary not in measures or len(set(measures)) != len(measures) or outcome in measures:
         raise ValueError("measures must be distinct, hold the primary one and not the outcome")
-    found = {
+    associations = {
         name: _associate(runs, name, outcome, primary=name == primary, given=given, seed=seed) for name in measures
     }
-    adjusted = holm({name: a.p_value for name, a in found.items() if a.p_value is not None and not a.primary})
-    judged = {name: _judged(replace(a, p_adjusted=adjusted.get(name)), len(adjusted)) for name, a in found.items()}
+    adjusted = holm({name: a.p_value for name, a in associations.items() if a.p_value is not None and not a.primary})
+    judged = {
+        name: _judged(replace(a, p_adjusted=adjusted.get(name)), len(adjusted)) for name, a in associations.items()
+    }
     return Associations(outcome, primary, len(adjusted), judged)
 
 

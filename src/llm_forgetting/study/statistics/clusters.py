@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from llm_forgetting.arrays import ROUNDING
+from llm_forgetting.arrays import ROUNDING, standard_error
 from llm_forgetting.forgetting.intervals import LEVEL, Interval
 from llm_forgetting.forgetting.measures import Estimate
 from llm_forgetting.study.statistics.permutation import PermutationTest, sign_flip
@@ -56,7 +56,7 @@ def mean_over_pairs(values: Floats, pairs: Indices, *, seed: int, excluded: int 
         raise ValueError("no run has the numbers asked for")
     means = np.array([values[pairs == pair].mean() for pair in np.unique(pairs)])
     k, value, positive = means.size, float(means.mean()), float((values > ROUNDING).mean())
-    stderr = float(means.std(ddof=1) / math.sqrt(k)) if k > 1 else None
+    stderr = standard_error(means)
     if stderr is None or k < MINIMUM_PAIRS:
         return MeanOverPairs(value, stderr, None, None, values.size, k, positive, None, excluded, TOO_FEW_PAIRS)
     detectable = (_t_quantile(k) + float(stats.t.ppf(POWER, k - 1))) * stderr

@@ -49,8 +49,8 @@ def orders_within(blocks: Indices, *, seed: int, draws: int = PERMUTATIONS) -> O
     """The orders of runs that keep every run in its block: all of them, or seeded draws."""
     members = [np.flatnonzero(blocks == block) for block in np.unique(blocks)]
     if math.prod(math.factorial(len(block)) for block in members) <= ENUMERATED:
-        found = [_spliced(members, chosen) for chosen in itertools.product(*map(itertools.permutations, members))]
-        return Orders(np.array(found, dtype=np.intp), blocks, True)
+        rows = [_spliced(members, chosen) for chosen in itertools.product(*map(itertools.permutations, members))]
+        return Orders(np.array(rows, dtype=np.intp), blocks, True)
     rng = generator(seed, "permutations within task pairs")
     orders = np.empty((draws, len(blocks)), dtype=np.intp)
     for block in members:
@@ -101,9 +101,9 @@ def partial_statistic(x: Floats, y: Floats, covariates: Floats) -> Statistic:
         permuted = y[orders]
         permuted = permuted - (permuted @ basis) @ basis.T
         lengths = np.linalg.norm(permuted, axis=1) * np.linalg.norm(x)
-        found: Floats = np.zeros(len(orders))
-        np.divide(permuted @ x, lengths, out=found, where=lengths > _ROUNDING)
-        return found
+        correlations: Floats = np.zeros(len(orders))
+        np.divide(permuted @ x, lengths, out=correlations, where=lengths > _ROUNDING)
+        return correlations
 
     return correlated
 
@@ -130,11 +130,11 @@ def _spliced(members: list[Indices], chosen: Sequence[Sequence[np.intp]]) -> Ind
 
 
 def _extreme_orders(x: Floats, y: Floats, blocks: Indices) -> Indices:
-    found = np.empty((2, x.size), dtype=np.intp)
+    orders = np.empty((2, x.size), dtype=np.intp)
     for block in (np.flatnonzero(blocks == number) for number in np.unique(blocks)):
         by_x, by_y = block[np.argsort(x[block])], block[np.argsort(y[block])]
-        found[0, by_x], found[1, by_x] = by_y, by_y[::-1]
-    return found
+        orders[0, by_x], orders[1, by_x] = by_y, by_y[::-1]
+    return orders
 
 
 def _test(drawn: Floats, observed: float, most: float, exact: bool) -> PermutationTest:

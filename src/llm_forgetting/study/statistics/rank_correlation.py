@@ -45,8 +45,7 @@ def kendall(x: Floats, y: Floats, weights: Floats, blocks: Indices) -> Floats:
     same = blocks[:, None] == blocks[None, :]
 
     def total(products: Floats) -> Floats:
-        found: Floats = ((weights @ (products * same)) * weights).sum(axis=1)
-        return found
+        return np.asarray(((weights @ (products * same)) * weights).sum(axis=1))
 
     return _quotient(total(x * y), total(x * x) * total(y * y))
 
@@ -63,12 +62,12 @@ def partial_spearman(columns: list[Floats], weights: Floats, blocks: Indices) ->
     scale = np.sqrt(np.einsum("mcc->mc", products))
     scale[scale == 0] = np.nan
     correlations = products / (scale[:, :, None] * scale[:, None, :])
-    found: Floats = np.full(len(weights), np.nan)
+    partial: Floats = np.full(len(weights), np.nan)
     usable = np.isfinite(correlations).all(axis=(1, 2))
     usable[usable] = np.linalg.eigvalsh(correlations[usable])[:, 0] > 1e-9
     precision = np.linalg.inv(correlations[usable])
-    found[usable] = -precision[:, 0, 1] / np.sqrt(precision[:, 0, 0] * precision[:, 1, 1])
-    return np.clip(found, -1.0, 1.0)
+    partial[usable] = -precision[:, 0, 1] / np.sqrt(precision[:, 0, 0] * precision[:, 1, 1])
+    return np.clip(partial, -1.0, 1.0)
 
 
 def membership(blocks: Indices) -> Floats:
@@ -77,6 +76,6 @@ def membership(blocks: Indices) -> Floats:
 
 
 def _quotient(numerator: Floats, squared: Floats) -> Floats:
-    found: Floats = np.full_like(numerator, np.nan)
-    np.divide(numerator, np.sqrt(squared), out=found, where=squared > 1e-12)
-    return np.clip(found, -1.0, 1.0)
+    quotient: Floats = np.full_like(numerator, np.nan)
+    np.divide(numerator, np.sqrt(squared), out=quotient, where=squared > 1e-12)
+    return np.clip(quotient, -1.0, 1.0)

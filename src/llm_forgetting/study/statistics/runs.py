@@ -57,10 +57,12 @@ class Columns:
 
     @property
     def n_runs(self) -> int:
+        """Number of runs."""
         return len(self.values)
 
     @property
     def n_pairs(self) -> int:
+        """Number of task pairs."""
         return len(self.pair_names)
 
 

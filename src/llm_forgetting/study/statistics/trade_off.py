@@ -116,7 +116,7 @@ def compare_at_matched_learning(
         raise ValueError(f"no task pair has runs with {factor} = {arm!r} and with {factor} = {baseline!r}")
     arms = _Arms(data.values[:, 0], data.values[:, 1], data.pairs, is_arm)
     kept = np.isin(data.pairs, both)
-    found = MatchedEffect(
+    effect = MatchedEffect(
         arm=arm,
         baseline=baseline,
         outcome=outcome,
@@ -130,7 +130,7 @@ def compare_at_matched_learning(
             arms.take(kept).differences(arms.learning[kept]), np.array(both), seed=seed
         ),
     )
-    return _adjusted(found, arms.take(arms.in_common_range()), seed)
+    return _adjusted(effect, arms.take(arms.in_common_range()), seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,11 +159,11 @@ class _Arms:
 
     def differences(self, values: Floats) -> Floats:
         """Mean of the arm less mean of the baseline in each pair, (n_pairs,)."""
-        found = []
+        differences = []
         for pair in np.unique(self.pairs):
             here = self.pairs == pair
-            found.append(values[here & self.is_arm].mean() - values[here & ~self.is_arm].mean())
-        return np.array(found, dtype=np.float64)
+            differences.append(values[here & self.is_arm].mean() - values[here & ~self.is_arm].mean())
+        return np.array(differences, dtype=np.float64)
 
     def slope(self) -> float:
         """b of `MatchedEffect`; NaN where learning does not vary."""
@@ -176,36 +176,36 @@ class _Arms:
         return self.differences(self.outcome) - self.slope() * self.differences(self.learning)
 
 
-def _adjusted(found: MatchedEffect, arms: _Arms, seed: int) -> MatchedEffect:
+def _adjusted(effect: MatchedEffect, arms: _Arms, seed: int) -> MatchedEffect:
     overlapping = np.unique(arms.pairs).size
-    found = replace(found, runs_used=arms.learning.size, pairs_overlapping=overlapping)
+    effect = replace(effect, runs_used=arms.learning.size, pairs_overlapping=overlapping)
     if overlapping < MINIMUM_PAIRS:
         reason = f"both arms learnt alike in {overlapping} task pair{'s' * (overlapping != 1)}, and {MINIMUM_PAIRS} are needed"
-        return replace(found, refusal=reason)
+        return replace(effect, refusal=reason)
     if not math.isfinite(arms.slope()):
-        return replace(found, refusal="learning does not vary among the runs of one arm in one task pair")
+        return replace(effect, refusal="learning does not vary among the runs of one arm in one task pair")
 
     def fit(rows: Indices) -> tuple[float, float]:
         some = arms.take(rows)
         return float(some.adjusted_differences().mean()), some.slope()
 
     adjusted, slope = fit_over_pairs(fit, arms.pairs)
-    return replace(found, adjusted=adjusted, slope=slope, test=sign_flip(arms.adjusted_differences(), seed=seed))
+    return replace(effect, adjusted=adjusted, slope=slope, test=sign_flip(arms.adjusted_differences(), seed=seed))
 
 
 def _keyed(
     runs: Sequence[Run], outcome: str, factor: str, level: object, matched_on: Sequence[str]
 ) -> Mapping[tuple[object, ...], float]:
     """The outcome of every usable run of one arm by its pair and the factors it is matched on."""
-    found: dict[tuple[object, ...], float] = {}
+    outcomes: dict[tuple[object, ...], float] = {}
     for run in runs:
         if run.factors.get(factor) != level or not math.isfinite(run.number(outcome)):
             continue
         key = (run.pair, *(run.factors.get(name) for name in matched_on))
-        if key in found:
+        if key in outcomes:
             raise ValueError(f"two runs with {factor} = {level!r} agree in {key}: match on more factors")
-        found[key] = run.number(outcome)
-    return found
+        outcomes[key] = run.number(outcome)
+    return outcomes
 
 
 def _centred(values: Floats, cells: Indices) -> Floats:

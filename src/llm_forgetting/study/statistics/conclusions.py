@@ -1,0 +1,225 @@
+"""Conclusions of a study in plain words: numbers, intervals, runs and pairs, and no more than the data carry.
+
+Every sentence names the number of runs and of task pairs. An association is never called a cause, and a missing one is
+never called absent: what is said is how large it would have had to be.
+"""
+
+from typing import Literal
+
+from llm_forgetting.arrays import settled
+from llm_forgetting.forgetting.intervals import Interval
+from llm_forgetting.forgetting.measures import Estimate
+from llm_forgetting.study.statistics.association import Association, Coefficient
+from llm_forgetting.study.statistics.calibration import Calibration
+from llm_forgetting.study.statistics.clusters import MeanOverPairs
+from llm_forgetting.study.statistics.power import SIGNIFICANCE
+from llm_forgetting.study.statistics.prediction import PairPrediction
+from llm_forgetting.study.statistics.trade_off import ArmEffect, MatchedEffect
+
+Larger = Literal["sharper", "flatter"]
+
+_NOT_A_CAUSE = "a correlation in runs of one study, not a cause"
+
+
+def describe_flatness(
+    association: Association, *, larger: Larger, outcome_is: Literal["forgetting", "retention"]
+) -> str:
+    """Does a flatter landscape go with less forgetting, or with more retention?
+
+    larger: what a larger value of the measure means; outcome_is: what a larger value of the outcome means.
+    """
+    within, size = association.spearman_within_pairs, _size(association.n_runs, association.n_pairs)
+    if association.refusal is not None or within is None:
+        return f"Nothing is concluded on {association.measure} and {association.outcome} from {size}: {association.refusal}."
+    numbers = f"{_describe_coefficients(association, within)}; {size}"
+    if not association.shown:
+        return (
+            f"It is not shown that {association.measure} goes with {association.outcome} within task pairs: {numbers}; a "
+            f"correlation below {association.detectable:.2f} is not seen reliably in a study of this size."
+        )
+    sharper_has_more = (within.value > 0) == (larger == "sharper")
+    flatter_has = ("less" if sharper_has_more else "more") + f" {outcome_is}"
+    return (
+        f"Within task pairs, runs with a flatter landscape (by {association.measure}) had {flatter_has} ({association.outcome})"
+        f"{_unless(within.interval)}: {numbers}; {_NOT_A_CAUSE}."
+    )
+
+
+def describe_relation(association: Association) -> str:
+    """What is the relation between a measure and an outcome (sharpness and retention, say)? Also given other numbers.
+
+    The outcome is not the study's first one, so that the p-value of the primary measure is one of a second test.
+    """
+    within, size = association.spearman_within_pairs, _size(association.n_runs, association.n_pairs)
+    if association.refusal is not None or within is None:
+        return f"Nothing is concluded on {association.measure} and {association.outcome} from {size}: {association.refusal}."
+    direction = "higher" if within.value > 0 else "lower"
+    lead = f"Within task pairs, {association.outcome} was {direction} where {association.measure} was higher"
+    lead += _unless(within.interval)
+    if not association.shown:
+        lead = f"No relation between {association.measure} and {association.outcome} is shown within task pairs"
+    partials = "".join(
+        f"; given {' and '.join(partial.given)} {_figure(partial.within_pairs.value, '+.2f')}"
+        + _describe_interval(partial.within_pairs.interval, " (", ")")
+        for partial in association.partial
+        if partial.within_pairs is not None
+    )
+    over = association.spearman_over_runs
+    together = (
+        ""
+        if over is None
+        else f"; over all runs {_figure(over.value, '+.2f')}" + _describe_interval(over.interval, " (", ")")
+    )
+    numbers = _describe_coefficients(association, within, "primary measure, second outcome")
+    return f"{lead}: {numbers}{partials}{together}; {size}; {_NOT_A_CAUSE}."
+
+
+def describe_change(change: MeanOverPairs, *, name: str, over: str = "the new task") -> str:
+    """How does a number of the landscape change with a new task?"""
+    size = _size(change.n_runs, change.n_pairs)
+    numbers = f"mean change {_describe_mean(change)}, it rose in {change.share_positive:.0%} of runs; {size}"
+    if change.test is None:
+        return f"Nothing is concluded on how {name} changes with {over}: {change.reason}; {numbers}."
+    if not _is_shown(change):
+        return f"It is not shown that {name} changes with {over}: {numbers}; {_describe_detectable(change)}."
+    return (
+        f"{_capital(name)} {'rose' if change.value > 0 else 'fell'} with {over}{_unless(change.interval)}: {numbers}."
+    )
+
+
+def describe_arm(effect: ArmEffect, matched: MatchedEffect | None = None) -> str:
+    """What does an intervention do to forgetting, as it is and at matched learning?"""
+    difference, names = effect.difference, f"{effect.arm} instead of {effect.baseline}"
+    numbers = (
+        f"mean difference {_describe_mean(difference)}; {_size(difference.n_runs, difference.n_pairs, 'matched runs')}"
+    )
+    if difference.test is None:
+        lead = f"Nothing is concluded on {names} and {effect.outcome}: {difference.reason}; {numbers}"
+    elif _is_shown(difference):
+        direction = f"{'higher' if difference.value > 0 else 'lower'}{_unless(difference.interval)}"
+        lead = f"With {names}, {effect.outcome} was {direction}: {numbers}"
+    else:
+        lead = f"It is not shown that {names} changes {effect.outcome}: {numbers}; {_describe_detectable(difference)}"
+    return lead + ("." if matched is None else f"; {_describe_matched(matched)}.")
+
+
+def describe_calibration(calibration: Calibration) -> str:
+    """Are forecasts of forgetting right in size?"""
+    size = _size(calibration.n_runs, calibration.n_pairs)
+    errors = (
+        f"mean absolute error {_describe_estimate(calibration.mean_absolute_error, '.3g')}, right in sign in "
+        f"{calibration.sign_right.value:.0%} of runs"
+    )
+    if calibration.slope is None or calibration.intercept is None or calibration.r_squared is None:
+        return f"The calibration of {calibration.forecast} cannot be told: {calibration.refusal}; {errors}; {size}."
+    nearer = "nearer to" if calibration.r_squared > 0 else "no nearer to"
+    ranks = calibration.rank_correlation
+    if ranks is not None:
+        errors += (
+            f"; Spearman over all runs {_figure(ranks.value, '+.2f')}{_describe_interval(ranks.interval, ' (', ')')}"
+        )
+    lead = f"{_capital(calibration.forecast)} was {nearer} {calibration.outcome} than the mean of all runs"
+    return (
+        f"{lead} (R2 {_two_digits(calibration.r_squared)}): "
+        f"slope {_describe_estimate(calibration.slope, '.2f')}, intercept {_describe_estimate(calibration.intercept, '.2g')}, "
+        f"where 1 and 0 would be calibrated; {errors}; {size}."
+    )
+
+
+def describe_prediction(prediction: PairPrediction) -> str:
+    """Does a measure foretell forgetting for a task pair it has not seen?"""
+    size, gain = _size(prediction.n_runs, prediction.n_pairs), prediction.gain_over_mean
+    if gain is None or prediction.error is None or prediction.mean_error is None:
+        return f"Nothing is said on predicting {prediction.outcome} by {prediction.measure} from {size}: {prediction.refusal}."
+    numbers = (
+        f"mean absolute error {_figure(prediction.error, '.3g')} against {_figure(prediction.mean_error, '.3g')}, gain "
+        f"{_describe_mean(gain)}"
+    )
+    if prediction.baseline is not None and prediction.gain_over_baseline is not None:
+        numbers += f"; gain over {prediction.baseline} {_describe_mean(prediction.gain_over_baseline)}"
+    better = gain.test is not None and gain.value > 0 and _is_shown(gain)
+    claim = "foretold" if better else "is not shown to foretell"
+    return (
+        f"{_capital(prediction.measure)} {claim} {prediction.outcome} of unseen task pairs better than the mean of the others: "
+        f"{numbers}; {size}."
+    )
+
+
+def _describe_matched(matched: MatchedEffect) -> str:
+    used = (
+        f"{matched.runs_used} of {matched.n_runs} runs in {matched.pairs_overlapping} of {matched.n_pairs} task pairs"
+    )
+    if matched.adjusted is None or matched.test is None:
+        return f"no comparison at matched {matched.learning}: {matched.refusal} ({used} overlap)"
+    return (
+        f"at matched {matched.learning} the difference is {_describe_estimate(matched.adjusted, '+.3g')}, "
+        f"p = {matched.test.p_value:.2g} ({used}; unmatched, {matched.learning} differs by "
+        f"{_figure(matched.learning_difference.value, '+.3g')})"
+    )
+
+
+def _unless(interval: Interval | None) -> str:
+    """What to add to a claim that its test carries and its interval does not."""
+    return (
+        ", by the test but not by the interval" if interval is not None and interval.low <= 0 <= interval.high else ""
+    )
+
+
+def _describe_coefficients(association: Association, within: Coefficient, how_primary: str = "named beforehand") -> str:
+    p = association.p_value if association.primary else association.p_adjusted
+    how = how_primary if association.primary else "Holm-adjusted"
+    numbers = f"Spearman {_figure(within.value, '+.2f')}{_describe_interval(within.interval, ' (', ')')}"
+    tau = association.kendall_within_pairs
+    return (
+        numbers
+        + ("" if tau is None else f", Kendall {_figure(tau.value, '+.2f')}")
+        + f", permutation p = {p:.2g} ({how})"
+    )
+
+
+def _describe_mean(mean: MeanOverPairs) -> str:
+    test = "" if mean.test is None else f", sign-flip p = {mean.test.p_value:.2g}"
+    return f"{_figure(mean.value, '+.3g')}{_describe_interval(mean.interval, ' (', ')', '.3g')}{test}"
+
+
+def _describe_estimate(estimate: Estimate, style: str) -> str:
+    value = "unknown" if estimate.value is None else _figure(estimate.value, style)
+    return value + _describe_interval(estimate.interval, " (", ")", style.lstrip("+"))
+
+
+def _describe_interval(interval: Interval | None, before: str, after: str, style: str = ".2f") -> str:
+    if interval is None:
+        return f"{before}no interval{after}"
+    ends = f"{_figure(interval.low, style)} to {_figure(interval.high, style)}"
+    return f"{before}{100 * interval.level:.0f}% interval {ends}{after}"
+
+
+def _figure(value: float, style: str) -> str:
+    """A number in the style `.3g` or `+.3g`; what is of rounding's size is 0."""
+    sign = "+" if style.startswith("+") else ""
+    return format(settled(value), f"{sign}z{style.removeprefix('+')}")
+
+
+def _two_digits(value: float) -> str:
+    """Two digits and no power of ten: 0.43, -72,000."""
+    return f"{float(f'{value:.2g}'):,.10g}"
+
+
+def _describe_detectable(mean: MeanOverPairs) -> str:
+    detectable = settled(mean.detectable or 0.0)
+    if not detectable:
+        return "the runs differ by no more than rounding"
+    return f"a mean below about {detectable:.2g} in size is not seen reliably"
+
+
+def _is_shown(mean: MeanOverPairs) -> bool:
+    return mean.test is not None and mean.test.p_value <= SIGNIFICANCE
+
+
+def _size(n_runs: int, n_pairs: int, runs: str = "runs") -> str:
+    pairs = "task pair" if n_pairs == 1 else "task pairs"
+    return f"{n_runs} {runs if n_runs != 1 else runs.removesuffix('s')} of {n_pairs} {pairs}"
+
+
+def _capital(name: str) -> str:
+    return name[:1].upper() + name[1:]
