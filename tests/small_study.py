@@ -11,7 +11,7 @@ import pytest
 import yaml
 from runs import made_once
 
-from llm_forgetting.study.cell import RECORD
+from llm_forgetting.study.records import RECORD
 
 SMALL: dict[str, Any] = {
     "name": "small",

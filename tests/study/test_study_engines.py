@@ -13,28 +13,33 @@ import pytest
 import torch
 from small_study import file, numbers, uninterrupted
 
+from llm_forgetting.study.cell import CellJob
 from llm_forgetting.study.engines import LocalEngine, RayEngine, visible_gpus
 from llm_forgetting.study.plan import Plan, read_plan
 from llm_forgetting.study.scheduler import StudyFolder, run_study
-from llm_forgetting.study.study import _share
+from llm_forgetting.study.study import share_machine
 
 __all__ = ["file", "uninterrupted"]  # fixtures
+
+
+def children() -> set[psutil.Process]:
+    """The spawned processes of this one, as workers are."""
+    return {child for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())}
 
 
 @contextlib.contextmanager
 def one_worker_killed() -> Iterator[list[int]]:
     """The first process that a study starts is killed as soon as it is there."""
     killed: list[int] = []
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    before = children()
 
     def kill() -> None:
         while not killed:
-            for child in psutil.Process().children():
-                if child.pid not in before and "spawn_main" in " ".join(child.cmdline()):
-                    time.sleep(1.0)
-                    child.kill()
-                    killed.append(child.pid)
-                    return
+            for child in children() - before:
+                time.sleep(1.0)
+                child.kill()
+                killed.append(child.pid)
+                return
             time.sleep(0.05)
 
     thread = threading.Thread(target=kill, daemon=True)
@@ -54,7 +59,7 @@ def test_the_cell_of_a_worker_that_dies_is_begun_again(
 ) -> None:
     plan, folder, engine, said = plan_of(file, 1), StudyFolder(tmp_path), LocalEngine(1, 1), list[str]()
     with one_worker_killed() as killed:
-        run_study(plan, folder, engine, threads=1, tell=said.append)
+        run_study(plan, folder, engine, threads=1, report=said.append)
         engine.close()
     assert len(killed) == 1
     assert any("begun again" in line for line in said)
@@ -64,11 +69,12 @@ def test_the_cell_of_a_worker_that_dies_is_begun_again(
 @pytest.mark.study
 def test_a_worker_that_died_while_it_was_idle_is_replaced(file: Path, tmp_path: Path) -> None:
     plan, folder, engine = read_plan(file), StudyFolder(tmp_path), LocalEngine(1, 1)
+    before = children()
     try:
         run_study(plan_of(file, 1), folder, engine, threads=1)
-        (worker,) = engine._idle
-        worker.process.kill()
-        worker.process.join()
+        (worker,) = children() - before
+        worker.kill()
+        worker.wait()
         run_study(plan_of(file, 2), folder, engine, threads=1)
     finally:
         engine.close()
@@ -76,25 +82,31 @@ def test_a_worker_that_died_while_it_was_idle_is_replaced(file: Path, tmp_path: 
 
 
 @pytest.mark.study
-def test_every_worker_sees_one_gpu_and_its_successor_the_same() -> None:
-    engine = LocalEngine(3, 1, gpus=("3", "5"))
+def test_every_worker_sees_one_gpu_and_its_successor_the_same(file: Path, tmp_path: Path) -> None:
+    cell, engine = read_plan(file).cells[0], LocalEngine(3, 1, gpus=("3", "5"))
+
+    def begin(name: str) -> psutil.Process:
+        before = children()
+        engine.submit(CellJob(cell.place, tmp_path / name, None, None, 1))
+        (worker,) = children() - before
+        return worker
+
     try:
-        for _ in range(3):
-            engine._idle.append(engine._start())
-        assert [_gpu_seen_by(worker) for worker in engine._idle] == ["3", "5", "3"]
-        engine._idle.pop(1).end()
-        engine._idle.append(engine._start())
-        assert _gpu_seen_by(engine._idle[-1]) == "5"
+        workers = [begin(name) for name in "abc"]
+        assert [gpu_seen_by(worker) for worker in workers] == ["3", "5", "3"]
+        workers[1].kill()
+        (result,) = engine.finished(30.0)
+        assert (result.job.folder.name, result.died) == ("b", True)
+        assert gpu_seen_by(begin("d")) == "5"
     finally:
         engine.close()
     assert os.environ.get("CUDA_VISIBLE_DEVICES") is None
 
 
-def _gpu_seen_by(worker: Any) -> str | None:
-    process = psutil.Process(worker.process.pid)
+def gpu_seen_by(worker: psutil.Process) -> str | None:
     for _ in range(1000):  # at first it is a copy of this process
-        if seen := process.environ().get("CUDA_VISIBLE_DEVICES"):
-            return seen
+        if seen := worker.environ().get("CUDA_VISIBLE_DEVICES"):
+            return str(seen)
         time.sleep(0.01)
     return None
 
@@ -110,12 +122,12 @@ def test_gpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch
 def test_workers_and_threads_share_the_machine(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = read_plan(file)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert _share(None, None, plan) == (4, 2)
-    assert _share(None, 4, plan) == (2, 4)
-    assert _share(3, None, plan) == (3, 2)
-    assert _share(16, 2, plan) == (16, 2)  # of a cluster
-    assert _share(None, None, plan, gpus=2) == (2, 4)
-    assert _share(None, None, plan_of(file, 1), gpus=2) == (1, 8)
+    assert share_machine(None, None, plan) == (4, 2)
+    assert share_machine(None, 4, plan) == (2, 4)
+    assert share_machine(3, None, plan) == (3, 2)
+    assert share_machine(16, 2, plan) == (16, 2)  # of a cluster
+    assert share_machine(None, None, plan, gpus=2) == (2, 4)
+    assert share_machine(None, None, plan_of(file, 1), gpus=2) == (1, 8)
 
 
 @pytest.mark.study

@@ -11,21 +11,42 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from runs import ROOT
 
+from llm_forgetting.config import ExperimentConfig
+from llm_forgetting.curvature.records import Divergence, ForecastRecord, RivalPredictors, TaskForecast
+from llm_forgetting.curvature.results import Trace
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import encode_json, write_text
+from llm_forgetting.files import encode, encode_json, write_text
+from llm_forgetting.forgetting.records import ItemRecord, Line
+from llm_forgetting.forgetting.summary import summarise
+from llm_forgetting.results import Environment, GuardReport, ModelDescription, Protocol, Results
 from llm_forgetting.study.analysis import analyse, runs_of
-from llm_forgetting.study.cell import FAILURE, RECORD, Job
-from llm_forgetting.study.engines import Ended
+from llm_forgetting.study.cell import CellJob
+from llm_forgetting.study.engines import JobResult
 from llm_forgetting.study.measures import MEASURES, OUTCOMES, numbers_of
-from llm_forgetting.study.plan import Analysis, Plan, read_plan
-from llm_forgetting.study.records import read_records, write_records
+from llm_forgetting.study.plan import Analysis, CellPlace, Plan, read_plan
+from llm_forgetting.study.records import (
+    FAILURE,
+    RECORD,
+    CellFailure,
+    CellRecord,
+    StudyRecords,
+    read_records,
+    write_records,
+)
 from llm_forgetting.study.report import write_report
 from llm_forgetting.study.scheduler import ATTEMPTS, StudyFolder, run_study
-from llm_forgetting.study.shared_first_task import CHECKPOINT, Tasks, half_artifacts, half_key, has_half
+from llm_forgetting.study.shared_first_task import (
+    CHECKPOINT,
+    Tasks,
+    first_task_key,
+    first_task_phases,
+    has_first_task,
+)
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -141,17 +162,19 @@ def test_the_studies_that_come_along_can_be_read(name: str) -> None:
     assert plan.analysis.primary in plan.analysis.measures
 
 
-# Halves
+# Shared first tasks
 
 
 def test_cells_that_learn_their_first_task_alike_share_it(tmp_path: Path) -> None:
-    tasks, halves = Tasks(), dict[str, set[tuple[str, object, str]]]()
+    tasks, alike_cells = Tasks(), dict[str, set[tuple[str, object, str]]]()
     for cell in plan_of(tmp_path).cells:
-        halves.setdefault(half_key(cell.config, tasks), set()).add((cell.pair[:11], cell.factors["seed"], cell.arm))
+        alike_cells.setdefault(first_task_key(cell.config, tasks), set()).add(
+            (cell.pair[:11], cell.factors["seed"], cell.arm)
+        )
     firsts, seeds = ("synthetic_1", "synthetic_2"), (0, 1)
     # The rescaling acts between the tasks, so its runs share what the baseline's learnt.
     alike = [{(t, s, "adamw"), (t, s, "rescaled")} for t, s in itertools.product(firsts, seeds)]
-    assert sorted(map(sorted, halves.values())) == sorted(
+    assert sorted(map(sorted, alike_cells.values())) == sorted(
         map(sorted, [*alike, *({(t, s, "sam")} for t, s in itertools.product(firsts, seeds))])
     )
 
@@ -168,10 +191,10 @@ def test_cells_that_learn_their_first_task_alike_share_it(tmp_path: Path) -> Non
         {"curvature": {"lanczos_steps": 5}},
     ],
 )
-def test_whatever_changes_the_first_half_changes_its_key(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_whatever_changes_the_first_task_changes_its_key(tmp_path: Path, change: dict[str, Any]) -> None:
     tasks = Tasks()
-    before = half_key(plan_of(tmp_path).cells[0].config, tasks)
-    assert half_key(plan_of(tmp_path, set={**SMALL["set"], **change}).cells[0].config, tasks) != before
+    before = first_task_key(plan_of(tmp_path).cells[0].config, tasks)
+    assert first_task_key(plan_of(tmp_path, set={**SMALL["set"], **change}).cells[0].config, tasks) != before
 
 
 @pytest.mark.parametrize(
@@ -186,66 +209,78 @@ def test_whatever_changes_the_first_half_changes_its_key(tmp_path: Path, change:
 )
 def test_what_comes_later_does_not(tmp_path: Path, change: dict[str, Any]) -> None:
     tasks = Tasks()
-    before = half_key(plan_of(tmp_path).cells[0].config, tasks)
-    assert half_key(plan_of(tmp_path, set={**SMALL["set"], **change}).cells[0].config, tasks) == before
+    before = first_task_key(plan_of(tmp_path).cells[0].config, tasks)
+    assert first_task_key(plan_of(tmp_path, set={**SMALL["set"], **change}).cells[0].config, tasks) == before
 
 
 def test_surfaces_of_the_second_task_are_not_shared(tmp_path: Path) -> None:
     shared = plan_of(tmp_path).cells[0].config
     alone = plan_of(tmp_path, set={"data": SMALL["set"]["data"], "landscape": {"num_items": 8}}).cells[0].config
-    assert list(half_artifacts(shared)) == ["train_task1", "landscape_after_task1"]
-    assert list(half_artifacts(alone)) == ["train_task1"]
+    assert [phase.name for phase in first_task_phases(shared)] == ["train_task1", "landscape_after_task1"]
+    assert [phase.name for phase in first_task_phases(alone)] == ["train_task1"]
 
 
 # Scheduling, with an engine that computes nothing
 
 
-Behaviour = Callable[[Job, int], str]
+Behaviour = Callable[[CellJob, int], str]
+
+
+def record_of(place: CellPlace, **numbers: dict[str, float | None]) -> CellRecord:
+    given: dict[str, Any] = {"measures": {}, "outcomes": {}, "stderrs": {}, **numbers}
+    return CellRecord(
+        **vars(place),
+        fingerprint="f",
+        **given,
+        answer="",
+        versions={"python": "3"},
+        wall_seconds=1.0,
+        shared_half=False,
+    )
 
 
 class Fake:
     """Jobs end in the order they came, one per question. `behaviour` says how: `done`, `failed`, or `died`."""
 
     def __init__(
-        self, slots: int, behaviour: Behaviour = lambda job, attempt: "done", *, halves_first: bool = False
+        self, slots: int, behaviour: Behaviour = lambda job, attempt: "done", *, first_task_at_once: bool = False
     ) -> None:
         self.slots = slots
         self.behaviour = behaviour
-        self.halves_first = halves_first
-        self.waiting: list[Job] = []
-        self.begun: list[Job] = []
+        self.first_task_at_once = first_task_at_once
+        self.waiting: list[CellJob] = []
+        self.begun: list[CellJob] = []
         self.most = 0
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: CellJob) -> None:
         assert len(self.waiting) < self.slots
-        assert job.donor is None or (job.donor / CHECKPOINT).is_dir()
+        assert job.source_cell is None or (job.source_cell / CHECKPOINT).is_dir()
         self.waiting.append(job)
         self.begun.append(job)
         self.most = max(self.most, len(self.waiting))
-        if self.halves_first:
-            have_half(job.folder)
+        if self.first_task_at_once:
+            have_first_task(job.folder)
 
-    def ended(self, seconds: float) -> Sequence[Ended]:
+    def finished(self, seconds: float) -> Sequence[JobResult]:
         if not self.waiting:
             return []
         job = self.waiting.pop(0)
-        attempt = sum(other.cell == job.cell for other in self.begun)
+        attempt = sum(other.place.cell == job.place.cell for other in self.begun)
         what = self.behaviour(job, attempt)
         if what == "died":
-            return [Ended(job, died=True)]
+            return [JobResult(job, died=True)]
         if what == "failed":
-            write_text(job.folder / FAILURE, encode_json({"reason": "no such luck"}))
-            return [Ended(job)]
-        have_half(job.folder)
-        record = {"cell": job.cell, **job.label, "outcomes": {}, "wall_seconds": 1.0}
-        write_text(job.folder / RECORD, encode_json(record))
-        return [Ended(job)]
+            write_text(job.folder / FAILURE, encode(CellFailure(cell=job.place.cell, reason="no such luck")))
+            return [JobResult(job)]
+        have_first_task(job.folder)
+        write_text(job.folder / RECORD, encode(record_of(job.place)))
+        return [JobResult(job)]
 
     def close(self) -> None:
         self.waiting = []
 
 
-def have_half(folder: Path) -> None:
+def have_first_task(folder: Path) -> None:
     (folder / CHECKPOINT).mkdir(exist_ok=True)
     (folder / "phases").mkdir(exist_ok=True)
     for name in ("train_task1", "landscape_after_task1"):
@@ -255,35 +290,35 @@ def have_half(folder: Path) -> None:
 def run(plan: Plan, folder: Path, engine: Fake) -> tuple[StudyFolder, list[str]]:
     said: list[str] = []
     study = StudyFolder(folder)
-    run_study(plan, study, engine, threads=1, tell=said.append)
+    run_study(plan, study, engine, threads=1, report=said.append)
     return study, said
 
 
 def test_every_cell_is_computed_once(tmp_path: Path) -> None:
     plan, engine = plan_of(tmp_path), Fake(3)
     study, said = run(plan, tmp_path / "study", engine)
-    assert sorted(job.cell for job in engine.begun) == sorted(cell.id for cell in plan.cells)
+    assert sorted(job.place.cell for job in engine.begun) == sorted(cell.id for cell in plan.cells)
     assert study.missing(plan) == []
-    assert [record["cell"] for record in study.records(plan)] == [cell.id for cell in plan.cells]
+    assert [record.cell for record in study.records(plan)] == [cell.id for cell in plan.cells]
     assert said[-1].startswith(f"[{len(plan.cells)}/{len(plan.cells)}]")
 
 
-def test_a_half_is_learnt_once_and_the_others_take_it(tmp_path: Path) -> None:
+def test_a_first_task_is_learnt_once_and_the_others_copy_it(tmp_path: Path) -> None:
     plan, engine = plan_of(tmp_path), Fake(4)
     run(plan, tmp_path / "study", engine)
-    assert sum(job.donor is None for job in engine.begun) == 8
+    assert sum(job.source_cell is None for job in engine.begun) == 8
     assert len(engine.begun) == 18
 
 
-def test_cells_of_a_half_wait_for_it_and_no_longer(tmp_path: Path) -> None:
+def test_cells_with_the_same_first_task_wait_for_it_and_no_longer(tmp_path: Path) -> None:
     plan = plan_of(
         tmp_path, vary={"data.tasks": [["synthetic_1", "synthetic_2"], ["synthetic_1", "synthetic_3"]]}, arms=None
     )
-    waiting, at_once = Fake(2), Fake(2, halves_first=True)
+    waiting, at_once = Fake(2), Fake(2, first_task_at_once=True)
     run(plan, tmp_path / "one", waiting)
     run(plan, tmp_path / "two", at_once)
     assert waiting.most == 1  # the second could not begin before the first was done
-    assert at_once.most == 2  # here the half was there before its cell was
+    assert at_once.most == 2  # here the first task was there before its cell was
 
 
 def test_a_grown_study_computes_only_what_it_lacks(tmp_path: Path) -> None:
@@ -296,21 +331,23 @@ def test_a_grown_study_computes_only_what_it_lacks(tmp_path: Path) -> None:
 def test_a_failed_cell_leaves_its_reason_and_the_rest_goes_on(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     bad = plan.cells[3].id
-    study, said = run(plan, tmp_path / "study", Fake(2, lambda job, attempt: "failed" if job.cell == bad else "done"))
+    study, said = run(
+        plan, tmp_path / "study", Fake(2, lambda job, attempt: "failed" if job.place.cell == bad else "done")
+    )
     assert study.failures(plan) == {plan.cells[3].label: "no such luck"}
     assert len(study.records(plan)) == 17
     assert sum("failed: no such luck" in line for line in said) == 1
     again = Fake(2)
     run(plan, tmp_path / "study", again)
-    assert [job.cell for job in again.begun] == [bad]
+    assert [job.place.cell for job in again.begun] == [bad]
 
 
 def test_a_cell_whose_worker_dies_is_begun_again(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     unlucky = plan.cells[5].id
-    engine = Fake(2, lambda job, attempt: "died" if job.cell == unlucky and attempt < ATTEMPTS else "done")
+    engine = Fake(2, lambda job, attempt: "died" if job.place.cell == unlucky and attempt < ATTEMPTS else "done")
     study, said = run(plan, tmp_path / "study", engine)
-    assert sum(job.cell == unlucky for job in engine.begun) == ATTEMPTS
+    assert sum(job.place.cell == unlucky for job in engine.begun) == ATTEMPTS
     assert study.missing(plan) == []
     assert sum("begun again" in line for line in said) == ATTEMPTS - 1
 
@@ -318,7 +355,9 @@ def test_a_cell_whose_worker_dies_is_begun_again(tmp_path: Path) -> None:
 def test_a_cell_that_kills_every_worker_fails(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     deadly = plan.cells[0].id
-    study, _ = run(plan, tmp_path / "study", Fake(2, lambda job, attempt: "died" if job.cell == deadly else "done"))
+    study, _ = run(
+        plan, tmp_path / "study", Fake(2, lambda job, attempt: "died" if job.place.cell == deadly else "done")
+    )
     assert list(study.failures(plan)) == [plan.cells[0].label]
     assert f"died {ATTEMPTS} times" in study.failures(plan)[plan.cells[0].label]
     assert len(study.records(plan)) == 17
@@ -330,44 +369,38 @@ def test_two_studies_do_not_write_into_one_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_has_half_wants_all_of_it(tmp_path: Path) -> None:
+def test_has_first_task_wants_all_of_it(tmp_path: Path) -> None:
     config = plan_of(tmp_path).cells[0].config
     folder = tmp_path / "cell"
     folder.mkdir()
-    assert not has_half(folder, config)
-    have_half(folder)
-    assert has_half(folder, config)
+    assert not has_first_task(folder, config)
+    have_first_task(folder)
+    assert has_first_task(folder, config)
     (folder / "phases/landscape_after_task1.json").unlink()
-    assert not has_half(folder, config)
+    assert not has_first_task(folder, config)
 
 
 # Records and reports
 
 
-def made_up(plan: Plan, *, slope: float = 1.0) -> list[dict[str, Any]]:
+def made_up(plan: Plan, *, slope: float = 1.0) -> list[CellRecord]:
     """Records in which forgetting follows the mean rise within pairs."""
     records = []
     for n, cell in enumerate(plan.cells):
         rise = 0.1 + 0.37 * n % 1
         records.append(
-            {
-                "cell": cell.id,
-                "pair": cell.pair,
-                "tasks": list(cell.config.data.tasks),
-                "factors": dict(cell.factors),
-                "arm": cell.arm,
-                "measures": {"mean_rise": rise, "update_norm": 5 + n % 3, "second_order": slope * rise + 0.1},
-                "outcomes": {
+            record_of(
+                cell.place,
+                measures={"mean_rise": rise, "update_norm": 5 + n % 3, "second_order": slope * rise + 0.1},
+                outcomes={
                     "forgetting_loss": slope * rise + len(cell.pair) % 5,
                     "retention_loss": 1 + slope * rise,
                     "observed": slope * rise,
                     "learning_loss": 3 + 0.1 * (n % 4),
                     "mean_rise_after": rise + 0.2,
                 },
-                "stderrs": {"mean_rise": 0.01},
-                "versions": {"python": "3"},
-                "wall_seconds": 1.0,
-            }
+                stderrs={"mean_rise": 0.01},
+            )
         )
     return records
 
@@ -412,43 +445,125 @@ def test_without_the_primary_measure_there_is_no_conclusion(tmp_path: Path) -> N
 
 
 def test_numbers_that_are_not_finite_come_back_as_such(tmp_path: Path) -> None:
-    (record, *_) = made_up(big(tmp_path))
-    record["measures"]["mean_rise"] = "nan"
-    assert str(runs_of([record])[0].measures["mean_rise"]) == "nan"
+    records = stored(tmp_path)
+    (record, *others) = records.records
+    spoilt = dataclasses.replace(record, measures={**record.measures, "mean_rise": float("nan")})
+    write_records(dataclasses.replace(records, records=(spoilt, *others)), tmp_path / "records.json.gz")
+    read = read_records(tmp_path / "records.json.gz").records
+    assert str(runs_of(read)[0].measures["mean_rise"]) == "nan"
+
+
+def bare_results() -> Results:
+    """Results of a run that measured scores alone: every item of both tasks is answered by a letter per checkpoint."""
+    lines: list[Line] = []
+    for n, checkpoint in enumerate(("initial", "after_task1", "after_task2")):
+        for task, split, item in itertools.product(("a", "b"), ("train", "test"), range(4)):
+            z = np.array([1.0, float(item * n), 0.0, 0.0])
+            loss = float(np.log(np.exp(z).sum() + 1) - z[0])
+            predicted = "AB"[int(z.argmax())]
+            lines.append(
+                ItemRecord(checkpoint, task, split, f"{item}", "s", "A", predicted, predicted == "A", loss, z, 0.0)
+            )
+    summary = summarise(lines, ("a", "b"), seed=0)
+    config = ExperimentConfig()
+    return Results(
+        schema_version=1,
+        answer=summary.answer,
+        config=config,
+        versions={},
+        environment=Environment("", "", None),
+        config_fingerprint=config.fingerprint,
+        task_names=("a", "b"),
+        source="",
+        tasks=(),
+        model=ModelDescription("", "", 0, 0, 0, 0, "float32", "cpu", 1),
+        initial_adapter_sha256="",
+        guards=GuardReport(0, 1, 0.0, 0.0, 0.0, 1.0, ()),
+        protocol=Protocol("", "", "", "", 1),
+        warnings=(),
+        training=(),
+        forgetting=summary.forgetting,
+        spurious=summary.spurious,
+        text=summary.text,
+        landscapes={},
+        landscape_comparison=(),
+        paths=(),
+        checkpoint_plane=None,
+        between_notes=(),
+        curvature={},
+        forecasts=(),
+        figures=(),
+        timings={},
+    )
 
 
 def test_what_a_run_did_not_measure_is_left_out() -> None:
-    found = numbers_of({"landscapes": {}, "task_names": ["a", "b"]})
-    assert found == {"measures": {}, "outcomes": {}, "stderrs": {}}
+    numbers = numbers_of(bare_results())
+    assert numbers.measures == {}
+    assert set(numbers.outcomes) == {
+        *("forgetting_loss", "forgetting_accuracy", "forgetting_test_loss", "retention_loss", "retention_accuracy"),
+        *("first_learning_loss", "learning_loss", "learning_accuracy"),
+    }
+    assert set(numbers.stderrs) == set(numbers.outcomes)
+
+
+def test_outcomes_are_those_of_the_first_task_at_the_last_checkpoint_and_learning_those_of_each() -> None:
+    results = bare_results()
+    numbers, (trained, held_out) = numbers_of(results), results.forgetting.splits
+    losses = {split.split: [[cell.value for cell in row] for row in split.loss.cells] for split in (trained, held_out)}
+    train = losses["train"]
+    assert numbers.outcomes["forgetting_loss"] == pytest.approx(train[2][0] - train[1][0])
+    assert numbers.outcomes["forgetting_test_loss"] == pytest.approx(losses["test"][2][0] - losses["test"][1][0])
+    assert numbers.outcomes["retention_loss"] == train[2][0]
+    assert numbers.outcomes["first_learning_loss"] == pytest.approx(train[0][0] - train[1][0])
+    assert numbers.outcomes["learning_loss"] == pytest.approx(train[0][1] - train[2][1])
+
+
+def forecast(start: str, rivals: RivalPredictors | None) -> ForecastRecord:
+    of_task = {"train": TaskForecast((), 1.0, 0.25, 0.5, 0.5, 0.75, None)}
+    return ForecastRecord(start, "after_task2", 2.0, None, Divergence(0.1, 0.01, 4), {"a": of_task}, rivals)
+
+
+def test_forecasts_are_read_at_the_first_checkpoint_and_lack_what_was_not_measured() -> None:
+    rivals = RivalPredictors("a", 3.0, Trace(0.5, 0.05), None, None)
+    elsewhere = dataclasses.replace(bare_results(), forecasts=(forecast("after_task2", rivals),))
+    assert numbers_of(elsewhere).measures == {}
+    without = numbers_of(dataclasses.replace(bare_results(), forecasts=(forecast("after_task1", None),)))
+    assert without.measures == {
+        "update_norm": 2.0, "divergence": 0.1, "first_order": 0.25, "second_order": 0.5, "curvature_along": 0.5,
+    }  # fmt: skip
+    assert without.outcomes["observed"] == 0.75
+    numbers = numbers_of(dataclasses.replace(bare_results(), forecasts=(forecast("after_task1", rivals),)))
+    assert set(numbers.measures) - set(without.measures) == {"quadratic_bound", "average_rise", "alignment"}
+    assert numbers.measures["alignment"] is None  # measured, and has no number
+    assert (numbers.measures["average_rise"], numbers.stderrs["average_rise"]) == (0.5, 0.05)
 
 
 def test_no_name_is_a_measure_and_an_outcome() -> None:
     assert not set(MEASURES) & set(OUTCOMES)
 
 
-def stored(tmp_path: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
+def stored(tmp_path: Path) -> StudyRecords:
     plan = big(tmp_path)
-    return {
-        "name": "big",
-        "study": plan.content,
-        "planned": len(plan.cells),
-        "arms": plan.arms,
-        "analysis": asdict(plan.analysis),
-        "failures": {"one cell": "no such luck"},
-        "records": made_up(plan),
-    }
+    return StudyRecords(
+        name="big",
+        study=dict(plan.content),
+        planned=len(plan.cells),
+        arms=plan.arms,
+        analysis=plan.analysis,
+        failures={"one cell": "no such luck"},
+        records=tuple(made_up(plan)),
+    )
 
 
 def test_stored_records_are_taken_over_and_only_the_rest_is_computed(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     first, again = StudyFolder(tmp_path / "first"), StudyFolder(tmp_path / "again")
     run_study(dataclasses.replace(plan, cells=plan.cells[:5]), first, Fake(1), threads=1)
-    again.take_over(plan, [*first.records(plan), {"cell": "of another study"}])
+    again.take_over(plan, [*first.records(plan), dataclasses.replace(first.records(plan)[0], cell="of another study")])
     engine = Fake(1)
     run_study(plan, again, engine, threads=1)
-    assert [job.cell for job in engine.begun] == [cell.id for cell in plan.cells[5:]]
+    assert [job.place.cell for job in engine.begun] == [cell.id for cell in plan.cells[5:]]
     assert again.records(plan)[:5] == first.records(plan)
 
 
@@ -479,23 +594,21 @@ def test_what_is_no_record_file_ends_in_one_line(tmp_path: Path, content: bytes)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
-        (lambda records: records[1].pop("pair"), "record 1 must hold arm, cell"),
-        (lambda records: records.insert(0, 3), "record 0 must hold"),
-        (
-            lambda records: records[2]["measures"].update(mean_rise="high"),
-            "record 2: measures.mean_rise must be a number",
-        ),
-        (lambda records: records[0].update(outcomes=[1.0]), "record 0: outcomes.all must be a number"),
+        (lambda records: records[1].pop("pair"), "records.1.pair: Field required"),
+        (lambda records: records.insert(0, 3), "records.0: "),
+        (lambda records: records[2]["measures"].update(mean_rise="high"), "records.2.measures.mean_rise: "),
+        (lambda records: records[0].update(outcomes=[1.0]), "records.0.outcomes: "),
     ],
 )
-def test_a_record_that_is_none_is_named(tmp_path: Path, spoil: Callable[[Any], Any], said: str) -> None:
-    content = json.loads(json.dumps(stored(tmp_path)))
+def test_a_record_that_is_none_is_named(tmp_path: Path, spoil: Callable[[Any], Any], message: str) -> None:
+    content = json.loads(encode(stored(tmp_path)))
     spoil(content["records"])
-    write_records(content, tmp_path / "records.json.gz")
-    with pytest.raises(UserError, match=re.escape(said)):
+    (tmp_path / "records.json.gz").write_bytes(gzip.compress(encode_json(content).encode()))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         read_records(tmp_path / "records.json.gz")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_torn_record_file_ends_in_one_line(tmp_path: Path) -> None:

@@ -10,16 +10,16 @@ from llm_forgetting.forgetting.intervals import Interval
 from llm_forgetting.study.statistics.association import associate
 from llm_forgetting.study.statistics.calibration import calibrate
 from llm_forgetting.study.statistics.clusters import MeanOverPairs, change_over_runs, mean_over_pairs
+from llm_forgetting.study.statistics.conclusions import (
+    describe_arm,
+    describe_calibration,
+    describe_change,
+    describe_flatness,
+    describe_prediction,
+    describe_relation,
+)
 from llm_forgetting.study.statistics.prediction import predict_unseen_pairs
 from llm_forgetting.study.statistics.runs import Run
-from llm_forgetting.study.statistics.sentences import (
-    said_of_arm,
-    said_of_calibration,
-    said_of_change,
-    said_of_flatness,
-    said_of_prediction,
-    said_of_relation,
-)
 from llm_forgetting.study.statistics.trade_off import compare_arms, compare_at_matched_learning
 
 
@@ -54,7 +54,7 @@ def association(runs, outcome="forgetting", measure="sharpness", primary="sharpn
     ],
 )
 def test_flatness_has_its_direction(outcome, larger, claim):
-    said = said_of_flatness(association(runs_of(), outcome), larger=larger, outcome_is=outcome)
+    said = describe_flatness(association(runs_of(), outcome), larger=larger, outcome_is=outcome)
     assert claim in said
     assert "48 runs of 6 task pairs" in said
     assert "95% interval" in said
@@ -63,24 +63,24 @@ def test_flatness_has_its_direction(outcome, larger, claim):
 
 
 def test_what_is_not_shown_is_not_called_absent():
-    said = said_of_flatness(association(runs_of(effect=0.0)), larger="sharper", outcome_is="forgetting")
+    said = describe_flatness(association(runs_of(effect=0.0)), larger="sharper", outcome_is="forgetting")
     assert said.startswith("It is not shown that sharpness goes with forgetting within task pairs: Spearman ")
     assert "a correlation below 0.41 is not seen reliably in a study of this size" in said
     assert "48 runs of 6 task pairs" in said
-    adjusted = said_of_relation(association(runs_of(), measure="norm"))
+    adjusted = describe_relation(association(runs_of(), measure="norm"))
     assert adjusted.startswith("No relation between norm and forgetting is shown")
     assert "Holm-adjusted" in adjusted
 
 
 def test_the_relation_is_told_with_both_partial_and_plain_numbers():
-    said = said_of_relation(association(runs_of(), "retention"))
+    said = describe_relation(association(runs_of(), "retention"))
     assert said.startswith("Within task pairs, retention was lower where sharpness was higher: Spearman -0.")
     assert "; given norm -0." in said
     assert "; over all runs -0." in said
 
 
 def test_the_relation_is_a_second_test_of_the_primary_measure():
-    assert "(primary measure, second outcome)" in said_of_relation(association(runs_of(), "retention"))
+    assert "(primary measure, second outcome)" in describe_relation(association(runs_of(), "retention"))
 
 
 def test_a_claim_that_its_interval_does_not_carry_says_so():
@@ -88,8 +88,8 @@ def test_a_claim_that_its_interval_does_not_carry_says_so():
     doubtful = replace(found.spearman_within_pairs, interval=Interval(-0.1, 0.9, method="a made-up one"))
     torn = replace(found, spearman_within_pairs=doubtful)
     for said, claim in (
-        (said_of_relation, "was higher where sharpness was higher"),
-        (lambda found: said_of_flatness(found, larger="sharper", outcome_is="forgetting"), "(forgetting)"),
+        (describe_relation, "was higher where sharpness was higher"),
+        (lambda found: describe_flatness(found, larger="sharper", outcome_is="forgetting"), "(forgetting)"),
     ):
         assert f"{claim}: " in said(found)
         assert f"{claim}, by the test but not by the interval: " in said(torn)
@@ -97,19 +97,19 @@ def test_a_claim_that_its_interval_does_not_carry_says_so():
 
 def test_too_few_runs_say_why():
     for said in (
-        said_of_relation(association(runs_of(2, 2))),
-        said_of_flatness(association(runs_of(2, 2)), larger="sharper", outcome_is="forgetting"),
+        describe_relation(association(runs_of(2, 2))),
+        describe_flatness(association(runs_of(2, 2)), larger="sharper", outcome_is="forgetting"),
     ):
         assert said.startswith(
             "Nothing is concluded on sharpness and forgetting from 4 runs of 2 task pairs: no arrang"
         )
-    one = said_of_relation(association(runs_of(1, 1)))
+    one = describe_relation(association(runs_of(1, 1)))
     assert "1 run of 1 task pair:" in one
 
 
 def test_change_of_the_landscape():
     def said(runs):
-        return said_of_change(change_over_runs(runs, "sharpness", "sharpness_after", seed=0), name="sharpness")
+        return describe_change(change_over_runs(runs, "sharpness", "sharpness_after", seed=0), name="sharpness")
 
     assert said(runs_of()).startswith("Sharpness rose with the new task: mean change +")
     assert said(runs_of(rise=-1.0)).startswith("Sharpness fell with the new task: mean change -")
@@ -124,7 +124,7 @@ def test_interventions():
 
     def said(runs):
         matched = compare_at_matched_learning(runs, "forgetting", learning="learning", **how)
-        return said_of_arm(compare_arms(runs, "forgetting", **how), matched)
+        return describe_arm(compare_arms(runs, "forgetting", **how), matched)
 
     shifted = [
         Run(
@@ -146,18 +146,18 @@ def test_interventions():
 
 def test_calibration_and_prediction():
     runs = runs_of()
-    said = said_of_calibration(calibrate(runs, "sharpness", "forgetting", seed=0))
+    said = describe_calibration(calibrate(runs, "sharpness", "forgetting", seed=0))
     assert said.startswith("Sharpness was nearer to forgetting than the mean of all runs (R2 0.")
     assert "where 1 and 0 would be calibrated" in said
     constant = [Run(r.pair, {}, {"forecast": 1.0}, r.outcomes) for r in runs]
-    assert "cannot be told" in said_of_calibration(calibrate(constant, "forecast", "forgetting", seed=0))
+    assert "cannot be told" in describe_calibration(calibrate(constant, "forecast", "forgetting", seed=0))
     worse = [Run(r.pair, {}, {"forecast": 100.0 + r.number("sharpness")}, r.outcomes) for r in runs]
-    assert "was no nearer to" in said_of_calibration(calibrate(worse, "forecast", "forgetting", seed=0))
+    assert "was no nearer to" in describe_calibration(calibrate(worse, "forecast", "forgetting", seed=0))
     good = predict_unseen_pairs(runs, "forgetting", "sharpness", baseline="norm", seed=0)
-    assert "gain over norm +" in said_of_prediction(good)
-    bad = said_of_prediction(predict_unseen_pairs(runs, "forgetting", "norm", seed=0))
+    assert "gain over norm +" in describe_prediction(good)
+    bad = describe_prediction(predict_unseen_pairs(runs, "forgetting", "norm", seed=0))
     assert bad.startswith("Norm is not shown to foretell forgetting of unseen task pairs")
-    assert "at least three" in said_of_prediction(predict_unseen_pairs(runs_of(2), "forgetting", "norm", seed=0))
+    assert "at least three" in describe_prediction(predict_unseen_pairs(runs_of(2), "forgetting", "norm", seed=0))
 
 
 def test_no_sentence_holds_a_number_that_is_not_one():
@@ -165,14 +165,14 @@ def test_no_sentence_holds_a_number_that_is_not_one():
         Run(r.pair, r.factors, {**r.measures, "sharpness": math.nan if k % 3 else r.measures["sharpness"]}, r.outcomes)
         for k, r in enumerate(runs_of())
     ]
-    said = said_of_relation(association(broken))
+    said = describe_relation(association(broken))
     assert "nan" not in said
     assert "16 runs of 6 task pairs" in said
 
 
 @pytest.mark.parametrize(("rise", "shown"), [(4.05e-17, False), (1e-5, True)])
 def test_rounding_is_told_as_nothing_and_small_numbers_as_they_are(rise, shown):
-    said = said_of_change(
+    said = describe_change(
         MeanOverPairs(
             value=rise,
             interval=Interval(-rise, 2 * rise, method="t"),
@@ -192,6 +192,6 @@ def test_rounding_is_told_as_nothing_and_small_numbers_as_they_are(rise, shown):
 
 def test_runs_that_differ_by_rounding_only_say_so():
     values = np.array([1, -1, 2, -1, 1, -2, 1, -1, 1, 2, -1, 1]) * 4.05e-17
-    said = said_of_change(mean_over_pairs(values, np.repeat(np.arange(6), 2), seed=0), name="sharpness")
+    said = describe_change(mean_over_pairs(values, np.repeat(np.arange(6), 2), seed=0), name="sharpness")
     assert "the runs differ by no more than rounding" in said
     assert "e-" not in said
