@@ -32,7 +32,7 @@ def spoil(model: LanguageModel, change: Callable[[Logits, dict[str, Any]], Logit
 
 def padding(model: LanguageModel) -> LanguageModel:
     """`model` as one whose attention cannot be packed: its batches are padded."""
-    model.__dict__["packs"] = False
+    model.supports_packing = False
     return model
 
 
@@ -58,7 +58,7 @@ def test_checked_items_are_of_mixed_length_alone_and_together(packed: bool, llam
     model = load(llama_folder)
     if not packed:
         padding(model)
-    assert model.packs == packed
+    assert model.supports_packing == packed
     encoded = make_encoded(model, 60)
     shapes: list[tuple[int, ...]] = []
     masks: list[torch.Tensor | None] = []
@@ -143,14 +143,14 @@ def test_padding_is_checked_also_where_scoring_packs(llama_folder: Path) -> None
         return whole(attention_mask=None if attention_mask is None else torch.ones_like(attention_mask), **kwargs)
 
     base.forward = without_mask
-    assert model.packs
+    assert model.supports_packing
     assert_refused(model, "must not depend on its batch")
 
 
 def test_packing_that_is_wrong_on_real_items_is_refused(llama_folder: Path) -> None:
     """Items alone are computed the plain way, so that a fault of every pack, a single item's too, shows."""
     model = load(llama_folder)
-    assert model.packs  # on its own short probe
+    assert model.supports_packing  # on its own short probe
 
     def shift(logits: Logits, kwargs: dict[str, Any]) -> Logits:
         return logits + 0.01 * torch.arange(logits.shape[-1]) * (kwargs["attention_mask"] is None)
@@ -163,7 +163,7 @@ def test_packing_that_is_wrong_on_real_items_is_refused(llama_folder: Path) -> N
 def test_a_difference_within_the_tolerance_passes(packed: bool, llama_folder: Path) -> None:
     for size, refused in ((2e-4, False), (5e-3, True)):
         model = load(llama_folder)
-        assert packed == (model if packed else padding(model)).packs
+        assert packed == (model if packed else padding(model)).supports_packing
 
         def shift(logits: Logits, kwargs: dict[str, Any], size: float = size) -> Logits:
             together = logits.shape[1] > 1 if packed else len(logits) > 1
@@ -283,7 +283,7 @@ def test_what_can_be_packed_is_packed_and_what_cannot_is_padded(llama_folder: Pa
     losses = {}
     for packed in (True, False):
         model = load(llama_folder) if packed else padding(load(llama_folder))
-        assert model.packs == packed
+        assert model.supports_packing == packed
         seen: list[int] = []
 
         def note(logits: Logits, kwargs: dict[str, Any], seen: list[int] = seen) -> Logits:

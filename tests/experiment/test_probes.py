@@ -60,7 +60,7 @@ def test_the_logits_of_a_rotation_are_those_of_the_prompt_it_stands_for(model: L
 def test_rotations_of_one_item_share_its_question(model: LanguageModel) -> None:
     items = make_items(3)
     kin = [
-        EncodedItem(entry.item, entry.input_ids, entry.letter_ids, kin=entry.item.id)
+        EncodedItem(entry.item, entry.input_ids, entry.letter_ids, prefix_group=entry.item.id)
         for item in items
         for entry in encode(model.tokenizer, [turn(item, r) for r in (1, 2, 3)], {}, 400)
     ]

@@ -98,7 +98,7 @@ def test_several_points_per_forward_need_a_model_that_packs(
     asked = points(model)
     with LandscapeObjective(model, groups, 4).evaluating() as values_at:
         expected = np.stack(list(values_at(asked)))
-    monkeypatch.setattr(model, "packs", False)
+    monkeypatch.setattr(model, "supports_packing", False)
     with LandscapeObjective(model, groups, 4, 3).evaluating() as values_at:
         found = np.stack(list(values_at(asked)))
     finite = np.isfinite(expected)

@@ -27,9 +27,9 @@ from llm_forgetting.config.sections import LoraConfig, ModelConfig
 from llm_forgetting.models.language import packing
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
-from llm_forgetting.models.language.packing import CannotPackError, Pack, common_beginning, packs, segments
+from llm_forgetting.models.language.packing import CannotPackError, Pack, common_prefix, packs, segments
 from llm_forgetting.models.language.scoring import score
-from llm_forgetting.models.language.scoring_batches import TOKENS_PER_BATCH, Pieces, shares
+from llm_forgetting.models.language.scoring_batches import TOKENS_PER_BATCH, OutOfMemoryRetry, prefix_batches
 from llm_forgetting.tasks.task import Item
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,13 +43,13 @@ def make(
 ) -> list[EncodedItem]:
     """Items of one subject that share exactly `shared` tokens; tails of the given lengths."""
     rng = np.random.default_rng([seed, *subject.encode()])
-    beginning = rng.integers(3, VOCABULARY, size=shared).tolist()
+    prefix = rng.integers(3, VOCABULARY, size=shared).tolist()
     items = []
     for n, length in enumerate(tails):
         own = [3 + n, *rng.integers(3, VOCABULARY, size=length - 1).tolist()]
         k = options[n % len(options)]
         item = Item(f"{subject}/test/{n}", subject, "?", tuple("pqrst"[:k]), n % k)
-        items.append(EncodedItem(item, tuple(beginning + own), LETTERS[:k]))
+        items.append(EncodedItem(item, tuple(prefix + own), LETTERS[:k]))
     return items
 
 
@@ -59,7 +59,7 @@ def prefixes_of_one_another() -> list[EncodedItem]:
 
 
 CASES: dict[str, list[EncodedItem]] = {
-    "shared beginning": make("trees", 9, [4, 11, 2, 7, 7]),
+    "shared prefix": make("trees", 9, [4, 11, 2, 7, 7]),
     "nothing shared": make("trees", 0, [4, 11, 2, 7]),
     "subjects mixed": [
         item
@@ -113,7 +113,7 @@ def model(request: pytest.FixtureRequest, models: dict[str, LanguageModel]) -> L
 @every_case
 @pytest.mark.parametrize("batch_size", [2, 16])
 def test_packed_items_are_scored_as_one_by_one(model: LanguageModel, case: str, batch_size: int) -> None:
-    assert model.packs
+    assert model.supports_packing
     assert_scored_as_one_by_one(model, CASES[case], batch_size)
 
 
@@ -168,7 +168,7 @@ def test_packs_hold_every_item_once_and_whole(case: str, batch_size: int) -> Non
     ],
 )
 def test_common_beginnings_leave_every_sequence_a_token(sequences: list[tuple[int, ...]], length: int) -> None:
-    assert common_beginning(sequences) == length
+    assert common_prefix(sequences) == length
 
 
 def test_packs_are_made_subject_by_subject_and_longest_first() -> None:
@@ -186,7 +186,7 @@ def test_packs_depend_on_the_items_alone() -> None:
 
 
 TOKENS = {
-    "shared beginning": 9 + 4 + 11 + 2 + 7 + 7,
+    "shared prefix": 9 + 4 + 11 + 2 + 7 + 7,
     "nothing shared": 4 + 11 + 2 + 7,
     "subjects mixed": (6 + 3 + 8 + 5) + (2 + 1 + 4 + 9) + (2 + 6 + 3),
     "one item": 11,
@@ -239,29 +239,34 @@ def test_kept_beginnings_change_no_score_without_the_kernel(
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 64, None])
 def test_every_item_is_in_one_batch_of_its_own_beginning(batch_size: int | None) -> None:
-    found = shares(LONG, batch_size)
+    found = prefix_batches(LONG, batch_size)
     assert sorted(n for share in found for batch in share.batches for n in batch) == list(range(len(LONG)))
     for share in found:
         for batch in share.batches:
             assert batch_size is None or len(batch) <= batch_size
             for n in batch:
-                assert LONG[n].input_ids[: len(share.beginning)] == share.beginning
-                assert len(LONG[n].input_ids) > len(share.beginning)
+                assert LONG[n].input_ids[: len(share.prefix)] == share.prefix
+                assert len(LONG[n].input_ids) > len(share.prefix)
 
 
 def test_items_that_lost_a_shot_do_not_spoil_the_beginning_of_the_others() -> None:
     short = [dataclasses.replace(item, shots_dropped=1) for item in make("trees", 80, [4, 5], seed=9)]
-    assert sorted(len(share.beginning) for share in shares([*make("trees", 100, [5, 6, 7]), *short], 1)) == [80, 100]
+    assert sorted(len(share.prefix) for share in prefix_batches([*make("trees", 100, [5, 6, 7]), *short], 1)) == [
+        80,
+        100,
+    ]
 
 
 def test_batches_without_a_size_hold_some_thousand_tokens() -> None:
     tails = [500, 495, 490, 485, 480, 475]
-    ((one,), (two, three)) = (share.batches for share in shares(of_subjects(("a", 70, [9, 9]), ("b", 0, tails)), None))
+    ((one,), (two, three)) = (
+        share.batches for share in prefix_batches(of_subjects(("a", 70, [9, 9]), ("b", 0, tails)), None)
+    )
     assert (len(one), len(two), len(three)) == (2, 4, 2)
 
 
 def test_an_item_that_is_longer_than_a_batch_is_scored_alone() -> None:
-    assert shares(make("trees", 0, [TOKENS_PER_BATCH + 1, 3]), None)[0].batches == ((0,), (1,))
+    assert prefix_batches(make("trees", 0, [TOKENS_PER_BATCH + 1, 3]), None)[0].batches == ((0,), (1,))
 
 
 class Small:
@@ -280,7 +285,7 @@ class Small:
 
 
 def test_where_memory_runs_out_batches_are_halved_and_stay_small() -> None:
-    memory, pieces = Small(3, torch.OutOfMemoryError("CUDA out of memory.")), Pieces()
+    memory, pieces = Small(3, torch.OutOfMemoryError("CUDA out of memory.")), OutOfMemoryRetry()
     for batch in (tuple(range(10)), tuple(range(10, 20))):
         pieces.run(batch, memory)
     assert memory.done == list(range(20))
@@ -289,13 +294,15 @@ def test_where_memory_runs_out_batches_are_halved_and_stay_small() -> None:
 
 def test_what_is_too_much_for_one_item_is_raised() -> None:
     with pytest.raises(RuntimeError, match="allocate memory"):
-        Pieces().run((0, 1), Small(0, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")))
+        OutOfMemoryRetry().run(
+            (0, 1), Small(0, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+        )
 
 
 def test_other_errors_are_not_mistaken_for_want_of_memory() -> None:
     memory = Small(1, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
-        Pieces().run((0, 1), memory)
+        OutOfMemoryRetry().run((0, 1), memory)
     assert memory.asked == [2]
 
 
@@ -332,7 +339,7 @@ def gradients(model: LanguageModel, items: Sequence[EncodedItem], packed: bool) 
     return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
 
 
-@pytest.mark.parametrize("case", ["shared beginning", "subjects mixed", "prefixes of one another", "options"])
+@pytest.mark.parametrize("case", ["shared prefix", "subjects mixed", "prefixes of one another", "options"])
 def test_gradients_are_those_of_the_items_one_by_one(model: LanguageModel, case: str) -> None:
     found, expected = (gradients(model, CASES[case], packed) for packed in (True, False))
     assert found.keys() == expected.keys()
@@ -411,7 +418,7 @@ def test_other_architectures_pack(tmp_path: Path, kind: str) -> None:
         "Mistral": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=100)),
     }
     model = other(tmp_path, made[kind]())
-    assert model.packs
+    assert model.supports_packing
     assert_scored_as_one_by_one(model, CASES["subjects mixed"], 4)
 
 
@@ -428,7 +435,7 @@ def gemma(folder: Path) -> LanguageModel:
 def test_attention_that_segments_do_not_know_is_padded(tmp_path: Path, kind: str) -> None:
     model = gemma(tmp_path) if kind == "softcap" else mistral(tmp_path, 4)
     before = attention(model)
-    assert not model.packs
+    assert not model.supports_packing
     assert attention(model) == before
     assert_scored_as_one_by_one(model, CASES["subjects mixed"], 4)
     assert_scored_as_one_by_one(model, CASES["worked examples"], 4)
@@ -462,7 +469,7 @@ def test_items_longer_than_a_window_that_packs_short_ones_are_padded(tmp_path: P
 def test_a_model_without_exchangeable_attention_is_padded(models: dict[str, LanguageModel], llama_folder: Path) -> None:
     model = load(llama_folder)
     model.peft_model.get_base_model()._supports_attention_backend = False
-    assert not model.packs
+    assert not model.supports_packing
     assert_scored_as_one_by_one(model, CASES["subjects mixed"], 4)
 
 
@@ -475,13 +482,13 @@ def test_a_model_whose_packed_logits_are_wrong_is_padded(llama_folder: Path, mon
 
     model = load(llama_folder)
     monkeypatch.setattr(packing, "segment_attention", everything)
-    assert not model.packs
+    assert not model.supports_packing
 
 
 def test_encoded_prompts_share_their_description(models: dict[str, LanguageModel]) -> None:
     items = make_encoded(models["llama"], 6, options=[4, 5])
     (pack,) = packs(items, 6)
-    shared = common_beginning([item.input_ids for item in items])
+    shared = common_prefix([item.input_ids for item in items])
     assert shared > 20
     assert pack.input_ids.shape[1] == sum(len(item.input_ids) for item in items) - 5 * shared
     assert_scored_as_one_by_one(models["llama"], items, 6)

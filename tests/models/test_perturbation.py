@@ -201,7 +201,7 @@ class Broken(dict[str, Factors]):
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["after the last move", "between moves", "in the middle of a move"])
 def test_every_bit_is_restored(model: LanguageModel, way: str, kind: type[BaseException], where: str) -> None:
-    assert model.packs
+    assert model.supports_packing
     before = everything(model)
 
     def walk() -> None:
@@ -246,7 +246,7 @@ def test_ctrl_c_while_weights_are_restored_leaves_none_unrestored(
 @both_ways
 def test_a_model_in_training_is_left_in_training(llama_folder: Path, way: str) -> None:
     model = load(llama_folder)
-    assert model.packs
+    assert model.supports_packing
     model.peft_model.train()
     before = everything(model)
     with WAYS[way](model) as move:
@@ -281,7 +281,7 @@ def test_a_frozen_adapter_stays_frozen(llama_folder: Path, way: str) -> None:
 
 
 def test_beside_never_writes_a_weight(model: LanguageModel) -> None:
-    assert model.packs
+    assert model.supports_packing
     weights = dict(model.peft_model.named_parameters())
     versions = {name: weight._version for name, weight in weights.items()}
     with model.unmerged() as move:

@@ -92,7 +92,7 @@ def test_training_loss_is_the_loss_that_is_evaluated(llama_folder: Path, train: 
 def test_losses_of_a_batch_are_the_items_own_in_their_order(any_folder: Path, packed: bool) -> None:
     model = load(any_folder)
     items = make_encoded(model, 6)
-    assert model.packs
+    assert model.supports_packing
     found = answer_losses(model, items, packed=packed)
     torch.testing.assert_close(found, plain_losses(model, items), atol=1e-5, rtol=1e-5)
     found[2].backward()
@@ -312,7 +312,7 @@ def test_gradient_checkpointing_only_saves_memory(any_folder: Path, train: Train
     models, calls = [], []
     for checkpointing in (False, True):
         model = load(any_folder)
-        assert model.packs  # tried out here, not while forwards are counted
+        assert model.supports_packing  # tried out here, not while forwards are counted
         forwards: list[int] = []
         norms = (".layers.0.input_layernorm", ".h.0.ln_1")
         norm = next(module for name, module in model.peft_model.named_modules() if name.endswith(norms))

@@ -204,8 +204,8 @@ def tasks(arguments: list[str]) -> int:
     counts = source.subjects()
     subjects = tuple((name, str(count)) for name, count in sorted(counts.items()))
     terminal.show_table(Table(f"{len(counts)} subjects", ("subject", "items"), subjects, source.description))
-    found = groups(counts)
-    rows = tuple((name, str(sum(counts[s] for s in members)), ", ".join(members)) for name, members in found.items())
+    grouped = groups(counts)
+    rows = tuple((name, str(sum(counts[s] for s in members)), ", ".join(members)) for name, members in grouped.items())
     if rows:
         terminal.show_table(Table(f"{len(rows)} groups", ("group", "items", "subjects"), rows))
     return 0

@@ -138,7 +138,7 @@ class Session:
         encoded = [encode(self.model.tokenizer, items, shots, self.config.data.max_tokens) for items in rotations]
         if shots:
             return encoded
-        return [[dataclasses.replace(item, kin=item.item.id) for item in items] for items in encoded]
+        return [[dataclasses.replace(item, prefix_group=item.item.id) for item in items] for items in encoded]
 
     @cached_property
     def passages(self) -> list[Passage]:

@@ -68,7 +68,7 @@ def checkpoint_plane(
         batches: See `scan_plane`; by task, they give the bowls of all tasks on one plane.
         checkpoints: Three, in a list or by name: state dicts of a plain module; of a PEFT model folders of saved adapters, PEFT
             state dicts, or None for the bare backbone.
-        margin: Share of the triangle's heights around it.
+        margin: PrefixBatches of the triangle's heights around it.
         method: `spectral` fits a polynomial surface to few evaluations and measures its error; `grid` evaluates every cell.
         resolution: Cells along the longer axis; None is 41 for spectral, 11 for grid.
         tolerance: See `scan_plane`.

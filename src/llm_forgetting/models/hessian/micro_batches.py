@@ -17,7 +17,7 @@ class MicroBatches:
         self._items = items
         self._model = model
         self.count = len(items)
-        self.packs = [pack.to(model.device) for pack in packs(items, size)] if model.packs else []
+        self.packs = [pack.to(model.device) for pack in packs(items, size)] if model.supports_packing else []
         lengths = [len(item.input_ids) for item in items]
         self._groups = [pack.items for pack in self.packs] or length_buckets(lengths, size)
 

@@ -79,11 +79,11 @@ def differentiates(model: LanguageModel) -> bool:
     """Whether the tangent pass is right for this model: tried out against the graph on three short rows of tokens, once."""
     if model not in _PROBED:
         _PROBED[model] = _probe(model)
-    return _PROBED[model] and model.packs
+    return _PROBED[model] and model.supports_packing
 
 
 def _probe(model: LanguageModel) -> bool:
-    if not model.packs:
+    if not model.supports_packing:
         return False
     items, factors = model.probes(), model.adapter_factors()
     step = FactorStep(

@@ -13,12 +13,12 @@ from llm_forgetting.models.language.packing import CannotPackError, packs
 def answer_losses(model: LanguageModel, items: Sequence[EncodedItem], *, packed: bool = True) -> torch.Tensor:
     """(n,) nats, in one forward pass of all items, packed (see `packing`) where the model and `packed` allow it."""
     answers = torch.tensor([item.letter_ids[item.item.answer] for item in items], device=model.device)
-    if packed and model.packs:
+    if packed and model.supports_packing:
         (pack,) = packs(items, len(items))
         try:
             logits = model.packed_logits([pack])[0][0]
         except CannotPackError as error:
-            model.cannot_pack(error)
+            model.disable_packing(error)
         else:
             losses = F.cross_entropy(logits, answers[list(pack.items)], reduction="none")
             return losses[torch.argsort(torch.tensor(pack.items, device=losses.device))]

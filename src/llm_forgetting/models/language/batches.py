@@ -23,7 +23,7 @@ ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.1, torch.
 class EncodedItem:
     """Token ids of a prompt that ends in `Answer:`, and the one token of every option letter after it.
 
-    Items of one `family` (their subject, unless said) are packed together, for the beginning that they share.
+    Items of one `prefix_key` (their subject, unless said) are packed together, for the prefix that they share.
     """
 
     item: Item
@@ -31,12 +31,12 @@ class EncodedItem:
     letter_ids: tuple[int, ...]
     shots_dropped: int = 0
     truncated: bool = False
-    kin: str | None = None
+    prefix_group: str | None = None
 
     @property
-    def family(self) -> str:
-        """Whose beginning the item shares."""
-        return self.item.subject if self.kin is None else self.kin
+    def prefix_key(self) -> str:
+        """Whose prefix the item shares."""
+        return self.item.subject if self.prefix_group is None else self.prefix_group
 
 
 @dataclass(frozen=True)

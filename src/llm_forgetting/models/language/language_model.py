@@ -3,9 +3,7 @@
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +22,10 @@ from llm_forgetting.models.adapter.adapted_model import (
 from llm_forgetting.models.language.backbones import built_in_name, load_backbone
 from llm_forgetting.models.language.batches import ROUNDING, Batch, EncodedItem, answer_position_logits, collate
 from llm_forgetting.models.language.packing import (
-    Beginning,
     CannotPackError,
     Pack,
-    computed_beginning,
+    PrefixCache,
+    compute_prefix,
     pack_of,
     packed_answer_logits,
     packs,
@@ -44,7 +42,12 @@ log = logging.getLogger(__name__)
 
 
 class LanguageModel(AdaptedModel):
-    """Backbone, tokenizer and one LoRA adapter called `default`."""
+    """Backbone, tokenizer and one LoRA adapter called `default`.
+
+    `supports_packing`: items may be computed side by side in one row of tokens; probed when the model is made.
+    """
+
+    supports_packing: bool
 
     def __init__(self, peft_model: Any, tokenizer: "PreTrainedTokenizerBase", source: str) -> None:
         super().__init__(peft_model)
@@ -59,6 +62,7 @@ class LanguageModel(AdaptedModel):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.probe_packing()
 
     @classmethod
     def load(
@@ -126,15 +130,23 @@ class LanguageModel(AdaptedModel):
         return answer_position_logits(self.peft_model, batch.to(self.device), self._accepted)
 
     def probes(self) -> list[EncodedItem]:
-        """Three short rows of random tokens with a common beginning, on which it is tried out what a model can do."""
+        """Three short rows of random tokens with a common prefix, on which it is tried out what a model can do."""
         vocabulary = int(self.peft_model.get_base_model().config.vocab_size)
         drawn = torch.randint(vocabulary, (24,), generator=torch.Generator().manual_seed(0)).tolist()
         item = Item("probe/test/0", "probe", "", ("", ""), 0)
         return [EncodedItem(item, (*drawn[:6], *drawn[a:b]), (0, 1)) for a, b in ((6, 7), (7, 15), (15, 20))]
 
-    @cached_property
-    def packs(self) -> bool:
-        """Whether the model computes packed items (see `packing`): tried out on three short rows of tokens."""
+    def probe_packing(self) -> bool:
+        """Set `supports_packing`: whether three short rows of tokens have the same logits packed (see `packing`) and alone."""
+        self.supports_packing = self._packs_as_alone()
+        return self.supports_packing
+
+    def disable_packing(self, reason: CannotPackError) -> None:
+        """Pad items from here on: one did not fit where the short rows of the probe had."""
+        log.info("items are padded from here on: %s", reason)
+        self.supports_packing = False
+
+    def _packs_as_alone(self) -> bool:
         probes = self.probes()
         if not {"position_ids", "logits_to_keep"} <= self._accepted:
             return False
@@ -142,8 +154,8 @@ class LanguageModel(AdaptedModel):
             with torch.inference_mode():
                 (pack,) = packs(probes, len(probes))
                 together = self.packed_logits([pack])[0][0]
-                beginning = self.beginning(probes[0].input_ids[:6])
-                after = self.packed_logits([pack_of(probes, pack.items, beginning)], 1, beginning)[0][0]
+                prefix = self.prefix_cache(probes[0].input_ids[:6])
+                after = self.packed_logits([pack_of(probes, pack.items, prefix)], 1, prefix)[0][0]
                 alone = torch.cat([self.answer_logits(collate([probes[n]], self.pad_id)) for n in pack.items])
         except (CannotPackError, TypeError, KeyError) as error:
             log.info("items are padded, not packed: %s", error)
@@ -154,36 +166,17 @@ class LanguageModel(AdaptedModel):
             return False
         return True
 
-    def cannot_pack(self, error: CannotPackError) -> None:
-        """Items are padded from here on: one did not fit where the short rows that were tried out had."""
-        log.info("items are padded from here on: %s", error)
-        self.packs = False
-
     def packed_logits(
-        self, packed: Sequence[Pack], rows: int = 1, beginning: Beginning | None = None
+        self, packed: Sequence[Pack], rows: int = 1, prefix: PrefixCache | None = None
     ) -> list[torch.Tensor]:
         """Per pack the (rows, n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""
         with segments(self.peft_model.get_base_model()):
-            return [packed_answer_logits(self.peft_model, pack.to(self.device), rows, beginning) for pack in packed]
+            return [packed_answer_logits(self.peft_model, pack.to(self.device), rows, prefix) for pack in packed]
 
-    def beginning(self, tokens: tuple[int, ...]) -> Beginning:
-        """What every layer makes of `tokens` at the live checkpoint, for packs that go on from them; where `packs` holds."""
+    def prefix_cache(self, tokens: tuple[int, ...]) -> PrefixCache:
+        """What every layer makes of `tokens` at the live checkpoint, for packs that go on from them; where packing is supported."""
         with segments(self.peft_model.get_base_model()):
-            return computed_beginning(self.peft_model, tokens, self.device)
-
-    @contextmanager
-    def perturbed(self) -> Iterator[Callable[[WeightUpdate], None]]:
-        """See `AdaptedModel.perturbed`; packing is tried out before anything is moved."""
-        _ = self.packs
-        with super().perturbed() as move:
-            yield move
-
-    @contextmanager
-    def unmerged(self) -> Iterator[Callable[[Sequence[WeightUpdate]], None]]:
-        """See `AdaptedModel.unmerged`."""
-        _ = self.packs
-        with super().unmerged() as move:
-            yield move
+            return compute_prefix(self.peft_model, tokens, self.device)
 
     def save(self, folder: Path) -> None:
         """Adapter (safetensors, loadable by `PeftModel.from_pretrained`) and tokenizer into an existing folder."""

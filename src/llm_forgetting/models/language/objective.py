@@ -42,20 +42,20 @@ class LandscapeObjective:
     @contextmanager
     def evaluating(self) -> Iterator[Evaluator]:
         """A function from points to their values, in order; the model is moved meanwhile, and as before afterwards."""
-        together = self._rows > 1 and self._model.packs
+        together = self._rows > 1 and self._model.supports_packing
         with self._model.unmerged() if together else self._alone() as move:
 
             def values_at(points: Iterable[WeightUpdate]) -> Iterator[Floats]:
                 waiting = iter(points)
                 while chunk := list(islice(waiting, self._rows if together else 1)):
                     move(chunk)
-                    found = (
+                    scores = (
                         self._side_by_side(len(chunk))
                         if together
                         else [score(self._model, self._items, self._batch_size)]
                     )
-                    for entry in found:
-                        yield np.concatenate([entry.letter_logits.reshape(-1), entry.rest])
+                    for scored in scores:
+                        yield np.concatenate([scored.letter_logits.reshape(-1), scored.rest])
 
             yield values_at
 

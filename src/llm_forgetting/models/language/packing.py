@@ -1,9 +1,9 @@
-"""Items one after another in one row of tokens: nothing is computed for padding, and a shared beginning is computed once.
+"""Items one after another in one row of tokens: nothing is computed for padding, and a shared prefix is computed once.
 
-A pack is a row of segments. The beginning that several items of one subject share (description, worked examples) is a
+A pack is a row of segments. The prefix that several items of one subject share (description, worked examples) is a
 segment of its own, the rest of each item another; an item's tokens attend to the shared segment and, causally, to their own.
 All linear layers see one dense row; only attention knows the segments, through an attention function that transformers
-lets every model exchange. A beginning that many packs share is computed once before them, and its keys and values are kept.
+lets every model exchange. A prefix that many packs share is computed once before them, and its keys and values are kept.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ class CannotPackError(Exception):
 class Layout:
     """Who attends to whom in a row of T tokens.
 
-    `prefixes`: slices of shared beginnings. `queries` (n, L) and `keys` (n, P + L): places of each item's own tokens, and of
-    its shared beginning followed by them, filled up with 0. `mask` (n, 1, L, P + L): what a query may see. `own` (n, L):
+    `prefixes`: slices of shared prefixes. `queries` (n, L) and `keys` (n, P + L): places of each item's own tokens, and of
+    its shared prefix followed by them, filled up with 0. `mask` (n, 1, L, P + L): what a query may see. `own` (n, L):
     which queries are real. Keys are counted from the first of `kept` tokens that were computed before the row.
     """
 
@@ -41,7 +41,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class PrefixCache:
     """Tokens that items begin with, and what each attention layer made of them: keys and values (1, groups, P, d)."""
 
     tokens: tuple[int, ...]
@@ -74,35 +74,35 @@ class Pack:
 
 def packs(encoded: Sequence[EncodedItem], batch_size: int) -> list[Pack]:
     """Packs of up to `batch_size` items, subject by subject and longest first; they depend on the items alone."""
-    order = sorted(range(len(encoded)), key=lambda n: (encoded[n].family, -len(encoded[n].input_ids), n))
+    order = sorted(range(len(encoded)), key=lambda n: (encoded[n].prefix_key, -len(encoded[n].input_ids), n))
     return [pack_of(encoded, tuple(order[start : start + batch_size])) for start in range(0, len(order), batch_size)]
 
 
-def pack_of(encoded: Sequence[EncodedItem], chosen: tuple[int, ...], beginning: Beginning | None = None) -> Pack:
-    """The chosen items in one row; those that go on from `beginning`, which all of them have, without it."""
-    if beginning is not None:
-        return _pack_after(encoded, chosen, len(beginning.tokens))
-    families: dict[str, list[int]] = {}
+def pack_of(encoded: Sequence[EncodedItem], chosen: tuple[int, ...], prefix: PrefixCache | None = None) -> Pack:
+    """The chosen items in one row; those that go on from `prefix`, which all of them have, without it."""
+    if prefix is not None:
+        return _pack_after(encoded, chosen, len(prefix.tokens))
+    groups: dict[str, list[int]] = {}
     for row, n in enumerate(chosen):
-        families.setdefault(encoded[n].family, []).append(row)
+        groups.setdefault(encoded[n].prefix_key, []).append(row)
     ids: list[int] = []
     positions: list[int] = []
-    prefixes: list[slice] = []
+    prefix_spans: list[slice] = []
     starts, shared = [0] * len(chosen), [slice(0, 0)] * len(chosen)
-    for rows in families.values():
+    for rows in groups.values():
         sequences = [encoded[chosen[row]].input_ids for row in rows]
-        length = common_beginning(sequences)
-        prefix = slice(len(ids), len(ids) + length)
+        length = common_prefix(sequences)
+        span = slice(len(ids), len(ids) + length)
         if length:
-            prefixes.append(prefix)
+            prefix_spans.append(span)
             ids += sequences[0][:length]
             positions += range(length)
         for row, sequence in zip(rows, sequences, strict=True):
-            starts[row], shared[row] = len(ids), prefix
+            starts[row], shared[row] = len(ids), span
             ids += sequence[length:]
             positions += range(length, len(sequence))
     sizes = [len(encoded[n].input_ids) - (prefix.stop - prefix.start) for n, prefix in zip(chosen, shared, strict=True)]
-    return _filled(encoded, chosen, ids, positions, _layout(tuple(prefixes), starts, sizes, shared))
+    return _filled(encoded, chosen, ids, positions, _layout(tuple(prefix_spans), starts, sizes, shared))
 
 
 def _pack_after(encoded: Sequence[EncodedItem], chosen: tuple[int, ...], kept: int) -> Pack:
@@ -138,7 +138,7 @@ def _filled(
     )
 
 
-def common_beginning(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     """Tokens that all sequences begin with, at least one of each left over; 0 for a single sequence."""
     if len(sequences) < 2:
         return 0
@@ -160,7 +160,7 @@ def _layout(prefixes: tuple[slice, ...], starts: list[int], sizes: list[int], sh
 
 
 _layout_in_use: ContextVar[Layout] = ContextVar("layout")
-_beginning_in_use: ContextVar[Beginning | None] = ContextVar("beginning", default=None)
+_prefix_in_use: ContextVar[PrefixCache | None] = ContextVar("prefix", default=None)
 # PyTorch's own kernel on a CPU, which also returns the log-sum-exp; None in versions that do not have it by this name.
 _ATTEND = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 # Arguments with which an attention layer asks for more than softmax(scale q k^T) v over a causal past.
@@ -224,13 +224,13 @@ def _attention_after_beginning(  # noqa: PLR0917 -- as above
     layout: Layout,
     scaling: float | None,
 ) -> torch.Tensor:
-    """`segment_attention` where all items go on from one kept beginning, in two parts that cost no copy of it per item.
+    """`segment_attention` where all items go on from one kept prefix, in two parts that cost no copy of it per item.
 
-    All T queries attend to the beginning at once, each item's to its own tokens; the two softmaxes are joined by their
-    log-sum-exps: out = w own + (1 - w) beginning, w = sigmoid(lse_own - lse_beginning).
+    All T queries attend to the prefix at once, each item's to its own tokens; the two softmaxes are joined by their
+    log-sum-exps: out = w own + (1 - w) prefix, w = sigmoid(lse_own - lse_prefix).
     """
-    beginning = _beginning_in_use.get()
-    assert beginning is not None
+    prefix = _prefix_in_use.get()
+    assert prefix is not None
     repeats = query.shape[1] // key.shape[1]
     attend: Any = _ATTEND
     b, heads, _, d = query.shape
@@ -240,7 +240,7 @@ def _attention_after_beginning(  # noqa: PLR0917 -- as above
         every = tensor[:, :, layout.queries].transpose(1, 2).reshape(b * n, tensor.shape[1], longest, d)
         return every.repeat_interleave(heads // tensor.shape[1], dim=1)
 
-    before = [part.repeat_interleave(repeats, dim=1) for part in beginning.keys_and_values[module]]
+    before = [part.repeat_interleave(repeats, dim=1) for part in prefix.keys_and_values[module]]
     out, lse = attend(query, before[0].expand(b, -1, -1, -1), before[1].expand(b, -1, -1, -1), scale=scaling)
     own_out, own_lse = attend(
         own(query), own(key), own(value), 0.0, True, scale=scaling
@@ -258,14 +258,14 @@ def _attention_after_beginning(  # noqa: PLR0917 -- as above
 def _with_beginning(
     module: Any, key: torch.Tensor, value: torch.Tensor, kept: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values after those of the beginning in use; where it is what is being computed, they are kept."""
-    beginning = _beginning_in_use.get()
-    if beginning is None:
+    """Keys and values after those of the prefix in use; where it is what is being computed, they are kept."""
+    prefix = _prefix_in_use.get()
+    if prefix is None:
         return key, value
     if not kept:
-        beginning.keys_and_values[module] = key, value
+        prefix.keys_and_values[module] = key, value
         return key, value
-    before = beginning.keys_and_values[module]
+    before = prefix.keys_and_values[module]
     return torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
 
 
@@ -290,24 +290,24 @@ def segments(backbone: Any, attention: Callable[..., Any] | None = None) -> Iter
         backbone.set_attn_implementation(before)
 
 
-def computed_beginning(model: Any, tokens: tuple[int, ...], device: torch.device) -> Beginning:
-    """The beginning `tokens`, with keys and values of every layer, inside `segments`; for one row of tokens."""
+def compute_prefix(model: Any, tokens: tuple[int, ...], device: torch.device) -> PrefixCache:
+    """The prefix `tokens`, with keys and values of every layer, inside `segments`; for one row of tokens."""
     length, none = len(tokens), torch.zeros(0, 0, dtype=torch.long)
     layout = Layout((slice(0, length),), none, none, none.bool()[:, None, None, :], none.bool())
     last = torch.tensor([length - 1])
     row = Pack(torch.tensor([tokens]), torch.arange(length)[None], last, torch.zeros(0, 0), (), layout).to(device)
-    beginning = Beginning(tokens)
-    packed_answer_logits(model, row, beginning=beginning)
-    return beginning
+    prefix = PrefixCache(tokens)
+    packed_answer_logits(model, row, prefix=prefix)
+    return prefix
 
 
-def packed_answer_logits(model: Any, pack: Pack, rows: int = 1, beginning: Beginning | None = None) -> torch.Tensor:
+def packed_answer_logits(model: Any, pack: Pack, rows: int = 1, prefix: PrefixCache | None = None) -> torch.Tensor:
     """(rows, n, vocabulary) logits, float32 or better, that follow each item's `Answer:`, inside `segments`.
 
-    `rows` > 1 repeats the row of tokens, for models that do something else in each row. `beginning` is what the pack goes on
+    `rows` > 1 repeats the row of tokens, for models that do something else in each row. `prefix` is what the pack goes on
     from, if anything.
     """
-    tokens = (_layout_in_use, _layout_in_use.set(pack.layout)), (_beginning_in_use, _beginning_in_use.set(beginning))
+    tokens = (_layout_in_use, _layout_in_use.set(pack.layout)), (_prefix_in_use, _prefix_in_use.set(prefix))
     try:
         logits = model(
             input_ids=pack.input_ids.expand(rows, -1),

@@ -11,8 +11,8 @@ from llm_forgetting.arrays import Floats
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem, collate, length_buckets, split_logits
 from llm_forgetting.models.language.language_model import LanguageModel
-from llm_forgetting.models.language.packing import Beginning, CannotPackError, pack_of, packs
-from llm_forgetting.models.language.scoring_batches import TOKENS_PER_BATCH, Pieces, shares
+from llm_forgetting.models.language.packing import CannotPackError, PrefixCache, pack_of, packs
+from llm_forgetting.models.language.scoring_batches import TOKENS_PER_BATCH, OutOfMemoryRetry, prefix_batches
 
 
 def score(
@@ -25,55 +25,55 @@ def score(
 ) -> AnswerStatistics:
     """Statistics of all items in the order given; eval mode, no gradients, float32 logits.
 
-    Items are packed (no padding, shared beginnings once) where the model allows it and `packed` does, else padded in length
+    Items are packed (no padding, shared prefixes once) where the model allows it and `packed` does, else padded in length
     buckets. The batches depend only on the items, so they are the same at every call, unless memory runs out: then they are
     halved. `batch_size` None takes as many items as make some thousand tokens. `advance` is told how many items each batch
     held.
     """
     model.peft_model.eval()
     with torch.inference_mode():
-        if packed and model.packs:
+        if packed and model.supports_packing:
             try:
                 return _score_packed(model, encoded, batch_size, advance)
             except (
                 CannotPackError
             ) as error:  # a window that the short rows tried out fitted into, and these items do not
-                model.cannot_pack(error)
+                model.disable_packing(error)
         return _score_padded(model, encoded, batch_size, advance)
 
 
 def _score_packed(
     model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int | None, advance: Callable[[int], None]
 ) -> AnswerStatistics:
-    found, pieces = _Collector(encoded), Pieces()
-    for share in shares(encoded, batch_size):
-        beginning = model.beginning(share.beginning) if share.beginning else None
+    collector, retry = _Collector(encoded), OutOfMemoryRetry()
+    for share in prefix_batches(encoded, batch_size):
+        prefix = model.prefix_cache(share.prefix) if share.prefix else None
 
-        def compute(chosen: tuple[int, ...], beginning: Beginning | None = beginning) -> None:
-            pack = pack_of(encoded, chosen, beginning)
-            found.take(pack.items, model.packed_logits([pack], 1, beginning)[0][0], pack.letter_ids)
+        def compute(chosen: tuple[int, ...], prefix: PrefixCache | None = prefix) -> None:
+            pack = pack_of(encoded, chosen, prefix)
+            collector.take(pack.items, model.packed_logits([pack], 1, prefix)[0][0], pack.letter_ids)
             advance(len(chosen))
 
         for chosen in share.batches:
-            pieces.run(chosen, compute)
-    return found.statistics
+            retry.run(chosen, compute)
+    return collector.statistics
 
 
 def _score_padded(
     model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int | None, advance: Callable[[int], None]
 ) -> AnswerStatistics:
-    found, pieces = _Collector(encoded), Pieces()
+    collector, retry = _Collector(encoded), OutOfMemoryRetry()
 
     def compute(bucket: tuple[int, ...]) -> None:
         batch = collate([encoded[index] for index in bucket], model.pad_id)
-        found.take(bucket, model.answer_logits(batch), batch.letter_ids)
+        collector.take(bucket, model.answer_logits(batch), batch.letter_ids)
         advance(len(bucket))
 
     lengths = [len(item.input_ids) for item in encoded]
     size = batch_size or max(1, TOKENS_PER_BATCH // max(lengths))
     for bucket in length_buckets(lengths, size):
-        pieces.run(tuple(bucket), compute)
-    return found.statistics
+        retry.run(tuple(bucket), compute)
+    return collector.statistics
 
 
 @contextmanager
@@ -98,15 +98,15 @@ def score_points(
     advance: Callable[[int], None] = lambda items: None,
 ) -> list[AnswerStatistics]:
     """`score` in packs, at each of `points` points that the model was moved to side by side (`LanguageModel.beside`)."""
-    found = [_Collector(encoded) for _ in range(points)]
+    collectors = [_Collector(encoded) for _ in range(points)]
     model.peft_model.eval()
     with torch.inference_mode():
         for pack in packs(encoded, batch_size):
             (logits,) = model.packed_logits([pack], points)
-            for collector, rows in zip(found, logits, strict=True):
+            for collector, rows in zip(collectors, logits, strict=True):
                 collector.take(pack.items, rows, pack.letter_ids)
             advance(len(pack.items))
-    return [collector.statistics for collector in found]
+    return [collector.statistics for collector in collectors]
 
 
 def answer_distributions(model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int) -> Floats:

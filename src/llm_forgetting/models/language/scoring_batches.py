@@ -1,4 +1,4 @@
-"""Which items are scored together: a long beginning that a subject's items share is computed once for all of them."""
+"""Batches of items that are scored together: a long prefix that a subject's items share is computed once."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,44 +6,42 @@ from dataclasses import dataclass
 
 from llm_forgetting.errors import is_out_of_memory
 from llm_forgetting.models.language.batches import EncodedItem
-from llm_forgetting.models.language.packing import common_beginning
+from llm_forgetting.models.language.packing import common_prefix
 
 log = logging.getLogger(__name__)
 
 # Tokens of a batch whose size nobody set: enough for full speed on a CPU and a GPU, little beside a backbone's weights.
 TOKENS_PER_BATCH = 2048
-# A shorter beginning is computed again in every pack: as fast, and packs may then hold several subjects.
-SHORTEST_KEPT = 64
+# A shorter prefix is computed again in every pack: as fast, and packs may then hold several subjects.
+SHORTEST_PREFIX = 64
 
 
 @dataclass(frozen=True)
-class Share:
-    """Batches of items (by their places) that go on from the tokens `beginning`, which may be none."""
+class PrefixBatches:
+    """Batches of items (by their places) that go on from the tokens `prefix`, which may be none."""
 
-    beginning: tuple[int, ...]
+    prefix: tuple[int, ...]
     batches: tuple[tuple[int, ...], ...]
 
 
-def shares(encoded: Sequence[EncodedItem], batch_size: int | None) -> list[Share]:
+def prefix_batches(encoded: Sequence[EncodedItem], batch_size: int | None) -> list[PrefixBatches]:
     """Every item in one batch of one share, subject by subject, longest items first; a function of the items alone.
 
-    `batch_size` counts items; None fills batches to `TOKENS_PER_BATCH` tokens, beginnings not counted.
+    `batch_size` counts items; None fills batches to `TOKENS_PER_BATCH` tokens, prefixes not counted.
     """
     groups: dict[tuple[str, int], list[int]] = {}
-    for n in sorted(range(len(encoded)), key=lambda n: (encoded[n].family, -len(encoded[n].input_ids), n)):
-        groups.setdefault((encoded[n].family, encoded[n].shots_dropped), []).append(n)
-    found, rest = [], []
+    for n in sorted(range(len(encoded)), key=lambda n: (encoded[n].prefix_key, -len(encoded[n].input_ids), n)):
+        groups.setdefault((encoded[n].prefix_key, encoded[n].shots_dropped), []).append(n)
+    shared, rest = [], []
     for places in groups.values():
-        length = common_beginning([encoded[n].input_ids for n in places])
-        if length < SHORTEST_KEPT:
+        length = common_prefix([encoded[n].input_ids for n in places])
+        if length < SHORTEST_PREFIX:
             rest += places
             continue
         batches = _batches(encoded, places, length, batch_size)
-        beginning = (
-            encoded[places[0]].input_ids[:length] if len(batches) > 1 else ()
-        )  # one pack computes it once anyway
-        found.append(Share(beginning, batches))
-    return [*found, Share((), _batches(encoded, rest, 0, batch_size))] if rest else found
+        prefix = encoded[places[0]].input_ids[:length] if len(batches) > 1 else ()  # one pack computes it once anyway
+        shared.append(PrefixBatches(prefix, batches))
+    return [*shared, PrefixBatches((), _batches(encoded, rest, 0, batch_size))] if rest else shared
 
 
 def _batches(
@@ -63,7 +61,7 @@ def _batches(
     return tuple(map(tuple, batches))
 
 
-class Pieces:
+class OutOfMemoryRetry:
     """Runs batches whole while memory suffices; from the first that does not fit on, in halves (quarters, ...) of its size."""
 
     def __init__(self) -> None:

@@ -38,10 +38,10 @@ def passages(path: str | None, tokenizer: "PreTrainedTokenizerBase", max_tokens:
             raise UserError(f"evaluation.text={path} must be a text file in UTF-8: {error}") from error
     blocks = [block.strip() for block in text.replace("\r\n", "\n").split("\n\n")]
     encoded = [tuple(tokenizer(block)["input_ids"][:max_tokens]) for block in blocks if block]
-    found = [Passage(f"passage/{n}", ids) for n, ids in enumerate(encoded) if len(ids) > 1]
-    if not found:
+    kept = [Passage(f"passage/{n}", ids) for n, ids in enumerate(encoded) if len(ids) > 1]
+    if not kept:
         raise UserError(f"evaluation.text={path} must hold a passage of at least two tokens, holds none")
-    return found
+    return kept
 
 
 def text_losses(
