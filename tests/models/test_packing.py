@@ -469,7 +469,7 @@ def test_items_longer_than_a_window_that_packs_short_ones_are_padded(tmp_path: P
 def test_a_model_without_exchangeable_attention_is_padded(models: dict[str, LanguageModel], llama_folder: Path) -> None:
     model = load(llama_folder)
     model.peft_model.get_base_model()._supports_attention_backend = False
-    assert not model.supports_packing
+    assert not model.probe_packing()
     assert_scored_as_one_by_one(model, CASES["subjects mixed"], 4)
 
 
@@ -482,7 +482,7 @@ def test_a_model_whose_packed_logits_are_wrong_is_padded(llama_folder: Path, mon
 
     model = load(llama_folder)
     monkeypatch.setattr(packing, "segment_attention", everything)
-    assert not model.supports_packing
+    assert not model.probe_packing()
 
 
 def test_encoded_prompts_share_their_description(models: dict[str, LanguageModel]) -> None:
