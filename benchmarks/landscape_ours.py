@@ -15,7 +15,7 @@ from llm_forgetting.models.language.language_model import LanguageModel
 def ours(model: LanguageModel, items: Sequence[EncodedItem], distance: float, seed: int) -> Scan:
     """Canonical factors, two directions at norm |P|, all evaluations with their check points, the fit; default settings."""
     config = LandscapeConfig(distance=distance, seed=seed)
-    space, objective = space_of(model, config), objective_of(model, [items], config)
+    space, objective = space_of(model, config), objective_of(model, [("case", items)], config)
     d, e = space.directions(seed, 2, space.norm)
     with objective.evaluating() as values_at:
         nodes = CachedEvaluator(values_at)

@@ -1,5 +1,6 @@
 """Paths, barriers, repairs and the plane of three checkpoints: on closed forms, and on a tiny model merged by hand."""
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,16 +15,16 @@ from tiny_models import load, make_encoded, tiny_llama
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.config.sections import LandscapeConfig
-from llm_forgetting.experiment.analysis import paths as between_checkpoints
 from llm_forgetting.experiment.analysis.checkpoint_plane import analyse_checkpoint_plane, plane_evaluations
-from llm_forgetting.experiment.analysis.paths import analyse_between, analyse_path, path_evaluations
+from llm_forgetting.experiment.analysis.paths import analyse_between, analyse_path, path_evaluations, path_objective
+from llm_forgetting.files import encode
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.path import interpolate, selection_mask
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
-from llm_forgetting.progress import Silent
+from llm_forgetting.progress import Advance, Silent
 from llm_forgetting.tasks.task import Item
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,6 +87,8 @@ class Bowls:
     def __init__(self, sizes: Sequence[int] = (5, 4), broken: float | None = None) -> None:
         rng = np.random.default_rng(0)
         self.sizes = sizes
+        self.items = named(sizes)
+        self.names = tuple(name for name, _ in self.items)
         self.heights = [rng.uniform(1, 4, n) for n in sizes]
         self.steepness = [rng.uniform(0.2, 1.5, n) for n in sizes]
         self.broken = broken
@@ -127,6 +130,9 @@ class Bowls:
             start += size
         return found
 
+    def item_ids(self, index: int) -> tuple[str, ...]:
+        return tuple(item.item.id for item in self.items[index][1])
+
     def losses(self, values: Floats) -> Floats:
         return np.stack([entry.surface("loss") for entry in self.statistics(values)], axis=-1)
 
@@ -139,18 +145,26 @@ def named(sizes: Sequence[int] = (5, 4)) -> Items:
 
 
 @pytest.fixture
-def bowls(monkeypatch: pytest.MonkeyPatch) -> Bowls:
-    made = Bowls()
-    monkeypatch.setattr(between_checkpoints, "objective_of", lambda model, groups, config: made)
-    return made
+def bowls() -> Bowls:
+    return Bowls()
 
 
 CONFIG = LandscapeConfig(resolution=11)
-NO_MODEL: Any = None
 
 
-def path(config: LandscapeConfig = CONFIG, **options: Any) -> dict[str, Any]:
-    return analyse_path(NO_MODEL, named(), FIRST, SECOND, config, advance=lambda steps, text: None, **options)
+def written(record: Any) -> dict[str, Any]:
+    """What a reader of the artifact finds."""
+    content: dict[str, Any] = json.loads(encode(record))
+    return content
+
+
+def nothing(steps: int, text: str) -> None:
+    pass
+
+
+def path(objective: Any, second: WeightUpdate = SECOND, advance: Advance = nothing, **options: Any) -> dict[str, Any]:
+    ends = {"first": FIRST, "second": second}
+    return written(analyse_path(objective, ends, CONFIG, advance=advance, **options))
 
 
 def line(t: float) -> Floats:
@@ -159,7 +173,7 @@ def line(t: float) -> Floats:
 
 def test_a_path_is_the_loss_along_the_line(bowls: Bowls) -> None:
     """Logits are quadratic in t, so the fit is exact at every step."""
-    found = path()
+    found = path(bowls)
     expected = np.array([bowls.mean_losses(line(t)) for t in found["steps"]])
     assert found["steps"] == pytest.approx(np.linspace(0, 1, 101).tolist())
     assert found["converged"]
@@ -181,7 +195,7 @@ def test_a_path_is_the_loss_along_the_line(bowls: Bowls) -> None:
 
 
 def test_what_was_evaluated_on_a_path_stands_in_the_order_of_t(bowls: Bowls) -> None:
-    found = path()
+    found = path(bowls)
     assert found["nodes"] == sorted(found["nodes"])
     assert found["nodes"][0] == pytest.approx(-0.1)
     assert found["nodes"][-1] == 1.0
@@ -196,7 +210,7 @@ def test_what_was_evaluated_on_a_path_stands_in_the_order_of_t(bowls: Bowls) -> 
 
 
 def test_the_best_compromise_is_chosen_on_one_half_and_judged_on_the_other(bowls: Bowls) -> None:
-    found = path()["repair"]
+    found = path(bowls)["repair"]
     losses = [bowls.item_losses(line(t)) for t in np.linspace(0, 1, 101)]
     chosen = [np.mean([task[::2].mean() for task in at]) for at in losses]
     best = int(np.argmin(chosen))
@@ -212,21 +226,20 @@ def test_the_best_compromise_is_chosen_on_one_half_and_judged_on_the_other(bowls
     assert len({best, int(np.argmin(everyone)), int(np.argmin(judges))}) > 1
 
 
-def test_a_single_item_chooses_and_nobody_judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(between_checkpoints, "objective_of", lambda model, groups, config: Bowls((1, 4)))
-    found = analyse_path(NO_MODEL, named((1, 4)), FIRST, SECOND, CONFIG, advance=lambda steps, text: None)
+def test_a_single_item_chooses_and_nobody_judges() -> None:
+    found = path(Bowls((1, 4)))
     assert found["repair"]["loss_on_the_others"]["trees"] is None
     assert found["repair"]["selection_items"] == [1, 2]
 
 
 def test_progress_is_told_of_every_evaluation(bowls: Bowls) -> None:
     steps: list[int] = []
-    analyse_path(NO_MODEL, named(), FIRST, SECOND, CONFIG, advance=lambda n, text: steps.append(n))
+    path(bowls, advance=lambda n, text: steps.append(n))
     assert sum(steps) == len(bowls.visited)
 
 
 def test_a_path_to_itself_is_flat(bowls: Bowls) -> None:
-    found = analyse_path(NO_MODEL, named(), FIRST, FIRST, CONFIG, advance=lambda steps, text: None)
+    found = path(bowls, FIRST)
     assert found["converged"]
     assert found["update_norm"] == pytest.approx(0, abs=1e-12)
     assert found["tasks"]["trees"]["error"]["relative"] == 0.0
@@ -236,12 +249,12 @@ def test_a_path_to_itself_is_flat(bowls: Bowls) -> None:
 # The plane
 
 
-def plane(trajectory: Mapping[str, WeightUpdate] | None = None, config: LandscapeConfig = CONFIG) -> dict[str, Any]:
+def plane(
+    objective: Any, trajectory: Mapping[str, WeightUpdate] | None = None, config: LandscapeConfig = CONFIG
+) -> dict[str, Any]:
     loaders = {name: (lambda update=update: update) for name, update in (trajectory or {}).items()}
     three = {"initial": ORIGIN, "after_task1": FIRST, "after_task2": SECOND}
-    return analyse_checkpoint_plane(
-        NO_MODEL, named(), three, config, advance=lambda steps, text: None, trajectory=loaders
-    )
+    return written(analyse_checkpoint_plane(objective, three, config, advance=nothing, trajectory=loaders))
 
 
 def basis() -> tuple[Floats, Floats]:
@@ -252,7 +265,7 @@ def basis() -> tuple[Floats, Floats]:
 
 
 def test_a_checkpoint_plane_is_the_loss_at_every_cell(bowls: Bowls) -> None:
-    found = plane()
+    found = plane(bowls)
     u, v = basis()
     assert found["fit"]["converged"]
     assert found["fit"]["evaluations"] == len(found["points"])
@@ -274,7 +287,7 @@ def test_a_checkpoint_plane_is_the_loss_at_every_cell(bowls: Bowls) -> None:
 
 
 def test_the_plane_knows_its_checkpoints(bowls: Bowls) -> None:
-    found = plane()
+    found = plane(bowls)
     u, v = basis()
     places = {"initial": (0, 0), "after_task1": (ENDS[0] @ u, 0), "after_task2": (ENDS[1] @ u, ENDS[1] @ v)}
     for name, corner in found["checkpoints"].items():
@@ -288,7 +301,7 @@ def test_the_plane_knows_its_checkpoints(bowls: Bowls) -> None:
 def test_the_plane_is_drawn_on_the_triangle_and_a_margin(bowls: Bowls) -> None:
     """Barycentric weights of the widened triangle: each may fall below 0 by a tenth of a height, twice in all; without the
     fifth of the widened triangle at the base model, which is 1 - w_0 < 2 / 3 + 1.2 (1 / 5 - 2 / 3)."""
-    found = plane(config=LandscapeConfig(resolution=31))
+    found = plane(bowls, config=LandscapeConfig(resolution=31))
     corners = np.array(list(found["checkpoints"].values()))
     system = np.vstack([corners.T, np.ones(3)])
     for i, a in enumerate(found["alphas"]):
@@ -312,7 +325,7 @@ def test_the_plane_is_drawn_on_the_triangle_and_a_margin(bowls: Bowls) -> None:
 def test_updates_of_the_trajectory_are_projected(bowls: Bowls) -> None:
     halfway = WeightUpdate.combine([(0.5, FIRST), (0.3, make(20, size=0.1))])
     far = WeightUpdate.combine([(-3.0, FIRST), (1.0, make(30))])
-    found = plane({"halfway": halfway, "far": far, "corner": SECOND})["trajectory"]
+    found = plane(bowls, {"halfway": halfway, "far": far, "corner": SECOND})["trajectory"]
     u, v = basis()
     assert [entry["name"] for entry in found] == ["halfway", "far", "corner"]
     for entry, update in zip(found, (halfway, far, SECOND), strict=True):
@@ -332,16 +345,17 @@ def test_updates_of_the_trajectory_are_projected(bowls: Bowls) -> None:
 
 
 def between(
-    tmp_path: Path, checkpoints: Mapping[str, WeightUpdate], config: LandscapeConfig = CONFIG
+    objective: Any, tmp_path: Path, checkpoints: Mapping[str, WeightUpdate], config: LandscapeConfig = CONFIG
 ) -> dict[str, Any]:
-    return analyse_between(
-        NO_MODEL, named(), checkpoints, config, progress=Silent(), journal=lambda name: tmp_path / f"{name}.journal"
-    )
+    def journal(name: str) -> Path:
+        return tmp_path / f"{name}.journal"
+
+    return written(analyse_between(objective, checkpoints, config, progress=Silent(), journal=journal))
 
 
 def test_paths_lead_from_each_checkpoint_to_the_next(bowls: Bowls, tmp_path: Path) -> None:
     third = make(40)
-    found = between(tmp_path, {"initial": ORIGIN, "one": FIRST, "two": SECOND, "three": third})
+    found = between(bowls, tmp_path, {"initial": ORIGIN, "one": FIRST, "two": SECOND, "three": third})
     assert [(entry["from"], entry["to"]) for entry in found["paths"]] == [("one", "two"), ("two", "three")]
     ends = bowls.mean_losses(vector(third))
     assert found["paths"][1]["tasks"]["trees"]["loss"][-1] == pytest.approx(ends[0], abs=1e-9)
@@ -352,13 +366,13 @@ def test_paths_lead_from_each_checkpoint_to_the_next(bowls: Bowls, tmp_path: Pat
 
 def test_a_plane_that_is_not_asked_for_is_not_measured(bowls: Bowls, tmp_path: Path) -> None:
     three = {"initial": ORIGIN, "one": FIRST, "two": SECOND}
-    found = between(tmp_path, three, LandscapeConfig(checkpoint_plane=False))
+    found = between(bowls, tmp_path, three, LandscapeConfig(checkpoint_plane=False))
     assert found["checkpoint_plane"] is None
     assert len(bowls.visited) == path_evaluations()
 
 
 def test_checkpoints_on_one_line_have_a_path_and_no_plane(bowls: Bowls, tmp_path: Path) -> None:
-    found = between(tmp_path, {"initial": ORIGIN, "one": FIRST, "two": WeightUpdate.combine([(2.0, FIRST)])})
+    found = between(bowls, tmp_path, {"initial": ORIGIN, "one": FIRST, "two": WeightUpdate.combine([(2.0, FIRST)])})
     assert len(found["paths"]) == 1
     assert found["checkpoint_plane"] is None
     (note,) = found["between_notes"]
@@ -366,12 +380,9 @@ def test_checkpoints_on_one_line_have_a_path_and_no_plane(bowls: Bowls, tmp_path
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_a_path_that_diverges_is_left_out_and_said_so(
-    broken: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    made = [Bowls(broken=broken), Bowls()]
-    monkeypatch.setattr(between_checkpoints, "objective_of", lambda model, groups, config: made.pop(0))
-    found = between(tmp_path, {"initial": ORIGIN, "one": FIRST, "two": SECOND})
+def test_a_path_that_diverges_is_left_out_and_said_so(broken: float, tmp_path: Path) -> None:
+    """The fourth evaluation is broken: one of the path's."""
+    found = between(Bowls(broken=broken), tmp_path, {"initial": ORIGIN, "one": FIRST, "two": SECOND})
     assert found["paths"] == []
     assert found["checkpoint_plane"] is not None
     (note,) = found["between_notes"]
@@ -379,10 +390,10 @@ def test_a_path_that_diverges_is_left_out_and_said_so(
     assert "not finite" in note
 
 
-def test_a_path_that_is_stopped_goes_on_and_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_path_that_is_stopped_goes_on_and_is_the_same(tmp_path: Path) -> None:
     journal, made = tmp_path / "path.journal", Bowls()
-    monkeypatch.setattr(between_checkpoints, "objective_of", lambda model, groups, config: made)
-    expected, whole = path(), len(made.visited)
+    expected = path(made)
+    whole = len(made.visited)
     visited, found = 0, None
     while found is None:
         made = Bowls()
@@ -392,7 +403,7 @@ def test_a_path_that_is_stopped_goes_on_and_is_the_same(monkeypatch: pytest.Monk
                 raise KeyboardInterrupt
 
         try:
-            found = analyse_path(NO_MODEL, named(), FIRST, SECOND, CONFIG, advance=stop, journal=journal)
+            found = path(made, advance=stop, journal=journal)
         except KeyboardInterrupt:
             assert journal.exists()
         visited += len(made.visited)
@@ -446,7 +457,8 @@ def test_the_path_of_a_model_is_the_loss_of_weights_merged_by_hand(
     model, items, first, second = trained
     before = model.adapter_sha256()
     config = LandscapeConfig(space="weight", batch_size=4, tolerance=0.01)
-    found = analyse_path(model, items, first, second, config, advance=lambda steps, text: None)
+    objective, ends = path_objective(model, items, config), {"first": first, "second": second}
+    found = written(analyse_path(objective, ends, config, advance=nothing))
     assert found["converged"]
     a, b = dense(first), dense(second)
 
@@ -474,8 +486,9 @@ def test_the_checkpoint_plane_of_a_model_is_the_loss_of_weights_merged_by_hand(
     model, items, first, second = trained
     three = {"initial": WeightUpdate.zero(first), "after_task1": first, "after_task2": second}
     config = LandscapeConfig(batch_size=4, resolution=9, max_evaluations=40)
-    found = analyse_checkpoint_plane(
-        model, items, three, config, advance=lambda steps, text: None, trajectory={"epoch 1": lambda: first}
+    objective = path_objective(model, items, config)
+    found = written(
+        analyse_checkpoint_plane(objective, three, config, advance=nothing, trajectory={"epoch 1": lambda: first})
     )
     updates = [dense(update) for update in three.values()]
     for name, group in items:

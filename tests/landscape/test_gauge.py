@@ -15,6 +15,7 @@ from llm_forgetting.config.sections import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis import landscape as landscape_analysis
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape
+from llm_forgetting.files import to_plain
 from llm_forgetting.landscape import directions as directions_module
 from llm_forgetting.landscape.directions import orthogonal_directions, random_direction
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
@@ -372,8 +373,10 @@ def tiny_landscape(model: LanguageModel, **changes: Any) -> dict[str, Any]:
         "distance": 0.7,
     }
     tasks = [("first", items[:3]), ("second", items[3:])]
-    return analyse_landscape(
-        model, tasks, LandscapeConfig(**settings | changes), reference_norm=None, advance=lambda steps, text: None
+    return to_plain(
+        analyse_landscape(
+            model, tasks, LandscapeConfig(**settings | changes), reference_norm=None, advance=lambda steps, text: None
+        )
     )
 
 
@@ -514,8 +517,10 @@ def test_distance_is_counted_in_the_reference_norm(llama_folder: Path) -> None:
 
     def loss(distance: float, reference: float | None) -> Any:
         settings = replace(config, distance=distance)
-        return analyse_landscape(
-            model, [("t", items)], settings, reference_norm=reference, advance=lambda steps, text: None
+        return to_plain(
+            analyse_landscape(
+                model, [("t", items)], settings, reference_norm=reference, advance=lambda steps, text: None
+            )
         )
 
     half = loss(0.4, own / 2)

@@ -34,6 +34,10 @@ def groups(model: LanguageModel) -> list[list[EncodedItem]]:
     return [items[:5], items[5:6], items[6:]]
 
 
+def named(groups: list[list[EncodedItem]]) -> list[tuple[str, list[EncodedItem]]]:
+    return [(f"task {n}", group) for n, group in enumerate(groups)]
+
+
 def points(model: LanguageModel, ranks: Sequence[int] = (2, 3, 1, 2, 2)) -> list[dict[str, Factors]]:
     generator = torch.Generator().manual_seed(0)
     return [
@@ -49,7 +53,7 @@ def points(model: LanguageModel, ranks: Sequence[int] = (2, 3, 1, 2, 2)) -> list
 
 
 def test_statistics_are_each_tasks_own_scores(model: LanguageModel, groups: list[list[EncodedItem]]) -> None:
-    objective = LandscapeObjective(model, groups, 4)
+    objective = LandscapeObjective(model, named(groups), 4)
     with objective.evaluating() as values_at:
         (values,) = values_at([model.adapter_factors()])
     assert values.shape == (9 * (5 + 1),)
@@ -64,7 +68,7 @@ def test_statistics_are_each_tasks_own_scores(model: LanguageModel, groups: list
 
 
 def test_leading_axes_are_kept(model: LanguageModel, groups: list[list[EncodedItem]]) -> None:
-    objective = LandscapeObjective(model, groups, 4)
+    objective = LandscapeObjective(model, named(groups), 4)
     values = np.random.default_rng(0).normal(size=(3, 2, 9 * 6))
     assert objective.losses(values).shape == (3, 2, 3)
     for found, size in zip(objective.statistics(values), (5, 1, 3), strict=True):
@@ -84,7 +88,7 @@ def test_points_that_share_a_forward_are_points_one_by_one(
     asked = points(model)
     made = []
     for rows in (1, together):
-        with LandscapeObjective(model, groups, 4, rows).evaluating() as values_at:
+        with LandscapeObjective(model, named(groups), 4, rows).evaluating() as values_at:
             made.append(np.stack(list(values_at(point for point in asked))))
     finite = np.isfinite(made[0])
     np.testing.assert_array_equal(np.isfinite(made[1]), finite)
@@ -96,10 +100,10 @@ def test_several_points_per_forward_need_a_model_that_packs(
     model: LanguageModel, groups: list[list[EncodedItem]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = points(model)
-    with LandscapeObjective(model, groups, 4).evaluating() as values_at:
+    with LandscapeObjective(model, named(groups), 4).evaluating() as values_at:
         expected = np.stack(list(values_at(asked)))
     monkeypatch.setattr(model, "supports_packing", False)
-    with LandscapeObjective(model, groups, 4, 3).evaluating() as values_at:
+    with LandscapeObjective(model, named(groups), 4, 3).evaluating() as values_at:
         found = np.stack(list(values_at(asked)))
     finite = np.isfinite(expected)
     np.testing.assert_allclose(found[finite], expected[finite], atol=1e-5)
@@ -113,7 +117,7 @@ def test_points_cannot_share_a_forward_of_items_that_cannot_be_packed(
 
     monkeypatch.setattr(landscape_objective, "score_points", refuse)
     with (
-        LandscapeObjective(model, groups, 4, 3).evaluating() as values_at,
+        LandscapeObjective(model, named(groups), 4, 3).evaluating() as values_at,
         pytest.raises(UserError, match="a sliding window forbids it; set landscape"),
     ):
         next(values_at(points(model)))
@@ -122,7 +126,7 @@ def test_points_cannot_share_a_forward_of_items_that_cannot_be_packed(
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_model_is_as_before_afterwards(model: LanguageModel, groups: list[list[EncodedItem]], rows: int) -> None:
     before = {name: part.clone() for name, part in model.peft_model.state_dict().items()}
-    objective = LandscapeObjective(model, groups, 4, rows)
+    objective = LandscapeObjective(model, named(groups), 4, rows)
 
     def interrupted() -> Iterator[dict[str, Factors]]:
         yield from points(model)
@@ -136,7 +140,7 @@ def test_the_model_is_as_before_afterwards(model: LanguageModel, groups: list[li
 def test_the_batches_are_the_same_at_every_point(model: LanguageModel, groups: list[list[EncodedItem]]) -> None:
     """Asked again after others, a point gives the same bits."""
     a, b, *_ = points(model)
-    with LandscapeObjective(model, groups, 4).evaluating() as values_at:
+    with LandscapeObjective(model, named(groups), 4).evaluating() as values_at:
         first, _, again = values_at([a, b, a])
     np.testing.assert_array_equal(first, again)
 
@@ -146,7 +150,7 @@ def test_adapter_and_weight_space_agree_on_the_centre(
 ) -> None:
     adapter = AdapterSpace(canonicalise(model.adapter_factors()))
     weight = WeightSpace(model.adapter_factors(), model.weight_row_norms())
-    objective = LandscapeObjective(model, groups, 4)
+    objective = LandscapeObjective(model, named(groups), 4)
     found = []
     with objective.evaluating() as values_at:
         for family, space in (("adapter", adapter), ("weight", weight)):

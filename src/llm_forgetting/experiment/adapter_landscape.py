@@ -7,7 +7,7 @@ from pathlib import Path
 from llm_forgetting.config.sections import ScanConfig, to_dict
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations
-from llm_forgetting.experiment.analysis.paths import analyse_between
+from llm_forgetting.experiment.analysis.paths import analyse_between, path_objective
 from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.phase_artifacts import BETWEEN, landscape_phase
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
@@ -52,26 +52,19 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
 
         def scan(name: str = name, unit: float | None = unit, journal: Path = journal) -> CheckpointLandscape:
             with progress.bar(f"landscape of {name}", evaluations(config.landscape)) as advance:
-                return from_plain(
-                    CheckpointLandscape,
-                    analyse_landscape(
-                        model, items, config.landscape, reference_norm=unit, advance=advance, journal=journal
-                    ),
+                return analyse_landscape(
+                    model, items, config.landscape, reference_norm=unit, advance=advance, journal=journal
                 )
 
         landscapes[name] = folder.once(landscape_phase(name), scan)
 
     def scan_between() -> BetweenCheckpoints:
-        return from_plain(
-            BetweenCheckpoints,
-            analyse_between(
-                model,
-                items,
-                {"backbone": WeightUpdate.zero(updates[NAMES[0]]), **updates},
-                config.landscape,
-                progress=progress,
-                journal=lambda name: folder.phases / f"{name}.journal",
-            ),
+        return analyse_between(
+            path_objective(model, items, config.landscape),
+            {"backbone": WeightUpdate.zero(updates[NAMES[0]]), **updates},
+            config.landscape,
+            progress=progress,
+            journal=lambda name: folder.phases / f"{name}.journal",
         )
 
     between = provenance.profiles_alone(folder.once(BETWEEN, scan_between))

@@ -13,7 +13,7 @@ from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.experiment import guards
 from llm_forgetting.experiment.analysis.forecast import analyse_forecast, forecast_evaluations
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations
-from llm_forgetting.experiment.analysis.paths import analyse_between
+from llm_forgetting.experiment.analysis.paths import analyse_between, path_objective
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
 from llm_forgetting.experiment.artifacts.item_records import (
     item_records,
@@ -209,9 +209,8 @@ def scan_landscape(session: Session, k: int, reference_norm: float | None) -> Ch
     name = checkpoint_name(k)
     with session.progress.bar(f"landscape of {name}", evaluations(settings)) as advance:
         journal = session.journal(landscape_phase(name).name)
-        return from_plain(
-            CheckpointLandscape,
-            analyse_landscape(model, named, settings, reference_norm=reference_norm, advance=advance, journal=journal),
+        return analyse_landscape(
+            model, named, settings, reference_norm=reference_norm, advance=advance, journal=journal
         )
 
 
@@ -224,9 +223,8 @@ def scan_paths(session: Session) -> BetweenCheckpoints:
         for k in range(1, last + 1)
         for folder in sorted(session.trajectory_folder(k).glob("epoch_*"))
     }
-    between = analyse_between(
-        session.model,
-        session.named_landscape_items(),
+    return analyse_between(
+        path_objective(session.model, session.named_landscape_items(), session.config.landscape),
         {INITIAL: WeightUpdate.zero(updates[checkpoint_name(1)]), **updates},
         session.config.landscape,
         progress=session.progress,
@@ -234,7 +232,6 @@ def scan_paths(session: Session) -> BetweenCheckpoints:
         pools=[len(task.split(session.config.landscape.items)) for task in session.encoded],
         trajectory={name: partial(read_update, folder / "update.safetensors") for name, folder in epochs.items()},
     )
-    return from_plain(BetweenCheckpoints, between)
 
 
 def estimate_spectrum(session: Session, k: int) -> SpectrumRecord:

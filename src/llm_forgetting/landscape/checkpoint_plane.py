@@ -1,10 +1,20 @@
 """The plane through three checkpoints in delta-W space, where every point is an adapter of at most three ranks together."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.domains import Triangle
 from llm_forgetting.landscape.factors import WeightUpdate
+from llm_forgetting.landscape.nodes import CachedEvaluator, Objective, cached
+from llm_forgetting.landscape.records import TrajectoryPoint
+from llm_forgetting.landscape.spectral import NotSmoothError, Rule, SpectralSurface, fit_surface
 
 # Updates in float32 that differ by less than this share of their size differ by rounding.
 SAME = 1e-6
@@ -61,3 +71,138 @@ class CheckpointPlane:
         origin = self._updates[0]
         offset = update.inner(update) - 2 * update.inner(origin) + origin.inner(origin)
         return Projection(a, b, math.sqrt(max(offset - a**2 - b**2, 0.0)))
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Cells of a triangle: both axes, the mask (a, b) of cells `inside`, and the places (c, 2) of those."""
+
+    alphas: Floats
+    betas: Floats
+    inside: NDArray[np.bool_]
+    places: Floats
+
+    @classmethod
+    def of(cls, domain: Triangle, cells: int) -> "Cells":
+        """About `cells` cells along the longer side of the bounding box of `domain`."""
+        alphas, betas = domain.axes(cells)
+        places = np.stack(np.meshgrid(alphas, betas, indexing="ij"), axis=-1)
+        inside = domain.contains(places.reshape(-1, 2)).reshape(places.shape[:2])
+        return cls(alphas, betas, inside, places[inside])
+
+    def spread(self, values: Floats) -> Floats:
+        """(a, b) values (c,) of the cells inside, NaN elsewhere."""
+        surface = np.full(self.inside.shape, np.nan)
+        surface[self.inside] = values
+        return surface
+
+
+@dataclass(frozen=True, eq=False)
+class ScannedPlane:
+    """Values (c, m) of the cells inside the triangle; `points` (p, 2) and `measured` (p, m) are what was evaluated for them.
+
+    `surface` is the fit behind `values`, None where every cell was evaluated; `note` says why a grid was taken after all.
+    `at_checkpoints` (3, K) are true losses, `error_at_checkpoints` (K,) the fit's largest errors there, nats.
+    """
+
+    cells: Cells
+    values: Floats
+    points: Floats
+    measured: Floats
+    surface: SpectralSurface | None
+    note: str | None
+    at_checkpoints: Floats
+    error_at_checkpoints: Floats | None
+    trajectory: tuple[TrajectoryPoint, ...]
+
+
+def scan_checkpoint_plane(
+    objective: Objective,
+    plane: CheckpointPlane,
+    domain: Triangle,
+    *,
+    cells: int,
+    rule: Rule | None,
+    fallback_cells: int | None = None,
+    point: Callable[[Sequence[float]], WeightUpdate] | None = None,
+    trajectory: Mapping[str, Callable[[], WeightUpdate]] | None = None,
+    journal: Path | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> ScannedPlane:
+    """The tasks' losses on the plane through three checkpoints, within `domain`.
+
+    Args:
+        objective: Losses of the tasks.
+        plane: The plane.
+        domain: Region of it, in its coordinates.
+        cells: Cells along the longer side.
+        rule: Rule of the fit; None evaluates every cell.
+        fallback_cells: Cells that are evaluated where values are not finite and nothing can be fitted; None: an error.
+        point: From coordinates (a, b) to what is evaluated; None: delta W there.
+        trajectory: Updates to be projected onto the plane, by name, loaded one at a time; each costs an evaluation.
+        journal: File that keeps every evaluation.
+        advance: Called for every evaluation.
+
+    Raises:
+        NotSmoothError: A value is not finite, and no `fallback_cells` are given.
+    """
+    corners, at = np.array(plane.corners), point or (lambda row: plane.update(*row))
+    with cached(objective, journal, advance) as nodes:
+
+        def evaluate(places: Floats) -> Floats:
+            return nodes.at("checkpoint plane", places, at)
+
+        grid, note, surface = Cells.of(domain, cells), None, None
+        if rule is not None:
+            try:
+                surface = fit_surface(evaluate, objective.losses, domain, rule)
+            except NotSmoothError as error:
+                if fallback_cells is None:
+                    raise
+                grid = Cells.of(domain, fallback_cells)
+                note = f"{error}, so {len(grid.places)} cells were evaluated instead of a fit"
+        values = evaluate(grid.places) if surface is None else surface.fit(grid.places)
+        at_corners = objective.losses(evaluate(corners))
+        visits = tuple(
+            _visit(name, number, load, objective, nodes, plane, domain, surface)
+            for number, (name, load) in enumerate((trajectory or {}).items())
+        )
+    within = domain.contains(corners)
+    return ScannedPlane(
+        cells=grid,
+        values=values,
+        points=grid.places if surface is None else surface.points,
+        measured=values if surface is None else surface.values,
+        surface=surface,
+        note=note,
+        at_checkpoints=at_corners,
+        error_at_checkpoints=None
+        if surface is None
+        else np.abs(objective.losses(surface.fit(corners[within])) - at_corners[within]).max(axis=0),
+        trajectory=visits,
+    )
+
+
+def _visit(  # noqa: PLR0917 -- one call, above
+    name: str,
+    number: int,
+    load: Callable[[], WeightUpdate],
+    objective: Objective,
+    nodes: CachedEvaluator,
+    plane: CheckpointPlane,
+    domain: Triangle,
+    surface: SpectralSurface | None,
+) -> TrajectoryPoint:
+    """True losses of an update, and those of its image on the plane where that lies within `domain`."""
+    image = plane.project(load())
+    place = np.array([[image.a, image.b]])
+    true = objective.losses(nodes.at("trajectory", np.array([[number]]), lambda row: load()))[0]
+    inside = surface is not None and domain.contains(place)[0]
+    return TrajectoryPoint(
+        name=name,
+        **asdict(image),
+        loss=dict(zip(objective.names, map(float, true), strict=True)),
+        in_plane_loss=dict(zip(objective.names, map(float, objective.losses(surface.fit(place))[0]), strict=True))
+        if surface is not None and inside
+        else None,
+    )

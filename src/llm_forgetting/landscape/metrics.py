@@ -8,6 +8,8 @@ import numpy as np
 from llm_forgetting.arrays import Floats
 
 FLAT_RANGE = 1e-5
+# A larger range than this does not excuse a larger error: two nats are all that separates certainty from a guess among seven.
+RANGE_CAP = 2.0
 # Second differences of a fitted surface are taken over this share of the distance: it is smooth to float64's last digits.
 FINE_STEP = 1e-3
 

@@ -2,14 +2,34 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.factors import WeightUpdate
 
+# From points to their values (m,), in order.
 Evaluator = Callable[[Iterable[WeightUpdate]], Iterator[Floats]]
+
+
+class Objective(Protocol):
+    """Losses of K tasks at points of a landscape, by way of m smooth values per point; all that a scan knows of a model."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The K tasks."""
+        ...
+
+    def evaluating(self) -> AbstractContextManager[Evaluator]:
+        """Context with an evaluator; the model moves meanwhile, and is as before afterwards."""
+        ...
+
+    def losses(self, values: Floats) -> Floats:
+        """(..., K) mean losses of the tasks, from values (..., m)."""
+        ...
 
 
 class Journal:
@@ -77,5 +97,15 @@ class CachedEvaluator:
         for key, values in zip(missing, self._values_at(point(row) for row in missing.values()), strict=True):
             self._journal.put(key, values)
             self._advance()
-        found = [self._journal.get(key) for key in keys]
-        return np.stack([values for values in found if values is not None])
+        kept = [self._journal.get(key) for key in keys]
+        return np.stack([values for values in kept if values is not None])
+
+
+@contextmanager
+def cached(
+    objective: Objective, journal: Path | None = None, advance: Callable[[], None] = lambda: None
+) -> Iterator[CachedEvaluator]:
+    """Context with the cached evaluations of `objective`, kept in the file `journal`; `advance` is called for each."""
+    kept = Journal(journal)
+    with objective.evaluating() as evaluate:
+        yield CachedEvaluator(evaluate, kept, advance)

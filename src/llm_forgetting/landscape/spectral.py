@@ -21,7 +21,7 @@ from scipy.linalg import lu_factor
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.domains import Domain, mesh, random_points
-from llm_forgetting.landscape.metrics import FLAT_RANGE
+from llm_forgetting.landscape.metrics import FLAT_RANGE, RANGE_CAP
 from llm_forgetting.seeding import generator
 
 HIGHEST_DEGREE = 14
@@ -30,8 +30,6 @@ FIRST_DEGREE = 4
 OPTIMISM = 4.0
 # The error is expected to fall by no more than 5 and no less than 1 from one degree to the next.
 RATES = (0.2, 1.0)
-# A larger range than this does not excuse a larger error: two nats are all that separates certainty from a guess among seven.
-RANGE_CAP = 2.0
 
 
 class NotSmoothError(Exception):

@@ -1,33 +1,31 @@
 """The landscape between checkpoints: paths from one to the next, the point that keeps both tasks, and the plane of three."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.config.sections import LandscapeConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.experiment.analysis.checkpoint_plane import Items, analyse_checkpoint_plane, plane_evaluations
-from llm_forgetting.experiment.analysis.landscape import (
-    CHECK_POINTS,
-    describe_error,
-    describe_fit,
-    objective_of,
-    rule_of,
-)
-from llm_forgetting.landscape.domains import Segment
+from llm_forgetting.experiment.analysis.checkpoint_plane import analyse_checkpoint_plane, plane_evaluations
+from llm_forgetting.experiment.analysis.landscape import CHECK_POINTS, fit_error, fit_summary, objective_of, rule_of
 from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.landscape.metrics import barrier, second_derivative
-from llm_forgetting.landscape.nodes import CachedEvaluator, Journal
-from llm_forgetting.landscape.path import DIFFERENCE, LEAD, PATH_FIRST_DEGREE, PATH_STEPS, interpolate, selection_mask
-from llm_forgetting.landscape.spectral import NotSmoothError, SpectralSurface, fit_surface, terms
-from llm_forgetting.models.language.answer_statistics import SURFACES, AnswerStatistics
+from llm_forgetting.landscape.path import PATH_FIRST_DEGREE, FittedPath, scan_path, selection_mask
+from llm_forgetting.landscape.records import (
+    BetweenCheckpoints,
+    CheckpointPlaneScan,
+    NodeValues,
+    PathProfile,
+    PathScan,
+    RepairPoint,
+)
+from llm_forgetting.landscape.spectral import NotSmoothError, terms
+from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.language_model import LanguageModel
-from llm_forgetting.models.language.objective import LandscapeObjective
+from llm_forgetting.models.language.objective import Items, LandscapeObjective
 from llm_forgetting.progress import Advance, Progress
 
 
@@ -36,9 +34,13 @@ def path_evaluations() -> int:
     return terms(PATH_FIRST_DEGREE, 1) + CHECK_POINTS
 
 
+def path_objective(model: LanguageModel, items: Items, config: LandscapeConfig) -> LandscapeObjective:
+    """The landscape objective of updates delta W, whatever space directions around a checkpoint are drawn in."""
+    return objective_of(model, items, replace(config, space="adapter"))
+
+
 def analyse_between(
-    model: LanguageModel,
-    items: Items,
+    objective: LandscapeObjective,
     checkpoints: Mapping[str, WeightUpdate],
     config: LandscapeConfig,
     *,
@@ -46,121 +48,120 @@ def analyse_between(
     journal: Callable[[str], Path],
     pools: Sequence[int] | None = None,
     trajectory: Mapping[str, Callable[[], WeightUpdate]] | None = None,
-) -> dict[str, Any]:
+) -> BetweenCheckpoints:
     """The paths between successive checkpoints after the first, and the plane through the first, the second and the last.
 
-    The first is where training began; `trajectory` names updates to project onto the plane, loaded one at a time. `pools` says
-    from how many items those of each task were drawn (see `selection_mask`).
     What cannot be measured is left out, and `between_notes` says why.
+
+    Args:
+        objective: Losses of the tasks' landscape items.
+        checkpoints: delta W by name; the first is where training began.
+        config: Which scans, and how.
+        progress: Where bars are shown.
+        journal: From a scan's name to the file that keeps its evaluations.
+        pools: Per task the number of items that its own were drawn from (see `selection_mask`).
+        trajectory: Updates that are projected onto the plane, by name, loaded one at a time.
     """
-    paths: list[dict[str, Any]] = []
-    plane: dict[str, Any] | None = None
+    paths: list[PathScan] = []
+    plane: CheckpointPlaneScan | None = None
     notes: list[str] = []
     origin, *trained = checkpoints
     for start, end in pairwise(trained) if config.paths else ():
-        ends = checkpoints[start], checkpoints[end]
+        ends = {name: checkpoints[name] for name in (start, end)}
         with progress.bar(f"path from {start} to {end}", path_evaluations()) as advance:
             try:
-                found = analyse_path(
-                    model, items, *ends, config, advance=advance, journal=journal(f"path_to_{end}"), pools=pools
+                paths.append(
+                    analyse_path(
+                        objective, ends, config, advance=advance, journal=journal(f"path_to_{end}"), pools=pools
+                    )
                 )
-                paths.append({"from": start, "to": end, **found})
             except (NotSmoothError, UserError) as error:
                 notes.append(f"the path from {start} to {end} could not be measured: {error}")
     if config.checkpoint_plane and len(trained) > 1:
         three = {name: checkpoints[name] for name in (origin, trained[0], trained[-1])}
+        file = journal("checkpoint_plane")
         with progress.bar("plane through the checkpoints", plane_evaluations()) as advance:
             try:
                 plane = analyse_checkpoint_plane(
-                    model, items, three, config, advance=advance, journal=journal("checkpoint_plane"),
-                    trajectory=trajectory,
-                )  # fmt: skip
+                    objective, three, config, advance=advance, journal=file, trajectory=trajectory
+                )
             except (NotSmoothError, UserError) as error:
                 notes.append(f"the plane through the checkpoints could not be measured: {error}")
-    return {"paths": paths, "checkpoint_plane": plane, "between_notes": notes}
+    return BetweenCheckpoints(tuple(paths), plane, tuple(notes))
 
 
 def analyse_path(
-    model: LanguageModel,
-    items: Items,
-    first: WeightUpdate,
-    second: WeightUpdate,
+    objective: LandscapeObjective,
+    ends: Mapping[str, WeightUpdate],
     config: LandscapeConfig,
     *,
     advance: Advance,
     journal: Path | None = None,
     pools: Sequence[int] | None = None,
-) -> dict[str, Any]:
+) -> PathScan:
     """Every task's loss along the straight path in delta-W space, its barrier, and the best compromise t*.
 
-    t* minimises the mean of the tasks' losses on the items that `selection_mask` names.
+    `ends` are the two checkpoints by name. t* minimises the mean of the tasks' losses on the items of `selection_mask`.
     """
-    objective = objective_of(model, [group for _, group in items], dataclasses.replace(config, space="adapter"))
-    kept = Journal(journal)
-    with objective.evaluating() as values_at:
-        nodes = CachedEvaluator(values_at, kept, lambda: advance(1, ""))
-        found = fit_surface(
-            lambda places: nodes.at("path", places, lambda row: interpolate(first, second, row[0])),
-            objective.losses,
-            Segment(-LEAD, 1.0),
-            dataclasses.replace(rule_of(config), first_degree=PATH_FIRST_DEGREE),
-        )
-    steps = np.linspace(0, 1, PATH_STEPS)
-    profiles, measured = (objective.statistics(v) for v in (found.fit(steps[:, None]), found.values))
-    order = np.argsort(found.points[:, 0])
-    difference = WeightUpdate.combine([(1.0, second), (-1.0, first)])
-    return {
-        "update_norm": difference.norm(),
-        "steps": steps.tolist(),
-        "nodes": found.points[order, 0].tolist(),
-        **describe_fit(found, config.tolerance),
-        "tasks": {
-            name: {
-                "items": [item.item.id for item in group],
-                **{kind: profiles[index].surface(kind).tolist() for kind in SURFACES},
-                "at_nodes": {kind: measured[index].surface(kind)[order].tolist() for kind in SURFACES},
-                "error": describe_error(index, objective, found),
-                "at_start": _derivatives(index, objective, found),
-                "barrier": dataclasses.asdict(barrier(steps, profiles[index].surface("loss"))),
-                "letter_logits": measured[index].letter_logits[order].tolist(),
-                "rest": measured[index].rest[order].tolist(),
-                "answers": measured[index].answers.tolist(),
-            }
-            for index, (name, group) in enumerate(items)
-        },
-        "repair": _best_compromise(items, steps, profiles, pools),
-    }
-
-
-def _derivatives(index: int, objective: LandscapeObjective, found: SpectralSurface) -> dict[str, float]:
-    """First and second derivative of task number `index`'s loss at t = 0; errors: what one degree less makes of them."""
-    places = np.array([[-DIFFERENCE], [0.0], [DIFFERENCE]])
-    (slope, curvature), (other_slope, other_curvature) = (
-        second_derivative(objective.losses(fit(places))[:, index], DIFFERENCE) for fit in (found.fit, found.previous)
+    (start, first), (to, second) = ends.items()
+    path = scan_path(objective, first, second, rule_of(config), journal=journal, advance=lambda: advance(1, ""))
+    fit, profiles = fit_summary(path.surface, config.tolerance), objective.statistics(path.values)
+    return PathScan(
+        start=start,
+        to=to,
+        update_norm=path.update_norm,
+        steps=path.steps,
+        nodes=np.sort(path.surface.points[:, 0]),
+        degree=fit.degree,
+        evaluations=fit.evaluations,
+        check_points=fit.check_points,
+        tolerance=fit.tolerance,
+        converged=fit.converged,
+        tasks={name: _profile(index, objective, path) for index, name in enumerate(objective.names)},
+        repair=_best_compromise(objective.items, path.steps, profiles, pools),
     )
-    return {
-        "slope": slope,
-        "slope_error": abs(slope - other_slope),
-        "curvature": curvature,
-        "curvature_error": abs(curvature - other_curvature),
-    }
+
+
+def _profile(index: int, objective: LandscapeObjective, path: FittedPath) -> PathProfile:
+    """Task number `index` along the path, and what was evaluated in the order of t."""
+    fitted, measured = (objective.statistics(values)[index] for values in (path.values, path.surface.values))
+    order = np.argsort(path.surface.points[:, 0])
+    return PathProfile(
+        items=objective.item_ids(index),
+        loss=fitted.surface("loss"),
+        four_way_loss=fitted.surface("four_way_loss"),
+        accuracy=fitted.surface("accuracy"),
+        letter_mass=fitted.surface("letter_mass"),
+        at_nodes=NodeValues(
+            loss=measured.surface("loss")[order],
+            four_way_loss=measured.surface("four_way_loss")[order],
+            accuracy=measured.surface("accuracy")[order],
+            letter_mass=measured.surface("letter_mass")[order],
+        ),
+        error=fit_error(index, objective, path.surface),
+        at_start=path.at_start[index],
+        barrier=path.barriers[index],
+        letter_logits=measured.letter_logits[order],
+        rest=measured.rest[order],
+        answers=measured.answers,
+    )
 
 
 def _best_compromise(
     items: Items, steps: Floats, profiles: Sequence[AnswerStatistics], pools: Sequence[int] | None
-) -> dict[str, Any]:
-    """t* by the choosing items, and each task's loss there on its other landscape items."""
+) -> RepairPoint:
+    """t* by the selecting items, and each task's loss there on its other landscape items."""
     sizes = [len(group) for _, group in items]
     masks = [selection_mask(size, pool) for size, pool in zip(sizes, sizes if pools is None else pools, strict=True)]
-    chosen = np.mean([p.losses[:, mask].mean(axis=1) for p, mask in zip(profiles, masks, strict=True)], axis=0)
-    best = int(np.argmin(chosen))
-    return {
-        "t": float(steps[best]),
-        "selection_items": [int(mask.sum()) for mask in masks],
-        "mean_loss_on_selection": float(chosen[best]),
-        "loss": {name: float(p.surface("loss")[best]) for (name, _), p in zip(items, profiles, strict=True)},
-        "loss_on_the_others": {
+    selection = np.mean([p.losses[:, mask].mean(axis=1) for p, mask in zip(profiles, masks, strict=True)], axis=0)
+    best = int(np.argmin(selection))
+    return RepairPoint(
+        t=float(steps[best]),
+        selection_items=tuple(int(mask.sum()) for mask in masks),
+        mean_loss_on_selection=float(selection[best]),
+        loss={name: float(p.surface("loss")[best]) for (name, _), p in zip(items, profiles, strict=True)},
+        loss_on_the_others={
             name: float(p.losses[best, ~mask].mean()) if (~mask).any() else None
             for (name, _), p, mask in zip(items, profiles, masks, strict=True)
         },
-    }
+    )

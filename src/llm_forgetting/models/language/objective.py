@@ -1,4 +1,4 @@
-"""The landscape objective: letter logits and rest of fixed items of all tasks, as one vector per point of a scan."""
+"""Landscape objective: letter logits and rest of fixed items of all tasks, as one vector per point of a scan."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,32 +16,40 @@ from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.packing import CannotPackError
 from llm_forgetting.models.language.scoring import score, score_points, split_groups
 
+Items = Sequence[tuple[str, Sequence[EncodedItem]]]
+
 
 class LandscapeObjective:
-    """Losses of fixed items in fixed batches, the same at every point and checkpoint.
+    """Losses of fixed items of named tasks in fixed batches, the same at every point and checkpoint.
 
-    A point's values are z (n, k) and rest (n,) of all n items in one row of n (k + 1) numbers, so that whoever fits surfaces
-    need not know what they are; `statistics` and `losses` say it again.
+    A point's values are z (n, k) and rest (n,) of all n items in one row of n (k + 1) numbers, smooth functions that a fit
+    need not understand; `statistics` and `losses` read them.
     """
 
     def __init__(
         self,
         model: LanguageModel,
-        groups: Sequence[Sequence[EncodedItem]],
+        items: Items,
         batch_size: int,
         points_per_forward: int = 1,
     ) -> None:
         self._model = model
-        self._items = [item for group in groups for item in group]
-        self._sizes = [len(group) for group in groups]
+        self.items = items
+        self.names = tuple(name for name, _ in items)
+        self._items = [item for _, group in items for item in group]
+        self._sizes = [len(group) for _, group in items]
         self._batch_size = batch_size
         self._rows = points_per_forward
         self._options = max(len(item.letter_ids) for item in self._items)
         self._answers = np.array([item.item.answer for item in self._items])
 
+    def item_ids(self, index: int) -> tuple[str, ...]:
+        """Names of the items of task number `index`."""
+        return tuple(item.item.id for item in self.items[index][1])
+
     @contextmanager
     def evaluating(self) -> Iterator[Evaluator]:
-        """A function from points to their values, in order; the model is moved meanwhile, and as before afterwards."""
+        """Context with an evaluator; the model moves meanwhile, and is as before afterwards."""
         together = self._rows > 1 and self._model.supports_packing
         with self._model.unmerged() if together else self._alone() as move:
 
@@ -49,13 +57,13 @@ class LandscapeObjective:
                 waiting = iter(points)
                 while chunk := list(islice(waiting, self._rows if together else 1)):
                     move(chunk)
-                    scores = (
+                    scored = (
                         self._side_by_side(len(chunk))
                         if together
                         else [score(self._model, self._items, self._batch_size)]
                     )
-                    for scored in scores:
-                        yield np.concatenate([scored.letter_logits.reshape(-1), scored.rest])
+                    for statistics in scored:
+                        yield np.concatenate([statistics.letter_logits.reshape(-1), statistics.rest])
 
             yield values_at
 

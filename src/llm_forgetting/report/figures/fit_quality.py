@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from llm_forgetting.arrays import Floats
+from llm_forgetting.landscape.metrics import RANGE_CAP
 from llm_forgetting.report.figures.layout import together
 
 # An error is told as a share of the loss's range, but never of more than this many nats (as it was judged).
-RANGE_CAP = 2.0
 
 
 @dataclass(frozen=True)
