@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from llm_forgetting.config.sections import ExperimentConfig, OutputConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts import trackers
-from llm_forgetting.experiment.experiment import _extra
+from llm_forgetting.experiment.publish import _extra
 from llm_forgetting.files import from_plain
 from llm_forgetting.progress import Silent
 from llm_forgetting.results import Results

@@ -8,7 +8,7 @@ import yaml
 from runs import ROOT
 
 from llm_forgetting.cli.main import main
-from llm_forgetting.report.tables.study import answers_of, study_tables
+from llm_forgetting.report.tables.study import conclusions, study_tables
 from llm_forgetting.study.plan import read_plan
 from llm_forgetting.study.records import read_records
 
@@ -23,7 +23,7 @@ def test_the_page_holds_the_answers_and_numbers_that_its_records_give(
     assert "Everything is in" in capsys.readouterr().out
     found = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs/results/flatness.md").read_text(encoding="utf-8")
-    for _, sentences in answers_of(found):
+    for _, sentences in conclusions(found):
         for said in sentences:
             assert said in page
     for table in study_tables(found):

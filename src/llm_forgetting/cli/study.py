@@ -134,11 +134,11 @@ def _from_records(options: argparse.Namespace) -> int:
 
 
 def _show(content: Content, folder: Path, terminal: "Terminal") -> None:
-    from llm_forgetting.report.tables.study import answers_of, study_tables
+    from llm_forgetting.report.tables.study import conclusions, study_tables
 
     for table in study_tables(content):
         terminal.show_table(table)
-    for question, sentences in answers_of(content):
+    for question, sentences in conclusions(content):
         terminal.show_answer(question, "\n".join(sentences))
     for name, reason in content["failures"].items():
         terminal.warn(f"{name} failed: {reason}")

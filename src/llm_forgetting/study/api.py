@@ -14,7 +14,7 @@ from llm_forgetting.progress import say
 from llm_forgetting.report.html.files import REPORT
 from llm_forgetting.report.notebook import ReportFrame, summary_html
 from llm_forgetting.report.tables.run import Table
-from llm_forgetting.report.tables.study import answers_of, measures_table
+from llm_forgetting.report.tables.study import conclusions, measures_table
 from llm_forgetting.study.plan import Plan, read_plan
 from llm_forgetting.study.records import RECORDS, CellRecord, read_records
 from llm_forgetting.study.scheduler import StudyFolder
@@ -36,7 +36,7 @@ class StudyResults:
     @property
     def answers(self) -> Mapping[str, Sequence[str]]:
         """Conclusions by question: the sentences that answer it, or say why there is no answer."""
-        return dict(answers_of(self.content))
+        return dict(conclusions(self.content))
 
     @cached_property
     def cells(self) -> "DataFrame":

@@ -6,7 +6,7 @@ from typing import Any
 from llm_forgetting.report.html.blocks import Block, Code, Figures, Numbers, Page, Points, Prose, Section, Tile
 from llm_forgetting.report.html.study_plots import measures_plot, scatter_plot, trade_off_plot
 from llm_forgetting.report.tables.run import Table, value_and_error
-from llm_forgetting.report.tables.study import answers_of, effects_table, measures_table, robustness_table
+from llm_forgetting.report.tables.study import conclusions, effects_table, measures_table, robustness_table
 
 Found = Mapping[str, Any]
 
@@ -16,7 +16,7 @@ def study_page(study: Found) -> Page:
     return Page(
         title=f"Study {study['name']}",
         kicker=f"llm-forgetting study · {study['runs']} runs of {study['pairs']} task pairs",
-        answers=answers_of(study),
+        answers=conclusions(study),
         tiles=_tiles(study),
         warnings=[f"{name} failed: {why}" for name, why in study["failures"].items()],
         sections=[

@@ -1,12 +1,15 @@
 """The report of a study, from its analysis alone: tables, study.md, and what the terminal shows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from llm_forgetting.report.tables.markdown import markdown_rows
 from llm_forgetting.report.tables.run import Table, number
 
-Found = Mapping[str, Any]
+Study = Mapping[str, Any]
+"""What study.json holds, or an object in it."""
+
 QUESTIONS = {
     "flatness": "Does a flatter landscape go with less forgetting?",
     "change": "How does the landscape change with a new task?",
@@ -17,33 +20,32 @@ QUESTIONS = {
 }
 
 
-def answers_of(study: Found) -> list[tuple[str, list[str]]]:
+def conclusions(study: Study) -> list[tuple[str, list[str]]]:
     """The questions with their sentences, those that were asked."""
-    found = study["answers"]
-    asked = [(question, found[key]) for key, question in QUESTIONS.items() if found.get(key)]
-    return [(question, [said] if isinstance(said, str) else list(said)) for question, said in asked]
+    answers = study["answers"]
+    asked = [(question, answers[key]) for key, question in QUESTIONS.items() if answers.get(key)]
+    return [(question, [answer] if isinstance(answer, str) else list(answer)) for question, answer in asked]
 
 
-def study_tables(study: Found) -> list[Table]:
+def study_tables(study: Study) -> list[Table]:
     """Every table."""
-    makers = [measures_table, robustness_table] * ("associations" in study) + [effects_table] * bool(
-        study.get("effects")
-    )
-    return [make(study) for make in makers]
+    associations = [measures_table, robustness_table] if "associations" in study else []
+    effects = [effects_table] if study.get("effects") else []
+    return [make(study) for make in (*associations, *effects)]
 
 
-def measures_table(study: Found) -> Table:
+def measures_table(study: Study) -> Table:
     """Every measure with the outcome: within pairs and over all runs."""
     table = study["associations"]
     rows = []
-    for name, found in table["measures"].items():
-        p = found["p_value"] if found["primary"] else found["p_adjusted"]
+    for name, association in table["measures"].items():
+        p = association["p_value"] if association["primary"] else association["p_adjusted"]
         rows.append(
             (
                 _measure(study, name),
-                _coefficient(found["spearman_within_pairs"]),
-                "-" if p is None or found["refusal"] else _p(p),
-                _coefficient(found["spearman_over_runs"]),
+                _coefficient(association["spearman_within_pairs"]),
+                "-" if p is None or association["refusal"] else _p(p),
+                _coefficient(association["spearman_over_runs"]),
             )
         )
     outcome = study["titles"][table["outcome"]]
@@ -56,19 +58,22 @@ def measures_table(study: Found) -> Table:
     return Table(f"What goes with {outcome} ({study['pairs']} task pairs)", header, tuple(rows), note)
 
 
-def sizes_of(associations: Found) -> str:
+def sizes_of(associations: Study) -> str:
     """How many runs the measures were known in: "48", or "17 or 48"."""
-    return " or ".join(map(str, sorted({found["n_runs"] for found in associations["measures"].values()})))
+    return " or ".join(map(str, sorted({measure["n_runs"] for measure in associations["measures"].values()})))
 
 
-def robustness_table(study: Found) -> Table:
+def robustness_table(study: Study) -> Table:
     """Every measure within pairs given other numbers, and as a forecast for task pairs it has not seen."""
     table = study["associations"]["measures"]
-    unseen = {found["measure"]: found for found in study["predictions"]}
-    given = list(dict.fromkeys(tuple(one["given"]) for found in table.values() for one in found["partial"]))
+    unseen = {prediction["measure"]: prediction for prediction in study["predictions"]}
+    partials = {
+        name: {tuple(partial["given"]): partial["within_pairs"] for partial in association["partial"]}
+        for name, association in table.items()
+    }
+    given = list(dict.fromkeys(names for partial in partials.values() for names in partial))
     rows = []
-    for name, found in table.items():
-        partial = {tuple(one["given"]): one["within_pairs"] for one in found["partial"]}
+    for name, partial in partials.items():
         rows.append(
             (_measure(study, name), *(_coefficient(partial.get(names)) for names in given), _gain(unseen.get(name)))
         )
@@ -82,26 +87,25 @@ def robustness_table(study: Found) -> Table:
     return Table("The same, given other numbers", header, tuple(rows), note)
 
 
-def _measure(study: Found, name: str) -> str:
+def _measure(study: Study, name: str) -> str:
     primary = study["associations"]["primary"] == name
     return f"{study['titles'][name]}{'*' if primary else ''}"
 
 
-def effects_table(study: Found) -> Table:
+def effects_table(study: Study) -> Table:
     """Every arm against the baseline."""
     rows = []
-    for found in study["effects"]:
-        difference, matched = found["difference"], found["matched"]
+    for effect in study["effects"]:
+        difference, matched = effect["difference"], effect["matched"]
+        by = _with_interval(difference["value"], difference["interval"])
         rows.append(
             (
-                f"{found['arm']} instead of {found['baseline']}" + (" (control)" if found["control"] else ""),
-                study["titles"].get(found["outcome"], found["outcome"]),
+                f"{effect['arm']} instead of {effect['baseline']}" + (" (control)" if effect["control"] else ""),
+                study["titles"].get(effect["outcome"], effect["outcome"]),
                 f"{difference['n_runs']} of {difference['n_pairs']} pairs",
-                _factor(difference)
-                if found.get("ratio")
-                else _with_interval(difference["value"], difference["interval"]),
+                _factor(difference) if effect.get("ratio") else by,
                 "-" if difference["test"] is None else _p(difference["test"]["p_value"]),
-                "-" if matched is None or matched["adjusted"] is None else _estimate(matched["adjusted"]),
+                "-" if matched is None else _coefficient(matched["adjusted"]),
             )
         )
     note = (
@@ -113,45 +117,40 @@ def effects_table(study: Found) -> Table:
     return Table("Interventions", header, tuple(rows), note)
 
 
-def _factor(difference: Found) -> str:
+def _factor(difference: Study) -> str:
     """A difference of logarithms as the factor that it is."""
     value, interval = math.exp(difference["value"]), difference["interval"]
     ends = "" if interval is None else f" [{math.exp(interval['low']):.2f}, {math.exp(interval['high']):.2f}]"
     return f"x {value:.2f}{ends}"
 
 
-def _coefficient(found: Found | None) -> str:
-    if found is None:
+def _coefficient(estimate: Study | None) -> str:
+    """A value with its sign and interval; "-" where there is none."""
+    if estimate is None or estimate["value"] is None:
         return "-"
-    return _with_interval(found["value"], found["interval"])
+    return _with_interval(estimate["value"], estimate["interval"])
 
 
-def _with_interval(value: float, interval: Found | None) -> str:
+def _with_interval(value: float, interval: Study | None) -> str:
     text = f"{float(value):+z.2f}"
     return text if interval is None else f"{text} [{float(interval['low']):+z.2f}, {float(interval['high']):+z.2f}]"
 
 
-def _estimate(found: Found) -> str:
-    return "-" if found["value"] is None else _with_interval(found["value"], found["interval"])
-
-
-def _gain(found: Found | None) -> str:
-    if found is None or found["gain_over_mean"] is None:
-        return "-"
-    return _with_interval(found["gain_over_mean"]["value"], found["gain_over_mean"]["interval"])
+def _gain(prediction: Study | None) -> str:
+    return "-" if prediction is None else _coefficient(prediction["gain_over_mean"])
 
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else number(value, 3)
 
 
-def study_markdown(study: Found) -> str:
+def study_markdown(study: Study) -> str:
     """study.md: the answers first, then tables, figures, what failed, and how to do it again."""
     parts = [f"# {study['name']}: {study['runs']} runs of {study['pairs']} task pairs", ""]
-    for question, said in answers_of(study):
-        parts += [f"**{question}**", "", *(f"{sentence}\n" for sentence in said)]
+    for question, sentences in conclusions(study):
+        parts += [f"**{question}**", "", *(f"{sentence}\n" for sentence in sentences)]
     for table in study_tables(study):
-        parts += [f"## {table.title}", "", *_rows(table), "", table.note, ""]
+        parts += [f"## {table.title}", "", *markdown_rows(table), "", table.note, ""]
     if study["figures"]:
         parts += ["## Figures", "", *(f"![{name}]({name})" for name in study["figures"]), ""]
     if study["absent"]:
@@ -173,10 +172,3 @@ def study_markdown(study: Found) -> str:
         "",
     ]
     return "\n".join(parts)
-
-
-def _rows(table: Table) -> Sequence[str]:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-    return [line(table.header), line(["---"] * len(table.header)), *(line(row) for row in table.rows)]
