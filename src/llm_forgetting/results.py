@@ -291,25 +291,6 @@ class ScanResults:
 
 
 @dataclass(frozen=True)
-class DefinitionsHash:
-    """Task definitions by path, with the SHA-256 of the file."""
-
-    path: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ScanIdentity:
-    """Identity of a scan, scan.json: the configuration without what changes no number, and the adapters' SHA-256 (None
-    where an adapter has no safetensors file).
-    """
-
-    config: dict[str, object]
-    adapters: tuple[str | None, ...]
-    definitions: Annotated[DefinitionsHash | None, OMITTED] = None
-
-
-@dataclass(frozen=True)
 class SubjectEvaluation:
     """Evaluation of one subject on n rows: accuracy (share), loss (nats), mean letter mass, seconds; `shortened` rows
     did not fit as they were.

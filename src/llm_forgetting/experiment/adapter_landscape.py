@@ -1,8 +1,9 @@
 """The landscape of anyone's saved adapter: the same phases as an experiment's, without the experiment."""
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from llm_forgetting.config.sections import ScanConfig, to_dict
 from llm_forgetting.errors import UserError
@@ -13,7 +14,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import BETWEEN, landsca
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.session import choose_landscape_items
 from llm_forgetting.experiment.tasks import source_of, tasks_of
-from llm_forgetting.files import decode, encode, from_plain, to_plain
+from llm_forgetting.files import OMITTED, decode, encode, from_plain, to_plain
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
 from llm_forgetting.models.language.batches import EncodedItem
@@ -21,11 +22,30 @@ from llm_forgetting.models.language.batches import encode as encode_items
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.progress import Progress
 from llm_forgetting.report.figures.run import draw_landscapes
-from llm_forgetting.results import DefinitionsHash, ModelDescription, ScanIdentity, ScanResults
+from llm_forgetting.results import ModelDescription, ScanResults
 
 Items = list[tuple[str, list[EncodedItem]]]
 NAMES = ("adapter", "other")
 IDENTITY = "scan.json"
+
+
+@dataclass(frozen=True)
+class DefinitionsHash:
+    """Task definitions by path, with the SHA-256 of the file."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ScanIdentity:
+    """Identity of a scan, scan.json: the configuration without what changes no number, and the adapters' SHA-256 (None
+    where an adapter has no safetensors file).
+    """
+
+    config: dict[str, object]
+    adapters: tuple[str | None, ...]
+    definitions: Annotated[DefinitionsHash | None, OMITTED] = None
 
 
 def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, progress: Progress) -> ScanResults:

@@ -1,10 +1,9 @@
-"""What a run will cost, before it is started: phases, sizes, seconds, bytes. Estimates, and they say so."""
+"""Cost of a run before it is started: phases, sizes, seconds, bytes. All are estimates."""
 
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UnreachableError
@@ -36,6 +35,26 @@ class ModelSize:
     hidden: int
     layers: int
     origin: str
+
+
+@dataclass(frozen=True)
+class TaskSize:
+    """Items of a task's splits, and the mean number of tokens of their prompts."""
+
+    name: str
+    train: int
+    test: int
+    tokens: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work of one kind of phase: passes of items, and tokens of as many forward passes as it is worth."""
+
+    label: str
+    passes: float
+    tokens: float
 
 
 def model_size(name: str) -> ModelSize | None:
@@ -88,8 +107,8 @@ def estimate(config: ExperimentConfig, notify: Callable[[str], None]) -> list[Ta
     size = model_size(config.model.name)
     per_token = 2 * size.body / (EFFICIENCY * matrix_rate()) if size is not None else None
     work = _work(config, sizes)
-    rows = [(name, f"{passes:,.0f}", _seconds(tokens, per_token)) for name, passes, tokens in work]
-    total = _seconds(sum(tokens for _, _, tokens in work), per_token)
+    rows = [(phase.label, f"{phase.passes:,.0f}", _seconds(phase.tokens, per_token)) for phase in work]
+    total = _seconds(sum(phase.tokens for phase in work), per_token)
     note = (
         "estimated for this machine's CPU from a matrix product timed now; on a GPU far less."
         if size
@@ -100,18 +119,18 @@ def estimate(config: ExperimentConfig, notify: Callable[[str], None]) -> list[Ta
     tasks = Table(
         "Tasks",
         ("task", "train", "test", "tokens per item, about"),
-        tuple((entry["name"], str(entry["train"]), str(entry["test"]), f"{entry['tokens']:.0f}") for entry in sizes),
-        " ".join(dict.fromkeys(entry["note"] for entry in sizes if entry["note"])),
+        tuple((task.name, str(task.train), str(task.test), f"{task.tokens:.0f}") for task in sizes),
+        " ".join(dict.fromkeys(task.note for task in sizes if task.note)),
     )
-    return [tasks, phases, _memory(config, size, max(entry["tokens"] for entry in sizes))]
+    return [tasks, phases, _memory(config, size, max(task.tokens for task in sizes))]
 
 
 def seconds_of(config: ExperimentConfig, notify: Callable[[str], None]) -> float | None:
-    """Seconds of a whole run on this machine's CPU, as `estimate` tells them; None where the model's size is not known."""
+    """Seconds of a whole run on this machine's CPU; None where the model's size is not known."""
     size = model_size(config.model.name)
     if size is None:
         return None
-    tokens = sum(entry[2] for entry in _work(config, _task_sizes(config, notify)))
+    tokens = sum(phase.tokens for phase in _work(config, _task_sizes(config, notify)))
     return tokens * 2 * size.body / (EFFICIENCY * matrix_rate())
 
 
@@ -124,83 +143,73 @@ def memory_bytes(config: ExperimentConfig) -> float:
     return size.total * width * 2 + _activations(config, size, config.data.max_tokens) + REST
 
 
-def _task_sizes(config: ExperimentConfig, notify: Callable[[str], None]) -> list[dict[str, Any]]:
+def _task_sizes(config: ExperimentConfig, notify: Callable[[str], None]) -> list[TaskSize]:
     data = config.data
     try:
         tasks = tasks_of(data, source_of(data, notify))
     except UnreachableError as error:  # whatever else is wrong, a misspelt task for one, is an error and no assumption
         train = data.train_items or round((data.items_per_task or 200) * data.train_fraction)
         test = data.test_items or (data.items_per_task or 200) - train
-        return [
-            {"name": name, "train": train, "test": test, "tokens": 100.0, "note": f"sizes assumed: {error}"}
-            for name in data.tasks
-        ]
-    return [
-        {
-            "name": task.name,
-            "train": len(task.train),
-            "test": len(task.test),
-            "tokens": sum(len(render(item, task.shots.get(item.subject, ()))) for item in task.train + task.test)
-            / CHARACTERS_PER_TOKEN
-            / len(task.train + task.test),
-            "note": "",
-        }
-        for task in tasks
-    ]
+        return [TaskSize(name, train, test, 100.0, f"sizes assumed: {error}") for name in data.tasks]
+    sizes = []
+    for task in tasks:
+        items = task.train + task.test
+        characters = sum(len(render(item, task.shots.get(item.subject, ()))) for item in items)
+        sizes.append(
+            TaskSize(task.name, len(task.train), len(task.test), characters / CHARACTERS_PER_TOKEN / len(items))
+        )
+    return sizes
 
 
-def _work(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
-    """(phase, item passes, equivalent forward tokens) for every kind of phase."""
+def _work(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     checkpoints = len(sizes)
-    scored = sum(entry["train"] + entry["test"] for entry in sizes)
-    scored_tokens = sum((entry["train"] + entry["test"]) * entry["tokens"] for entry in sizes)
+    scored = sum(size.train + size.test for size in sizes)
+    scored_tokens = sum((size.train + size.test) * size.tokens for size in sizes)
     work = []
-    for k, entry in enumerate(sizes):
-        work.append(_training_work(config, entry, sizes[:k]))
+    for k, size in enumerate(sizes):
+        work.append(_training_work(config, size, sizes[:k]))
     work.append(
-        (f"evaluate {checkpoints + 1} checkpoints", (checkpoints + 1) * scored, (checkpoints + 1) * scored_tokens)
+        Work(f"evaluate {checkpoints + 1} checkpoints", (checkpoints + 1) * scored, (checkpoints + 1) * scored_tokens)
     )
     return [*work, *_probes(config, sizes), *_scans(config, sizes), *_derivatives(config, sizes)]
 
 
-def _training_work(
-    config: ExperimentConfig, entry: dict[str, Any], earlier: list[dict[str, Any]]
-) -> tuple[str, float, float]:
+def _training_work(config: ExperimentConfig, size: TaskSize, earlier: list[TaskSize]) -> Work:
     """What fine-tuning on one task costs: replayed items join its own, and SAM passes all of them through twice."""
     training, interventions = config.training, config.interventions
-    replayed = [(min(interventions.replay_items, task["train"]), task["tokens"]) for task in earlier]
-    items = entry["train"] + sum(count for count, _ in replayed)
-    tokens = entry["train"] * entry["tokens"] + sum(count * each for count, each in replayed)
+    replayed = [(min(interventions.replay_items, task.train), task.tokens) for task in earlier]
+    items = size.train + sum(count for count, _ in replayed)
+    tokens = size.train * size.tokens + sum(count * each for count, each in replayed)
     sam = interventions.sam_rho > 0 and (interventions.sam_on == "all" or not earlier)
     times = training.num_epochs * (2 if sam else 1)
     slower = TRAINING_PASSES + (1 if training.gradient_checkpointing else 0)
-    label = f"fine-tune on {entry['name']} ({optimizer_steps(items, training)} steps{', SAM' if sam else ''})"
-    return label, times * items, slower * times * tokens
+    label = f"fine-tune on {size.name} ({optimizer_steps(items, training)} steps{', SAM' if sam else ''})"
+    return Work(label, times * items, slower * times * tokens)
 
 
-def _probes(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+def _probes(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     """What it costs to tell lost knowledge from a changed habit of answering."""
     settings, earlier = config.evaluation, sizes[:-1]
-    work: list[tuple[str, float, float]] = []
+    work: list[Work] = []
     if settings.rotations:  # of four options, at two checkpoints
-        passes = [6 * entry["train"] for entry in earlier]
-        tokens = sum(count * entry["tokens"] for count, entry in zip(passes, earlier, strict=True))
-        work.append(("rotated options", sum(passes), tokens))
+        passes = [6 * size.train for size in earlier]
+        tokens = sum(count * size.tokens for count, size in zip(passes, earlier, strict=True))
+        work.append(Work("rotated options", sum(passes), tokens))
     if settings.recovery_items:
         starts = 2 if settings.recovery_control else 1
-        few = [min(settings.recovery_items, entry["train"] // 2) for entry in earlier]
+        few = [min(settings.recovery_items, size.train // 2) for size in earlier]
         passes = [
-            starts * (settings.recovery_epochs * n + entry["train"] - n) for n, entry in zip(few, earlier, strict=True)
+            starts * (settings.recovery_epochs * n + size.train - n) for n, size in zip(few, earlier, strict=True)
         ]
         tokens = sum(
-            starts * entry["tokens"] * (TRAINING_PASSES * settings.recovery_epochs * n + entry["train"] - n)
-            for n, entry in zip(few, earlier, strict=True)
+            starts * size.tokens * (TRAINING_PASSES * settings.recovery_epochs * n + size.train - n)
+            for n, size in zip(few, earlier, strict=True)
         )
-        work.append(("learn a few items again", sum(passes), tokens))
+        work.append(Work("learn a few items again", sum(passes), tokens))
     return work
 
 
-def _scans(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+def _scans(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     """What the landscapes around the checkpoints and between them cost at the least."""
     from llm_forgetting.experiment.analysis.checkpoint_plane import plane_evaluations
     from llm_forgetting.experiment.analysis.landscape import evaluations
@@ -208,17 +217,17 @@ def _scans(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[
 
     landscape, checkpoints = config.landscape, len(sizes)
     per_point = landscape.num_items * checkpoints
-    point_tokens = sum(landscape.num_items * entry["tokens"] for entry in sizes)
+    point_tokens = sum(landscape.num_items * size.tokens for size in sizes)
 
-    def scan(label: str, points: int) -> tuple[str, float, float]:
-        return label, points * per_point, points * point_tokens
+    def scan(label: str, points: int) -> Work:
+        return Work(label, points * per_point, points * point_tokens)
 
     each, self_test = evaluations(landscape), 6 * landscape.self_test_items
     around = (
         f"landscape of {checkpoints} checkpoints ({each} points each{'' if landscape.method == 'grid' else ' or more'})"
     )
-    label, passes, tokens = scan(around, checkpoints * each)
-    work = [(label, passes + checkpoints * self_test, tokens + checkpoints * self_test * sizes[0]["tokens"])]
+    planes, tests = scan(around, checkpoints * each), checkpoints * self_test
+    work = [Work(around, planes.passes + tests, planes.tokens + tests * sizes[0].tokens)]
     paths, path = checkpoints - 1, path_evaluations()
     if landscape.paths:
         work.append(scan(f"paths between them ({paths} of {path} points or more)", paths * path))
@@ -231,24 +240,24 @@ def _scans(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[
     return work
 
 
-def _derivatives(config: ExperimentConfig, sizes: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+def _derivatives(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     """What spectra and forecasts cost, in forward passes of the landscape items."""
     from llm_forgetting.experiment.analysis.spectrum import curvature_evaluations
 
     items, curvature = config.landscape.num_items, config.curvature
-    work: list[tuple[str, float, float]] = []
+    work: list[Work] = []
     if curvature.spectrum:
         products = curvature_evaluations(curvature)
         passes = products * FORWARDS_PER_PRODUCT * items
         measured = sizes if curvature.checkpoints == "all" else sizes[:1]
-        tokens = passes * sum(entry["tokens"] for entry in measured)
+        tokens = passes * sum(size.tokens for size in measured)
         label = f"curvature of {len(measured)} checkpoints ({products} products each)"
-        work.append((label, passes * len(measured), tokens))
+        work.append(Work(label, passes * len(measured), tokens))
     if curvature.forecast:
         # Two splits of every earlier task: a product, and the loss at the end.
         each = [2 * (FORWARDS_PER_PRODUCT + 1) * items * (len(sizes) - k) for k in range(1, len(sizes))]
-        tokens = sum(count * entry["tokens"] for count, entry in zip(each, sizes, strict=False))
-        work.append(("forecasts", sum(each), tokens))
+        tokens = sum(count * size.tokens for count, size in zip(each, sizes, strict=False))
+        work.append(Work("forecasts", sum(each), tokens))
     return work
 
 

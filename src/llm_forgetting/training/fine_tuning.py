@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -89,11 +90,11 @@ class AnswerTrainer(Trainer):
 
     def compute_loss(
         self,
-        model: Any,
+        model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Mean over the batch of -log p(answer letter | prompt), and the anchor's penalty, nats."""
         losses = answer_losses(self._language_model, inputs["items"], packed=self._packed)
         loss = losses.mean()
@@ -102,7 +103,10 @@ class AnswerTrainer(Trainer):
         return (loss, losses) if return_outputs else loss
 
     def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Adds the gradient of a batch; with SAM the step's last batch leaves the gradient at the ascended weights."""
         step = partial(super().training_step, model, inputs, num_items_in_batch)
@@ -110,7 +114,7 @@ class AnswerTrainer(Trainer):
             return step()
         return self._two_passes.add(step, last=self.accelerator.sync_gradients)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketSampler:
+    def _get_train_sampler(self, train_dataset: object = None) -> LengthBucketSampler:
         return self._sampler
 
 
@@ -120,11 +124,20 @@ class _Watch(TrainerCallback):
     def __init__(self, advance: Callable[[int, str], None]) -> None:
         self._advance = advance
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         recent = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
         self._advance(1, "" if recent is None else f"loss {recent:.3f}")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(loss):
             raise UserError(
@@ -139,13 +152,15 @@ class _EpochEnd(TrainerCallback):
     def __init__(self, record: Callable[[int], None]) -> None:
         self._record = record
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._record(round(state.epoch))
 
 
 def require_known_names(config: TrainingConfig) -> None:
     """Raise UserError for an optimiser or schedule that transformers does not know, before anything is loaded."""
-    wanted: tuple[tuple[str, str, Any], ...] = (
+    wanted: tuple[tuple[str, str, type[OptimizerNames] | type[SchedulerType]], ...] = (
         ("training.optimizer", config.optimizer, OptimizerNames),
         ("training.lr_scheduler", config.lr_scheduler, SchedulerType),
     )
@@ -199,7 +214,8 @@ def fine_tune(
         data_collator=lambda batch: {"items": batch},
         callbacks=[_Watch(advance), _EpochEnd(record)],
     )
-    trainer.remove_callback(_printer(trainer))
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
     try:
         trainer.create_optimizer_and_scheduler(steps)
     except (ImportError, TypeError, ValueError) as error:
@@ -209,15 +225,6 @@ def fine_tune(
     finally:
         model.peft_model.eval()
     return tuple(from_plain(TrainingStep, entry) for entry in trainer.state.log_history if "loss" in entry)
-
-
-def _printer(trainer: Trainer) -> Any:
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    kinds = (PrinterCallback, ProgressCallback)
-    return next(
-        (type(callback) for callback in trainer.callback_handler.callbacks if isinstance(callback, kinds)), None
-    )
 
 
 def _last_checkpoint(scratch: Path) -> str | None:
