@@ -70,7 +70,7 @@ def main() -> int:
         record = {**contestants.describe(), "given_directions_largest_difference": differences}
         print_case(record)
         record["loss_at_checkpoint"] = losses = contestants.losses_at_checkpoint()
-        distances = (settings.reach, 2 * settings.reach)
+        distances = (settings.resolved_distance, 2 * settings.resolved_distance)
         turns = (options.repeats, options.far_repeats)
         record["planes"] = planes = [
             measure(contestants, distance, settings.seed, repeats, options.cells)

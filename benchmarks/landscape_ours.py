@@ -24,7 +24,7 @@ def ours(model: LanguageModel, items: Sequence[EncodedItem], distance: float, se
             lambda row: space.point([(row[0], d), (row[1], e)]),
             objective.losses,
             distance=distance,
-            cells=config.cells,
+            cells=config.resolved_resolution,
             method="spectral",
             rule=rule_of(config),
         )

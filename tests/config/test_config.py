@@ -11,16 +11,12 @@ import yaml
 
 from llm_forgetting.cli.main import SHORT_FLAGS, parse_run
 from llm_forgetting.config.files import PRESETS, config_help, dotted_paths, parse_config
-from llm_forgetting.config.rules import LOWER_BOUNDS
-from llm_forgetting.config.sections import (
-    DataConfig,
-    ExperimentConfig,
-    LandscapeConfig,
-    LoraConfig,
-    TrainingConfig,
-    to_dict,
-)
+from llm_forgetting.config.paths import to_dict
+from llm_forgetting.config.rules import lower_bounds
+from llm_forgetting.config.sections import DataConfig, ExperimentConfig, LandscapeConfig, LoraConfig, TrainingConfig
 from llm_forgetting.errors import UserError
+
+LOWER_BOUNDS = lower_bounds(ExperimentConfig())
 
 
 def resolved(*arguments: str) -> ExperimentConfig:
@@ -309,16 +305,16 @@ def test_an_impossible_combination_dies_at_load_time_with_its_path(path: str, ar
 
 @pytest.mark.parametrize("path", LOWER_BOUNDS)
 def test_a_number_below_its_bound_dies_at_load_time_with_its_path(path: str) -> None:
-    bound, inclusive = LOWER_BOUNDS[path]
+    bound, inclusive = LOWER_BOUNDS[path].value, LOWER_BOUNDS[path].inclusive
     wrong = bound - 1 if inclusive else bound
     message = complaint(f"--{path}={wrong:g}")
     assert message.startswith(f"{path} must be {'at least' if inclusive else 'greater than'} {bound:g}")
     assert message.endswith(("was " + repr(int(wrong)), "was " + repr(float(wrong))))
 
 
-@pytest.mark.parametrize("path", [path for path, (_, inclusive) in LOWER_BOUNDS.items() if inclusive])
+@pytest.mark.parametrize("path", [path for path, bound in LOWER_BOUNDS.items() if bound.inclusive])
 def test_the_bound_itself_is_not_below_it(path: str) -> None:
-    bound, _ = LOWER_BOUNDS[path]
+    bound = LOWER_BOUNDS[path].value
     others = {
         "data.train_items": ["--landscape.num_items", "1", "--landscape.self_test_items", "1"],
         "data.items_per_task": ["--data.train_items", "1", "--data.test_items", "1", "--landscape.num_items", "1",
@@ -340,7 +336,7 @@ def test_a_configuration_built_in_python_is_checked_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reach", "cells"),
+    ("arguments", "distance", "resolution"),
     [
         ([], 1.0, 41),
         (["--landscape.space", "raw"], 1.0, 41),
@@ -352,9 +348,11 @@ def test_a_configuration_built_in_python_is_checked_too() -> None:
         (["--config", "smoke", "--landscape.distance", "null", "--landscape.resolution", "null"], 1.0, 41),
     ],
 )
-def test_what_null_stands_for_depends_on_space_and_method(arguments: list[str], reach: float, cells: int) -> None:
+def test_what_null_stands_for_depends_on_space_and_method(
+    arguments: list[str], distance: float, resolution: int
+) -> None:
     settings = resolved(*arguments).landscape
-    assert (settings.reach, settings.cells) == (reach, cells)
+    assert (settings.resolved_distance, settings.resolved_resolution) == (distance, resolution)
 
 
 # --- the object -------------------------------------------------------------------------------------------------------

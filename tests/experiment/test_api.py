@@ -11,7 +11,7 @@ from runs import TINY, SmokeRun, same_results
 from small_study import SMALL
 
 import llm_forgetting as lf
-from llm_forgetting.config.sections import to_dict
+from llm_forgetting.config.paths import to_dict
 
 
 def test_an_experiment_takes_presets_files_sections_dotted_paths_and_seeds(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from runs import Finished, Moment, Shell, SmokeRun, read_results, same_results
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_forgetting.config.files import dotted_paths
-from llm_forgetting.config.sections import ExperimentConfig, to_dict
+from llm_forgetting.config.paths import to_dict
+from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.experiment.artifacts.provenance import SCHEMA_VERSION
 from llm_forgetting.files import decode_lines, encode
 from llm_forgetting.forgetting.records import Line

@@ -15,7 +15,8 @@ from llm_forgetting.cli import report as cli_report
 from llm_forgetting.cli import study as cli_study
 from llm_forgetting.cli.parser import Parser
 from llm_forgetting.config.files import DEFAULT_PRESET, PRESETS, config_help, parse_config
-from llm_forgetting.config.sections import SEEDS, ExperimentConfig, to_dict
+from llm_forgetting.config.paths import SEEDS, to_dict
+from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError, is_out_of_memory
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.progress import say

@@ -1,7 +1,8 @@
 """The configuration of a run: sections, rules, files and overrides."""
 
+from llm_forgetting.config.paths import SEEDS, leaves, to_dict
+from llm_forgetting.config.rules import refuse_impossible
 from llm_forgetting.config.sections import (
-    SEEDS,
     CurvatureConfig,
     DataConfig,
     EvaluateConfig,
@@ -14,9 +15,6 @@ from llm_forgetting.config.sections import (
     OutputConfig,
     ScanConfig,
     TrainingConfig,
-    leaves,
-    refuse_impossible,
-    to_dict,
 )
 
 __all__ = [

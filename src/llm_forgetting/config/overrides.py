@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_forgetting.config.files import dotted_paths, parse_config, unknown_option, written
-from llm_forgetting.config.sections import SEEDS, ExperimentConfig, leaves, to_dict
+from llm_forgetting.config.paths import SEEDS, leaves, to_dict
+from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 
 Config = ExperimentConfig | str | os.PathLike[str]

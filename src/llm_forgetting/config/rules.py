@@ -1,90 +1,104 @@
-"""What makes a configuration impossible, as far as that can be known without data and model."""
+"""Rules of a configuration: lower bounds beside its fields, and what makes it impossible without data and model."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
-# Per dotted path: the smallest legal value, and whether it is legal itself.
-LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
-    "lora.rank": (1, True),
-    "lora.alpha": (0, False),
-    "lora.dropout": (0, True),
-    "training.batch_size": (1, True),
-    "training.learning_rate": (0, False),
-    "training.num_epochs": (1, True),
-    "training.warmup_ratio": (0, True),
-    "training.weight_decay": (0, True),
-    "training.max_grad_norm": (0, True),
-    "training.gradient_accumulation_steps": (1, True),
-    "training.seed": (0, True),
-    "interventions.sam_rho": (0, True),
-    "interventions.replay_items": (0, True),
-    "interventions.anchor": (0, True),
-    "interventions.rescale": (0, False),
-    "data.train_items": (1, True),
-    "data.test_items": (1, True),
-    "data.items_per_task": (2, True),
-    "data.few_shot": (0, True),
-    "data.max_tokens": (16, True),
-    "data.seed": (0, True),
-    "evaluation.batch_size": (1, True),
-    "evaluation.recovery_items": (0, True),
-    "evaluation.recovery_epochs": (1, True),
-    "landscape.directions": (2, True),
-    "landscape.distance": (0, False),
-    "landscape.resolution": (3, True),
-    "landscape.num_items": (1, True),
-    "landscape.tolerance": (0, False),
-    "landscape.plane_tolerance": (0, False),
-    "landscape.max_evaluations": (23, True),
-    "landscape.tau": (0, False),
-    "landscape.batch_size": (1, True),
-    "landscape.points_per_forward": (1, True),
-    "landscape.self_test_items": (1, True),
-    "landscape.seed": (0, True),
-    "curvature.micro_batch": (1, True),
-    "curvature.lanczos_steps": (2, True),
-    "curvature.eigenvalues": (1, True),
-    "curvature.density_runs": (0, True),
-    "curvature.density_steps": (2, True),
-    "curvature.trace_probes": (2, True),
-    "curvature.weight_probes": (0, True),
-    "curvature.power_steps": (1, True),
-    "curvature.radius": (0, False),
-    "curvature.ascent_steps": (0, True),
-    "curvature.sharpness_directions": (2, True),
-    "curvature.seed": (0, True),
-    "output.dpi": (50, True),
-}
+from llm_forgetting.errors import UserError
+
+if TYPE_CHECKING:
+    from llm_forgetting.config.sections import (
+        AnyConfig,
+        CurvatureConfig,
+        DataConfig,
+        InterventionsConfig,
+        LandscapeConfig,
+        LoraConfig,
+        TrainingConfig,
+    )
+
+Value = TypeVar("Value")
 
 
-def problems(sections: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
-    """What makes a configuration impossible, one line each.
+@dataclass(frozen=True)
+class LowerBound:
+    """Smallest legal value of a field, and whether it is legal itself."""
 
-    `sections` are those that it has, by name; `values` its fields by their dotted paths.
-    """
-    for path, (bound, inclusive) in LOWER_BOUNDS.items():
-        value = values.get(path)
-        if value is not None and not (value >= bound if inclusive else value > bound):
-            yield f"{path} must be {'at least' if inclusive else 'greater than'} {bound:g}, was {value!r}"
-    if "curvature" in sections and sections["curvature"].eigenvalues > sections["curvature"].lanczos_steps:
-        yield "curvature.eigenvalues must be at most curvature.lanczos_steps, which finds as many"
-    if "curvature" in sections and sections["curvature"].weight_probes == 1:
-        yield "curvature.weight_probes must be 0 (none) or at least 2 (a standard error needs two), was 1"
-    if "training" in sections:
-        yield from _training_problems(sections["lora"], sections["training"])
-        yield from _intervention_problems(sections["interventions"], sections["training"], sections["data"])
-    yield from _data_problems(sections["data"])
-    if "landscape" in sections:
-        yield from _landscape_problems(sections["data"], sections["landscape"])
-    if sections["model"].name == "synthetic" and sections["data"].source != "synthetic":
-        yield (
-            f"model.name=synthetic knows only the words of data.source=synthetic, which is {sections['data'].source}"
-        )
-    if sections["model"].name == "synthetic" and sections["data"].definitions is not None:
+    value: float
+    inclusive: bool
+
+    def problem(self, path: str, value: float | None) -> str | None:
+        """What is wrong with the field at a dotted path; None, the value for no number, never is."""
+        if value is None or (value >= self.value if self.inclusive else value > self.value):
+            return None
+        return f"{path} must be {'at least' if self.inclusive else 'greater than'} {self.value:g}, was {value!r}"
+
+
+def at_least(bound: float, *, default: Value) -> Value:
+    """A field of at least `bound`."""
+    return _bounded(LowerBound(bound, True), default)
+
+
+def above(bound: float, *, default: Value) -> Value:
+    """A field greater than `bound`."""
+    return _bounded(LowerBound(bound, False), default)
+
+
+def _bounded(bound: LowerBound, default: Value) -> Value:
+    declared: Value = dataclasses.field(default=default, metadata={"bound": bound})
+    return declared
+
+
+def lower_bounds(config: "AnyConfig") -> dict[str, LowerBound]:
+    """The bounds of a configuration's fields by dotted path, in the order of the fields."""
+    return {
+        f"{section.name}.{field.name}": field.metadata["bound"]
+        for section in dataclasses.fields(config)
+        for field in dataclasses.fields(getattr(config, section.name))
+        if "bound" in field.metadata
+    }
+
+
+def refuse_impossible(config: "AnyConfig") -> None:
+    """Raise UserError with the first reason why `config` cannot be run."""
+    for problem in problems(config):
+        raise UserError(problem)
+
+
+def problems(config: "AnyConfig") -> Iterator[str]:
+    """Everything that makes a configuration impossible, one line each."""
+    from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig  # they are built by these rules
+
+    for path, bound in lower_bounds(config).items():
+        section, _, name = path.partition(".")
+        if problem := bound.problem(path, getattr(getattr(config, section), name)):
+            yield problem
+    if isinstance(config, ExperimentConfig):
+        yield from _curvature_problems(config.curvature)
+        yield from _training_problems(config.lora, config.training)
+        yield from _intervention_problems(config.interventions, config.training, config.data)
+    yield from _data_problems(config.data)
+    if not isinstance(config, EvaluateConfig):
+        yield from _landscape_problems(config.data, config.landscape)
+    if config.model.name == "synthetic" and config.data.source != "synthetic":
+        yield f"model.name=synthetic knows only the words of data.source=synthetic, which is {config.data.source}"
+    if config.model.name == "synthetic" and config.data.definitions is not None:
         yield "model.name=synthetic knows only the words of data.source=synthetic, not those of data.definitions"
+    if not isinstance(config, ExperimentConfig) and not config.data.tasks:
+        yield "at least one task must be named (--task NAME), none was"
+    if isinstance(config, ExperimentConfig) and len(config.data.tasks) < 2:
+        yield f"data.tasks must name at least two tasks (forgetting needs a second one), was {list(config.data.tasks)}"
 
 
-def _training_problems(lora: Any, training: Any) -> Iterator[str]:
+def _curvature_problems(curvature: "CurvatureConfig") -> Iterator[str]:
+    if curvature.eigenvalues > curvature.lanczos_steps:
+        yield "curvature.eigenvalues must be at most curvature.lanczos_steps, which finds as many"
+    if curvature.weight_probes == 1:
+        yield "curvature.weight_probes must be 0 (none) or at least 2 (a standard error needs two), was 1"
+
+
+def _training_problems(lora: "LoraConfig", training: "TrainingConfig") -> Iterator[str]:
     if lora.dropout >= 1:
         yield f"lora.dropout must be below 1, was {lora.dropout!r}"
     if not lora.target_modules:
@@ -93,7 +107,9 @@ def _training_problems(lora: Any, training: Any) -> Iterator[str]:
         yield f"training.warmup_ratio must be at most 1, was {training.warmup_ratio!r}"
 
 
-def _intervention_problems(interventions: Any, training: Any, data: Any) -> Iterator[str]:
+def _intervention_problems(
+    interventions: "InterventionsConfig", training: "TrainingConfig", data: "DataConfig"
+) -> Iterator[str]:
     if interventions.sam_adaptive and not interventions.sam_rho:
         yield "interventions.sam_adaptive needs interventions.sam_rho greater than 0, it is 0: there is no SAM to adapt"
     inside = training.optimizer in ("lomo", "adalomo") or training.optimizer.endswith("layerwise")
@@ -109,7 +125,7 @@ def _intervention_problems(interventions: Any, training: Any, data: Any) -> Iter
         )
 
 
-def _data_problems(data: Any) -> Iterator[str]:
+def _data_problems(data: "DataConfig") -> Iterator[str]:
     if not 0 < data.train_fraction < 1:
         yield f"data.train_fraction must lie between 0 and 1, was {data.train_fraction!r}"
     if data.source == "local" and data.path is None:
@@ -128,7 +144,7 @@ def _data_problems(data: Any) -> Iterator[str]:
         )
 
 
-def _landscape_problems(data: Any, landscape: Any) -> Iterator[str]:
+def _landscape_problems(data: "DataConfig", landscape: "LandscapeConfig") -> Iterator[str]:
     if landscape.resolution is not None and landscape.resolution % 2 == 0:
         yield f"landscape.resolution must be odd (the checkpoint is the centre cell), was {landscape.resolution}"
     available = data.train_items if landscape.items == "train" else data.test_items

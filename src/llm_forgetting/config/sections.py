@@ -1,22 +1,17 @@
-"""The whole configuration of a run: one tree of frozen dataclasses, and the only place where defaults live.
+"""Sections of a configuration: one tree of frozen dataclasses, and the only place where defaults and bounds live.
 
 A section's docstring is its `--help`. An `ExperimentConfig` that exists is possible: every check that needs no data and
 no model is made when it is built, and names the dotted path of what is wrong.
 """
 
-import dataclasses
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from llm_forgetting.config.rules import problems
+from llm_forgetting.config.paths import fingerprint
+from llm_forgetting.config.rules import above, at_least, refuse_impossible
 from llm_forgetting.errors import UserError
-
-SEEDS = ("training.seed", "data.seed", "landscape.seed", "curvature.seed")
-"""The fields that `seed` stands for in a study's file and in Python."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +48,9 @@ class LoraConfig:
         use_rslora: Rank-stabilised scale alpha / sqrt(rank).
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: int = at_least(1, default=8)
+    alpha: float = above(0, default=16.0)
+    dropout: float = at_least(0, default=0.0)
     target_modules: str | tuple[str, ...] = "all-linear"
     use_rslora: bool = False
 
@@ -78,17 +73,17 @@ class TrainingConfig:
         seed: Seeds the adapter's initial weights, the order of the items, and dropout.
     """
 
-    batch_size: int = 4
-    learning_rate: float = 1.5e-3
-    num_epochs: int = 7
+    batch_size: int = at_least(1, default=4)
+    learning_rate: float = above(0, default=1.5e-3)
+    num_epochs: int = at_least(1, default=7)
     optimizer: str = "adamw_torch"
     lr_scheduler: str = "linear"
-    warmup_ratio: float = 0.0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    gradient_accumulation_steps: int = 1
+    warmup_ratio: float = at_least(0, default=0.0)
+    weight_decay: float = at_least(0, default=0.0)
+    max_grad_norm: float = at_least(0, default=1.0)
+    gradient_accumulation_steps: int = at_least(1, default=1)
     gradient_checkpointing: bool = False
-    seed: int = 0
+    seed: int = at_least(0, default=0)
 
 
 @dataclass(frozen=True)
@@ -107,12 +102,12 @@ class InterventionsConfig:
             number; 1 is off.
     """
 
-    sam_rho: float = 0.0
+    sam_rho: float = at_least(0, default=0.0)
     sam_adaptive: bool = False
     sam_on: Literal["first", "all"] = "all"
-    replay_items: int = 0
-    anchor: float = 0.0
-    rescale: float = 1.0
+    replay_items: int = at_least(0, default=0)
+    anchor: float = at_least(0, default=0.0)
+    rescale: float = above(0, default=1.0)
 
 
 @dataclass(frozen=True)
@@ -142,13 +137,13 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)
     definitions: str | None = None
     tasks: tuple[str, ...] = ("abstract_algebra", "anatomy")
-    train_items: int | None = 40
-    test_items: int | None = 10
+    train_items: int | None = at_least(1, default=40)
+    test_items: int | None = at_least(1, default=10)
     train_fraction: float = 0.8
-    items_per_task: int | None = None
-    few_shot: int = 0
-    max_tokens: int = 512
-    seed: int = 0
+    items_per_task: int | None = at_least(2, default=None)
+    few_shot: int = at_least(0, default=0)
+    max_tokens: int = at_least(16, default=512)
+    seed: int = at_least(0, default=0)
 
     @property
     def definitions_sha256(self) -> str | None:
@@ -180,10 +175,10 @@ class EvaluationConfig:
             checkpoint; null takes twelve short ones that come along.
     """
 
-    batch_size: int | None = None
+    batch_size: int | None = at_least(1, default=None)
     rotations: bool = True
-    recovery_items: int = 10
-    recovery_epochs: int = 3
+    recovery_items: int = at_least(0, default=10)
+    recovery_epochs: int = at_least(1, default=3)
     recovery_control: bool = False
     text: str | None = None
 
@@ -223,32 +218,32 @@ class LandscapeConfig:
 
     space: Literal["adapter", "weight", "raw"] = "adapter"
     method: Literal["spectral", "grid"] = "spectral"
-    directions: int = 4
-    distance: float | None = None
-    tolerance: float = 0.01
-    max_evaluations: int = 60
-    resolution: int | None = None
-    tau: float = 0.1
+    directions: int = at_least(2, default=4)
+    distance: float | None = above(0, default=None)
+    tolerance: float = above(0, default=0.01)
+    max_evaluations: int = at_least(23, default=60)
+    resolution: int | None = at_least(3, default=None)
+    tau: float = above(0, default=0.1)
     checkpoint_plane: bool = True
-    plane_tolerance: float = 0.1
+    plane_tolerance: float = above(0, default=0.1)
     paths: bool = True
     tasks: Literal["all", "learnt", "first"] = "all"
     trajectory: bool = False
     items: Literal["train", "test"] = "train"
-    num_items: int = 8
-    batch_size: int = 16
-    points_per_forward: int | None = None
-    self_test_items: int = 8
-    seed: int = 0
+    num_items: int = at_least(1, default=8)
+    batch_size: int = at_least(1, default=16)
+    points_per_forward: int | None = at_least(1, default=None)
+    self_test_items: int = at_least(1, default=8)
+    seed: int = at_least(0, default=0)
 
     @property
-    def reach(self) -> float:
+    def resolved_distance(self) -> float:
         """`distance`, or what null stands for."""
         default = 0.05 if self.space == "weight" else 1.0
         return default if self.distance is None else self.distance
 
     @property
-    def cells(self) -> int:
+    def resolved_resolution(self) -> int:
         """`resolution`, or what null stands for."""
         default = 11 if self.method == "grid" else 41
         return default if self.resolution is None else self.resolution
@@ -285,18 +280,18 @@ class CurvatureConfig:
     spectrum: bool = False
     checkpoints: Literal["all", "first"] = "all"
     products: Literal["exact", "differences"] = "exact"
-    micro_batch: int = 16
-    lanczos_steps: int = 30
-    eigenvalues: int = 3
-    density_runs: int = 2
-    density_steps: int = 12
-    trace_probes: int = 10
-    weight_probes: int = 8
-    power_steps: int = 8
-    radius: float = 0.05
-    ascent_steps: int = 4
-    sharpness_directions: int = 8
-    seed: int = 0
+    micro_batch: int = at_least(1, default=16)
+    lanczos_steps: int = at_least(2, default=30)
+    eigenvalues: int = at_least(1, default=3)
+    density_runs: int = at_least(0, default=2)
+    density_steps: int = at_least(2, default=12)
+    trace_probes: int = at_least(2, default=10)
+    weight_probes: int = at_least(0, default=8)
+    power_steps: int = at_least(1, default=8)
+    radius: float = above(0, default=0.05)
+    ascent_steps: int = at_least(0, default=4)
+    sharpness_directions: int = at_least(2, default=8)
+    seed: int = at_least(0, default=0)
 
 
 @dataclass(frozen=True)
@@ -312,7 +307,7 @@ class OutputConfig:
     """
 
     folder: str = "outputs"
-    dpi: int = 160
+    dpi: int = at_least(50, default=160)
     figures: bool = True
     trackers: tuple[str, ...] = ()
 
@@ -345,25 +340,11 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         refuse_impossible(self)
-        if len(self.data.tasks) < 2:
-            raise UserError(
-                f"data.tasks must name at least two tasks (forgetting needs a second one), was {list(self.data.tasks)}"
-            )
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that can change a number (all but `output`), the content of `data.definitions` included."""
-        # Numbers as floats: 16 and 16.0 are one configuration, in Python and in YAML.
-        content = {
-            path: float(value) if type(value) is int else value
-            for path, value in leaves(to_dict(self))
-            if not path.startswith("output.")
-        }
-        if self.data.definitions is None:
-            del content["data.definitions"]  # runs that were started before there was this field keep their fingerprint
-        else:
-            content["data.definitions_sha256"] = self.data.definitions_sha256
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return fingerprint(self)
 
 
 @dataclass(frozen=True)
@@ -384,8 +365,6 @@ class ScanConfig:
 
     def __post_init__(self) -> None:
         refuse_impossible(self)
-        if not self.data.tasks:
-            raise UserError("at least one task must be named (--task NAME), none was")
 
 
 @dataclass(frozen=True)
@@ -406,29 +385,6 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         refuse_impossible(self)
-        if not self.data.tasks:
-            raise UserError("at least one task must be named (--task NAME), none was")
 
 
 AnyConfig = ExperimentConfig | ScanConfig | EvaluateConfig
-
-
-def refuse_impossible(config: AnyConfig) -> None:
-    """Raise UserError with the first reason why `config` cannot be run."""
-    sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
-    for problem in problems(sections, dict(leaves(to_dict(config)))):
-        raise UserError(problem)
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and key != "columns":
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def to_dict(config: AnyConfig) -> dict[str, Any]:
-    """The configuration as plain nested dicts, lists, strings and numbers."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return plain

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from llm_forgetting.config.sections import ScanConfig, to_dict
+from llm_forgetting.config.paths import to_dict
+from llm_forgetting.config.sections import ScanConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations
 from llm_forgetting.experiment.analysis.paths import analyse_between, path_objective

@@ -7,7 +7,8 @@ from functools import partial
 
 import yaml
 
-from llm_forgetting.config.sections import ExperimentConfig, to_dict
+from llm_forgetting.config.paths import to_dict
+from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.curvature.records import SpectrumRecord
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import log_file

@@ -8,7 +8,7 @@ from functools import partial
 
 import yaml
 
-from llm_forgetting.config.sections import to_dict
+from llm_forgetting.config.paths import to_dict
 from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.experiment import guards
 from llm_forgetting.experiment.analysis.forecast import analyse_forecast, forecast_evaluations

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from llm_forgetting.config.files import PRESETS, dotted_paths, parse_config, written
-from llm_forgetting.config.sections import SEEDS, ExperimentConfig, leaves
+from llm_forgetting.config.paths import SEEDS, leaves
+from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.study.measures import MEASURES, OUTCOMES
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
-from llm_forgetting.config.sections import to_dict
+from llm_forgetting.config.paths import to_dict
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import encode, write_text
 from llm_forgetting.progress import duration

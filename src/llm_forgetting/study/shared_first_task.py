@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from llm_forgetting.config.sections import DataConfig, ExperimentConfig, to_dict
+from llm_forgetting.config.paths import to_dict
+from llm_forgetting.config.sections import DataConfig, ExperimentConfig
 from llm_forgetting.experiment.artifacts.phase_artifacts import (
     EVALUATE_INITIAL,
     GUARDS,

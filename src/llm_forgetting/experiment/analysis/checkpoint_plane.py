@@ -45,7 +45,7 @@ def analyse_checkpoint_plane(
         objective,
         plane,
         domain,
-        cells=config.cells,
+        cells=config.resolved_resolution,
         rule=replace(rule_of(config), tolerance=config.plane_tolerance),
         trajectory=trajectory,
         journal=journal,

@@ -36,7 +36,7 @@ CHECK_POINTS = 8
 
 def evaluations(config: LandscapeConfig) -> int:
     """Fewest passes over the landscape items that one checkpoint costs, the (smaller) passes of the self-test not counted."""
-    plane = config.cells**2 if config.method == "grid" else terms(FIRST_DEGREE) + CHECK_POINTS
+    plane = config.resolved_resolution**2 if config.method == "grid" else terms(FIRST_DEGREE) + CHECK_POINTS
     return plane + len(LINE_NODES) * (config.directions - 2)
 
 
@@ -82,7 +82,7 @@ def analyse_landscape(
     Every evaluation is written to `journal` when it is made, and one that stands there already is not made again.
     """
     objective, space = objective_of(model, items, config), space_of(model, config)
-    own, distance = space.norm, config.reach
+    own, distance = space.norm, config.resolved_distance
     length = own if reference_norm is None else reference_norm
     directions = space.directions(config.seed, max(config.directions, 2), length)
     d, e = directions[:2]
@@ -92,7 +92,7 @@ def analyse_landscape(
             lambda row: space.point([(row[0], d), (row[1], e)]),
             objective.losses,
             distance=distance,
-            cells=config.cells,
+            cells=config.resolved_resolution,
             method=config.method,
             rule=rule_of(config),
         )
@@ -149,7 +149,7 @@ def _surface(
     loss, surface, half = scan.surface("loss"), plane.surface, len(plane.alphas) // 2
 
     def curvature(fit: Fit) -> Curvature:
-        return fitted_curvature(lambda points: objective.losses(fit(points))[:, index], config.reach)
+        return fitted_curvature(lambda points: objective.losses(fit(points))[:, index], config.resolved_distance)
 
     profiles = lines.losses[:, :, index]
     with np.errstate(invalid="ignore"):
@@ -194,7 +194,7 @@ def gauge_self_test(
     `relative_difference` is of each number's own size. A second difference of a nearly flat line is a difference of equal
     numbers, so `passed` allows it the rounding of the loss too: float32's, or the backbone's own where that is lower.
     """
-    factors, h = model.adapter_factors(), config.reach
+    factors, h = model.adapter_factors(), config.resolved_distance
     items = list(task[1][: config.self_test_items])
     objective = objective_of(model, [(task[0], items)], config)
     points = []

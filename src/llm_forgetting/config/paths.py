@@ -1,0 +1,43 @@
+"""Configurations as plain values by dotted path, and their fingerprint."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_forgetting.config.sections import AnyConfig, ExperimentConfig
+
+SEEDS = ("training.seed", "data.seed", "landscape.seed", "curvature.seed")
+"""The fields that `seed` stands for in a study's file and in Python."""
+
+
+def to_dict(config: "AnyConfig") -> dict[str, Any]:
+    """The configuration as plain nested dicts, lists, strings and numbers."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested sections with its dotted path."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and key != "columns":
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def fingerprint(config: "ExperimentConfig") -> str:
+    """SHA-256 of everything that can change a number; UserError where the file `data.definitions` cannot be read."""
+    # Numbers as floats: 16 and 16.0 are one configuration, in Python and in YAML.
+    content = {
+        path: float(value) if type(value) is int else value
+        for path, value in leaves(to_dict(config))
+        if not path.startswith("output.")
+    }
+    if config.data.definitions is None:
+        del content["data.definitions"]  # runs that were started before there was this field keep their fingerprint
+    else:
+        content["data.definitions_sha256"] = config.data.definitions_sha256
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
