@@ -3,18 +3,35 @@ PYTHON ?= python3
 VENV ?= .venv
 DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
+SCHEMA := src/llm_forgetting/data/results.schema.json
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
-.PHONY: run test docs bench-landscape bench-curvature bench-evaluation bench-study clean
+.PHONY: run check test golden schema docs bench-landscape bench-curvature bench-evaluation bench-study clean
 
 run: $(VENV)/installed          ## environment, install, the main job; ARGS="--config smoke" and the like are passed on
 	$(BIN)/llm-forgetting run $(ARGS)
 
-test: $(VENV)/installed-dev     ## style, types, tests
+check: $(VENV)/installed-dev    ## style, types, and the tests that start no process and take no seconds: after every edit
+	$(call checked,-m "not study and not process and not browser and not slow")
+
+test: $(VENV)/installed-dev     ## style, types, all tests; THOROUGH=1 for every moment a run can be killed at, as in CI
+	$(call checked)
+
+golden: $(VENV)/installed       ## the numbers of a run and of the published study are what they were; ARGS="--run FOLDER"
+	$(BIN)/python scripts/golden.py $(ARGS)
+
+schema: $(VENV)/installed       ## results.schema.json from the record types
+	$(BIN)/python -c "from llm_forgetting.files import schema_text; from llm_forgetting.results import Results; print(schema_text(Results), end='')" > $(SCHEMA).new
+	mv $(SCHEMA).new $(SCHEMA)
+
+# Types are checked beside the tests, on whichever CPU is idle.
+define checked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/mypy & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations=25 $(1) $(ARGS); \
+	tests=$$?; wait $$types && exit $$tests
+endef
 
 docs: $(DOCS_VENV)/installed    ## the documentation's site, in site/: it opens from the disk and needs no network
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet

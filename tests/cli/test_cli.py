@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
-from runs import ROOT, TINY, Moment, Shell, read_results, same_results
+from runs import ROOT, THOROUGH, TINY, Moment, Shell, read_results, same_results
 
 from llm_forgetting.cli.main import SHORT_FLAGS
 from llm_forgetting.cli.parser import EXAMPLES
@@ -208,7 +208,7 @@ def test_a_folder_that_another_process_writes_is_left_alone(shell: Shell, tmp_pa
     assert not list((tmp_path / "phases").iterdir())
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(500, False), (5_000, True), (50_000, True)])
+@pytest.mark.parametrize(("limit", "kept"), [(50_000, True), *([(500, False), (5_000, True)] if THOROUGH else [])])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     shell: Shell, tiny_run: Path, limit: int, kept: bool
 ) -> None:

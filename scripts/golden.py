@@ -1,0 +1,164 @@
+"""Compare a run of the preset `smoke` and the published study, computed now, with what they gave once.
+
+    python scripts/golden.py                     the run is made in a folder of its own (about a minute)
+    python scripts/golden.py --run outputs/experiment_...     of `run --config smoke --curvature.spectrum true`
+
+The references are tests/data/golden/{run,study}.json.gz. Structure, order of keys, and text must be the same. So must every
+bit of every number on the CPU and with the PyTorch that the reference was made with, or under --exact; on another machine a
+relative TOLERANCE of numbers is granted, and adapters are not compared by their hash. `--write` makes the references anew,
+which a change of numbers on purpose needs, and nothing else. Exit status 0 if all agree, 1 if not.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "tests/data/golden"
+TOLERANCE = 1e-4
+# Numbers that are zero but for rounding, nats.
+ROUNDING = 1e-6
+# What names the machine and the moment, not the outcome.
+LEFT_OUT = ("timings", "versions", "environment", "config.output.folder", "model.threads")
+# Texts that were renamed on purpose since the references were made, with * for any part of a path (CHANGELOG.md).
+CHANGED: frozenset[str] = frozenset()
+SHOWN = 20
+
+
+def main() -> int:
+    """Compute, compare and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="the folder of a finished run, instead of a new one")
+    parser.add_argument("--exact", action="store_true", help="every bit, whatever the machine")
+    parser.add_argument("--write", action="store_true", help="make the references anew")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        now = {"run": run_content(options.run or new_run(Path(scratch))), "study": study_content(Path(scratch))}
+    if options.write:
+        for name, content in now.items():
+            write(REFERENCE / f"{name}.json.gz", content)
+        return 0
+    then = {name: json.loads(gzip.decompress((REFERENCE / f"{name}.json.gz").read_bytes())) for name in now}
+    here, there = now["run"].pop("machine"), then["run"].pop("machine")
+    exact = options.exact or here == there
+    if not exact:
+        print(f"compared within {TOLERANCE:g}, as this machine is {here} and that of the reference {there}")
+        now["run"].pop("adapters"), then["run"].pop("adapters")
+    found = list(differences(then, now, "", 0.0 if exact else TOLERANCE))
+    for line in found[:SHOWN]:
+        print(line)
+    print(f"{len(found)} differences from tests/data/golden, compared {'exactly' if exact else 'with tolerance'}")
+    return int(bool(found))
+
+
+def new_run(scratch: Path) -> Path:
+    """A run of the preset `smoke` with its curvature, in a folder of its own."""
+    command("run", "--config", "smoke", "--curvature.spectrum", "true", "--output_dir", str(scratch / "run"))
+    (folder,) = (scratch / "run").iterdir()
+    return folder
+
+
+def command(*words: str, **settings: str) -> None:
+    """`llm-forgetting WORDS`, silently, with `settings` in its environment."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **settings}
+    subprocess.run(
+        [sys.executable, "-m", "llm_forgetting", *words], check=True, stdout=subprocess.DEVNULL, env=environment
+    )
+
+
+def run_content(folder: Path) -> dict[str, Any]:
+    """All that a run found, and on which machine."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    adapters = sorted(folder.glob("checkpoint_*/adapter_model.safetensors"))
+    return {
+        "machine": {
+            "cpu": cpu_name(),
+            "cpus": results["environment"]["cpu_count"],
+            "threads": results["model"]["threads"],
+            "torch": results["versions"]["torch"],
+        },
+        "adapters": {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in adapters},
+        "results": without(results, LEFT_OUT),
+        "items": [json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()],
+    }
+
+
+def study_content(scratch: Path) -> dict[str, Any]:
+    """The published study's numbers, tables and sentences, from its records."""
+    folder = scratch / "study"
+    records = str(ROOT / "docs/results/flatness/records.json.gz")
+    command("study", "--records", records, "--folder", str(folder), OMP_NUM_THREADS="1")
+    return {
+        "study": json.loads((folder / "study.json").read_text(encoding="utf-8")),
+        "page": (folder / "study.md").read_text(encoding="utf-8").splitlines(),
+    }
+
+
+def cpu_name() -> str:
+    """The CPU's name and kind, where the system tells it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    parts = [told[key] for key in ("model name", "cpu family", "model", "stepping") if key in told]
+    return "/".join(parts) or platform.processor() or platform.machine()
+
+
+def without(content: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
+    """The content without the fields at dotted `paths`."""
+    inner = {path.partition(".")[0]: path.partition(".")[2] for path in paths}
+    return {
+        key: without(value, (inner[key],)) if key in inner else value
+        for key, value in content.items()
+        if inner.get(key) != ""
+    }
+
+
+def differences(then: Any, now: Any, path: str, tolerance: float) -> Iterator[str]:
+    """One line for every place at which `now` is not `then`."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        if list(then) != list(now):
+            yield f"{path}: fields {[*now]} instead of {[*then]}"
+        for key in then.keys() & now.keys():
+            yield from differences(then[key], now[key], f"{path}.{key}".lstrip("."), tolerance)
+    elif isinstance(then, list) and isinstance(now, list):
+        if len(then) != len(now):
+            yield f"{path}: {len(now)} entries instead of {len(then)}"
+        for row, (one, other) in enumerate(zip(then, now, strict=False)):
+            yield from differences(one, other, f"{path}.{row}", tolerance)
+    elif not same(then, now, tolerance) and not renamed(then, now, path):
+        yield f"{path}: {now!r:.120} instead of {then!r:.120}"
+
+
+def same(then: Any, now: Any, tolerance: float) -> bool:
+    """Whether two leaves agree; floats within the tolerance, if there is one."""
+    if type(then) is not type(now):
+        return False
+    if isinstance(then, float) and tolerance:
+        return math.isclose(then, now, rel_tol=tolerance, abs_tol=ROUNDING)
+    return bool(then == now)
+
+
+def renamed(then: Any, now: Any, path: str) -> bool:
+    """Whether the text at `path` is another one on purpose."""
+    return isinstance(then, str) and isinstance(now, str) and any(fnmatchcase(path, changed) for changed in CHANGED)
+
+
+def write(path: Path, content: Any) -> None:
+    """The content as compressed JSON, the same bytes for the same content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), compresslevel=9, mtime=0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
