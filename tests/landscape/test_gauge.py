@@ -1,5 +1,6 @@
 """The gauge freedom of LoRA, and coordinates and directions in which it is gone, against dense float64 matrices."""
 
+import doctest
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from llm_forgetting.experiment.analysis import landscape as landscape_analysis
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape
 from llm_forgetting.files import to_plain
 from llm_forgetting.landscape import directions as directions_module
+from llm_forgetting.landscape import gauge
 from llm_forgetting.landscape.directions import orthogonal_directions, random_direction
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import (
@@ -81,6 +83,12 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
     """Equal to `tolerance` of the largest entry."""
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+def test_the_examples_of_the_documentation_are_true() -> None:
+    results = doctest.testmod(gauge)
+    assert results.attempted >= 5
+    assert not results.failed
 
 
 def test_canonical_factors_are_the_same_matrix_and_balanced() -> None:

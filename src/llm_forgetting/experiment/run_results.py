@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import from_plain, read_json, to_plain
 from llm_forgetting.forgetting.records import Line
-from llm_forgetting.landscape.records import CheckpointLandscape, TaskSurface
-from llm_forgetting.landscape.results import Evaluations, ScanAxes, Surface
+from llm_forgetting.landscape.results import Surface
 from llm_forgetting.report import rows
 from llm_forgetting.report.html.files import REPORT
 from llm_forgetting.report.notebook import ReportFrame, summary_html
@@ -144,7 +143,7 @@ class RunResults:
             raise UserError(
                 f"surface needs a checkpoint and a task that were scanned ({known}), was {name!r}, {whose!r}"
             )
-        return _surface(landscapes[name], landscapes[name].surfaces[whose], seed=self.record.config.landscape.seed)
+        return landscapes[name].surface(whose, seed=self.record.config.landscape.seed)
 
     def checkpoint(self, after_task: int) -> Path:
         """The folder of the adapter after task number `after_task`, for `PeftModel.from_pretrained`."""
@@ -179,21 +178,3 @@ def _frame(table: Sequence[Mapping[str, Any]]) -> "DataFrame":
     from pandas import DataFrame
 
     return DataFrame(list(table))
-
-
-def _surface(landscape: CheckpointLandscape, surface: TaskSurface, *, seed: int) -> Surface:
-    fit, error = landscape.fit, surface.error
-    evaluated = Evaluations(
-        points=landscape.points,
-        losses=surface.measured_loss,
-        degree=None if fit is None else fit.degree,
-        checks=0 if fit is None else fit.check_points,
-        error=None if error is None else error.largest,
-        relative_error=None if error is None else error.relative,
-        tolerance=0.0 if fit is None else fit.tolerance,
-        converged=fit is None or fit.converged,
-        note=landscape.note,
-    )
-    units = (landscape.reference_norm, landscape.reference_norm)
-    axes = ScanAxes(f"{landscape.space} space", landscape.adapter_norm, units, landscape.direction_cosine, seed)
-    return Surface(landscape.alphas, landscape.betas, surface.loss, evaluated, axes)

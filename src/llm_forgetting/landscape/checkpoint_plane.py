@@ -127,7 +127,7 @@ def scan_checkpoint_plane(
     point: Callable[[Sequence[float]], WeightUpdate] | None = None,
     trajectory: Mapping[str, Callable[[], WeightUpdate]] | None = None,
     journal: Path | None = None,
-    advance: Callable[[], None] = lambda: None,
+    advance: Callable[[], object] = lambda: None,
 ) -> ScannedPlane:
     """The tasks' losses on the plane through three checkpoints, within `domain`.
 

@@ -42,7 +42,23 @@ CanonicalAdapter = dict[str, ModuleSvd]
 
 
 def canonicalise(factors: Mapping[str, Factors]) -> CanonicalAdapter:
-    """Thin SVD of every module: two thin QRs and one r x r SVD, in float64, returned in the factors' own dtype."""
+    """Thin SVD of every module: two thin QRs and one r x r SVD, in float64, returned in the factors' own dtype.
+
+    It depends on delta W alone, not on how that is written:
+
+    >>> B, A = torch.tensor([[2.0, 1.0], [0.0, 1.0], [1.0, 3.0]]), torch.tensor([[1.0, 0.0, 2.0], [1.0, 1.0, 0.0]])
+    >>> M = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+    >>> one = canonicalise({"q_proj": Factors(B, A)})["q_proj"]
+    >>> other = canonicalise({"q_proj": Factors(B @ M.inverse(), M @ A)})["q_proj"]
+    >>> torch.allclose(one.S, other.S), torch.allclose(one.factors.B @ one.factors.A, B @ A, atol=1e-6)
+    (True, True)
+
+    Args:
+        factors: B (d_out, r) and A (r, d_in) of every module, by name.
+
+    Returns:
+        U (d_out, r), S (r,) and V (d_in, r) of every module; signs, and rotations among equal singular values, are arbitrary.
+    """
     return {name: _canonical(pair) for name, pair in factors.items()}
 
 

@@ -71,7 +71,7 @@ class CachedEvaluator:
     """Values (p, m) at coordinates of a named family of points, each evaluated once."""
 
     def __init__(
-        self, values_at: Evaluator, journal: Journal | None = None, advance: Callable[[], None] = lambda: None
+        self, values_at: Evaluator, journal: Journal | None = None, advance: Callable[[], object] = lambda: None
     ):
         self._values_at = values_at
         self._journal = journal or Journal()
@@ -103,7 +103,7 @@ class CachedEvaluator:
 
 @contextmanager
 def cached(
-    objective: Objective, journal: Path | None = None, advance: Callable[[], None] = lambda: None
+    objective: Objective, journal: Path | None = None, advance: Callable[[], object] = lambda: None
 ) -> Iterator[CachedEvaluator]:
     """Context with the cached evaluations of `objective`, kept in the file `journal`; `advance` is called for each."""
     kept = Journal(journal)

@@ -55,7 +55,7 @@ def scan_path(
     rule: Rule,
     *,
     journal: Path | None = None,
-    advance: Callable[[], None] = lambda: None,
+    advance: Callable[[], object] = lambda: None,
 ) -> FittedPath:
     """The tasks' losses along the straight path from `first` to `second`, fitted under `rule` from degree 12 on.
 

@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from llm_forgetting.arrays import Bools2, Floats1, Floats2, Floats3, Ints1, Places2
 from llm_forgetting.files import OMITTED, reshaped
 from llm_forgetting.landscape.metrics import Barrier, MeanRise, SurfaceMetrics
+from llm_forgetting.landscape.results import Evaluations, ScanAxes, Surface
 
 SURFACES = ("loss", "four_way_loss", "accuracy", "letter_mass")
 
@@ -131,6 +132,30 @@ class CheckpointLandscape:
     points: Floats2
     surfaces: dict[str, TaskSurface]
     gauge_self_test: GaugeSelfTest
+
+    def surface(self, task: str, seed: int) -> Surface:
+        """The mean loss of one task as a surface; `seed` is that of the directions."""
+        record, fit = self.surfaces[task], self.fit
+        error = record.error
+        return Surface(
+            alphas=np.array(self.alphas),
+            betas=np.array(self.betas),
+            losses=np.array(record.loss),
+            evaluated=Evaluations(
+                points=np.array(self.points),
+                losses=np.array(record.measured_loss),
+                degree=None if fit is None else fit.degree,
+                checks=0 if fit is None else fit.check_points,
+                error=None if error is None else error.largest,
+                relative_error=None if error is None else error.relative,
+                tolerance=0.0 if fit is None else fit.tolerance,
+                converged=fit is None or fit.converged,
+                note=self.note,
+            ),
+            along=ScanAxes(
+                f"{self.space} space", self.adapter_norm, (self.reference_norm,) * 2, self.direction_cosine, seed
+            ),
+        )
 
 
 @dataclass(frozen=True)

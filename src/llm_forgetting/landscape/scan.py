@@ -115,12 +115,32 @@ def scan_lines(
         along = [plane.values[:, half], plane.values[half]]
     profiles = [losses(values) for values in along]
     centre = plane.values[len(plane.alphas) // 2, len(plane.betas) // 2]
-    places = distance * np.array(LINE_NODES)
     for number, direction in enumerate(directions[2:], start=2):
-        found = nodes.at(f"line {number}", places[:, None], lambda row, d=direction: space.point([(row[0], d)]))  # type: ignore[misc]
-        known = np.concatenate([found[:2], centre[None], found[2:]])
-        profiles.append(line_profile(np.array([*places[:2], 0.0, *places[2:]]), known, steps, losses))
-    return LineScan(steps, np.stack(profiles), places)
+        known = evaluate_line(
+            nodes,
+            f"line {number}",
+            lambda row, d=direction: space.point([(row[0], d)]),  # type: ignore[misc]
+            centre,
+            distance,
+        )
+        profiles.append(line_profile(*known, steps, losses))
+    return LineScan(steps, np.stack(profiles), distance * np.array(LINE_NODES))
+
+
+def evaluate_line(
+    nodes: CachedEvaluator,
+    family: str,
+    point: Callable[[Sequence[float]], WeightUpdate],
+    centre: Floats,
+    distance: float,
+) -> tuple[Floats, Floats]:
+    """Steps (5,) along a line, and values (5, m) there: four evaluations, and the known ones (m,) of its centre."""
+    steps, half = distance * np.array(LINE_NODES), len(LINE_NODES) // 2
+    values = nodes.at(family, steps[:, None], point)
+    return (
+        np.concatenate([steps[:half], [0.0], steps[half:]]),
+        np.concatenate([values[:half], centre[None], values[half:]]),
+    )
 
 
 def line_profile(places: Floats, values: Floats, steps: Floats, losses: Losses) -> Floats:
@@ -130,5 +150,4 @@ def line_profile(places: Floats, values: Floats, steps: Floats, losses: Losses) 
             fit(Segment(float(places[0]), float(places[-1])), places[:, None], values, len(places) - 1)(steps[:, None])
         )
     except NotSmoothError:
-        found = losses(values)
-        return np.stack([np.interp(steps, places, column) for column in found.T], axis=1)
+        return np.stack([np.interp(steps, places, column) for column in losses(values).T], axis=1)

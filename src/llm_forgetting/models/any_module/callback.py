@@ -1,7 +1,7 @@
 """Flatness while a transformers Trainer trains one's own model, and the way it went, on the plane of three checkpoints."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.results import Flatness, Trajectory
 from llm_forgetting.models.any_module.checkpoints import Checkpoints, named, plane_checkpoints
 from llm_forgetting.models.any_module.directions import SpaceName, as_adapted
-from llm_forgetting.models.any_module.flatness import flatness
+from llm_forgetting.models.any_module.flatness import FlatnessOptions, flatness
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import Tasks, measuring, unwrap_single_task
 
@@ -75,16 +75,21 @@ class FlatnessCallback(TrainerCallback):
         parameters: Sequence[str] | None = None,
         reference_norm: float | None = None,
         folder: str | os.PathLike[str] | None = None,
-        log: Callable[[dict[str, float]], Any] | None = None,
+        log: Callable[[dict[str, float]], object] | None = None,
     ) -> None:
         if unit not in ("steps", "epochs") or every < 1:
             raise UserError(f"every must be at least 1 and unit 'steps' or 'epochs', were {every} and {unit!r}")
         self._loss, self._batches = loss, batches
         self._every, self._unit = every, unit
-        self._settings: dict[str, Any] = {
-            "directions": directions, "distance": distance, "tau": tau, "seed": seed, "space": space,
-            "parameters": parameters, "reference_norm": reference_norm,
-        }  # fmt: skip
+        self._options = FlatnessOptions(
+            directions=directions,
+            distance=distance,
+            tau=tau,
+            seed=seed,
+            space=space,
+            parameters=parameters,
+            reference_norm=reference_norm,
+        )
         self._folder = None if folder is None else Path(folder)
         self._log = log
         self._model: torch.nn.Module | None = None
@@ -117,12 +122,12 @@ class FlatnessCallback(TrainerCallback):
         if not state.is_world_process_zero or (self.recorded and self.recorded[-1].step == state.global_step):
             return
         self._model = model
-        found = self._measured(model)
+        by_task = self._measured(model)
         step, epoch = int(state.global_step), float(state.epoch or 0.0)
-        self.recorded.append(Recorded(step, epoch, found, self._kept(model, step)))
+        self.recorded.append(Recorded(step, epoch, by_task, self._kept(model, step)))
         numbers: dict[str, float] = {}
-        for task, entry in (found or {}).items():
-            numbers |= entry.log(f"landscape/{task}/" if task else "landscape/")
+        for task, measured in (by_task or {}).items():
+            numbers |= measured.log(f"landscape/{task}/" if task else "landscape/")
         if numbers:
             state.log_history.append({"epoch": epoch, **numbers, "step": step})
         if numbers and self._log is not None:
@@ -130,10 +135,10 @@ class FlatnessCallback(TrainerCallback):
 
     def _measured(self, model: torch.nn.Module) -> dict[str, Flatness] | None:
         adapted = as_adapted(model)
-        if adapted is not None and not adapted.is_trained and self._settings["space"] != "weight":
+        if adapted is not None and not adapted.is_trained and self._options["space"] != "weight":
             return None
-        found: Flatness | dict[str, Flatness] = flatness(model, self._loss, self._batches, **self._settings)
-        return {"": found} if isinstance(found, Flatness) else found
+        result: Flatness | dict[str, Flatness] = flatness(model, self._loss, self._batches, **self._options)
+        return {"": result} if isinstance(result, Flatness) else result
 
     def _kept(self, model: torch.nn.Module, step: int) -> dict[str, torch.Tensor] | Path:
         state = _trained_state(model)
@@ -144,7 +149,7 @@ class FlatnessCallback(TrainerCallback):
         save_file(state, path, metadata={"format": "pt"})
         return path
 
-    def project(self, checkpoints: Checkpoints | None = None) -> Any:
+    def project(self, checkpoints: Checkpoints | None = None) -> Trajectory | dict[str, Trajectory]:
         """Where the recorded points lie on the plane through three checkpoints, by default the first, the middle and the last
         recorded one: a `Trajectory`, or one by task.
 
@@ -160,12 +165,12 @@ class FlatnessCallback(TrainerCallback):
             places, true, in_plane = [], [], []
             with corners.perturbed() as move:
                 for record in self.recorded:
-                    found = corners.plane.project(corners.update(record.state))
+                    image = corners.plane.project(corners.update(record.state))
                     move(corners.place(record.state))
                     true.append(losses.values())
-                    move(corners.point((found.a, found.b)))
+                    move(corners.point((image.a, image.b)))
                     in_plane.append(losses.values())
-                    places.append((found.a, found.b, found.residual))
+                    places.append((image.a, image.b, image.residual))
         located = np.array(places)
         return unwrap_single_task(
             {
@@ -182,7 +187,7 @@ class FlatnessCallback(TrainerCallback):
             }
         )
 
-    def _chosen(self) -> Mapping[str, Any]:
+    def _chosen(self) -> dict[str, dict[str, torch.Tensor]]:
         chosen = (self.recorded[0], self.recorded[len(self.recorded) // 2], self.recorded[-1])
         return {f"step_{record.step}": record.state for record in chosen}
 

@@ -1,55 +1,53 @@
 """The loss on the plane through three checkpoints of one's own model: `checkpoint_plane`."""
 
-from dataclasses import dataclass
-from typing import Any, overload
+from typing import Required, Unpack, overload
 
-import numpy as np
 import torch
 
-from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.checkpoint_plane import scan_checkpoint_plane
 from llm_forgetting.landscape.domains import Triangle
-from llm_forgetting.landscape.nodes import CachedEvaluator
 from llm_forgetting.landscape.results import CheckpointSurface
-from llm_forgetting.landscape.spectral import NotSmoothError, Rule, fit_surface
-from llm_forgetting.models.any_module.checkpoints import Checkpoints, PlaneCheckpoints, named, plane_checkpoints
+from llm_forgetting.models.any_module.checkpoints import Checkpoints, named, plane_checkpoints
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import (
     GRID_CELLS,
     PLANE_CHECKS,
+    FitOptions,
     Measured,
     Method,
+    ModuleObjective,
     Progress,
     Tasks,
     cells_of,
-    identity,
     measuring,
-    nodes_at,
     rule,
+    silent,
     unwrap_single_task,
 )
 
-FAMILY = "checkpoint plane"
+
+class CheckpointPlaneOptions(FitOptions, total=False):
+    """Keywords of `checkpoint_plane`."""
+
+    checkpoints: Required[Checkpoints]
+    margin: float
+    method: Method
+    resolution: int | None
 
 
-# fmt: off
 @overload
 def checkpoint_plane(
-    model: torch.nn.Module, loss: Loss, batches: Tasks, *, checkpoints: Checkpoints, margin: float = ...,
-    method: Method = ..., resolution: int | None = ..., tolerance: float = ..., max_evaluations: int = ..., seed: int = ...,
-    progress: Progress | None = ...,
+    model: torch.nn.Module, loss: Loss, batches: Tasks, **options: Unpack[CheckpointPlaneOptions]
 ) -> dict[str, CheckpointSurface]: ...
 @overload
 def checkpoint_plane(
-    model: torch.nn.Module, loss: Loss, batches: Batches, *, checkpoints: Checkpoints, margin: float = ...,
-    method: Method = ..., resolution: int | None = ..., tolerance: float = ..., max_evaluations: int = ..., seed: int = ...,
-    progress: Progress | None = ...,
+    model: torch.nn.Module, loss: Loss, batches: Batches, **options: Unpack[CheckpointPlaneOptions]
 ) -> CheckpointSurface: ...
-# fmt: on
 def checkpoint_plane(
     model: torch.nn.Module,
     loss: Loss,
-    batches: Any,
+    batches: Batches | Tasks,
     *,
     checkpoints: Checkpoints,
     margin: float = 0.1,
@@ -59,7 +57,7 @@ def checkpoint_plane(
     max_evaluations: int = 60,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Any:
+) -> CheckpointSurface | dict[str, CheckpointSurface]:
     """The loss on the plane through three checkpoints, inside their triangle and a margin of its heights around it.
 
     Args:
@@ -85,69 +83,31 @@ def checkpoint_plane(
     names = named(checkpoints)
     with measuring(model, loss, batches) as losses:
         corners = plane_checkpoints(model, list(names.values()))
-        domain = Triangle(corners.plane.corners).widened(margin)
-        with corners.perturbed() as move:
-            nodes = nodes_at(losses, move, progress)
-            found = _scan(nodes, corners, domain, wanted, fitted=method == "spectral", cells=cells)
-            at_corners = nodes.at(FAMILY, np.array(corners.plane.corners), corners.point)
-    fitted = found.measured.fitted
-    errors = None if fitted is None else np.abs(fitted.fit(np.array(corners.plane.corners)) - at_corners).max(axis=0)
+        scan = scan_checkpoint_plane(
+            ModuleObjective(losses, corners.perturbed),
+            corners.plane,
+            Triangle(corners.plane.corners).widened(margin),
+            cells=cells,
+            rule=wanted if method == "spectral" else None,
+            fallback_cells=GRID_CELLS,
+            point=corners.point,
+            advance=progress or silent,
+        )
+    measured = Measured(scan.points, scan.measured, scan.surface, scan.note)
+    errors = scan.error_at_checkpoints
     return unwrap_single_task(
         {
             name: CheckpointSurface(
-                alphas=found.alphas,
-                betas=found.betas,
-                losses=found.spread(index),
-                inside=found.inside,
+                alphas=scan.cells.alphas,
+                betas=scan.cells.betas,
+                losses=scan.cells.spread(scan.values[:, index]),
+                inside=scan.cells.inside,
                 checkpoints=dict(zip(names, corners.plane.corners, strict=True)),
-                at_checkpoints=dict(zip(names, map(float, at_corners[:, index]), strict=True)),
+                at_checkpoints=dict(zip(names, map(float, scan.at_checkpoints[:, index]), strict=True)),
                 error_at_checkpoints=None if errors is None else float(errors[index]),
-                evaluated=found.measured.of_task(index, tolerance),
+                evaluated=measured.of_task(index, tolerance),
                 description=corners.description,
             )
             for index, name in enumerate(losses.names)
         }
     )
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """Losses (cells inside, tasks) of the cells inside the triangle, and what was measured for them."""
-
-    alphas: Floats
-    betas: Floats
-    inside: np.ndarray
-    losses: Floats
-    measured: Measured
-
-    def spread(self, index: int) -> Floats:
-        """(alphas, betas) losses of one task, NaN outside."""
-        surface = np.full(self.inside.shape, np.nan)
-        surface[self.inside] = self.losses[:, index]
-        return surface
-
-
-def _scan(
-    nodes: CachedEvaluator, corners: PlaneCheckpoints, domain: Triangle, wanted: Rule, *, fitted: bool, cells: int
-) -> _Scan:
-    note = None
-    alphas, betas, inside, places = _cells(domain, cells)
-    if fitted:
-        try:
-            surface = fit_surface(lambda where: nodes.at(FAMILY, where, corners.point), identity, domain, wanted)
-        except NotSmoothError as error:
-            alphas, betas, inside, places = _cells(domain, GRID_CELLS)
-            note = f"{error}, so {len(places)} cells were evaluated instead of a fit"
-        else:
-            measured = Measured(surface.points, surface.values, surface)
-            return _Scan(alphas, betas, inside, surface.fit(places), measured)
-    losses = nodes.at(FAMILY, places, corners.point)
-    return _Scan(alphas, betas, inside, losses, Measured(places, losses, None, note))
-
-
-def _cells(domain: Triangle, cells: int) -> tuple[Floats, Floats, np.ndarray, Floats]:
-    """Both axes, which of their cells lie inside, and the places (p, 2) of those."""
-    alphas, betas = domain.axes(cells)
-    mesh = np.stack(np.meshgrid(alphas, betas, indexing="ij"), axis=-1)
-    inside = domain.contains(mesh.reshape(-1, 2)).reshape(mesh.shape[:2])
-    return alphas, betas, inside, mesh[inside]

@@ -2,48 +2,51 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Unpack, overload
 
 import numpy as np
 import torch
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.metrics import basin_radius, mean_rise
-from llm_forgetting.landscape.nodes import CachedEvaluator
+from llm_forgetting.landscape.nodes import CachedEvaluator, Objective, cached
 from llm_forgetting.landscape.results import Flatness
-from llm_forgetting.landscape.scan import LINE_NODES, LINE_STEPS, axis, line_profile
+from llm_forgetting.landscape.scan import LINE_STEPS, axis, evaluate_line, line_profile
 from llm_forgetting.models.any_module.directions import DirectionOptions, ScanDirections, SpaceName, scan_directions
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import (
+    ModuleObjective,
     Progress,
+    SpaceOptions,
     Tasks,
-    identity,
     measuring,
-    nodes_at,
     refuse_distance,
+    silent,
     unwrap_single_task,
 )
 
 
-# fmt: off
+class FlatnessOptions(SpaceOptions, total=False):
+    """Keywords of `flatness`."""
+
+    directions: int
+    tau: float
+    seed: int
+    progress: Progress | None
+
+
 @overload
 def flatness(
-    model: torch.nn.Module, loss: Loss, batches: Tasks, *, directions: int = ..., distance: float = ..., tau: float = ...,
-    seed: int = ..., space: SpaceName | None = ..., parameters: Sequence[str] | None = ...,
-    reference_norm: float | None = ..., progress: Progress | None = ...,
+    model: torch.nn.Module, loss: Loss, batches: Tasks, **options: Unpack[FlatnessOptions]
 ) -> dict[str, Flatness]: ...
 @overload
-def flatness(
-    model: torch.nn.Module, loss: Loss, batches: Batches, *, directions: int = ..., distance: float = ..., tau: float = ...,
-    seed: int = ..., space: SpaceName | None = ..., parameters: Sequence[str] | None = ...,
-    reference_norm: float | None = ..., progress: Progress | None = ...,
-) -> Flatness: ...
-# fmt: on
+def flatness(model: torch.nn.Module, loss: Loss, batches: Batches, **options: Unpack[FlatnessOptions]) -> Flatness: ...
 def flatness(
     model: torch.nn.Module,
     loss: Loss,
-    batches: Any,
+    batches: Batches | Tasks,
     *,
     directions: int = 8,
     distance: float = 1.0,
@@ -53,7 +56,7 @@ def flatness(
     parameters: Sequence[str] | None = None,
     reference_norm: float | None = None,
     progress: Progress | None = None,
-) -> Any:
+) -> Flatness | dict[str, Flatness]:
     """Mean rise of the loss at `distance` from `model` as it stands, over random directions, with its standard error.
 
     Costs 4 evaluations per direction, 1 for the centre, and 2 passes to see that the batches are the same every time. `tau`
@@ -66,16 +69,17 @@ def flatness(
     options = DirectionOptions("random", seed, space, parameters, None, reference_norm)
     with measuring(model, loss, batches) as losses:
         around = scan_directions(model, losses, directions, options)
-        with around.perturbed() as move:
-            profiles = _profiles(nodes_at(losses, move, progress), around, directions, distance)
+        objective = ModuleObjective(losses, around.perturbed)
+        with cached(objective, advance=progress or silent) as nodes:
+            profiles = _profiles(nodes, objective, around, directions, distance)
     steps = axis(distance, LINE_STEPS)
-    found = {}
+    by_task = {}
     for index, name in enumerate(losses.names):
         centre, ends, lines = float(profiles.centre[index]), profiles.ends[:, :, index], profiles.losses[:, :, index]
         rise = mean_rise(centre, ends)
         with np.errstate(invalid="ignore"):  # a diverged end is not finite in the result, without a warning
             rises = ends.mean(axis=1) - centre
-        found[name] = Flatness(
+        by_task[name] = Flatness(
             centre=centre,
             mean_rise=rise.value,
             mean_rise_stderr=rise.stderr,
@@ -88,7 +92,7 @@ def flatness(
             along=around.along(seed),
             evaluations=profiles.evaluations,
         )
-    return unwrap_single_task(found)
+    return unwrap_single_task(by_task)
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,17 @@ class _Profiles:
     evaluations: int
 
 
-def _profiles(nodes: CachedEvaluator, around: ScanDirections, directions: int, distance: float) -> _Profiles:
-    places, steps = distance * np.array(LINE_NODES), axis(distance, LINE_STEPS)
-    half = len(places) // 2
-    ends, losses = [], []
+def _profiles(
+    nodes: CachedEvaluator, objective: Objective, around: ScanDirections, directions: int, distance: float
+) -> _Profiles:
+    steps, ends, losses = axis(distance, LINE_STEPS), [], []
     (centre,) = nodes.at("centre", np.zeros((1, directions)), around.point)
     for k in range(directions):
-        measured = nodes.at(f"line {k}", np.outer(places, np.eye(directions)[k]), around.point)
-        known = np.concatenate([measured[:half], centre[None], measured[half:]])
-        ends.append(measured[[0, -1]])
-        losses.append(line_profile(np.concatenate([places[:half], [0.0], places[half:]]), known, steps, identity))
+
+        def point(row: Sequence[float], k: int = k) -> WeightUpdate:
+            return around.point([row[0] if n == k else 0.0 for n in range(directions)])
+
+        places, values = evaluate_line(nodes, f"line {k}", point, centre, distance)
+        ends.append(values[[0, -1]])
+        losses.append(line_profile(places, values, steps, objective.losses))
     return _Profiles(centre, np.stack(ends), np.stack(losses), nodes.evaluations)

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Literal, Unpack, overload
 
 import numpy as np
 import torch
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.domains import Segment
-from llm_forgetting.landscape.nodes import CachedEvaluator
+from llm_forgetting.landscape.nodes import CachedEvaluator, cached
 from llm_forgetting.landscape.results import Line
 from llm_forgetting.landscape.scan import LINE_STEPS, axis
 from llm_forgetting.landscape.spectral import NotSmoothError, Rule, fit_surface
@@ -24,39 +24,40 @@ from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import (
     GRID_CELLS,
     LINE_CHECKS,
+    FitOptions,
     Measured,
+    ModuleObjective,
     Progress,
+    SpaceOptions,
     Tasks,
     cells_of,
-    identity,
     measuring,
-    nodes_at,
     refuse_distance,
     rule,
+    silent,
     unwrap_single_task,
 )
 
 
-# fmt: off
+class LineOptions(FitOptions, SpaceOptions, total=False):
+    """Keywords of `scan_line`."""
+
+    direction: Literal["random", "gradient"] | GivenDirection
+    steps: Sequence[float] | Floats | None
+    resolution: int
+    normalise: Literal["filter"] | None
+
+
 @overload
 def scan_line(
-    model: torch.nn.Module, loss: Loss, batches: Tasks, *, direction: Literal["random", "gradient"] | GivenDirection = ...,
-    distance: float = ..., steps: Sequence[float] | Floats | None = ..., resolution: int = ..., tolerance: float = ...,
-    max_evaluations: int = ..., seed: int = ..., space: SpaceName | None = ..., parameters: Sequence[str] | None = ...,
-    normalise: Literal["filter"] | None = ..., reference_norm: float | None = ..., progress: Progress | None = ...,
+    model: torch.nn.Module, loss: Loss, batches: Tasks, **options: Unpack[LineOptions]
 ) -> dict[str, Line]: ...
 @overload
-def scan_line(
-    model: torch.nn.Module, loss: Loss, batches: Batches, *, direction: Literal["random", "gradient"] | GivenDirection = ...,
-    distance: float = ..., steps: Sequence[float] | Floats | None = ..., resolution: int = ..., tolerance: float = ...,
-    max_evaluations: int = ..., seed: int = ..., space: SpaceName | None = ..., parameters: Sequence[str] | None = ...,
-    normalise: Literal["filter"] | None = ..., reference_norm: float | None = ..., progress: Progress | None = ...,
-) -> Line: ...
-# fmt: on
+def scan_line(model: torch.nn.Module, loss: Loss, batches: Batches, **options: Unpack[LineOptions]) -> Line: ...
 def scan_line(
     model: torch.nn.Module,
     loss: Loss,
-    batches: Any,
+    batches: Batches | Tasks,
     *,
     direction: Literal["random", "gradient"] | GivenDirection = "random",
     distance: float = 1.0,
@@ -70,7 +71,7 @@ def scan_line(
     normalise: Literal["filter"] | None = None,
     reference_norm: float | None = None,
     progress: Progress | None = None,
-) -> Any:
+) -> Line | dict[str, Line]:
     """The loss along a line through `model` as it stands: losses[i] = L(theta + steps[i] d). See `scan_plane` for the rest.
 
     With `steps` exactly these are evaluated (0 to 1 along the difference of two checkpoints is the path between them); without,
@@ -81,18 +82,17 @@ def scan_line(
     options = DirectionOptions(direction, seed, space, parameters, normalise, reference_norm)
     with measuring(model, loss, batches) as losses:
         around = scan_directions(model, losses, 1, options)
-        with around.perturbed() as move:
-            nodes = nodes_at(losses, move, progress)
+        with cached(ModuleObjective(losses, around.perturbed), advance=progress or silent) as nodes:
             if steps is None:
-                found = _fitted(nodes, around, distance, cells_of("spectral", resolution), wanted)
+                scan = _fitted(nodes, around, distance, cells_of("spectral", resolution), wanted)
             else:
-                found = _stepwise(nodes, around, np.asarray(steps, dtype=np.float64).reshape(-1), None)
+                scan = _stepwise(nodes, around, np.asarray(steps, dtype=np.float64).reshape(-1), None)
     return unwrap_single_task(
         {
             name: Line(
-                steps=found.steps,
-                losses=found.losses[:, index],
-                evaluated=found.measured.of_task(index, tolerance),
+                steps=scan.steps,
+                losses=scan.losses[:, index],
+                evaluated=scan.measured.of_task(index, tolerance),
                 along=around.along(seed),
             )
             for index, name in enumerate(losses.names)
@@ -101,7 +101,7 @@ def scan_line(
 
 
 @dataclass(frozen=True)
-class _Found:
+class _LineScan:
     """Losses (steps, tasks), and what was measured for them."""
 
     steps: Floats
@@ -109,18 +109,21 @@ class _Found:
     measured: Measured
 
 
-def _fitted(nodes: CachedEvaluator, around: ScanDirections, distance: float, cells: int, wanted: Rule) -> _Found:
+def _fitted(nodes: CachedEvaluator, around: ScanDirections, distance: float, cells: int, wanted: Rule) -> _LineScan:
     try:
         fitted = fit_surface(
-            lambda where: nodes.at("line", where, around.point), identity, Segment(-distance, distance), wanted
+            lambda where: nodes.at("line", where, around.point),
+            lambda losses: losses,
+            Segment(-distance, distance),
+            wanted,
         )
     except NotSmoothError as error:
         note = f"{error}, so {GRID_CELLS} steps were evaluated instead of a fit"
         return _stepwise(nodes, around, axis(distance, GRID_CELLS), note)
     steps = axis(distance, cells)
-    return _Found(steps, fitted.fit(steps[:, None]), Measured(fitted.points, fitted.values, fitted))
+    return _LineScan(steps, fitted.fit(steps[:, None]), Measured(fitted.points, fitted.values, fitted))
 
 
-def _stepwise(nodes: CachedEvaluator, around: ScanDirections, steps: Floats, note: str | None) -> _Found:
+def _stepwise(nodes: CachedEvaluator, around: ScanDirections, steps: Floats, note: str | None) -> _LineScan:
     losses = nodes.at("line", steps[:, None], around.point)
-    return _Found(steps, losses, Measured(steps[:, None], losses, None, note))
+    return _LineScan(steps, losses, Measured(steps[:, None], losses, None, note))

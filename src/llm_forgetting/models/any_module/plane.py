@@ -1,51 +1,53 @@
 """The loss on a plane through one's own model: `scan_plane`."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Literal, Unpack, overload
 
 import torch
 
+from llm_forgetting.landscape.nodes import cached
 from llm_forgetting.landscape.results import Surface
 from llm_forgetting.landscape.scan import scan_plane as scan_engine
 from llm_forgetting.models.any_module.directions import DirectionOptions, Directions, SpaceName, scan_directions
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import (
     PLANE_CHECKS,
+    FitOptions,
     Measured,
     Method,
+    ModuleObjective,
     Progress,
+    SpaceOptions,
     Tasks,
     cells_of,
     fit_of,
-    identity,
     measuring,
-    nodes_at,
     refuse_distance,
     rule,
+    silent,
     unwrap_single_task,
 )
 
 
-# fmt: off
+class PlaneOptions(FitOptions, SpaceOptions, total=False):
+    """Keywords of `scan_plane`."""
+
+    directions: Directions
+    method: Method
+    resolution: int | None
+    normalise: Literal["filter"] | None
+
+
 @overload
 def scan_plane(
-    model: torch.nn.Module, loss: Loss, batches: Tasks, *, directions: Directions = ..., distance: float = ...,
-    method: Method = ..., resolution: int | None = ..., tolerance: float = ..., max_evaluations: int = ..., seed: int = ...,
-    space: SpaceName | None = ..., parameters: Sequence[str] | None = ..., normalise: Literal["filter"] | None = ...,
-    reference_norm: float | None = ..., progress: Progress | None = ...,
+    model: torch.nn.Module, loss: Loss, batches: Tasks, **options: Unpack[PlaneOptions]
 ) -> dict[str, Surface]: ...
 @overload
-def scan_plane(
-    model: torch.nn.Module, loss: Loss, batches: Batches, *, directions: Directions = ..., distance: float = ...,
-    method: Method = ..., resolution: int | None = ..., tolerance: float = ..., max_evaluations: int = ..., seed: int = ...,
-    space: SpaceName | None = ..., parameters: Sequence[str] | None = ..., normalise: Literal["filter"] | None = ...,
-    reference_norm: float | None = ..., progress: Progress | None = ...,
-) -> Surface: ...
-# fmt: on
+def scan_plane(model: torch.nn.Module, loss: Loss, batches: Batches, **options: Unpack[PlaneOptions]) -> Surface: ...
 def scan_plane(
     model: torch.nn.Module,
     loss: Loss,
-    batches: Any,
+    batches: Batches | Tasks,
     *,
     directions: Directions = "random",
     distance: float = 1.0,
@@ -59,7 +61,7 @@ def scan_plane(
     normalise: Literal["filter"] | None = None,
     reference_norm: float | None = None,
     progress: Progress | None = None,
-) -> Any:
+) -> Surface | dict[str, Surface]:
     """The loss on a plane through `model` as it stands: losses[i, j] = L(theta + alphas[i] d + betas[j] e).
 
     Args:
@@ -95,19 +97,19 @@ def scan_plane(
     options = DirectionOptions(directions, seed, space, parameters, normalise, reference_norm)
     with measuring(model, loss, batches) as losses:
         around = scan_directions(model, losses, 2, options)
-        with around.perturbed() as move:
-            nodes = nodes_at(losses, move, progress)
-            found = scan_engine(
-                nodes, around.point, identity, distance=distance, cells=cells, method=method, rule=wanted
+        objective = ModuleObjective(losses, around.perturbed)
+        with cached(objective, advance=progress or silent) as nodes:
+            scan = scan_engine(
+                nodes, around.point, objective.losses, distance=distance, cells=cells, method=method, rule=wanted
             )
-    measured = Measured(found.points, found.measured, found.surface, found.note)
-    fits = None if found.surface is None else (found.surface.fit, found.surface.previous)
+    measured = Measured(scan.points, scan.measured, scan.surface, scan.note)
+    fits = None if scan.surface is None else (scan.surface.fit, scan.surface.previous)
     return unwrap_single_task(
         {
             name: Surface(
-                alphas=found.alphas,
-                betas=found.betas,
-                losses=found.values[:, :, index],
+                alphas=scan.alphas,
+                betas=scan.betas,
+                losses=scan.values[:, :, index],
                 evaluated=measured.of_task(index, tolerance),
                 along=around.along(seed),
                 fits=None if fits is None else (fit_of(index, fits[0]), fit_of(index, fits[1])),

@@ -1,18 +1,19 @@
 """What every scan of one's own model has in common: the guarded model, its losses at points, and the rules of a fit."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict, TypeVar
 
 import torch
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.landscape.nodes import CachedEvaluator
+from llm_forgetting.landscape.nodes import Evaluator
 from llm_forgetting.landscape.results import Evaluations
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, Fit, Rule, SpectralSurface, terms
+from llm_forgetting.models.any_module.directions import Mover, SpaceName
 from llm_forgetting.models.any_module.losses import Batches, Loss, MeanLosses, tasks_of
 from llm_forgetting.models.any_module.preserved_state import defer_interrupts, preserve_model_state
 
@@ -22,6 +23,26 @@ Tasks = Mapping[str, Batches]
 PLANE_CHECKS, LINE_CHECKS = 8, 4
 # Cells along an axis where a fit gives them, and where every one of them is evaluated.
 FITTED_CELLS, GRID_CELLS = 41, 11
+
+Result = TypeVar("Result")
+
+
+class FitOptions(TypedDict, total=False):
+    """Keywords of every scan that is fitted; see `scan_plane`."""
+
+    tolerance: float
+    max_evaluations: int
+    seed: int
+    progress: Progress | None
+
+
+class SpaceOptions(TypedDict, total=False):
+    """Keywords of every scan around a model as it stands; see `scan_plane`."""
+
+    distance: float
+    space: SpaceName | None
+    parameters: Sequence[str] | None
+    reference_norm: float | None
 
 
 @contextmanager
@@ -33,24 +54,44 @@ def measuring(model: torch.nn.Module, loss: Loss, batches: Batches | Tasks) -> I
         yield losses
 
 
-def nodes_at(losses: MeanLosses, move: Callable[[WeightUpdate], None], progress: Progress | None) -> CachedEvaluator:
-    """The losses (p, tasks) at points, each evaluated once."""
+@dataclass(frozen=True)
+class ModuleObjective:
+    """Mean losses of a module's tasks as a landscape objective: what is fitted is the loss itself, nothing is known about
+    how it comes about.
+    """
 
-    def values_at(points: Iterable[WeightUpdate]) -> Iterator[Floats]:
-        for point in points:
-            move(point)
-            yield losses.values()
+    mean_losses: MeanLosses
+    perturbed: Mover
 
-    def advance() -> None:
-        if progress is not None:
-            progress()
+    @property
+    def names(self) -> Sequence[str]:
+        """The tasks."""
+        return self.mean_losses.names
 
-    return CachedEvaluator(values_at, advance=advance)
+    @contextmanager
+    def evaluating(self) -> Iterator[Evaluator]:
+        """Context with an evaluator; the module moves meanwhile, and is as before afterwards."""
+        with self.perturbed() as move:
+
+            def evaluate(points: Iterable[WeightUpdate]) -> Iterator[Floats]:
+                for point in points:
+                    move(point)
+                    yield self.mean_losses.values()
+
+            yield evaluate
+
+    def losses(self, values: Floats) -> Floats:
+        """The values themselves."""
+        return values
 
 
-def unwrap_single_task(found: Mapping[str, Any]) -> Any:
+def unwrap_single_task(by_task: Mapping[str, Result]) -> Result | dict[str, Result]:
     """Results by task, or the only one of a task without a name."""
-    return found[""] if set(found) == {""} else dict(found)
+    return by_task[""] if set(by_task) == {""} else dict(by_task)
+
+
+def silent() -> None:
+    """Progress of which nobody is told."""
 
 
 def rule(tolerance: float, budget: int, checks: int, axes: int, seed: int) -> Rule:
@@ -103,11 +144,6 @@ class Measured:
             converged=relative is None or relative <= tolerance,
             note=self.note,
         )
-
-
-def identity(losses: Floats) -> Floats:
-    """What is fitted is the loss itself: nothing is known about how somebody else's comes about."""
-    return losses
 
 
 def fit_of(index: int, fitted: Fit) -> Fit:
