@@ -12,6 +12,7 @@ from small_study import SMALL
 
 import llm_forgetting as lf
 from llm_forgetting.config.paths import to_dict
+from llm_forgetting.files import encode
 
 
 def test_an_experiment_takes_presets_files_sections_dotted_paths_and_seeds(tmp_path: Path) -> None:
@@ -72,6 +73,8 @@ def test_a_mistyped_task_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_results_are_typed_values_and_frames(smoke_run: SmokeRun) -> None:
     run = lf.open_run(smoke_run.path)
     assert run.answer == smoke_run.results["answer"]
+    assert run.content == smoke_run.results
+    assert encode(run.record) == (run.folder / "results.json").read_text(encoding="utf-8")
     assert list(run.tasks) == ["synthetic_1", "synthetic_2"]
     assert list(run.warnings) == smoke_run.results["warnings"]
     lost = run.forgotten()
@@ -124,6 +127,9 @@ def test_what_a_run_has_not_is_said(smoke_run: SmokeRun, tmp_path: Path) -> None
         run.forgotten("synthetic_2")
     with pytest.raises(lf.UserError, match="open_run needs the folder of a finished run"):
         lf.open_run(tmp_path)
+    broken = {**run.content, "forgetting": {**run.content["forgetting"], "train": {}}}
+    with pytest.raises(lf.UserError, match=r"results\.json: forgetting\.train\.checkpoints: Field required"):
+        _ = lf.RunResults(broken, run.folder).answer
     with pytest.raises(lf.UserError, match="llm-forgetting report"):
         lf.RunResults(run.content, tmp_path).show()
     with pytest.raises(lf.UserError, match="open_study needs the folder of a study"):
