@@ -1,6 +1,7 @@
 """Moving a model: merged or beside, one point or several, and back without a trace; what it costs in memory."""
 
 import gc
+import signal
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -228,7 +229,7 @@ def test_ctrl_c_while_weights_are_restored_leaves_none_unrestored(
     def impatient(self: Tensor, other: Tensor) -> Tensor:
         calls.append(1)
         if len(calls) in (2, 4):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return copy(self, other)
 
     def walk() -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.spaces import NoisyUpdate
+from llm_forgetting.models.adapter.interrupts import defer_interrupts
 
 
 def _weight(layer: Any) -> torch.Tensor:
@@ -52,23 +53,10 @@ def merged(layers: Mapping[str, Any]) -> Iterator[Callable[[WeightUpdate], None]
     try:
         yield move
     finally:
-        _restore(weights, snapshot)
-        snapshot.clear()  # whoever keeps `move` keeps no weights
-
-
-@torch.no_grad()
-def _restore(weights: Sequence[torch.Tensor], snapshot: Sequence[torch.Tensor]) -> None:
-    """Copy the snapshot back, all of it, however often Ctrl-C is pressed meanwhile."""
-    interrupt: KeyboardInterrupt | None = None
-    while True:
-        try:
+        with torch.no_grad(), defer_interrupts():
             for weight, original in zip(weights, snapshot, strict=True):
                 weight.copy_(original)
-            break
-        except KeyboardInterrupt as pressed:
-            interrupt = pressed
-    if interrupt is not None:
-        raise interrupt
+        snapshot.clear()  # `move` may outlive the block, the weights do not
 
 
 @contextmanager
@@ -90,21 +78,30 @@ def unmerged(layers: Mapping[str, Any]) -> Iterator[Callable[[Sequence[WeightUpd
             B = torch.stack([F.pad(update.B, (0, rank - update.B.shape[1])) for update in updates])
             stacks[name] = (A.to(device), B.to(device))
 
-    def hook(name: str) -> Callable[[Any, tuple[Any, ...], torch.Tensor], torch.Tensor]:
-        def add(module: Any, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-            A, B = stacks[name]
-            x = arguments[0].to(A.dtype)
-            if len(A) == 1:
-                update = F.linear(F.linear(x, A[0]), B[0])
-            else:
-                update = torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
-            return output + update.to(output.dtype)
+    def low_rank(name: str, x: torch.Tensor) -> torch.Tensor:
+        A, B = stacks[name]
+        x = x.to(A.dtype)
+        if len(A) == 1:
+            return F.linear(F.linear(x, A[0]), B[0])
+        return torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
+
+    with adding(layers, low_rank):
+        yield move
+
+
+@contextmanager
+def adding(layers: Mapping[str, Any], change: Callable[[str, torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Within the block `change`(name, x) is added to the output of every layer, of its input x."""
+
+    def hook(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
+        def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            return output + change(name, inputs[0]).to(output.dtype)
 
         return add
 
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
     try:
-        yield move
+        yield
     finally:
         for handle in handles:
             handle.remove()

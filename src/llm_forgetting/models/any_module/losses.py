@@ -9,7 +9,7 @@ from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomS
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
-from llm_forgetting.models.any_module.preserved_state import Interruptible
+from llm_forgetting.models.adapter.interrupts import Interruptible
 
 # loss(model, batch): a mean as a scalar, losses of items as a vector, or (sum, count). None: model(**batch).loss.
 Loss = Callable[[Any, Any], Any] | None

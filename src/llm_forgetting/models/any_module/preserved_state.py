@@ -1,16 +1,11 @@
-"""Measuring on somebody else's model without a trace: modes, random numbers, buffers, and Ctrl-C at the right moment."""
+"""State of a model and of random streams, kept while it is measured: modes, gradient flags, buffers."""
 
 import random
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-
-Interruptible = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
@@ -51,53 +46,3 @@ def _same_random_numbers(model: torch.nn.Module) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-class _Held:
-    """A handler of SIGINT that waits until it is allowed."""
-
-    def __init__(self, handler: Callable[[int, Any], Any]) -> None:
-        self._handler = handler
-        self._allowed = False
-        self._waiting = False
-
-    def __call__(self, number: int, frame: Any) -> None:
-        if self._allowed:
-            self._handler(number, frame)
-        else:
-            self._waiting = True
-
-    def deliver(self) -> None:
-        """Hand on what has been waiting."""
-        if self._waiting:
-            self._waiting = False
-            self._handler(signal.SIGINT, None)
-
-    @contextmanager
-    def allowed(self) -> Iterator[None]:
-        self._allowed = True
-        try:
-            self.deliver()
-            yield
-        finally:
-            self._allowed = False
-
-
-@contextmanager
-def defer_interrupts() -> Iterator[Interruptible]:
-    """Within the block Ctrl-C takes effect only inside `with interruptible():`, which the block is given, and at its end.
-
-    So it never falls between two parameters that are being moved or put back, however often it is pressed. Where Ctrl-C is no
-    business of Python's, or of this thread's, nothing is changed.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield nullcontext
-        return
-    held = _Held(handler)
-    signal.signal(signal.SIGINT, held)
-    try:
-        yield held.allowed
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    held.deliver()

@@ -13,9 +13,10 @@ from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.nodes import Evaluator
 from llm_forgetting.landscape.results import Evaluations
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, Fit, Rule, SpectralSurface, terms
+from llm_forgetting.models.adapter.interrupts import defer_interrupts
 from llm_forgetting.models.any_module.directions import Mover, SpaceName
 from llm_forgetting.models.any_module.losses import Batches, Loss, MeanLosses, tasks_of
-from llm_forgetting.models.any_module.preserved_state import defer_interrupts, preserve_model_state
+from llm_forgetting.models.any_module.preserved_state import preserve_model_state
 
 Progress = Callable[[], object]
 Method = Literal["spectral", "grid"]

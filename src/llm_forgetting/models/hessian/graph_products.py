@@ -1,7 +1,6 @@
 """Hessian-vector products by differentiating the graph of the gradient, for any model whose kernels have second derivatives."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +9,7 @@ from llm_forgetting.curvature.operators import Along, Weights
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter.adapted_model import target_layers
+from llm_forgetting.models.adapter.perturbation import adding
 from llm_forgetting.models.hessian.micro_batches import MicroBatches
 from llm_forgetting.models.language.language_model import LanguageModel
 
@@ -31,24 +31,14 @@ class GraphProducts:
         layers = target_layers(self._model.peft_model)
         used = self.factors if factors is None else factors
 
-        def hook(name: str) -> Callable[[Any, tuple[Any, ...], torch.Tensor], torch.Tensor]:
-            def add(module: Any, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-                A, B = used[name].A, used[name].B
-                x = arguments[0].to(torch.promote_types(A.dtype, arguments[0].dtype))
-                added = F.linear(F.linear(x, A.to(x)), B.to(x))
-                if change is not None:
-                    added = added + change(name, x)
-                return output + added.to(output.dtype)
+        def added(name: str, x: torch.Tensor) -> torch.Tensor:
+            A, B = used[name].A, used[name].B
+            x = x.to(torch.promote_types(A.dtype, x.dtype))
+            low_rank = F.linear(F.linear(x, A.to(x)), B.to(x))
+            return low_rank if change is None else low_rank + change(name, x)
 
-            return add
-
-        handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-        try:
-            with torch.enable_grad():
-                yield from self._items.losses()
-        finally:
-            for handle in handles:
-                handle.remove()
+        with adding(layers, added), torch.enable_grad():
+            yield from self._items.losses()
 
     @torch.no_grad()
     def loss(self, at: WeightUpdate) -> float:
