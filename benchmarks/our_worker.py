@@ -16,7 +16,7 @@ from serving import Metered, direction, serve
 
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter.adapted_model import target_layers
-from llm_forgetting.models.hessian.products import Method, differentiates, products_at
+from llm_forgetting.models.hessian.products import Method, products_at, supports_tangent_pass
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.tasks.task import Item
 
@@ -38,7 +38,7 @@ class Ours:
             EncodedItem(Item(f"case/test/{n}", "case", "", ("", ""), 0), tuple(item["prompt"]), (item["answer"],))
             for n, item in enumerate(case["items"])
         ]
-        self.tangent = differentiates(self.model)
+        self.tangent = supports_tangent_pass(self.model)
 
     def product(self, method: Method, seed: int, into: str) -> dict[str, Any]:
         """H v in the coordinates of lora_A and lora_B, of which our B is `scale` times the second.

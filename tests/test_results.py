@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from runs import ROOT, SmokeRun
 
-from llm_forgetting.curvature.records import SpectralDensity
+from llm_forgetting.curvature.results import SpectralDensity
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.phase_artifacts import artifact_kind, phase_named
 from llm_forgetting.files import decode, decode_lines, encode, encode_json, encode_lines, from_plain, schema_text

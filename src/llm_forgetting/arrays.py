@@ -16,6 +16,12 @@ Floats = NDArray[np.float64]
 ROUNDING = 1e-12
 
 
+def mean_stderr(values: Floats) -> tuple[float, float]:
+    """Mean of values (n,) and its `standard_error`; infinite for a single value."""
+    stderr = standard_error(values)
+    return float(values.mean()), math.inf if stderr is None else stderr
+
+
 def settled(value: float) -> float:
     """`value`, or 0 where rounding alone makes numbers of that size; 1e-5 is a number."""
     return 0.0 if abs(value) < ROUNDING else value

@@ -1,9 +1,12 @@
 """Lanczos, traces and densities against dense matrices."""
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
 
+from llm_forgetting.curvature import lanczos as module
 from llm_forgetting.curvature.lanczos import (
     Krylov,
     density,
@@ -34,7 +37,7 @@ def decaying(n: int = N) -> torch.Tensor:
 
 
 def run(H: torch.Tensor, steps: int, seed: int = 0) -> Krylov:
-    return lanczos(lambda v: H @ v, random_start(H[0], seed, 0), steps)
+    return lanczos(H, random_start(H[0], seed, 0), steps)
 
 
 def test_extreme_eigenvalues_with_their_residuals() -> None:
@@ -101,7 +104,7 @@ def test_traces_are_unbiased_with_honest_errors() -> None:
     H = decaying()
     scores, by_block = [], []
     for seed in range(200):
-        whole, blocks = traces(lambda v: H @ v, run(H, 10, seed), BLOCKS, probes=12, seed=seed)
+        whole, blocks = traces(H, run(H, 10, seed), BLOCKS, probes=12, seed=seed)
         scores.append((whole.value - float(H.trace())) / whole.stderr)
         by_block.append([(blocks[name].value - true) / blocks[name].stderr for name, true in true_blocks(H).items()])
     for found in (np.array(scores), *np.array(by_block).T):
@@ -112,7 +115,7 @@ def test_traces_are_unbiased_with_honest_errors() -> None:
 
 def test_a_krylov_space_that_holds_everything_leaves_nothing_to_estimate() -> None:
     H = decaying()
-    whole, blocks = traces(lambda v: H @ v, run(H, N), BLOCKS, probes=3, seed=0)
+    whole, blocks = traces(H, run(H, N), BLOCKS, probes=3, seed=0)
     assert whole.value == pytest.approx(float(H.trace()), abs=1e-9)
     assert whole.stderr < 1e-9
     for name, true in true_blocks(H).items():
@@ -121,11 +124,11 @@ def test_a_krylov_space_that_holds_everything_leaves_nothing_to_estimate() -> No
 
 def test_the_krylov_space_takes_most_of_the_error_away() -> None:
     H = decaying()
-    with_space, _ = traces(lambda v: H @ v, run(H, 20), {}, probes=20, seed=0)
+    with_space, _ = traces(H, run(H, 20), {}, probes=20, seed=0)
     nothing = Krylov(
         torch.zeros(0, N, dtype=torch.float64), np.zeros(0), np.zeros(0), torch.zeros(N, dtype=torch.float64)
     )
-    plain, _ = traces(lambda v: H @ v, nothing, {}, probes=40, seed=0)
+    plain, _ = traces(H, nothing, {}, probes=40, seed=0)
     assert with_space.stderr < plain.stderr / 4
     assert abs(plain.value - float(H.trace())) < 4 * plain.stderr
 
@@ -163,8 +166,14 @@ def test_a_smooth_density_integrates_to_one() -> None:
     assert np.trapezoid(found.smooth(at, 0.1), at) == pytest.approx(1, abs=1e-6)
 
 
+def test_the_examples_in_the_documentation() -> None:
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
+
+
 def test_progress_is_told_of_every_product() -> None:
     H, calls = decaying(), []
-    krylov = lanczos(lambda v: H @ v, random_start(H[0], 0, 0), 7, lambda: calls.append(1))
-    traces(lambda v: H @ v, krylov, {}, probes=4, seed=0, advance=lambda: calls.append(1))
+    krylov = lanczos(H, random_start(H[0], 0, 0), 7, lambda: calls.append(1))
+    traces(H, krylov, {}, probes=4, seed=0, advance=lambda: calls.append(1))
     assert len(calls) == 11

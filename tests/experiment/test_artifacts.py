@@ -231,7 +231,7 @@ def test_a_meter_reads_seconds_and_bytes() -> None:
 def test_the_peak_is_the_block_s_own() -> None:
     """On Linux the high-water mark starts again with every block."""
     if not metering._CLEAR_REFS.exists():
-        return
+        pytest.skip("this system does not start the high-water mark again")
     with Meter() as large:
         np.ones(25_000_000).sum()
     with Meter() as small:

@@ -16,8 +16,11 @@ from runs import Shell
 from tiny_models import load, make_encoded
 
 from llm_forgetting.config.sections import CurvatureConfig
-from llm_forgetting.experiment.analysis.forecast import with_weights
+from llm_forgetting.curvature.operators import Weights
+from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
+from llm_forgetting.experiment.analysis.forecast import compare_with_rival_predictors
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
+from llm_forgetting.files import from_plain
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import canonicalise
 from llm_forgetting.models.hessian.coordinates import Coordinates, random_update
@@ -36,7 +39,7 @@ CONFIG = CurvatureConfig(
 
 
 @pytest.fixture(scope="module")
-def analysed(llama_folder: Path) -> tuple[Any, Any, dict[str, Any]]:
+def analysed(llama_folder: Path) -> tuple[Any, Any, SpectrumRecord]:
     model = load(llama_folder, target_modules=("q_proj", "v_proj"))
     items = make_encoded(model, 4)
     steps: list[int] = []
@@ -57,20 +60,20 @@ def test_spectrum_and_trace_are_those_of_the_dense_hessian(analysed: Any) -> Non
         gradient = coordinates.vector(products.gradient())
     H = torch.stack(rows).double()
     true = torch.linalg.eigvalsh((H + H.T) / 2)
-    assert found["dimension"] == coordinates.dimension
-    for k, entry in enumerate(found["largest"]):
-        assert entry["value"] == pytest.approx(float(true[-1 - k]), rel=1e-4)
-    assert found["smallest"][0]["value"] == pytest.approx(float(true[0]), rel=1e-3)
-    assert abs(found["trace"]["value"] - float(H.trace())) < 4 * found["trace"]["stderr"] + 1e-4
+    assert found.dimension == coordinates.dimension
+    for k, entry in enumerate(found.largest):
+        assert entry.value == pytest.approx(float(true[-1 - k]), rel=1e-4)
+    assert found.smallest[0].value == pytest.approx(float(true[0]), rel=1e-3)
+    assert abs(found.trace.value - float(H.trace())) < 4 * found.trace.stderr + 1e-4
     for name, (block,) in coordinates.blocks.items():
-        trace = found["trace_by_module"][name]
-        assert abs(trace["value"] - float(H.diagonal()[block].sum())) < 4 * trace["stderr"] + 1e-3
-    assert found["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-4)
-    assert found["repeated_product_difference"] == 0
-    assert sum(found["density"]["weights"]) == pytest.approx(1)
-    critical, g = found["sharpness"]["critical"], gradient.double()
-    assert critical["slope"] == pytest.approx(float(g.norm()), rel=1e-4)
-    assert critical["curvature"] == pytest.approx(float(g @ H @ g / (g @ g)), rel=1e-3)
+        trace = found.trace_by_module[name]
+        assert abs(trace.value - float(H.diagonal()[block].sum())) < 4 * trace.stderr + 1e-3
+    assert found.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-4)
+    assert found.repeated_product_difference == 0
+    assert sum(found.density.weights) == pytest.approx(1)
+    critical, g = found.sharpness.critical, gradient.double()
+    assert critical.slope == pytest.approx(float(g.norm()), rel=1e-4)
+    assert critical.curvature == pytest.approx(float(g @ H @ g / (g @ g)), rel=1e-3)
 
 
 @pytest.mark.slow
@@ -86,14 +89,14 @@ def test_trace_and_largest_eigenvalue_in_the_merged_weights(analysed: Any) -> No
         for row in torch.eye(sum(sizes)):
             parts = row.split(sizes)
             V = {name: part.view(shape).clone() for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-            rows.append(torch.cat([part.flatten() for part in products.weight_hessian(V).values()]))
+            rows.append(torch.cat([part.flatten() for part in products.weight_hessian(Weights(V)).values()]))
     H = torch.stack(rows).double()
-    weights = found["weights"]
-    assert weights["dimension"] == sum(sizes)
+    weights = found.weights
+    assert weights.dimension == sum(sizes)
     largest = float(torch.linalg.eigvalsh((H + H.T) / 2)[-1])
-    assert weights["largest"]["value"] == pytest.approx(largest, rel=0.01)
-    assert weights["largest"]["value"] <= largest * (1 + 1e-4)
-    assert abs(weights["trace"]["value"] - float(H.trace())) < 4 * weights["trace"]["stderr"]
+    assert weights.largest.value == pytest.approx(largest, rel=0.01)
+    assert weights.largest.value <= largest * (1 + 1e-4)
+    assert abs(weights.trace.value - float(H.trace())) < 4 * weights.trace.stderr
 
 
 @pytest.mark.slow
@@ -105,12 +108,10 @@ def test_differences_of_gradients_come_close_and_say_so(analysed: Any) -> None:
     steps: list[int] = []
     found = analyse_curvature(model, items, config, batch_size=4, advance=lambda n, text: steps.append(n))
     assert sum(steps) == curvature_evaluations(config)
-    assert 0 < found["difference_error"] < 0.1
-    assert exact["difference_error"] is None
-    assert found["weights"]["largest"]["value"] == pytest.approx(exact["weights"]["largest"]["value"], rel=0.05)
-    assert found["largest"][0]["value"] == pytest.approx(
-        exact["largest"][0]["value"], rel=10 * found["difference_error"]
-    )
+    assert 0 < found.difference_error < 0.1
+    assert exact.difference_error is None
+    assert found.weights.largest.value == pytest.approx(exact.weights.largest.value, rel=0.05)
+    assert found.largest[0].value == pytest.approx(exact.largest[0].value, rel=10 * found.difference_error)
 
 
 def test_random_updates_have_independent_entries_of_variance_one() -> None:
@@ -127,13 +128,13 @@ def test_random_updates_have_independent_entries_of_variance_one() -> None:
 @pytest.mark.slow
 def test_sharpness_is_that_of_the_loss(analysed: Any) -> None:
     model, items, found = analysed
-    average, worst = found["sharpness"]["average_case"], found["sharpness"]["worst_case"]
-    assert worst["ascent"] >= worst["one_step"] > 0
-    assert worst["ascent"] > abs(average["value"])
-    assert average["samples"] == 4
-    assert found["sharpness"]["items_per_step"] == len(items)
-    critical = found["sharpness"]["critical"]
-    assert (critical["value"] is None) == (critical["slope"] <= 0 or critical["step"] is None)
+    average, worst = found.sharpness.average_case, found.sharpness.worst_case
+    assert worst.ascent >= worst.one_step > 0
+    assert worst.ascent > abs(average.value)
+    assert average.samples == 4
+    assert found.sharpness.items_per_step == len(items)
+    critical = found.sharpness.critical
+    assert (critical.value is None) == (critical.slope <= 0 or critical.step is None)
     assert float(score(model, items, 4).losses.mean()) > 0  # the model still stands
 
 
@@ -199,8 +200,9 @@ def test_tables_say_what_was_found(run: Any) -> None:
 
 def test_without_a_spectrum_there_are_no_rivals(run: Any) -> None:
     _, results = run
-    (entry,) = with_weights(results["forecasts"], {})
-    assert entry["rivals"] is None
+    forecasts = [from_plain(ForecastPhase, entry) for entry in results["forecasts"]]
+    (entry,) = compare_with_rival_predictors(forecasts, {})
+    assert entry.rivals is None
 
 
 def test_figures_of_any_number_of_checkpoints(run: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.sparse.linalg import eigsh
 from small_models import Batch, draw_like, mean_loss, network, over_all, some_batches
 from tiny_models import load
 from torch.func import functional_call
@@ -16,6 +17,7 @@ from torch.func import functional_call
 import llm_forgetting as lf
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, regauged
+from llm_forgetting.models.any_module.hessian import hessian_operator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,6 +57,17 @@ def test_the_spectrum_of_a_network_is_that_of_its_dense_hessian() -> None:
         block = slice(start, start := start + p.numel())
         assert found.trace_by_module[name].value == pytest.approx(float(H.diagonal()[block].sum()), abs=1e-7)
     assert found.products == len(calls)
+
+
+def test_eigsh_of_scipy_gives_the_extremes_of_the_dense_hessian() -> None:
+    model, batches = network(), some_batches()
+    gradient, H = dense(model, batches, [name for name, _ in model.named_parameters()])
+    with hessian_operator(model, mean_loss, batches) as operator:
+        torch.testing.assert_close(operator.gradient(), gradient)
+        values = eigsh(operator.to_scipy(), k=2, which="LA", v0=np.ones(31), return_eigenvectors=False)
+    assert sorted(values) == pytest.approx(torch.linalg.eigvalsh(H)[-2:].tolist(), rel=1e-8)
+    assert operator.shape == (31, 31)
+    assert list(operator.blocks) == [name for name, _ in model.named_parameters()]
 
 
 def test_a_few_products_come_close_and_say_how_close() -> None:

@@ -4,12 +4,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.sparse.linalg import eigsh
 from tiny_models import load, make_encoded, save, tiny_llama
 from torch.func import functional_call
 
+from llm_forgetting.curvature.operators import Weights
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged
 from llm_forgetting.models.adapter.adapted_model import target_layers
@@ -17,7 +20,7 @@ from llm_forgetting.models.hessian import products as products_module
 from llm_forgetting.models.hessian.coordinates import Coordinates, random_update
 from llm_forgetting.models.hessian.difference_products import DifferenceProducts
 from llm_forgetting.models.hessian.graph_products import GraphProducts
-from llm_forgetting.models.hessian.products import Method, differentiates, products_at
+from llm_forgetting.models.hessian.products import AdapterHessian, Method, products_at, supports_tangent_pass
 from llm_forgetting.models.hessian.tangent_products import TangentProducts
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -108,19 +111,27 @@ def case(
     return model, items, dense, *derivatives[gpt2], factors
 
 
+def needs_tangent_pass(model: LanguageModel) -> None:
+    """Skip models of other families than Llama's, which have no tangent pass."""
+    if "Llama" in type(model.peft_model.get_base_model()).__name__:
+        assert supports_tangent_pass(model)
+    else:
+        assert not supports_tangent_pass(model)
+        pytest.skip("the tangent pass covers the Llama family alone")
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 16])
 @pytest.mark.parametrize("method", ["tangent", "graph"])
 def test_products_are_those_of_the_dense_hessian(case: Any, micro_batch: int, method: Method) -> None:
     model, items, _, gradient, hessian, factors = case
-    if method == "tangent" and not differentiates(model):
-        assert "GPT2" in type(model.peft_model.get_base_model()).__name__
-        return
+    if method == "tangent":
+        needs_tangent_pass(model)
     coordinates = Coordinates(factors)
     generator = torch.Generator().manual_seed(micro_batch)
     with products_at(model, items, factors, micro_batch=micro_batch, method=method) as products:
         assert isinstance(products, TangentProducts) == (method == "tangent")
-        found = coordinates.vector(products.gradient())
-        assert float((found - gradient).norm() / gradient.norm()) < HALF_PRECISE
+        g = coordinates.vector(products.gradient())
+        assert float((g - gradient).norm() / gradient.norm()) < HALF_PRECISE
         for _ in range(3):
             v = torch.randn(coordinates.dimension, generator=generator, dtype=torch.float64)
             image = coordinates.vector(products.hessian(coordinates.step(v)))
@@ -130,10 +141,10 @@ def test_products_are_those_of_the_dense_hessian(case: Any, micro_batch: int, me
 @pytest.mark.parametrize("method", ["tangent", "graph"])
 def test_derivatives_in_the_merged_weights(case: Any, method: Method) -> None:
     model, items, dense, _, _, factors = case
-    if method == "tangent" and not differentiates(model):
-        return
+    if method == "tangent":
+        needs_tangent_pass(model)
     V = in_double(random_update(factors, seed=4, number=0, rank=3))
-    merged = {name: pair.B @ pair.A for name, pair in V.items()}
+    merged = Weights({name: pair.B @ pair.A for name, pair in V.items()})
     base = {name: pair.B @ pair.A for name, pair in factors.items()}
     t = torch.zeros((), dtype=torch.float64, requires_grad=True)
     model.peft_model.base_model.disable_adapter_layers()
@@ -166,12 +177,30 @@ def test_differences_of_gradients_say_how_good_they_are(case: Any) -> None:
         along = products.along_update(factors)
     with products_at(model, items, factors) as exact:
         assert along.curvature == pytest.approx(exact.along_update(factors).curvature, rel=0.02)
-    V = {name: torch.randn(len(f.B), f.A.shape[1], generator=generator).double() for name, f in factors.items()}
-    found = []
+    V = Weights(
+        {name: torch.randn(len(f.B), f.A.shape[1], generator=generator).double() for name, f in factors.items()}
+    )
+    images = []
     for method in ("differences", "graph"):
         with products_at(model, items, factors, method=method) as products:
-            found.append(torch.cat([part.flatten() for part in products.weight_hessian(V).values()]))
-    assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.01
+            images.append(torch.cat([part.flatten() for part in products.weight_hessian(V).values()]))
+    assert float((images[0] - images[1]).norm() / images[1].norm()) < 0.01
+
+
+def test_eigsh_of_scipy_gives_the_extremes_of_the_dense_hessian(case: Any) -> None:
+    model, items, _, gradient, hessian, factors = case
+    true = torch.linalg.eigvalsh(hessian)
+    with products_at(model, items, factors) as products:
+        operator = AdapterHessian(products)
+        assert operator.shape == tuple(hessian.shape)
+        assert float((operator.gradient() - gradient).norm() / gradient.norm()) < HALF_PRECISE
+        v0 = np.ones(len(gradient))
+        values = eigsh(operator.to_scipy(), k=2, which="LA", v0=v0, tol=1e-6, return_eigenvectors=False)
+    assert sorted(values) == pytest.approx(true[-2:].tolist(), rel=1e-4)
+    assert operator.products > 2
+    assert {name: block[0].stop - block[0].start for name, block in operator.blocks.items()} == {
+        name: pair.B.numel() + pair.A.numel() for name, pair in factors.items()
+    }
 
 
 def everything(model: LanguageModel) -> dict[str, Any]:
@@ -206,7 +235,7 @@ def test_the_model_is_as_before(llama_folder: Path, error: type[BaseException] |
 
 
 def test_a_model_with_a_part_that_is_not_known_has_its_graph_differentiated(gpt2_folder: Path) -> None:
-    assert not differentiates(load(gpt2_folder))
+    assert not supports_tangent_pass(load(gpt2_folder))
 
 
 def test_a_tangent_pass_that_is_wrong_is_found_out(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,9 +249,9 @@ def test_a_tangent_pass_that_is_wrong_is_found_out(llama_folder: Path, monkeypat
         return p, ds / 2, rho / 2
 
     monkeypatch.setattr(tangent_operations, "_probabilities", wrong)
-    assert not differentiates(load(llama_folder))
+    assert not supports_tangent_pass(load(llama_folder))
     monkeypatch.setattr(tangent_operations, "_probabilities", right)
-    assert differentiates(load(llama_folder))
+    assert supports_tangent_pass(load(llama_folder))
 
 
 def test_items_longer_than_a_sliding_window_have_their_graph_differentiated(
@@ -239,17 +268,17 @@ def test_items_longer_than_a_sliding_window_have_their_graph_differentiated(
 
 def test_a_model_that_turned_out_not_to_pack_has_its_graph_differentiated(llama_folder: Path) -> None:
     model = load(llama_folder)
-    assert differentiates(model)
+    assert supports_tangent_pass(model)
     model.cannot_pack(CannotPackError("a window"))
-    assert not differentiates(model)
+    assert not supports_tangent_pass(model)
 
 
 def test_the_probe_is_made_once(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = load(llama_folder), []
     probe = products_module._probe
     monkeypatch.setattr(products_module, "_probe", lambda model: calls.append(1) or probe(model))
-    assert differentiates(model)
-    assert differentiates(model)
+    assert supports_tangent_pass(model)
+    assert supports_tangent_pass(model)
     assert len(calls) == 1
 
 
@@ -267,7 +296,7 @@ def biased(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 
 
 def test_biases_move_values_and_not_tangents(biased: LanguageModel) -> None:
-    assert differentiates(biased)
+    assert supports_tangent_pass(biased)
 
 
 def test_hessians_of_rewritten_adapters_are_one(llama_folder: Path) -> None:

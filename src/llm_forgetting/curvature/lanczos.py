@@ -5,6 +5,12 @@ with their residuals; its basis Q then carries most of the trace, tr Q^T H Q, kn
 estimated, from probes orthogonal to Q (Meyer et al. 2021, Hutch++, with a Krylov basis for the sketch). The same run and a few
 shorter ones from other random vectors are the quadrature of the spectral density (Ubaru, Chen & Saad 2017). So every product
 serves several estimates. Numbers of products are fixed beforehand: nothing stops when it looks good.
+
+>>> H = torch.diag(torch.tensor([4.0, 1.0, 0.5, -2.0], dtype=torch.float64))
+>>> krylov = lanczos(H, random_start(H[0], seed=0, number=0), steps=4)
+>>> largest, smallest = extreme_eigenvalues(krylov, count=2)
+>>> [round(eigenvalue.value, 6) for eigenvalue in (*largest, *smallest)]
+[4.0, 1.0, -2.0, 0.5]
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,18 +20,23 @@ import numpy as np
 import torch
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.curvature.results import Density, Eigenvalue, Trace, estimate
+from llm_forgetting.curvature.operators import SupportsProducts, dot
+from llm_forgetting.curvature.results import Eigenvalue, SpectralDensity, Trace, estimate
 from llm_forgetting.seeding import derive_seed
 
-Product = Callable[[torch.Tensor], torch.Tensor]
 # A Krylov space is exhausted when what is new in a product is rounding.
 EXHAUSTED = 1e-10
 
 
 @dataclass(frozen=True)
 class Krylov:
-    """H Q = Q T + beta_m q e_m^T: `basis` (m, n) rows Q^T, T tridiagonal with `alphas` (m,) and `betas` (m,), the last beta_m
-    that of the residual vector `rest` (n,), which is not in the basis (0 where the space is exhausted).
+    """Krylov space of an operator and a vector: H Q = Q T + beta_m q e_m^T.
+
+    Attributes:
+        basis: (m, n), rows Q^T.
+        alphas: (m,), the diagonal of T.
+        betas: (m,), the diagonal beside it, and beta_m.
+        rest: (n,), the residual vector q, which is not in the basis; 0 where the space is exhausted.
     """
 
     basis: torch.Tensor
@@ -34,31 +45,43 @@ class Krylov:
     rest: torch.Tensor
 
     def ritz(self) -> tuple[Floats, Floats]:
-        """Eigenvalues of T, ascending (m,), and its eigenvectors (m, m)."""
+        """Eigenvalues (m,) of T, ascending, and its eigenvectors (m, m), in columns."""
         T = np.diag(self.alphas) + np.diag(self.betas[:-1], 1) + np.diag(self.betas[:-1], -1)
         values, vectors = np.linalg.eigh(T)
         return values, vectors
 
     def products(self, index: int) -> torch.Tensor:
         """H q_index, read off the recurrence."""
-        found: torch.Tensor = float(self.alphas[index]) * self.basis[index]
+        image: torch.Tensor = float(self.alphas[index]) * self.basis[index]
         if index:
-            found = found + float(self.betas[index - 1]) * self.basis[index - 1]
+            image = image + float(self.betas[index - 1]) * self.basis[index - 1]
         after = self.basis[index + 1] if index + 1 < len(self.basis) else self.rest
-        return found + float(self.betas[index]) * after
+        return image + float(self.betas[index]) * after
 
 
-def lanczos(product: Product, start: torch.Tensor, steps: int, advance: Callable[[], None] = lambda: None) -> Krylov:
-    """`steps` products from `start` (n,), fewer where the space is exhausted; keeps steps vectors."""
+def lanczos(
+    operator: SupportsProducts, start: torch.Tensor, steps: int, advance: Callable[[], object] = lambda: None
+) -> Krylov:
+    """A Lanczos run with full re-orthogonalisation.
+
+    Args:
+        operator: H, (n, n).
+        start: (n,), not 0, of any length.
+        steps: Number of products, and of vectors that are kept; fewer where the space is exhausted.
+        advance: Called after every product.
+
+    Returns:
+        The Krylov space of `start`.
+    """
     basis = torch.empty(min(steps, len(start)), len(start), dtype=start.dtype, device=start.device)
     alphas, betas = [], []
     new = start / start.norm()
     scale = 0.0
     for m in range(len(basis)):
         basis[m] = new
-        image = product(basis[m])
+        image = operator @ basis[m]
         advance()
-        alphas.append(_dot(basis[m], image))
+        alphas.append(dot(basis[m], image))
         known = basis[: m + 1]
         for _ in range(2):
             image = image - known.T @ (known @ image)
@@ -73,11 +96,11 @@ def lanczos(product: Product, start: torch.Tensor, steps: int, advance: Callable
 
 
 def extreme_eigenvalues(krylov: Krylov, count: int) -> tuple[list[Eigenvalue], list[Eigenvalue]]:
-    """The `count` largest, descending, and the `count` smallest, ascending."""
+    """The `count` largest eigenvalues, descending, and the `count` smallest, ascending."""
     values, vectors = krylov.ritz()
     residuals = np.abs(krylov.betas[-1] * vectors[-1])
-    found = [Eigenvalue(float(v), float(r)) for v, r in zip(values, residuals, strict=True)]
-    return found[::-1][:count], found[:count]
+    eigenvalues = [Eigenvalue(float(v), float(r)) for v, r in zip(values, residuals, strict=True)]
+    return eigenvalues[::-1][:count], eigenvalues[:count]
 
 
 def eigenvector(krylov: Krylov, rank: int) -> torch.Tensor:
@@ -88,19 +111,30 @@ def eigenvector(krylov: Krylov, rank: int) -> torch.Tensor:
 
 
 def traces(
-    product: Product,
+    operator: SupportsProducts,
     krylov: Krylov,
     blocks: Mapping[str, Sequence[slice]],
     *,
     probes: int,
     seed: int,
-    advance: Callable[[], None] = lambda: None,
+    advance: Callable[[], object] = lambda: None,
 ) -> tuple[Trace, dict[str, Trace]]:
-    """tr H, and the traces of the diagonal blocks of H that `blocks` names (slices of the vector), from `probes` products.
+    """Trace of H and of its diagonal blocks.
 
     With P = 1 - Q Q^T, tr H = tr Q^T H Q + tr P H P, and a probe z with independent signs gives (P z)^T H (P z), whose mean is
     the second term. For a block S, tr H_SS = tr S Q Q^T H + tr S P H Q Q^T + tr S P H P; the first two follow from H Q, the
     third is the mean of (S z)^T P H P z.
+
+    Args:
+        operator: H, (n, n).
+        krylov: A Lanczos run of H.
+        blocks: Named blocks, as slices of a vector.
+        probes: Number of products.
+        seed: Of the probes.
+        advance: Called after every product.
+
+    Returns:
+        tr H, and the trace of every block.
     """
     basis = krylov.basis
     known = dict.fromkeys(blocks, 0.0)
@@ -109,26 +143,26 @@ def traces(
         # S Q Q^T H and S P H Q Q^T, traced; only the last product leaves the Krylov space.
         both = image + krylov.betas[index] * krylov.rest if index == len(basis) - 1 else image
         for name, slices in blocks.items():
-            known[name] += sum(_dot(q[s], both[s]) for s in slices)
+            known[name] += sum(dot(q[s], both[s]) for s in slices)
     samples: dict[str, list[float]] = {name: [] for name in blocks}
-    whole: list[float] = []
+    totals: list[float] = []
     for number in range(probes):
         signs = _signs(basis, derive_seed(seed, "trace", number))
         z = signs - basis.T @ (basis @ signs)
-        image = product(z)
+        image = operator @ z
         advance()
         image = image - basis.T @ (basis @ image)
-        whole.append(_dot(z, image))
+        totals.append(dot(z, image))
         for name, slices in blocks.items():
-            samples[name].append(sum(_dot(signs[s], image[s]) for s in slices))
+            samples[name].append(sum(dot(signs[s], image[s]) for s in slices))
     return (
-        estimate(float(krylov.alphas.sum()), whole),
+        estimate(float(krylov.alphas.sum()), totals),
         {name: estimate(known[name], samples[name]) for name in blocks},
     )
 
 
-def density(runs: Sequence[Krylov]) -> Density:
-    """Of Lanczos runs from random vectors: Ritz values, weighted by the squared first components of T's eigenvectors."""
+def density(runs: Sequence[Krylov]) -> SpectralDensity:
+    """Spectral density of Lanczos runs from random vectors: Ritz values by the squared first components of T's eigenvectors."""
     nodes, weights = [], []
     for run in runs:
         values, vectors = run.ritz()
@@ -136,7 +170,7 @@ def density(runs: Sequence[Krylov]) -> Density:
         weights.append(vectors[0] ** 2 / len(runs))
     values, shares = np.concatenate(nodes), np.concatenate(weights)
     order = np.argsort(values)
-    return Density(values[order], shares[order])
+    return SpectralDensity(values[order], shares[order])
 
 
 def random_start(like: torch.Tensor, seed: int, number: int) -> torch.Tensor:
@@ -149,7 +183,3 @@ def _signs(basis: torch.Tensor, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(2, (basis.shape[1],), generator=generator, dtype=torch.int8)
     return (2 * drawn - 1).to(basis)
-
-
-def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
-    return float((x.double() * y.double()).sum())

@@ -1,42 +1,115 @@
-"""What a product says along one direction."""
+"""Symmetric operators that are known by their products with vectors, and what derivatives say along one direction."""
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator
 
-from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 
-Weights = dict[str, torch.Tensor]
+class SupportsProducts(Protocol):
+    """A symmetric operator, or a plain symmetric matrix."""
+
+    def __matmul__(self, vector: torch.Tensor, /) -> torch.Tensor: ...
+
+
+class SymmetricOperator(ABC):
+    """A symmetric matrix H (n, n) of which only products `H @ v` are known.
+
+    Attributes:
+        shape: (n, n).
+        dtype: Of vectors and products.
+        device: Of vectors and products.
+        blocks: Named parts of a vector: the slices of each.
+        products: Number of products so far.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        blocks: Mapping[str, Sequence[slice]] | None = None,
+    ) -> None:
+        self.shape = (dimension, dimension)
+        self.dtype, self.device = dtype, device
+        self.blocks: Mapping[str, Sequence[slice]] = blocks or {}
+        self.products = 0
+
+    def __matmul__(self, vector: torch.Tensor) -> torch.Tensor:
+        self.products += 1
+        return self._product(vector)
+
+    @abstractmethod
+    def _product(self, vector: torch.Tensor) -> torch.Tensor:
+        """H v, (n,)."""
+
+    def to_scipy(self) -> LinearOperator:
+        """The operator for scipy (`eigsh`) and what is built on it (curvlinops' estimators).
+
+        Returns:
+            A linear operator of the same shape on numpy vectors: float64 where the products are, else float32.
+        """
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+
+        def product(vector: np.ndarray) -> np.ndarray:
+            v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(self.device, self.dtype)
+            return (self @ v).to("cpu", dtype).numpy()
+
+        return LinearOperator(
+            self.shape, matvec=product, rmatvec=product, dtype=torch.empty(0, dtype=dtype).numpy().dtype
+        )
+
+
+class LossOperator(SymmetricOperator):
+    """The Hessian of a loss at a point, with the gradient there."""
+
+    @abstractmethod
+    def gradient(self) -> torch.Tensor:
+        """g, (n,)."""
 
 
 @dataclass(frozen=True)
-class Along:
-    """Along a direction v at theta: `loss` f (nats), `slope` g.v and `curvature` v.Hv."""
+class DirectionalDerivatives:
+    """Derivatives along a direction v at theta: `loss` f (nats), `slope` g.v and `curvature` v.Hv."""
 
     loss: float
     slope: float
     curvature: float
 
+    @property
+    def second_order(self) -> float:
+        """Change of the loss to second order over the whole of v: g.v + v.Hv / 2."""
+        return self.slope + self.curvature / 2
 
-class Products(Protocol):
-    """First and second derivatives at one point; `factors` are its coordinates, `evaluations` counts products so far."""
 
-    factors: WeightUpdate
-    evaluations: int
+def dot(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Inner product of two tensors of one shape, summed in float64."""
+    return float((x.double() * y.double()).sum())
 
-    def gradient(self) -> FactorStep:
-        """g in the factors."""
-        ...
 
-    def hessian(self, step: FactorStep) -> FactorStep:
-        """H v in the factors."""
-        ...
+class Weights(dict[str, torch.Tensor]):
+    """Dense matrices (d_out, d_in) by module, as one vector."""
 
-    def along_update(self, update: WeightUpdate) -> Along:
-        """Slope and curvature along a low-rank direction of the merged weights."""
-        ...
+    def inner(self, other: "Weights") -> float:
+        """Frobenius product over all modules, summed in float64."""
+        return sum(float((part * other[name]).sum(dtype=torch.float64)) for name, part in self.items())
 
-    def weight_hessian(self, direction: Weights) -> Weights:
-        """H V in the merged weights, for dense V (d_out, d_in) per module."""
-        ...
+    def norm(self) -> float:
+        """Frobenius norm over all modules."""
+        return math.sqrt(self.inner(self))
+
+    @classmethod
+    def combine(cls, terms: Sequence[tuple[float, "Weights"]]) -> "Weights":
+        """sum c_i V_i, in one copy."""
+        (first, x), *others = terms
+        total = cls({name: first * part for name, part in x.items()})
+        for c, y in others:
+            for name, part in total.items():
+                part.add_(y[name], alpha=c)
+        return total

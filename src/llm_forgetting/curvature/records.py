@@ -10,15 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from llm_forgetting.arrays import Floats1
-from llm_forgetting.curvature.results import Density, Eigenvalue, Trace
-
-
-@dataclass(frozen=True, eq=False)
-class SpectralDensity(Density):
-    """Spectral density: weights (p,), which sum to 1, at eigenvalues (p,)."""
-
-    eigenvalues: Floats1
-    weights: Floats1
+from llm_forgetting.curvature.results import Eigenvalue, SpectralDensity, Trace
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm_forgetting.arrays import Floats
+from llm_forgetting.arrays import Floats, Floats1, mean_stderr
 from llm_forgetting.landscape.results import Saved
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -31,24 +27,24 @@ class Trace:
 
 
 def mean_trace(samples: Sequence[float]) -> Trace:
-    """Of independent unbiased estimates."""
+    """The trace from independent unbiased estimates."""
     return estimate(0.0, samples)
 
 
 def estimate(known: float, samples: Sequence[float]) -> Trace:
-    """A part that is known and the mean of samples of the rest."""
+    """The trace from a part that is `known` and independent unbiased estimates of the rest."""
     if not samples:
         return Trace(known, math.inf)
-    spread = float(np.std(samples, ddof=1)) / len(samples) ** 0.5 if len(samples) > 1 else math.inf
-    return Trace(known + float(np.mean(samples)), spread)
+    mean, stderr = mean_stderr(np.asarray(samples, dtype=np.float64))
+    return Trace(known + mean, stderr)
 
 
-@dataclass(frozen=True)
-class Density:
-    """Spectral density: `weights` (p,) at `eigenvalues` (p,), the mean of several quadratures; the weights sum to 1."""
+@dataclass(frozen=True, eq=False)
+class SpectralDensity:
+    """Spectral density: weights (p,), which sum to 1, at eigenvalues (p,)."""
 
-    eigenvalues: Floats
-    weights: Floats
+    eigenvalues: Floats1
+    weights: Floats1
 
     def moment(self, power: int) -> float:
         """tr H^power / n."""
@@ -73,7 +69,7 @@ class HessianSpectrum(Saved):
     smallest: tuple[Eigenvalue, ...]
     trace: Trace
     trace_by_module: dict[str, Trace]
-    density: Density
+    density: SpectralDensity
     gradient_norm: float
     dimension: int
     description: str

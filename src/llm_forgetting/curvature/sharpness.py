@@ -1,15 +1,16 @@
-"""How much the loss rises nearby: worst case, on average, and along the steps an optimiser would take.
+"""Sharpness: how much the loss rises nearby in the worst case, on average, and along the steps an optimiser would take.
 
-Everything is told as functions: the loss at an offset from theta, and where needed its gradient there. Offsets are flat vectors
-in whatever coordinates the caller's gradient has.
+A loss is given as a function of an offset from theta, and where needed its gradient too. Offsets are flat vectors in the
+coordinates of the caller's gradient.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from llm_forgetting.arrays import mean_stderr
+from llm_forgetting.curvature.records import AverageCase, CriticalSharpness, WorstCase
 
 LossAt = Callable[[torch.Tensor], float]
 GradientAt = Callable[[torch.Tensor], torch.Tensor]
@@ -19,21 +20,20 @@ DOUBLINGS = 40
 PRECISION = 1 / 64
 
 
-@dataclass(frozen=True)
-class WorstCase:
-    """max over |e| <= radius of L(theta + e) - L(theta), from below: by one step along g, and by projected ascent."""
-
-    radius: float
-    one_step: float
-    ascent: float
-    steps: int
-
-
 def worst_case(
     loss_at: LossAt, gradient_at: GradientAt, gradient: torch.Tensor, radius: float, steps: int
 ) -> WorstCase:
-    """Sharpness of SAM (Foret et al. 2021): radius g / |g|, then `steps` further gradient steps of half the radius, each
-    projected back onto the ball. The largest loss met counts. Costs steps + 2 losses and steps gradients.
+    """Worst-case sharpness of SAM (Foret et al. 2021), at the cost of steps + 2 losses and steps gradients.
+
+    Args:
+        loss_at: L(theta + offset).
+        gradient_at: Its gradient there, (n,).
+        gradient: g at theta, (n,).
+        radius: Of the ball.
+        steps: Gradient steps of half the radius after the first step radius g / |g|, each projected back onto the ball.
+
+    Returns:
+        The rise after the first step, and the largest rise met.
     """
     centre = loss_at(torch.zeros_like(gradient))
     offset = _of_length(gradient, radius)
@@ -50,43 +50,24 @@ def _of_length(vector: torch.Tensor, length: float) -> torch.Tensor:
     return vector * (length / norm) if norm else vector
 
 
-@dataclass(frozen=True)
-class AverageCase:
-    """E L(theta + e) - L(theta), +- one standard error over independent e of norm `radius`."""
-
-    radius: float
-    value: float
-    stderr: float
-    samples: int
-
-
 def average_case(rises: Sequence[float], radius: float) -> AverageCase:
-    """The mean of measured rises."""
-    found = np.asarray(rises, dtype=np.float64)
-    spread = float(found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else math.inf
-    return AverageCase(radius, float(found.mean()), spread, len(found))
-
-
-@dataclass(frozen=True)
-class CriticalSharpness:
-    """2 / eta_c, eta_c the first step along -u at which the loss exceeds its start (Kalra et al. 2026).
-
-    For a quadratic along u that is u.Hu / g.u. `value` is None where it means nothing: `slope` g.u / |u| <= 0 (the loss rises
-    at once: `curvature` u.Hu / |u|^2 says how), or no step up to `longest` brought the loss back to its start.
-    """
-
-    value: float | None
-    step: float | None
-    slope: float
-    curvature: float
-    longest: float
+    """Average-case sharpness from the measured rises of steps of length `radius`."""
+    return AverageCase(radius, *mean_stderr(np.asarray(rises, dtype=np.float64)), len(rises))
 
 
 def critical_sharpness(loss_at: LossAt, u: torch.Tensor, slope: float, curvature: float) -> CriticalSharpness:
-    """Doubles a step until the loss at theta - eta u exceeds L(theta), then halves the interval; to a relative error of 1 / 64.
+    """Critical sharpness (Kalra et al. 2026): a step is doubled until the loss exceeds its start, then the interval is halved.
 
-    `slope` is g.u and `curvature` u.Hu. u is the gradient of the same loss (critical sharpness) or of another (relative
-    critical sharpness).
+    For a quadratic along u it is u.Hu / g.u.
+
+    Args:
+        loss_at: L(theta + offset).
+        u: (n,), the gradient of the same loss, or of another (relative critical sharpness).
+        slope: g.u.
+        curvature: u.Hu.
+
+    Returns:
+        2 / eta for the first eta at which the loss at theta - eta u exceeds L(theta), to a relative error of 1 / 64.
     """
     size = float(u.norm())
     if slope <= 0 or not size:

@@ -1,7 +1,6 @@
 """Phases of an experiment, one function each: from a session to the record that the phase's artifact holds."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -31,7 +30,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import require_trackers, training_tracked
 from llm_forgetting.experiment.session import Session, choose_landscape_items, frozen_splits
-from llm_forgetting.files import encode, from_plain, whole_folder
+from llm_forgetting.files import from_plain, whole_folder
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.forgetting.summary import FRESH, RECOVERED
@@ -239,14 +238,11 @@ def estimate_spectrum(session: Session, k: int) -> SpectrumRecord:
     settings, items = session.config.curvature, session.landscape_items()
     with session.progress.bar(f"curvature of {checkpoint_name(k)}", curvature_evaluations(settings)) as advance:
         batch_size = session.config.landscape.batch_size
-        return from_plain(
-            SpectrumRecord,
-            analyse_curvature(session.at(k), items[k - 1], settings, batch_size=batch_size, advance=advance),
-        )
+        return analyse_curvature(session.at(k), items[k - 1], settings, batch_size=batch_size, advance=advance)
 
 
 def forecast_forgetting(session: Session, between: BetweenCheckpoints) -> tuple[ForecastPhase, ...]:
-    """For every step from one trained checkpoint to the next: what its start forecasts of all tasks learnt before."""
+    """For every step from one trained checkpoint to the next: the forecast at its start of all tasks learnt before."""
     return tuple(_forecast(session, between, k) for k in range(1, len(session.config.data.tasks)))
 
 
@@ -258,19 +254,18 @@ def _forecast(session: Session, between: BetweenCheckpoints, k: int) -> Forecast
         task.name: {own: items, other: choose_landscape_items(task.split(other), task.name, config.landscape)}
         for task, (_, items) in list(zip(session.encoded, named, strict=True))[:k]
     }
-    first, second = (session.at(n).adapter_factors() for n in (k, k + 1))
+    first, second = ((checkpoint_name(n), session.at(n).adapter_factors()) for n in (k, k + 1))
     path = next((path for path in between.paths if path.start == checkpoint_name(k)), None)
     with session.progress.bar(f"forecast from {checkpoint_name(k)}", forecast_evaluations(k)) as advance:
-        forecast = analyse_forecast(
+        return analyse_forecast(
             session.model,
             first,
             second,
-            old,
-            named[k][1],
-            None if path is None else json.loads(encode(path)),
-            config.curvature,
+            old=old,
+            new=named[k][1],
+            path=path,
+            config=config.curvature,
             tau=config.landscape.tau,
             batch_size=config.landscape.batch_size,
             advance=advance,
         )
-    return from_plain(ForecastPhase, {"from": checkpoint_name(k), "to": checkpoint_name(k + 1), **forecast})

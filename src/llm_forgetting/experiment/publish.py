@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from llm_forgetting.config.sections import ExperimentConfig
-from llm_forgetting.curvature.records import ForecastPhase, ForecastRecord, SpectrumRecord
+from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.experiment import guards
-from llm_forgetting.experiment.analysis.forecast import with_weights
+from llm_forgetting.experiment.analysis.forecast import compare_with_rival_predictors
 from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.phase_artifacts import TRACKED
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import track
-from llm_forgetting.files import encode, encode_lines, from_plain, to_plain
+from llm_forgetting.files import encode, encode_lines, to_plain
 from llm_forgetting.forgetting.records import ForgettingSummary, Line
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape, LandscapeChange
 from llm_forgetting.progress import Progress
@@ -56,12 +56,7 @@ def assemble(
         landscape_comparison=changes,
         **vars(profiles),
         curvature=dict(spectra),
-        forecasts=from_plain(
-            tuple[ForecastRecord, ...],
-            with_weights(
-                [to_plain(f) for f in forecasts], {name: to_plain(spectrum) for name, spectrum in spectra.items()}
-            ),
-        ),
+        forecasts=compare_with_rival_predictors(forecasts, spectra),
         figures=(),
         timings=dict(timings),
     )

@@ -1,30 +1,29 @@
-"""The curvature phases of an experiment: what the landscape at a checkpoint forecasts, and its spectrum and sharpness."""
+"""The spectrum phase: spectrum and sharpness of the loss at a checkpoint."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from llm_forgetting.config.sections import CurvatureConfig
-from llm_forgetting.curvature.lanczos import density, eigenvector, extreme_eigenvalues, lanczos, random_start, traces
-from llm_forgetting.curvature.operators import Products
+from llm_forgetting.curvature.operators import Weights, dot
 from llm_forgetting.curvature.rayleigh import largest_eigenvalue
+from llm_forgetting.curvature.records import Sharpness, SpectrumRecord, WeightSpectrum
 from llm_forgetting.curvature.results import mean_trace
 from llm_forgetting.curvature.sharpness import average_case, critical_sharpness, worst_case
+from llm_forgetting.curvature.spectrum import estimate_spectrum
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import canonicalise
 from llm_forgetting.landscape.spaces import AdapterSpace
 from llm_forgetting.models.hessian.coordinates import Coordinates, moved, random_update
 from llm_forgetting.models.hessian.difference_products import DifferenceProducts
-from llm_forgetting.models.hessian.products import products_at
+from llm_forgetting.models.hessian.products import AdapterHessian, Products, products_at
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import score
 from llm_forgetting.progress import Advance
 
 Items = Sequence[EncodedItem]
-Result = dict[str, Any]
 # Of the random directions behind the trace in the merged weights.
 PROBE_RANK = 16
 
@@ -42,120 +41,102 @@ def analyse_curvature(
     *,
     batch_size: int,
     advance: Advance,
-) -> Result:
+) -> SpectrumRecord:
     """Spectrum, trace, density and sharpness of the loss of `items` at the live adapter, in canonical factors; trace and
     largest eigenvalue in the merged weights.
     """
     base = WeightUpdate.canonical(canonicalise(model.adapter_factors()))
-    coordinates = Coordinates(base)
 
     def tell() -> None:
         advance(1, "")
 
     with products_at(model, items, base, micro_batch=config.micro_batch, method=config.products) as products:
-
-        def product(vector: torch.Tensor) -> torch.Tensor:
-            return coordinates.vector(products.hessian(coordinates.step(vector)))
-
-        gradient = coordinates.vector(products.gradient())
-        along_gradient = product(gradient)
-        again = product(gradient)
+        hessian = AdapterHessian(products)
+        gradient = hessian.gradient()
+        along_gradient, repeated = hessian @ gradient, hessian @ gradient
         tell()
         tell()
-        whole = lanczos(product, random_start(gradient, config.seed, 0), config.lanczos_steps, tell)
-        others = [
-            lanczos(product, random_start(gradient, config.seed, n), config.density_steps, tell)
-            for n in range(1, config.density_runs + 1)
-        ]
-        trace, by_module = traces(
-            product, whole, coordinates.blocks, probes=config.trace_probes, seed=config.seed, advance=tell
+        spectrum = estimate_spectrum(
+            hessian,
+            eigenvalues=config.eigenvalues,
+            lanczos_steps=config.lanczos_steps,
+            density_runs=config.density_runs,
+            density_steps=config.density_steps,
+            trace_probes=config.trace_probes,
+            seed=config.seed,
+            advance=tell,
         )
-        top = coordinates.step(eigenvector(whole, 0))
+        top = hessian.coordinates.step(spectrum.top)
         weights = _weights(products, base, top, config, tell) if config.weight_probes else None
-    sharpness = _sharpness(model, items, base, gradient, along_gradient, config, batch_size)
-    largest, smallest = extreme_eigenvalues(whole, config.eigenvalues)
-    spectral = density([whole, *others])
-    return {
-        "items": [item.item.id for item in items],
-        "dimension": coordinates.dimension,
-        "gradient_norm": float(gradient.norm()),
-        "largest": [dataclasses.asdict(value) for value in largest],
-        "smallest": [dataclasses.asdict(value) for value in smallest],
-        "trace": dataclasses.asdict(trace),
-        "trace_by_module": {name: dataclasses.asdict(value) for name, value in by_module.items()},
-        "density": {"eigenvalues": spectral.eigenvalues.tolist(), "weights": spectral.weights.tolist()},
-        "repeated_product_difference": float((along_gradient - again).norm() / along_gradient.norm().clamp(min=1e-30)),
-        "difference_error": products.error if isinstance(products, DifferenceProducts) else None,
-        "weights": weights,
-        "sharpness": sharpness,
-    }
+    return SpectrumRecord(
+        items=tuple(item.item.id for item in items),
+        dimension=len(gradient),
+        gradient_norm=float(gradient.norm()),
+        largest=spectrum.largest,
+        smallest=spectrum.smallest,
+        trace=spectrum.trace,
+        trace_by_module=spectrum.trace_by_block,
+        density=spectrum.density,
+        repeated_product_difference=float((along_gradient - repeated).norm() / along_gradient.norm().clamp(min=1e-30)),
+        difference_error=products.error if isinstance(products, DifferenceProducts) else None,
+        weights=weights,
+        sharpness=_sharpness(AdapterLoss(model, items, base, config, batch_size), gradient, along_gradient),
+    )
 
 
 def _weights(
     products: Products, base: WeightUpdate, top: FactorStep, config: CurvatureConfig, advance: Callable[[], None]
-) -> Result:
+) -> WeightSpectrum:
     """Trace and largest eigenvalue in the merged weights of the adapted modules."""
     samples = []
     for number in range(config.weight_probes):
         samples.append(products.along_update(random_update(base, config.seed, number, PROBE_RANK)).curvature)
         advance()
     # The steepest step of the factors, as a step of the weights, is where the ascent begins.
-    start = {name: top[name].B @ base[name].A + base[name].B @ top[name].A for name in base}
-    found = largest_eigenvalue(products.weight_hessian, start, config.power_steps, advance)
-    return {
-        "dimension": sum(len(pair.B) * pair.A.shape[1] for pair in base.values()),
-        "trace": dataclasses.asdict(mean_trace(samples)),
-        "largest": dataclasses.asdict(found),
-    }
+    start = Weights({name: top[name].B @ base[name].A + base[name].B @ top[name].A for name in base})
+    return WeightSpectrum(
+        dimension=sum(len(pair.B) * pair.A.shape[1] for pair in base.values()),
+        trace=mean_trace(samples),
+        largest=largest_eigenvalue(products.weight_hessian, start, config.power_steps, advance),
+    )
 
 
-def _sharpness(  # noqa: PLR0917 -- one call, above
-    model: LanguageModel,
-    items: Items,
-    base: WeightUpdate,
-    gradient: torch.Tensor,
-    along_gradient: torch.Tensor,
-    config: CurvatureConfig,
-    batch_size: int,
-) -> Result:
-    """Worst case, average case and along the gradient, all within canonical factors; the radius is a share of their norm."""
-    coordinates = Coordinates(base)
-    space = AdapterSpace(canonicalise(base))
-    radius = config.radius * space.norm
-    loss_at = _loss_at(model, items, base, batch_size)
+@dataclass(frozen=True)
+class AdapterLoss:
+    """The mean loss of `items` as a function of an offset, a flat vector, from the factors `base`."""
 
-    def gradient_at(offset: torch.Tensor) -> torch.Tensor:
+    model: LanguageModel
+    items: Items
+    base: WeightUpdate
+    config: CurvatureConfig
+    batch_size: int
+
+    def _moved(self, offset: torch.Tensor) -> WeightUpdate:
+        return moved(self.base, Coordinates(self.base).step(offset))
+
+    def __call__(self, offset: torch.Tensor) -> float:
+        """L(theta + offset), nats."""
+        with self.model.perturbed() as move:
+            move(self._moved(offset))
+            return float(score(self.model, self.items, self.batch_size).losses.mean())
+
+    def gradient(self, offset: torch.Tensor) -> torch.Tensor:
+        """The gradient at an offset, a flat vector."""
+        config = self.config
         with products_at(
-            model, items, moved(base, coordinates.step(offset)), micro_batch=config.micro_batch, method=config.products
-        ) as there:
-            return coordinates.vector(there.gradient())
+            self.model, self.items, self._moved(offset), micro_batch=config.micro_batch, method=config.products
+        ) as products:
+            return AdapterHessian(products).gradient()
 
-    worst = worst_case(loss_at, gradient_at, gradient, radius, config.ascent_steps)
-    centre = loss_at(torch.zeros_like(gradient))
+
+def _sharpness(loss: AdapterLoss, gradient: torch.Tensor, along_gradient: torch.Tensor) -> Sharpness:
+    """Worst case, average case and along the gradient, all within canonical factors; the radius is a share of their norm."""
+    config, coordinates = loss.config, Coordinates(loss.base)
+    space = AdapterSpace(canonicalise(loss.base))
+    radius = config.radius * space.norm
+    worst = worst_case(loss, loss.gradient, gradient, radius, config.ascent_steps)
+    centre = loss(torch.zeros_like(gradient))
     drawn = [coordinates.vector(d) for d in space.directions(config.seed, config.sharpness_directions, radius)]
-    average = average_case([loss_at(d) - centre for d in drawn], radius)
-    slope, curvature = _dot(gradient, gradient), _dot(gradient, along_gradient)
-    return {
-        "items_per_step": len(items),
-        "worst_case": dataclasses.asdict(worst),
-        "average_case": dataclasses.asdict(average),
-        "critical": dataclasses.asdict(critical_sharpness(loss_at, gradient, slope, curvature)),
-    }
-
-
-def _loss_at(
-    model: LanguageModel, items: Items, base: WeightUpdate, batch_size: int
-) -> Callable[[torch.Tensor], float]:
-    """The mean loss of `items` at an offset from the factors `base`."""
-    coordinates = Coordinates(base)
-
-    def loss_at(offset: torch.Tensor) -> float:
-        with model.perturbed() as move:
-            move(moved(base, coordinates.step(offset)))
-            return float(score(model, items, batch_size).losses.mean())
-
-    return loss_at
-
-
-def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
-    return float((x.double() * y.double()).sum())
+    average = average_case([loss(d) - centre for d in drawn], radius)
+    critical = critical_sharpness(loss, gradient, dot(gradient, gradient), dot(gradient, along_gradient))
+    return Sharpness(len(loss.items), worst, average, critical)

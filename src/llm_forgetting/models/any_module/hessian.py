@@ -1,17 +1,18 @@
-"""Second derivatives of the loss of one's own model: `hessian_spectrum` at it, and `forecast` of a step from it."""
+"""Second derivatives of the loss of any module: its Hessian's spectrum, and the forecast of a step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from itertools import accumulate
+from functools import reduce
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from llm_forgetting.curvature.lanczos import density, extreme_eigenvalues, lanczos, random_start, traces
+from llm_forgetting.curvature.operators import DirectionalDerivatives, LossOperator, dot
 from llm_forgetting.curvature.results import ForecastOfStep, HessianSpectrum
+from llm_forgetting.curvature.spectrum import estimate_spectrum
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, canonicalise
@@ -47,86 +48,86 @@ def hessian_spectrum(
         batches: See `scan_plane`.
         eigenvalues: How many of the largest and of the smallest.
         lanczos_steps: Products of the run behind them and behind most of the trace; as many vectors are kept.
-        density_runs: Further, shorter runs for the density, of `density_steps` products each.
+        density_runs: Further, shorter runs for the density.
+        density_steps: Products of each of them.
         trace_probes: Products for what is left of the trace, and its standard error.
         parameters: Patterns such as `layers.*.weight` of parameters, which are differentiated as they are (so `*lora_*` of a
             PEFT model gives a spectrum that depends on its gauge); None: all that require a gradient.
         seed: Of starting vectors and probes.
         progress: Called after every product.
 
-    Raises UserError where nothing can be differentiated.
+    Returns:
+        The spectrum, each estimate with its error.
+
+    Raises:
+        UserError: A number is out of range, or nothing can be differentiated.
     """
     if not 1 <= eigenvalues <= lanczos_steps or trace_probes < 2 or density_runs < 0 or density_steps < 2:
         raise UserError(
             f"1 <= eigenvalues <= lanczos_steps, trace_probes >= 2, density_runs >= 0 and density_steps >= 2 are needed, were "
             f"{eigenvalues}, {lanczos_steps}, {trace_probes}, {density_runs} and {density_steps}"
         )
-    calls = 0
-
-    def tell() -> None:
-        nonlocal calls
-        calls += 1
-        if progress is not None:
-            progress()
-
-    with measuring(model, loss, batches) as losses, _differentiated(model, losses, parameters) as at:
-        gradient = at.gradient()
-        whole = lanczos(at.product, random_start(gradient, seed, 0), lanczos_steps, tell)
-        others = [
-            lanczos(at.product, random_start(gradient, seed, n), density_steps, tell)
-            for n in range(1, density_runs + 1)
-        ]
-        trace, by_module = traces(at.product, whole, at.blocks, probes=trace_probes, seed=seed, advance=tell)
-    largest, smallest = extreme_eigenvalues(whole, eigenvalues)
+    with hessian_operator(model, loss, batches, parameters) as hessian:
+        gradient = hessian.gradient()
+        spectrum = estimate_spectrum(
+            hessian,
+            eigenvalues=eigenvalues,
+            lanczos_steps=lanczos_steps,
+            density_runs=density_runs,
+            density_steps=density_steps,
+            trace_probes=trace_probes,
+            seed=seed,
+            advance=progress or (lambda: None),
+        )
     return HessianSpectrum(
-        largest=tuple(largest),
-        smallest=tuple(smallest),
-        trace=trace,
-        trace_by_module=by_module,
-        density=density([whole, *others]),
+        largest=spectrum.largest,
+        smallest=spectrum.smallest,
+        trace=spectrum.trace,
+        trace_by_module=spectrum.trace_by_block,
+        density=spectrum.density,
         gradient_norm=float(gradient.norm()),
         dimension=len(gradient),
-        description=at.description,
-        products=calls,
+        description=hessian.description,
+        products=hessian.products,
     )
 
 
 def forecast(
     model: torch.nn.Module, loss: Loss, batches: Batches | Tasks, *, direction: GivenDirection
 ) -> ForecastOfStep:
-    """What slope and curvature of `loss` at `model` say about its change along a whole step, beside the change itself.
+    """Forecast of the change of `loss` along a whole step from slope and curvature at `model`, beside the change itself.
 
-    `direction` is the step: a tensor per parameter of a plain module, or delta W = B A per adapted module of a PEFT model (in
-    the merged weights); `checkpoint_difference` makes it from two checkpoints. See `hessian_spectrum` for the rest.
+    Args:
+        model: See `hessian_spectrum`.
+        loss: See `hessian_spectrum`.
+        batches: See `hessian_spectrum`.
+        direction: The step: a tensor per parameter of a plain module, or delta W = B A per adapted module of a PEFT model (in
+            the merged weights); `checkpoint_difference` makes it from two checkpoints.
+
+    Returns:
+        The forecast, the change that was observed, and the step's length.
     """
     with measuring(model, loss, batches) as losses, sdpa_kernel(SDPBackend.MATH):
-        before = float(losses.values().mean())
         adapted = as_adapted(model)
-        found = (
+        along, after, distance = (
             _along_tensors(model, losses, direction) if adapted is None else _along_update(adapted, losses, direction)
         )
     return ForecastOfStep(
-        loss=before,
-        first_order=found.slope,
-        curvature=found.curvature,
-        second_order=found.slope + found.curvature / 2,
-        observed=found.after - before,
-        distance=found.distance,
+        loss=along.loss,
+        first_order=along.slope,
+        curvature=along.curvature,
+        second_order=along.second_order,
+        observed=after - along.loss,
+        distance=distance,
     )
 
 
-@dataclass(frozen=True)
-class _Step:
-    """Slope and curvature at its beginning, the loss at its end, and its length."""
-
-    slope: float
-    curvature: float
-    after: float
-    distance: float
+_Along = tuple[DirectionalDerivatives, float, float]
 
 
-def _along_update(model: "AdaptedModel", losses: MeanLosses, direction: GivenDirection) -> _Step:
-    """Derivatives for t of the loss at delta W + t D."""
+def _along_update(model: "AdaptedModel", losses: MeanLosses, direction: GivenDirection) -> _Along:
+    """Derivatives for t of the loss at delta W + t D, the loss at its end, and |D|."""
+    before = float(losses.values().mean())
     base, step = model.adapter_factors(), model.update_of(direction)
     t = torch.zeros((), device=next(iter(step.values())).B.device, requires_grad=True)
 
@@ -146,10 +147,11 @@ def _along_update(model: "AdaptedModel", losses: MeanLosses, direction: GivenDir
     with model.perturbed() as move_to:
         move_to(WeightUpdate.combine([(1.0, base), (1.0, step)]))
         after = float(losses.values().mean())
-    return _Step(float(slope), float(bend), after, step.inner(step) ** 0.5)
+    return DirectionalDerivatives(before, float(slope), float(bend)), after, step.inner(step) ** 0.5
 
 
-def _along_tensors(model: torch.nn.Module, losses: MeanLosses, direction: GivenDirection) -> _Step:
+def _along_tensors(model: torch.nn.Module, losses: MeanLosses, direction: GivenDirection) -> _Along:
+    before = float(losses.values().mean())
     tensors, (vector,) = named_parameters(model, [direction], "direction")  # type: ignore[list-item]
     known = dict(model.named_parameters(remove_duplicate=False))
     leaves, step = [known[name].requires_grad_() for name in tensors], [vector[name] for name in tensors]
@@ -157,68 +159,77 @@ def _along_tensors(model: torch.nn.Module, losses: MeanLosses, direction: GivenD
     with moved(tensors) as move:
         move(DirectionBasis([vector]).point([1.0]))
         after = float(losses.values().mean())
-    return _Step(slope, bend, after, _dot(step, step) ** 0.5)
+    return DirectionalDerivatives(before, slope, bend), after, _dot(step, step) ** 0.5
 
 
 def _dot(x: Sequence[torch.Tensor], y: Sequence[torch.Tensor]) -> float:
-    return sum(float((a.double() * b.double()).sum()) for a, b in zip(x, y, strict=True))
+    return sum(dot(a, b) for a, b in zip(x, y, strict=True))
 
 
-@dataclass(frozen=True)
-class _Operator:
-    """Gradient and products at a model, as flat vectors; `blocks` are their named parts."""
+class ModuleHessian(LossOperator):
+    """The Hessian of the mean of the tasks' losses in `leaves`, as an operator on flat vectors.
 
-    gradient: Callable[[], torch.Tensor]
-    product: Callable[[torch.Tensor], torch.Tensor]
-    blocks: Mapping[str, Sequence[slice]]
-    description: str
+    `before` is called before every batch; `blocks` are the parameters, or the adapted modules.
+    """
+
+    def __init__(
+        self,
+        losses: MeanLosses,
+        leaves: Mapping[str, Sequence[torch.Tensor]],
+        description: str,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._losses, self._before = losses, before
+        self._leaves = [leaf for named in leaves.values() for leaf in named]
+        self._sizes = [leaf.numel() for leaf in self._leaves]
+        self.description = description
+        ends = [0, *accumulate(sum(leaf.numel() for leaf in named) for named in leaves.values())]
+        super().__init__(
+            ends[-1],
+            dtype=reduce(torch.promote_types, (leaf.dtype for leaf in self._leaves)),
+            device=self._leaves[0].device,
+            blocks={name: [slice(*block)] for name, block in zip(leaves, pairwise(ends), strict=True)},
+        )
+
+    def gradient(self) -> torch.Tensor:
+        """g, (n,)."""
+        return _flat(self._losses.gradient(self._leaves, self._before))
+
+    def _product(self, vector: torch.Tensor) -> torch.Tensor:
+        parts = zip(torch.split(vector, self._sizes), self._leaves, strict=True)
+        step = [part.view(leaf.shape) for part, leaf in parts]
+        return _flat(self._losses.hessian(self._leaves, step, self._before))
 
 
 @contextmanager
-def _differentiated(
-    model: torch.nn.Module, losses: MeanLosses, parameters: Sequence[str] | None
-) -> Iterator[_Operator]:
-    adapted = as_adapted(model) if parameters is None else None
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+def hessian_operator(
+    model: torch.nn.Module, loss: Loss, batches: Batches | Tasks, parameters: Sequence[str] | None = None
+) -> Iterator[ModuleHessian]:
+    """The Hessian that `hessian_spectrum` describes, as an operator.
+
+    Args:
+        model: See `hessian_spectrum`.
+        loss: See `hessian_spectrum`.
+        batches: See `hessian_spectrum`.
+        parameters: See `hessian_spectrum`.
+
+    Yields:
+        The operator, for the time of the block; the model is as before afterwards.
+    """
+    with measuring(model, loss, batches) as losses, sdpa_kernel(SDPBackend.MATH):
+        adapted = as_adapted(model) if parameters is None else None
         if adapted is None:
-            named = _chosen(model, parameters)
-            leaves, description = list(named.values()), "the parameters"
-            names, before = dict.fromkeys(named, 1), _nothing
-        else:
-            point = WeightUpdate.canonical(canonicalise(adapted.adapter_factors()))
-            leaves = [part.requires_grad_() for pair in point.values() for part in (pair.B, pair.A)]
-            names, description = dict.fromkeys(point, 2), "the adapter's canonical factors"
-            move = stack.enter_context(adapted.unmerged())
-
-            def before() -> None:
-                move([point])
-
-        sizes = [leaf.numel() for leaf in leaves]
-
-        def product(vector: torch.Tensor) -> torch.Tensor:
-            step = [part.view(leaf.shape) for part, leaf in zip(torch.split(vector, sizes), leaves, strict=True)]
-            return _flat(losses.hessian(leaves, step, before))
-
-        yield _Operator(lambda: _flat(losses.gradient(leaves, before)), product, _blocks(names, sizes), description)
-
-
-def _nothing() -> None:
-    """What has to be done before a batch of a plain module."""
+            leaves = {name: [parameter] for name, parameter in _chosen(model, parameters).items()}
+            yield ModuleHessian(losses, leaves, "the parameters")
+            return
+        point = WeightUpdate.canonical(canonicalise(adapted.adapter_factors()))
+        leaves = {name: [pair.B.requires_grad_(), pair.A.requires_grad_()] for name, pair in point.items()}
+        with adapted.unmerged() as move:
+            yield ModuleHessian(losses, leaves, "the adapter's canonical factors", lambda: move([point]))
 
 
 def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def _blocks(names: Mapping[str, int], sizes: Sequence[int]) -> dict[str, list[slice]]:
-    """Per name the slice of its successive tensors, as many as `names` says."""
-    ends = [0, *accumulate(sizes)]
-    blocks, first = {}, 0
-    for name, count in names.items():
-        blocks[name] = [slice(ends[first], ends[first + count])]
-        first += count
-    return blocks
 
 
 def _chosen(model: torch.nn.Module, patterns: Sequence[str] | None) -> dict[str, torch.Tensor]:

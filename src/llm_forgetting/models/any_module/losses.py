@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from llm_forgetting.arrays import Floats
+from llm_forgetting.curvature.double_backward import Derivatives, add_derivatives, double_backward
 from llm_forgetting.errors import UserError
 from llm_forgetting.models.adapter.interrupts import Interruptible
 
@@ -56,12 +57,19 @@ class MeanLosses:
         return np.array(found)
 
     def gradient(self, leaves: Sequence[torch.Tensor], before: Callable[[], None] = lambda: None) -> list[torch.Tensor]:
-        """d/d leaf of the mean of the tasks' losses; `before` is called before every batch. UserError where it is 0."""
+        """Gradient of the mean of the tasks' losses.
 
-        def first(loss: torch.Tensor) -> Sequence[torch.Tensor | None]:
-            return torch.autograd.grad(loss, leaves, allow_unused=True)
+        Args:
+            leaves: What is differentiated for.
+            before: Called before every batch.
 
-        total = self._derivatives(leaves, first, before)
+        Returns:
+            A tensor per leaf.
+
+        Raises:
+            UserError: The gradient is 0.
+        """
+        total = self._derivatives(leaves, lambda loss: torch.autograd.grad(loss, leaves, allow_unused=True), before)
         if not any(part.any() for part in total):
             raise UserError("directions='gradient' needs a gradient, it is 0 here; take random directions")
         return total
@@ -69,21 +77,22 @@ class MeanLosses:
     def hessian(
         self, leaves: Sequence[torch.Tensor], step: Sequence[torch.Tensor], before: Callable[[], None] = lambda: None
     ) -> list[torch.Tensor]:
-        """The Hessian of the mean of the tasks' losses times `step`, a tensor per leaf; see `gradient`."""
+        """Hessian of the mean of the tasks' losses times a step.
 
-        def second(loss: torch.Tensor) -> Sequence[torch.Tensor | None]:
-            found = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
-            slopes = [(g * v).sum() for g, v in zip(found, step, strict=True) if g is not None and g.requires_grad]
-            if not slopes:
-                return [None] * len(leaves)
-            return torch.autograd.grad(torch.stack(slopes).sum(), leaves, allow_unused=True)
+        Args:
+            leaves: What is differentiated for.
+            step: A tensor per leaf.
+            before: Called before every batch.
 
-        return self._derivatives(leaves, second, before)
+        Returns:
+            A tensor per leaf.
+        """
+        return self._derivatives(leaves, lambda loss: double_backward(loss, leaves, step)[1], before)
 
     def _derivatives(
         self,
         leaves: Sequence[torch.Tensor],
-        differentiate: Callable[[torch.Tensor], Sequence[torch.Tensor | None]],
+        differentiate: Callable[[torch.Tensor], Derivatives],
         before: Callable[[], None],
     ) -> list[torch.Tensor]:
         """The mean over the tasks of what `differentiate` makes of the sums of their batches, divided once by their counts."""
@@ -94,10 +103,8 @@ class MeanLosses:
                 with torch.enable_grad(), self._interruptible():
                     before()
                     loss, count = self._measured(batch)
-                    found = differentiate(loss) if count else [None] * len(leaves)
-                for part, gradient in zip(sums, found, strict=True):
-                    if gradient is not None:
-                        part.add_(gradient)
+                    if count:
+                        add_derivatives(sums, differentiate(loss))
                 weight += count
             for part, gradient in zip(total, sums, strict=True):
                 part.add_(gradient, alpha=1 / (weight * len(self.names)))
@@ -150,8 +157,17 @@ def _mean(passed: Floats) -> float:
 
 
 def _weight(model: Any, batch: Any) -> float:
-    """What a batch's mean is a mean over: predicted tokens (labels that are not -100, the first of a row left out where the
-    model predicts the next token), else items.
+    """Weight of a batch's mean in that of all batches.
+
+    Args:
+        model: Whether it shifts labels by one token decides whether the first of a row counts.
+        batch: What `loss` was called with.
+
+    Returns:
+        The number of predicted tokens (labels that are not -100) where there are labels, else of items.
+
+    Raises:
+        UserError: The batch has neither.
     """
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if isinstance(labels, torch.Tensor) and not labels.is_floating_point():

@@ -22,16 +22,16 @@ class Coordinates:
         self.dimension = end
 
     def vector(self, step: FactorStep) -> torch.Tensor:
-        """(dimension,)."""
+        """The step as a vector (dimension,)."""
         return torch.cat([part.reshape(-1) for name in self._shapes for part in (step[name].B, step[name].A)])
 
     def step(self, vector: torch.Tensor) -> FactorStep:
         """The factors that `vector` holds; views of it."""
-        found: dict[str, Factors] = {}
+        factors: dict[str, Factors] = {}
         for name, (of_B, of_A) in self._shapes.items():
             block = vector[self.blocks[name][0]]
-            found[name] = Factors(block[: of_B.numel()].view(of_B), block[of_B.numel() :].view(of_A))
-        return FactorStep(found)
+            factors[name] = Factors(block[: of_B.numel()].view(of_B), block[of_B.numel() :].view(of_A))
+        return FactorStep(factors)
 
 
 def moved(factors: WeightUpdate, step: FactorStep) -> WeightUpdate:
@@ -45,7 +45,7 @@ def random_update(like: Mapping[str, Factors], seed: int, number: int, rank: int
     <V, H V> is then an unbiased estimate of tr H that stores nothing of the size of the weights; the lower the rank, the larger
     its variance.
     """
-    found = {}
+    update = {}
     for name, pair in like.items():
         generator = torch.Generator().manual_seed(derive_seed(seed, "weight probe", number, name))
 
@@ -53,5 +53,5 @@ def random_update(like: Mapping[str, Factors], seed: int, number: int, rank: int
             return 2.0 * torch.randint(2, (rows, columns), generator=generator) - 1.0
 
         B, A = signs(pair.B.shape[0], rank), signs(rank, pair.A.shape[1])
-        found[name] = Factors((B / rank**0.5).to(pair.B), A.to(pair.A))
-    return WeightUpdate(found)
+        update[name] = Factors((B / rank**0.5).to(pair.B), A.to(pair.A))
+    return WeightUpdate(update)

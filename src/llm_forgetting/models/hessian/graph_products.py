@@ -1,11 +1,12 @@
 """Hessian-vector products by differentiating the graph of the gradient, for any model whose kernels have second derivatives."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from llm_forgetting.curvature.operators import Along, Weights
+from llm_forgetting.curvature.double_backward import Derivatives, add_derivatives, double_backward
+from llm_forgetting.curvature.operators import DirectionalDerivatives, Weights
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter.adapted_model import target_layers
@@ -13,8 +14,8 @@ from llm_forgetting.models.adapter.perturbation import adding
 from llm_forgetting.models.hessian.micro_batches import MicroBatches
 from llm_forgetting.models.language.language_model import LanguageModel
 
-Tensors = tuple[torch.Tensor, ...]
 Change = Callable[[str, torch.Tensor], torch.Tensor]
+Leaves = Sequence[torch.Tensor]
 
 
 class GraphProducts:
@@ -24,20 +25,18 @@ class GraphProducts:
         self._model = model
         self._items = items
         self.factors = factors
-        self.evaluations = 0
 
     def _losses(self, change: Change | None = None, factors: WeightUpdate | None = None) -> Iterator[torch.Tensor]:
         """The share of every micro-batch in the objective, with factors and further changes that may want gradients."""
-        layers = target_layers(self._model.peft_model)
         used = self.factors if factors is None else factors
 
-        def added(name: str, x: torch.Tensor) -> torch.Tensor:
+        def product(name: str, x: torch.Tensor) -> torch.Tensor:
             A, B = used[name].A, used[name].B
             x = x.to(torch.promote_types(A.dtype, x.dtype))
-            low_rank = F.linear(F.linear(x, A.to(x)), B.to(x))
-            return low_rank if change is None else low_rank + change(name, x)
+            added = F.linear(F.linear(x, A.to(x)), B.to(x))
+            return added if change is None else added + change(name, x)
 
-        with adding(layers, added), torch.enable_grad():
+        with adding(target_layers(self._model.peft_model), product), torch.enable_grad():
             yield from self._items.losses()
 
     @torch.no_grad()
@@ -46,55 +45,39 @@ class GraphProducts:
         return sum(float(part.detach()) for part in self._losses(factors=at))
 
     def gradient(self, at: WeightUpdate | None = None) -> FactorStep:
-        """See `Products`; at other factors, if given."""
+        """Gradient in the factors, at other ones if given."""
         leaves = _leaves(self.factors if at is None else at)
-        total = None
-        for loss in self._losses(factors=leaves):
-            total = _sum(total, torch.autograd.grad(loss, flat(leaves)))
-        return _like(leaves, total)
+        tensors = flat(leaves)
+        return _like(leaves, _summed(self._losses(factors=leaves), tensors, lambda loss: _gradient(loss, tensors)))
 
     def weight_gradient(self, offset: Weights) -> Weights:
-        """The gradient in the merged weights, (d_out, d_in) per module, at the factors moved by `offset`."""
-        leaves, total = {name: torch.zeros_like(V, requires_grad=True) for name, V in offset.items()}, None
-        for loss in self._losses(lambda name, x: F.linear(x, leaves[name] + offset[name])):
-            total = _sum(total, torch.autograd.grad(loss, list(leaves.values())))
-        return dict(zip(leaves, total or (), strict=True))
+        """Gradient in the merged weights, at the factors moved by `offset`."""
+        leaves = _zeros(offset)
+        tensors = list(leaves.values())
+        losses = self._losses(lambda name, x: F.linear(x, leaves[name] + offset[name]))
+        return Weights(zip(leaves, _summed(losses, tensors, lambda loss: _gradient(loss, tensors)), strict=True))
 
     def hessian(self, step: FactorStep) -> FactorStep:
-        """See `Products`."""
-        self.evaluations += 1
-        leaves, along, total = _leaves(self.factors), flat(step.factors), None
-        for loss in self._losses(factors=leaves):
-            gradient = torch.autograd.grad(loss, flat(leaves), create_graph=True)
-            slope = torch.stack([(g * v).sum() for g, v in zip(gradient, along, strict=True)]).sum()
-            total = _sum(total, torch.autograd.grad(slope, flat(leaves)))
-        return _like(leaves, total)
+        """H v by a graph of the gradient per micro-batch."""
+        leaves = _leaves(self.factors)
+        return _like(leaves, _products(self._losses(factors=leaves), flat(leaves), flat(step.factors)))
 
-    def along_update(self, update: WeightUpdate) -> Along:
-        """See `Products`."""
-        self.evaluations += 1
-        loss = slope = curvature = 0.0
+    def along_update(self, update: WeightUpdate) -> DirectionalDerivatives:
+        """Two derivatives for t of the loss with t times the update added."""
         t = torch.zeros((), dtype=next(iter(update.values())).B.dtype, device=self._model.device, requires_grad=True)
+        one = torch.ones_like(t, requires_grad=False)
+        loss = slope = curvature = 0.0
         for part in self._losses(lambda name, x: t * F.linear(F.linear(x, update[name].A), update[name].B)):
-            (first,) = torch.autograd.grad(part, t, create_graph=True)
-            (second,) = torch.autograd.grad(first, t)
-            loss, slope, curvature = (
-                loss + float(part.detach()),
-                slope + float(first.detach()),
-                curvature + float(second),
-            )
-        return Along(loss, slope, curvature)
+            value = float(part.detach())
+            (first,), (second,) = double_backward(part, [t], [one])
+            loss, slope, curvature = loss + value, slope + _number(first), curvature + _number(second)
+        return DirectionalDerivatives(loss, slope, curvature)
 
     def weight_hessian(self, direction: Weights) -> Weights:
-        """See `Products`."""
-        self.evaluations += 1
-        leaves = {name: torch.zeros_like(V, requires_grad=True) for name, V in direction.items()}
-        total = None
-        for loss in self._losses(lambda name, x: F.linear(x, leaves[name])):
-            gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
-            slope = torch.stack([(g * V).sum() for g, V in zip(gradient, direction.values(), strict=True)]).sum()
-            total = _sum(total, torch.autograd.grad(slope, list(leaves.values())))
-        return dict(zip(leaves, total or (), strict=True))
+        """H V by a graph of the gradient in the merged weights per micro-batch."""
+        leaves = _zeros(direction)
+        losses = self._losses(lambda name, x: F.linear(x, leaves[name]))
+        return Weights(zip(leaves, _products(losses, list(leaves.values()), list(direction.values())), strict=True))
 
 
 def _leaves(factors: WeightUpdate) -> WeightUpdate:
@@ -106,14 +89,36 @@ def _leaves(factors: WeightUpdate) -> WeightUpdate:
     )
 
 
+def _zeros(like: Weights) -> Weights:
+    return Weights({name: torch.zeros_like(V, requires_grad=True) for name, V in like.items()})
+
+
 def flat(factors: Mapping[str, Factors]) -> list[torch.Tensor]:
+    """B and A of every module."""
     return [part for pair in factors.values() for part in (pair.B, pair.A)]
 
 
-def _sum(total: Tensors | None, new: Tensors) -> Tensors:
-    return new if total is None else tuple(a + b for a, b in zip(total, new, strict=True))
+def _gradient(loss: torch.Tensor, leaves: Leaves) -> Derivatives:
+    return torch.autograd.grad(loss, leaves)
 
 
-def _like(factors: WeightUpdate, tensors: Tensors | None) -> FactorStep:
-    flat = iter(tensors or ())
-    return FactorStep({name: Factors(B=next(flat), A=next(flat)) for name in factors})
+def _products(losses: Iterator[torch.Tensor], leaves: Leaves, step: Leaves) -> list[torch.Tensor]:
+    return _summed(losses, leaves, lambda loss: double_backward(loss, leaves, step)[1])
+
+
+def _summed(
+    losses: Iterator[torch.Tensor], leaves: Leaves, differentiate: Callable[[torch.Tensor], Derivatives]
+) -> list[torch.Tensor]:
+    total = [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
+    for loss in losses:
+        add_derivatives(total, differentiate(loss))
+    return total
+
+
+def _number(derivative: torch.Tensor | None) -> float:
+    return 0.0 if derivative is None else float(derivative.detach())
+
+
+def _like(factors: WeightUpdate, tensors: list[torch.Tensor]) -> FactorStep:
+    parts = iter(tensors)
+    return FactorStep({name: Factors(B=next(parts), A=next(parts)) for name in factors})

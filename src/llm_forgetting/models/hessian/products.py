@@ -7,16 +7,17 @@ for numbers that do not depend on the gauge), or the merged weights W + B A of t
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Literal, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from llm_forgetting.curvature.operators import Products
+from llm_forgetting.curvature.operators import DirectionalDerivatives, LossOperator, Weights
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter.adapted_model import target_layers
+from llm_forgetting.models.hessian.coordinates import Coordinates
 from llm_forgetting.models.hessian.difference_products import DifferenceProducts
 from llm_forgetting.models.hessian.graph_products import GraphProducts, flat
 from llm_forgetting.models.hessian.micro_batches import MicroBatches
@@ -33,6 +34,47 @@ _PROBED: WeakKeyDictionary[LanguageModel, bool] = WeakKeyDictionary()
 log = logging.getLogger(__name__)
 
 
+class Products(Protocol):
+    """First and second derivatives at one point; `factors` are its coordinates."""
+
+    factors: WeightUpdate
+
+    def gradient(self) -> FactorStep:
+        """g in the factors."""
+        ...
+
+    def hessian(self, step: FactorStep) -> FactorStep:
+        """H v in the factors."""
+        ...
+
+    def along_update(self, update: WeightUpdate) -> DirectionalDerivatives:
+        """Slope and curvature along a low-rank direction of the merged weights."""
+        ...
+
+    def weight_hessian(self, direction: Weights) -> Weights:
+        """H V in the merged weights, for dense V (d_out, d_in) per module."""
+        ...
+
+
+class AdapterHessian(LossOperator):
+    """The Hessian in the factors as an operator on flat vectors; its blocks are the adapted modules."""
+
+    def __init__(self, products: Products) -> None:
+        self.coordinates = Coordinates(products.factors)
+        self._products = products
+        like = next(iter(products.factors.values())).B
+        super().__init__(
+            self.coordinates.dimension, dtype=like.dtype, device=like.device, blocks=self.coordinates.blocks
+        )
+
+    def gradient(self) -> torch.Tensor:
+        """g, (n,)."""
+        return self.coordinates.vector(self._products.gradient())
+
+    def _product(self, vector: torch.Tensor) -> torch.Tensor:
+        return self.coordinates.vector(self._products.hessian(self.coordinates.step(vector)))
+
+
 @contextmanager
 def products_at(
     model: LanguageModel,
@@ -44,13 +86,13 @@ def products_at(
 ) -> Iterator[Products]:
     """Products at delta W = B A of `factors`; the model is as before afterwards.
 
-    `exact` takes the tangent pass where the model has one (see `differentiates`), else the graph; both can be asked for.
+    `exact` takes the tangent pass where the model has one (see `supports_tangent_pass`), else the graph; both can be asked for.
     `differences` needs first derivatives only, with whatever attention the model uses.
     """
     model.peft_model.eval()
     batches = MicroBatches(model, items, micro_batch)
     if method == "exact":
-        method = "tangent" if differentiates(model) and batches.within_window else "graph"
+        method = "tangent" if supports_tangent_pass(model) and batches.within_window else "graph"
     with ExitStack() as stack:
         if method == "tangent":
             yield stack.enter_context(_tangent(model, batches, factors))
@@ -58,8 +100,8 @@ def products_at(
         stack.enter_context(model.without_adapter())
         if method == "graph":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        found = GraphProducts(model, batches, factors)
-        yield found if method == "graph" else DifferenceProducts(found)
+        exact = GraphProducts(model, batches, factors)
+        yield exact if method == "graph" else DifferenceProducts(exact)
 
 
 @contextmanager
@@ -75,8 +117,8 @@ def _tangent(model: LanguageModel, batches: MicroBatches, factors: WeightUpdate)
         yield TangentProducts(passed, stack.enter_context(passed.stacked()), batches, factors, model.dtype)
 
 
-def differentiates(model: LanguageModel) -> bool:
-    """Whether the tangent pass is right for this model: tried out against the graph on three short rows of tokens, once."""
+def supports_tangent_pass(model: LanguageModel) -> bool:
+    """Whether the tangent pass is right for this model: compared with the graph once, on three short rows of tokens."""
     if model not in _PROBED:
         _PROBED[model] = _probe(model)
     return _PROBED[model] and model.supports_packing
@@ -94,15 +136,15 @@ def _probe(model: LanguageModel) -> bool:
             for n, (name, f) in enumerate(factors.items())
         }
     )
-    found = []
+    images = []
     try:
         for method in METHODS:
             with products_at(model, items, factors, method=method) as products:
-                found.append(torch.cat([part.flatten().double() for part in flat(products.hessian(step).factors)]))
+                images.append(torch.cat([part.flatten().double() for part in flat(products.hessian(step).factors)]))
     except (NoTangentPassError, CannotPackError, TypeError, AttributeError) as error:
         log.info("second derivatives are taken of the graph: %s", error)
         return False
-    difference = float((found[0] - found[1]).norm() / found[1].norm().clamp(min=1e-30))
+    difference = float((images[0] - images[1]).norm() / images[1].norm().clamp(min=1e-30))
     if not difference <= (PROBE_TOLERANCE if model.dtype in (torch.float32, torch.float64) else 0.1):
         log.info("second derivatives are taken of the graph: those of the tangent pass differ by %.2g", difference)
         return False

@@ -87,7 +87,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Context, *grads: torch.Tensor) -> Any:
-        """See `forward`; with u, w the gradients of value and tangent times c."""
+        """Gradients of the pair, with u, w those of value and tangent times c."""
         pair, scale, r, m = ctx.saved_tensors
         x, dx = _precise(pair)
         u, w = _precise(grads[0] * scale)
@@ -195,8 +195,8 @@ class _Part:
     def queries_of(self, tensor: torch.Tensor, groups: int) -> torch.Tensor:
         two, heads, _, d = tensor.shape
         n, length = self.queries.shape
-        found = tensor[:, :, self.queries].view(two, groups, heads // groups, n, length, d)
-        return found.transpose(2, 3).reshape(two, groups, n, -1, d)
+        queries = tensor[:, :, self.queries].view(two, groups, heads // groups, n, length, d)
+        return queries.transpose(2, 3).reshape(two, groups, n, -1, d)
 
     def keys_of(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor[:, :, self.keys]
@@ -213,10 +213,10 @@ class _Part:
 
     def gather(self, grad: torch.Tensor, groups: int) -> torch.Tensor:
         """Of (2, T, heads, d); 0 in places that are not real."""
-        found = grad[:, self.queries] * self.own[None, :, :, None, None]  # (2, n, L, heads, d)
-        two, n, length, heads, d = found.shape
-        found = found.view(two, n, length, groups, heads // groups, d).permute(0, 3, 1, 4, 2, 5)
-        return found.reshape(two, groups, n, -1, d)
+        gathered = grad[:, self.queries] * self.own[None, :, :, None, None]  # (2, n, L, heads, d)
+        two, n, length, heads, d = gathered.shape
+        gathered = gathered.view(two, n, length, groups, heads // groups, d).permute(0, 3, 1, 4, 2, 5)
+        return gathered.reshape(two, groups, n, -1, d)
 
     def put_queries(self, grad: torch.Tensor, out: torch.Tensor) -> None:
         out.transpose(1, 2)[:, self.queries[self.own]] = self._by_token(grad)

@@ -44,7 +44,7 @@ class TangentPass:
                 vars(module).pop("forward", None)
 
     def _exchanges(self) -> list[tuple[Any, Callable[..., torch.Tensor]]]:
-        found: list[tuple[Any, Callable[..., torch.Tensor]]] = []
+        exchanges: list[tuple[Any, Callable[..., torch.Tensor]]] = []
         inside: set[int] = set()
         for module in self._backbone.modules():
             if id(module) in inside:
@@ -53,12 +53,12 @@ class TangentPass:
             if exchange is not None:
                 if "forward" in vars(module):
                     raise NoTangentPassError(f"the forward of a {type(module).__name__} is already exchanged")
-                found.append((module, exchange))
+                exchanges.append((module, exchange))
                 if not isinstance(module, nn.Linear) and not _is_gated(module):
                     inside |= {id(child) for child in module.modules()}
             elif next(module.parameters(recurse=False), None) is not None:
                 raise NoTangentPassError(f"the derivative of {type(module).__name__} is not known")
-        return found
+        return exchanges
 
     def _exchange(self, module: Any) -> Callable[..., torch.Tensor] | None:
         if isinstance(module, nn.Linear):

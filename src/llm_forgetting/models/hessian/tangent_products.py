@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from llm_forgetting.curvature.operators import Along, Weights
+from llm_forgetting.curvature.operators import DirectionalDerivatives, Weights
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.hessian.micro_batches import MicroBatches
@@ -27,12 +27,10 @@ class TangentProducts:
         self._logits_of = logits_of
         self._items = items
         self.factors = factors
-        self.evaluations = 0
 
-    def along(self, tangents: Mapping[str, WeightTangent]) -> tuple[float, float]:
-        """Loss and slope along `tangents`, which collect the rest."""
+    def run(self, tangents: Mapping[str, WeightTangent]) -> tuple[float, float]:
+        """Run the pass over all items: loss and slope along `tangents`, which collect the rest."""
         self._pass.tangents = tangents
-        self.evaluations += 1
         loss = slope = 0.0
         with torch.enable_grad():
             for pack in self._items.packs:
@@ -43,32 +41,32 @@ class TangentProducts:
         return loss, slope
 
     def gradient(self) -> FactorStep:
-        """See `Products`."""
+        """Gradient in the factors, collected along a step of 0."""
         zero = FactorStep({n: Factors(torch.zeros_like(f.B), torch.zeros_like(f.A)) for n, f in self.factors.items()})
         tangents = self._adapter_tangents(zero)
-        self.along(tangents)
+        self.run(tangents)
         return FactorStep({name: tangent.gradient for name, tangent in tangents.items()})
 
     def hessian(self, step: FactorStep) -> FactorStep:
-        """See `Products`."""
+        """H v in the factors, collected along the step."""
         tangents = self._adapter_tangents(step)
-        self.along(tangents)
+        self.run(tangents)
         return FactorStep({name: tangent.product for name, tangent in tangents.items()})
 
     def _adapter_tangents(self, step: FactorStep) -> dict[str, AdapterTangent]:
         return {name: AdapterTangent(self.factors[name], step[name], self._dtype) for name in self.factors}
 
-    def along_update(self, update: WeightUpdate) -> Along:
-        """See `Products`."""
+    def along_update(self, update: WeightUpdate) -> DirectionalDerivatives:
+        """Derivatives along the update, collected as numbers."""
         tangents = {name: LowRankTangent(pair, self._dtype) for name, pair in update.items()}
-        loss, slope = self.along(tangents)
-        return Along(loss, slope, sum(tangent.curvature for tangent in tangents.values()))
+        loss, slope = self.run(tangents)
+        return DirectionalDerivatives(loss, slope, sum(tangent.curvature for tangent in tangents.values()))
 
     def weight_hessian(self, direction: Weights) -> Weights:
-        """See `Products`."""
+        """H V, collected as dense matrices."""
         tangents = {name: DenseTangent(matrix, self._dtype) for name, matrix in direction.items()}
-        self.along(tangents)
-        return {name: tangent.product for name, tangent in tangents.items()}
+        self.run(tangents)
+        return Weights({name: tangent.product for name, tangent in tangents.items()})
 
 
 def _cross_entropy(pair: torch.Tensor, answers: torch.Tensor, count: int) -> tuple[float, float, torch.Tensor]:

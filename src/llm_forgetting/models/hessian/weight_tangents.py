@@ -19,13 +19,13 @@ class AdapterTangent:
         self._of_A = torch.zeros(2 * self._rank, factors.A.shape[1]).to(factors.A)
 
     def spread(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See `WeightTangent`."""
+        """Add V x[0], in the factors, to y[1]."""
         P = x @ self._right.T
         y[1].addmm_(P[0], self._left.T)
         return P
 
     def collect(self, x: torch.Tensor, grad_y: torch.Tensor, grad_x: torch.Tensor | None, kept: torch.Tensor) -> None:
-        """See `WeightTangent`. With M1, M0 the derivatives of Phi for weight and V: M1 A^T + M0 dA^T and B^T M1 + dB^T M0."""
+        """Collect M1 A^T + M0 dA^T and B^T M1 + dB^T M0, with M1, M0 the derivatives of Phi for weight and V."""
         r, P, Q = self._rank, kept, grad_y @ self._left
         if grad_x is not None:
             grad_x[0].addmm_(Q[1], self._right)
@@ -56,13 +56,13 @@ class LowRankTangent:
         self.curvature = 0.0
 
     def spread(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """See `WeightTangent`."""
+        """Add V x[0], in the factors, to y[1]."""
         P = x @ self._update.A.T
         y[1].addmm_(P[0], self._update.B.T)
         return P
 
     def collect(self, x: torch.Tensor, grad_y: torch.Tensor, grad_x: torch.Tensor | None, kept: torch.Tensor) -> None:
-        """See `WeightTangent`."""
+        """Collect the two numbers from products of rank r."""
         Q = grad_y @ self._update.B
         if grad_x is not None:
             grad_x[0].addmm_(Q[1], self._update.A)
@@ -79,11 +79,11 @@ class DenseTangent:
         self.slope = 0.0
 
     def spread(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """See `WeightTangent`."""
+        """Add V x[0] to y[1]."""
         y[1].addmm_(x[0], self._direction.T)
 
     def collect(self, x: torch.Tensor, grad_y: torch.Tensor, grad_x: torch.Tensor | None, kept: None) -> None:
-        """See `WeightTangent`."""
+        """Collect H V in place."""
         back = grad_y[1] @ self._direction
         self.slope += _dot(back, x[0])
         if grad_x is not None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.curvature.results import Density
+from llm_forgetting.curvature.results import SpectralDensity
 from llm_forgetting.report.figures.contours import colour_bar
 from llm_forgetting.report.figures.layout import BAR, Caption, lay_out
 from llm_forgetting.report.figures.style import LINE_COLOURS, SMALL, even_ticks
@@ -28,7 +28,7 @@ class Spectrum:
     seen), and the trace of every module's block as cells[type, layer], NaN where there is none.
     """
 
-    density: Density
+    density: SpectralDensity
     extremes: tuple[float, ...]
     types: tuple[str, ...]
     cells: Floats
@@ -52,7 +52,7 @@ def _spectrum(name: str, found: Mapping[str, Any], items: str) -> Spectrum:
     ends = " to ".join(eigenvalue_text(found[end][0]) for end in ("smallest", "largest"))
     whole = f"trace {value_and_error(found['trace']['value'], found['trace']['stderr'])}"
     return Spectrum(
-        density=Density(nodes, weights),
+        density=SpectralDensity(nodes, weights),
         extremes=tuple(float(one["value"]) for end in ("smallest", "largest") for one in found[end]),
         types=types,
         cells=cells,
