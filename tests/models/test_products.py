@@ -269,7 +269,7 @@ def test_items_longer_than_a_sliding_window_have_their_graph_differentiated(
 def test_a_model_that_turned_out_not_to_pack_has_its_graph_differentiated(llama_folder: Path) -> None:
     model = load(llama_folder)
     assert supports_tangent_pass(model)
-    model.cannot_pack(CannotPackError("a window"))
+    model.disable_packing(CannotPackError("a window"))
     assert not supports_tangent_pass(model)
 
 
