@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import yaml
@@ -61,45 +62,43 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     earlier = folder.read(SETUP)
     session = Session(config, folder.path, progress, frozen_tasks=() if earlier is None else earlier.tasks)
 
-    title = "set-up: model, tokenizer, tasks, guards, and the base model's scores"
-    setup = phase(SETUP, title, set_up, session, folder)  # 1
+    setup = phase(SETUP, set_up, session, folder)  # 1
     _require_same_configuration(setup, config, folder)
     for warning in setup.warnings:
         progress.warn(warning)
-    scores = [phase.silently(EVALUATE_INITIAL, evaluate, session, 0)]
+    scores = [phase(EVALUATE_INITIAL, evaluate, session, 0)]
     training: list[TrainingRecord] = []
     landscapes: dict[str, CheckpointLandscape] = {}
     spectra: dict[str, SpectrumRecord] = {}
     for k, task in enumerate(setup.task_names, start=1):
         after = checkpoint_name(k)
-        training.append(phase(train_phase(k), f"fine-tune on task {k}, {task}", train, session, k))  # 2, 5
-        scores.append(phase(evaluation_phase(k), "evaluate on every task", evaluate, session, k))  # 3, 6
+        training.append(phase(train_phase(k, task), train, session, k))  # 2, 5
+        scores.append(phase(evaluation_phase(k), evaluate, session, k))  # 3, 6
         unit = next(iter(landscapes.values())).reference_norm if landscapes else None
-        title = f"loss landscape after task {k}"
-        landscapes[after] = phase(landscape_phase(after), title, scan_landscape, session, k, unit)  # 4, 7
+        landscapes[after] = phase(landscape_phase(after), scan_landscape, session, k, unit)  # 4, 7
         if config.curvature.spectrum and (k == 1 or config.curvature.checkpoints == "all"):
-            spectra[after] = phase.silently(curvature_phase(after), estimate_spectrum, session, k)
+            spectra[after] = phase(curvature_phase(after), estimate_spectrum, session, k)
     if few:
         title = f"what {few} items of each earlier task bring back of it"
-        scores.append(phase(RECOVERY, title, relearning_probe, session))
+        scores.append(phase(replace(RECOVERY, title=title), relearning_probe, session))
     lines = [line for evaluation in scores for line in evaluation]
     count = partial(summarise, lines, setup.task_names, seed=config.training.seed)
-    forgetting = phase(FORGETTING, "forgetting, with its uncertainty", count)  # 8
-    title = "compare the landscapes, and look between the checkpoints"
-    between = phase(BETWEEN, title, scan_paths, session)  # 9
+    forgetting = phase(FORGETTING, count)  # 8
+    between = phase(BETWEEN, scan_paths, session)  # 9
     _remove_trajectories(session)
-    forecasts = phase.silently(FORECAST, forecast_forgetting, session, between) if config.curvature.forecast else ()
-    changes = phase.silently(COMPARISON, compare_landscapes, landscapes)
+    forecasts = phase(FORECAST, forecast_forgetting, session, between) if config.curvature.forecast else ()
+    changes = phase(COMPARISON, compare_landscapes, landscapes)
 
     phase.announce("save results and figures", kept=False)  # 10
     results = assemble(
-        config, setup, training, forgetting, landscapes, changes, between, spectra, forecasts, timings=folder.timings()
-    )
+        config, setup, training=training, summary=forgetting, landscapes=landscapes, changes=changes, between=between,
+        spectra=spectra, forecasts=forecasts, timings=folder.timings(),
+    )  # fmt: skip
     return publish(results, lines, folder, progress)
 
 
 class PhaseRunner:
-    """Runs the phases whose artifact is missing, and numbers them for whoever is watching."""
+    """Runs the phases whose artifact is missing, and announces those that have a title under a number."""
 
     def __init__(self, folder: RunFolder, progress: Progress, total: int) -> None:
         self._folder = folder
@@ -107,13 +106,10 @@ class PhaseRunner:
         self._total = total
         self._number = 0
 
-    def __call__(self, phase: Phase[Result], title: str, compute: Callable[..., Result], *arguments: object) -> Result:
-        """The result of a phase under a number and a title of its own."""
-        self.announce(title, kept=self._folder.has(phase))
-        return self.silently(phase, compute, *arguments)
-
-    def silently(self, phase: Phase[Result], compute: Callable[..., Result], *arguments: object) -> Result:
-        """The result of a phase that belongs to the one before it."""
+    def __call__(self, phase: Phase[Result], compute: Callable[..., Result], *arguments: object) -> Result:
+        """The result of a phase."""
+        if phase.title:
+            self.announce(phase.title, kept=self._folder.has(phase))
         return self._folder.once(phase, lambda: compute(*arguments))
 
     def announce(self, title: str, *, kept: bool) -> None:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 def assemble(
     config: ExperimentConfig,
     setup: RunSetup,
+    *,
     training: Sequence[TrainingRecord],
     summary: ForgettingSummary,
     landscapes: Mapping[str, CheckpointLandscape],
@@ -35,7 +36,6 @@ def assemble(
     between: BetweenCheckpoints,
     spectra: Mapping[str, SpectrumRecord],
     forecasts: Sequence[ForecastPhase],
-    *,
     timings: Mapping[str, Timing],
 ) -> Results:
     """What results.json holds, from the results of the phases; figures are not drawn yet."""

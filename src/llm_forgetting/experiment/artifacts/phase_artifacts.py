@@ -21,10 +21,11 @@ def checkpoint_name(after_task: int) -> str:
 
 @dataclass(frozen=True)
 class Phase(Generic[Result]):
-    """Phase by the name of its artifact, and the type of its result."""
+    """Phase by the name of its artifact, the type of its result, and its title for people ("": it belongs to the one before)."""
 
     name: str
     kind: type[Result]
+    title: str = ""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,29 +41,30 @@ class PhaseArtifact(Generic[Result]):
 
 
 GUARDS = Phase("guards", GuardReport)
-SETUP = Phase("setup", RunSetup)
+SETUP = Phase("setup", RunSetup, "set-up: model, tokenizer, tasks, guards, and the base model's scores")
 EVALUATE_INITIAL = Phase("evaluate_initial", Lines)
 RECOVERY = Phase("recovery", Lines)
-FORGETTING = Phase("forgetting", ForgettingSummary)
-BETWEEN = Phase("between_checkpoints", BetweenCheckpoints)
+FORGETTING = Phase("forgetting", ForgettingSummary, "forgetting, with its uncertainty")
+BETWEEN = Phase("between_checkpoints", BetweenCheckpoints, "compare the landscapes, and look between the checkpoints")
 FORECAST = Phase("forecast", tuple[ForecastPhase, ...])
 COMPARISON = Phase("comparison", tuple[LandscapeChange, ...])
 TRACKED = Phase("tracked", tuple[str, ...])
 
 
-def train_phase(k: int) -> Phase[TrainingRecord]:
-    """Fine-tuning on task k."""
-    return Phase(f"train_task{k}", TrainingRecord)
+def train_phase(k: int, task: str = "") -> Phase[TrainingRecord]:
+    """Fine-tuning on task k, called `task`."""
+    return Phase(f"train_task{k}", TrainingRecord, f"fine-tune on task {k}, {task}")
 
 
 def evaluation_phase(k: int) -> Phase[Lines]:
     """Scores of the checkpoint after task k."""
-    return Phase(f"evaluate_{checkpoint_name(k)}", Lines)
+    return Phase(f"evaluate_{checkpoint_name(k)}", Lines, "evaluate on every task")
 
 
 def landscape_phase(checkpoint: str) -> Phase[CheckpointLandscape]:
     """Landscape around a checkpoint (or a saved adapter) by its name."""
-    return Phase(f"landscape_{checkpoint}", CheckpointLandscape)
+    after = checkpoint.removeprefix("after_task")
+    return Phase(f"landscape_{checkpoint}", CheckpointLandscape, f"loss landscape after task {after}")
 
 
 def curvature_phase(checkpoint: str) -> Phase[SpectrumRecord]:
