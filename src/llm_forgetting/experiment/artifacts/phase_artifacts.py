@@ -21,7 +21,7 @@ def checkpoint_name(after_task: int) -> str:
 
 @dataclass(frozen=True)
 class Phase(Generic[Result]):
-    """Phase by the name of its artifact, the type of its result, and its title for people ("": it belongs to the one before)."""
+    """Phase by the name of its artifact, the type of its result, and its title ("": it belongs to the one before)."""
 
     name: str
     kind: type[Result]
