@@ -17,9 +17,8 @@ from llm_forgetting.config.sections import DataConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.questions import OFFLINE, earlier_questions, offline
 from llm_forgetting.files import from_plain
-from llm_forgetting.report.html.files import read_items
-from llm_forgetting.report.html.scores import item_listing
-from llm_forgetting.results import Results
+from llm_forgetting.report.html.items import item_listing
+from llm_forgetting.results import Results, read_items
 from llm_forgetting.tasks.sources import open_source
 from llm_forgetting.tasks.synthetic import SyntheticSource
 
@@ -98,7 +97,8 @@ def test_filters_stay_with_their_columns(results: Content, smoke_run: SmokeRun) 
         for key, item in earlier_questions(from_plain(Results, results)).items()
     }
     records = read_items(smoke_run.path)
-    plain, asked = item_listing(records, results), item_listing(records, results, found)
+    names = results["task_names"], results["forgetting"]["train"]["checkpoints"]
+    plain, asked = item_listing(records, *names), item_listing(records, *names, found)
     assert plain is not None
     assert asked is not None
     assert [(plain.header[n], value) for n, value in plain.choices] == [

@@ -27,9 +27,11 @@ from llm_forgetting.models.hessian.coordinates import Coordinates, random_update
 from llm_forgetting.models.hessian.products import products_at
 from llm_forgetting.models.language.scoring import score
 from llm_forgetting.report.figures.run import draw_landscapes
-from llm_forgetting.report.figures.spectra import density_figure, spectra_of, trace_figure
+from llm_forgetting.report.figures.spectra import density_figure, trace_figure
 from llm_forgetting.report.figures.style import house_style, save
 from llm_forgetting.report.tables.curvature import curvature_table, forecast_table
+from llm_forgetting.report.views.spectra import spectrum_views
+from llm_forgetting.results import Results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = CurvatureConfig(
@@ -167,7 +169,7 @@ def test_results_and_figures_of_a_whole_run(run: Any, tmp_path: Path) -> None:
     assert rivals["quadratic_bound"] == pytest.approx(weights["largest"]["value"] * distance**2 / 2)
     scale = distance**2 / 2 / weights["dimension"]
     assert rivals["average_rise"]["value"] == pytest.approx(weights["trace"]["value"] * scale)
-    drawn = draw_landscapes(results, tmp_path, dpi=60)
+    drawn = draw_landscapes(from_plain(Results, results), tmp_path, dpi=60)
     assert drawn == results["figures"]
     for name in ("landscape_spectrum.png", "landscape_trace.png"):
         assert name in drawn
@@ -207,7 +209,7 @@ def test_without_a_spectrum_there_are_no_rivals(run: Any) -> None:
 
 def test_figures_of_any_number_of_checkpoints(run: Any, tmp_path: Path) -> None:
     _, results = run
-    spectra = spectra_of(results)
+    spectra = spectrum_views(from_plain(Results, results))
     assert [spectrum.types for spectrum in spectra] == [spectra[0].types] * 2
     blocks = results["curvature"]["after_task1"]["trace_by_module"]
     assert np.nansum(spectra[0].cells) == pytest.approx(sum(block["value"] for block in blocks.values()))
@@ -216,4 +218,4 @@ def test_figures_of_any_number_of_checkpoints(run: Any, tmp_path: Path) -> None:
             figures: list[Figure] = [density_figure(chosen), trace_figure(chosen)]
             for number, figure in enumerate(figures):
                 save(figure, tmp_path / f"{len(chosen)}_{number}", 60)
-    assert spectra_of({**results, "curvature": {}}) == []
+    assert spectrum_views(from_plain(Results, {**results, "curvature": {}})) == []

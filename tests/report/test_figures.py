@@ -1,4 +1,4 @@
-"""Figures, from results.json and nothing else. Every figure is drawn without matplotlib having a word to say about it:
+"""Figures, from records and nothing else. Every figure is drawn without matplotlib having a word to say about it:
 warnings are errors here."""
 
 import copy
@@ -21,26 +21,49 @@ from matplotlib.text import Text
 from mpl_toolkits.mplot3d.art3d import Line3D, Poly3DCollection
 from PIL import Image
 
-from llm_forgetting.report.figures import run as figures
-from llm_forgetting.report.figures.checkpoint_plane import bowls_of, plane_figure
+from llm_forgetting.config.sections import DataConfig, ScanConfig
+from llm_forgetting.files import from_plain, to_plain
+from llm_forgetting.landscape.records import FitError, FitSummary
+from llm_forgetting.report.figures import run
+from llm_forgetting.report.figures.checkpoint_plane import plane_figure
 from llm_forgetting.report.figures.contours import ink, own_levels, shared_norm
-from llm_forgetting.report.figures.fit_quality import quality
-from llm_forgetting.report.figures.layout import Caption, axis_label, wrapped
-from llm_forgetting.report.figures.lines import ensembles_of, lines_figure
-from llm_forgetting.report.figures.paths import paths_figure, ways_of
-from llm_forgetting.report.figures.run import draw_landscapes, slug
+from llm_forgetting.report.figures.layout import axis_label, wrapped
+from llm_forgetting.report.figures.lines import lines_figure
+from llm_forgetting.report.figures.paths import paths_figure
+from llm_forgetting.report.figures.run import draw_landscapes, figures, slug
 from llm_forgetting.report.figures.style import house_style
 from llm_forgetting.report.figures.surface_3d import single_3d
-from llm_forgetting.report.figures.surfaces import Surface, overview, single_contour, surfaces_of
+from llm_forgetting.report.figures.surfaces import overview, single_contour
+from llm_forgetting.report.views.captions import Caption
+from llm_forgetting.report.views.checkpoint_plane import plane_views
+from llm_forgetting.report.views.fit_quality import surface_quality
+from llm_forgetting.report.views.lines import line_ensembles
+from llm_forgetting.report.views.paths import path_views
+from llm_forgetting.report.views.surfaces import SurfaceView, surface_views
+from llm_forgetting.results import ScanResults
 
 Results = dict[str, Any]
 Loss = Callable[[Any, Any], Any]
 CORNERS = {"initial": [0.0, 0.0], "after_task1": [10.0, 0.0], "after_task2": [4.0, 8.0]}
 FIT = {"degree": 4, "evaluations": 23, "check_points": 8, "tolerance": 0.01, "converged": True}
 TASKS = ("algebra", "anatomy")
+METRICS: Results = {
+    "centre": 0.0, "maximum": 1.0, "standard_deviation": 0.1, "curvature_centre": 1.0, "curvature_centre_error": 0.0,
+    "curvature_inner": 1.0, "curvature_inner_error": 0.0, "range": 1.0, "centre_eigenvalues": [0.5, 1.0], "share_within": 0.2,
+    "flat": False, "non_finite_cells": 0,
+}  # fmt: skip
+SELF_TEST: Results = {
+    "items": 4, "value": [1.0, 1.0], "value_relative_difference": 0.0, "second_difference": [1.0, 1.0],
+    "second_difference_relative_difference": 0.0, "tolerance": 1e-3, "passed": True,
+}  # fmt: skip
+MODEL: Results = {
+    "name": "synthetic", "architecture": "Llama", "parameters": 1, "adapter_parameters": 1, "adapted_modules": 1,
+    "adapted_weights": 1, "dtype": "float32", "device": "cpu", "threads": 1,
+}  # fmt: skip
+KINDS = ("loss", "four_way_loss", "accuracy", "letter_mass")
 
 
-# --- results.json in small ----------------------------------------------------------------------------------------------------
+# --- landscape.json in small --------------------------------------------------------------------------------------------------
 
 
 def bowl(level: float, steepness: float) -> Loss:
@@ -56,8 +79,10 @@ def a_surface(loss: Loss, cells: int = 9) -> Results:
     profiles = np.stack([loss(steps, 0 * steps), loss(0 * steps, steps), loss(steps, steps), loss(-steps, steps)])
     return {
         "items": [f"item {n}" for n in range(12)],
-        "loss": loss(axis[:, None], axis[None, :]).tolist(),
+        **dict.fromkeys(KINDS, loss(axis[:, None], axis[None, :]).tolist()),
         "error": fit_error(0.0023),
+        "metrics": METRICS,
+        "measured_loss": [],
         "mean_rise": {"value": 0.25, "stderr": 0.01, "directions": 4},
         "lines": {
             "steps": steps.tolist(),
@@ -72,8 +97,10 @@ def a_surface(loss: Loss, cells: int = 9) -> Results:
 
 def a_landscape(surfaces: dict[str, Results]) -> Results:
     axis = np.linspace(-1, 1, len(next(iter(surfaces.values()))["loss"])).tolist()
-    settings = {"space": "adapter", "method": "spectral", "distance": 1.0, "alphas": axis, "betas": axis}
-    return {**settings, "fit": copy.deepcopy(FIT), "note": None, "surfaces": surfaces}
+    settings = {"space": "adapter", "method": "spectral", "distance": 1.0, "alphas": axis, "betas": axis, "points": []}
+    norms = dict.fromkeys(("adapter_norm", "reference_norm", "relative_scale", "update_norm"), 1.0)
+    rest = {"direction_cosine": 0.0, "evaluations": 23, "gauge_self_test": SELF_TEST}
+    return {**settings, **norms, **rest, "fit": copy.deepcopy(FIT), "note": None, "surfaces": surfaces}
 
 
 def a_path(start: str, end: str) -> Results:
@@ -88,20 +115,29 @@ def a_path(start: str, end: str) -> Results:
         "update_norm": 9.0,
         "steps": steps.tolist(),
         "nodes": nodes.tolist(),
-        "converged": True,
-        "tolerance": 0.01,
+        **FIT,
         "tasks": {
             name: {
                 "items": ["a", "b"],
-                "loss": (offset + hill(steps)).tolist(),
+                **dict.fromkeys(KINDS, (offset + hill(steps)).tolist()),
                 "accuracy": np.round(1 - 0.5 * steps, 1).tolist(),
-                "at_nodes": {"loss": (offset + hill(nodes) + 0.01).tolist(), "accuracy": [1.0, 0.9, 0.8, 0.6, 0.5]},
+                "at_nodes": {
+                    **dict.fromkeys(KINDS, (offset + hill(nodes) + 0.01).tolist()),
+                    "accuracy": [1.0, 0.9, 0.8, 0.6, 0.5],
+                },
                 "error": fit_error(0.004),
+                "at_start": dict.fromkeys(("slope", "slope_error", "curvature", "curvature_error"), 0.0),
                 "barrier": {"value": value, "at": 0.5},
             }
             for name, offset, value in zip(TASKS, (0.0, 1.0), (0.6, 0.001), strict=True)
         },
-        "repair": {"t": 0.41, "selection_items": [6, 6]},
+        "repair": {
+            "t": 0.41,
+            "selection_items": [6, 6],
+            "mean_loss_on_selection": 1.0,
+            "loss": dict.fromkeys(TASKS, 1.0),
+            "loss_on_the_others": dict.fromkeys(TASKS),
+        },
     }
 
 
@@ -117,7 +153,8 @@ def a_plane(cells: int = 21) -> Results:
     def surface(centre: list[float]) -> Results:
         loss = np.where(inside, 0.5 + 0.01 * ((grid - centre) ** 2).sum(axis=-1), None)
         at = {name: 0.5 + 0.01 * float(((place - np.array(centre)) ** 2).sum()) for name, place in CORNERS.items()}
-        return {"items": ["a"] * 7, "loss": loss.tolist(), "error": fit_error(0.006), "at_checkpoints": at}
+        ends = {"at_checkpoints": at, "error_at_checkpoints": 0.0, "measured_loss": []}
+        return {"items": ["a"] * 7, **{kind: loss.tolist() for kind in KINDS}, "error": fit_error(0.006), **ends}
 
     surfaces = {task: surface(CORNERS[f"after_task{k}"]) for k, task in enumerate(TASKS, start=1)}
     axes = {"alphas": alphas.tolist(), "betas": betas.tolist(), "inside": inside.tolist()}
@@ -126,19 +163,29 @@ def a_plane(cells: int = 21) -> Results:
         "outline": wide.tolist(),
         "checkpoints": CORNERS,
         "fit": copy.deepcopy(FIT),
+        "points": [],
         "surfaces": surfaces,
         "trajectory": [],
     }
 
 
 BASE: Results = {
-    "config": {"landscape": {"items": "train"}},
+    "schema_version": 1,
+    "config": to_plain(ScanConfig(data=DataConfig(tasks=TASKS))),
+    "versions": {},
+    "environment": {"platform": "here", "machine": "this", "cpu_count": 1},
+    "model": MODEL,
+    "adapters": {"adapter": "somewhere"},
     "landscapes": {
         "after_task1": a_landscape({"algebra": a_surface(bowl(0.5, 0.6)), "anatomy": a_surface(bowl(2.0, 0.2))}),
         "after_task2": a_landscape({"algebra": a_surface(bowl(1.5, 0.3)), "anatomy": a_surface(bowl(0.6, 0.1))}),
     },
     "paths": [a_path("after_task1", "after_task2")],
     "checkpoint_plane": a_plane(),
+    "between_notes": [],
+    "warnings": [],
+    "figures": [],
+    "timings": {},
 }
 
 
@@ -151,6 +198,11 @@ def results() -> Results:
 def style() -> Iterator[None]:
     with house_style():
         yield
+
+
+def record(results: Results) -> ScanResults:
+    """The record of plain JSON values, without a reference to them."""
+    return from_plain(ScanResults, copy.deepcopy(results))
 
 
 def only(results: Results) -> Results:
@@ -170,10 +222,10 @@ def drawn(figure: Figure) -> Any:
 
 def every_figure(results: Results) -> dict[str, Figure]:
     """All figures by stem, each drawn once."""
-    found = dict(figures._figures(results))
-    for figure in found.values():
+    by_stem = dict(figures(record(results)))
+    for figure in by_stem.values():
         drawn(figure)
-    return found
+    return by_stem
 
 
 def pixel(image: Any, axes: Axes, alpha: float, beta: float) -> Any:
@@ -195,16 +247,14 @@ def running(figure: Figure) -> str:
 
 def markers(axes: Axes) -> list[tuple[float, float]]:
     """Where checkpoints are marked."""
-    found = [line for line in axes.get_lines() if line.get_marker() == "o" and line.get_markersize() == 5]
-    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in found]  # type: ignore[index]
+    marks = [line for line in axes.get_lines() if line.get_marker() == "o" and line.get_markersize() == 5]
+    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in marks]  # type: ignore[index]
 
 
-def a_drawing(values: Any, **changes: Any) -> Surface:
+def a_view(values: Any) -> SurfaceView:
     axis = np.linspace(-1, 1, len(values))
-    return Surface(
-        "after_task1", "a", "adapter", axis, axis, np.asarray(values, dtype=float), np.empty((0, 2)), Caption("title"),
-        **changes,
-    )  # fmt: skip
+    cells = np.asarray(values, dtype=float)
+    return SurfaceView("after_task1", "a", "adapter", axis, axis, cells, np.empty((0, 2)), Caption("title"))
 
 
 AXIS, NINE = np.linspace(-1, 1, 5), np.linspace(-1, 1, 9)
@@ -250,11 +300,11 @@ def test_a_flat_surface_has_a_scale_around_it(ripple: float) -> None:
 def test_one_scale_is_used_for_every_surface(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     norms = []
     for name in ("overview", "single_contour", "single_3d"):
-        monkeypatch.setattr(figures, name, lambda what, norm, *more: norms.append(norm))
-    assert len(dict(figures._figures(results))) == len(norms) + 3
+        monkeypatch.setattr(run, name, lambda what, norm, *more: norms.append(norm))
+    assert len(dict(figures(record(results)))) == len(norms) + 3
     assert len(norms) == 1 + 2 * 4
     assert len({id(norm) for norm in norms}) == 1
-    values = [found["loss"] for entry in results["landscapes"].values() for found in entry["surfaces"].values()]
+    values = [surface["loss"] for entry in results["landscapes"].values() for surface in entry["surfaces"].values()]
     assert norms[0].vmax == np.max(values)
 
 
@@ -282,7 +332,7 @@ def test_contour_lines_stand_at_round_losses_of_the_surface_s_own(low: float, hi
 
 def test_the_first_direction_points_to_the_right() -> None:
     """values[i, j] belongs to alphas[i], betas[j]; a surface that rises along the first axis is brighter on the right."""
-    figure = single_contour(a_drawing(np.repeat(AXIS[:, None], 5, axis=1)), Normalize(-1, 1))
+    figure = single_contour(a_view(np.repeat(AXIS[:, None], 5, axis=1)), Normalize(-1, 1))
     places = ((-0.9, 0.3), (0.9, 0.3), (0.1, 0.9), (0.1, -0.9))
     image = drawn(figure)
     left, right, up, down = (pixel(image, figure.axes[0], *at).sum() for at in places)
@@ -294,26 +344,26 @@ def test_the_first_direction_points_to_the_right() -> None:
 def test_cells_that_are_not_finite_are_hatched_and_not_coloured(wrong: float) -> None:
     values = np.full((5, 5), 1.0) + np.add.outer(AXIS, AXIS)
     values[4, 4] = wrong
-    figure = single_contour(a_drawing(values), Normalize(-1, 3))
+    figure = single_contour(a_view(values), Normalize(-1, 3))
     assert figure.axes[0].patch.get_hatch()
     image = drawn(figure)
     # viridis has no grey; the ground on which hatches are drawn is.
     assert np.ptp(pixel(image, figure.axes[0], 0.95, 0.95)) < 15
     assert np.ptp(pixel(image, figure.axes[0], -0.95, -0.95)) > 40
-    whole = single_contour(a_drawing(np.add.outer(AXIS, AXIS)), Normalize(-2, 2))
+    whole = single_contour(a_view(np.add.outer(AXIS, AXIS)), Normalize(-2, 2))
     assert not whole.axes[0].patch.get_hatch()
 
 
 def test_in_three_dimensions_cells_with_a_corner_that_is_not_finite_stay_open() -> None:
     values = np.add.outer(AXIS, AXIS)
     values[0, 0], values[2, 2] = np.nan, np.inf
-    (relief,) = single_3d(a_drawing(values), Normalize(-2, 2), 4.0).findobj(Poly3DCollection)
+    (relief,) = single_3d(a_view(values), Normalize(-2, 2), 4.0).findobj(Poly3DCollection)
     assert len(relief.get_facecolor()) == 16 - 1 - 4  # type: ignore[union-attr]
 
 
 def test_one_nat_is_equally_high_in_every_figure() -> None:
     steep, gentle = np.add.outer(AXIS, AXIS), 5 + 0.1 * np.add.outer(AXIS, AXIS)
-    limits = [single_3d(a_drawing(values), Normalize(0, 5), 4.0).axes[1].get_zlim() for values in (steep, gentle)]  # type: ignore[attr-defined]
+    limits = [single_3d(a_view(values), Normalize(0, 5), 4.0).axes[1].get_zlim() for values in (steep, gentle)]  # type: ignore[attr-defined]
     assert np.ptp(limits[0]) == pytest.approx(np.ptp(limits[1]))
     assert 1.2 * 4 < np.ptp(limits[0]) < 1.6 * 4
     for (low, high), values in zip(limits, (steep, gentle), strict=True):
@@ -322,8 +372,8 @@ def test_one_nat_is_equally_high_in_every_figure() -> None:
 
 def test_the_steepest_surface_fills_its_box(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     rises = []
-    monkeypatch.setattr(figures, "single_3d", lambda surface, norm, rise: rises.append(rise))
-    list(figures._figures(results))
+    monkeypatch.setattr(run, "single_3d", lambda surface, norm, rise: rises.append(rise))
+    list(figures(record(results)))
     assert set(rises) == {np.ptp(results["landscapes"]["after_task1"]["surfaces"]["algebra"]["loss"])}
 
 
@@ -331,7 +381,7 @@ def test_mesh_lines_behind_the_surface_are_hidden() -> None:
     axis = np.linspace(-1, 1, 21)
 
     def hidden(values: Any, rise: float) -> int:
-        lines = single_3d(a_drawing(values), Normalize(0, 8), rise).findobj(Line3D)
+        lines = single_3d(a_view(values), Normalize(0, 8), rise).findobj(Line3D)
         return sum(int(np.isnan(np.asarray(line.get_data_3d()[2], dtype=float)).sum()) for line in lines)  # type: ignore[attr-defined]
 
     assert hidden(np.zeros((21, 21)), 1.0) == 0
@@ -343,7 +393,7 @@ def test_mesh_lines_behind_the_surface_are_hidden() -> None:
 
 
 def test_checkpoints_are_marked_at_the_centre_of_every_surface(results: Results) -> None:
-    surfaces = surfaces_of(results)
+    surfaces = surface_views(record(results))
     figure = overview(surfaces, shared_norm(s.values for s in surfaces))
     panels = figure.axes[:4]
     assert [markers(axes) for axes in panels] == [[(0, 0)]] * 4
@@ -356,7 +406,7 @@ def test_checkpoints_are_marked_at_the_centre_of_every_surface(results: Results)
 
 def test_rows_are_tasks_and_columns_are_checkpoints(results: Results) -> None:
     del results["landscapes"]["after_task2"]["surfaces"]["algebra"]
-    surfaces = surfaces_of(results)
+    surfaces = surface_views(record(results))
     figure = overview(surfaces, shared_norm(s.values for s in surfaces))
     first, below, aside = (axes.get_position() for axes in figure.axes[:3])
     assert len(figure.axes) == 3 + 1
@@ -368,7 +418,7 @@ def test_rows_are_tasks_and_columns_are_checkpoints(results: Results) -> None:
 
 
 def test_every_contour_label_is_whole_and_on_its_panel(results: Results) -> None:
-    surfaces = surfaces_of(results)
+    surfaces = surface_views(record(results))
     figure = overview(surfaces, shared_norm(s.values for s in surfaces))
     drawn(figure)
     for axes in figure.axes[:4]:
@@ -388,12 +438,12 @@ def test_every_contour_label_is_whole_and_on_its_panel(results: Results) -> None
 def test_evaluated_points_are_dots_on_the_single_figure_alone(results: Results) -> None:
     landscape = only(results)
     landscape["points"] = [[0.5, -0.25], [1.0, 1.0]]
-    found = every_figure(results)
-    single = found["landscape_after_task1_algebra_contour"]
+    by_stem = every_figure(results)
+    single = by_stem["landscape_after_task1_algebra_contour"]
     (dots,) = [line for line in single.axes[0].get_lines() if len(line.get_xydata()) == 2]
     assert dots.get_xydata().tolist() == landscape["points"]  # type: ignore[union-attr]
     assert "23 evaluations (dots)" in running(single)
-    assert "(dots)" not in words(found["landscape_overview"])
+    assert "(dots)" not in words(by_stem["landscape_overview"])
 
 
 SPOILT: dict[str, Callable[[int, int], Any]] = {
@@ -421,12 +471,12 @@ def test_every_kind_of_coarse_grid_is_drawn(results: Results, kind: str) -> None
     surface["lines"].update(
         steps=AXIS.tolist(), losses=values, mean=values[2], stderr=values[2], basin_radius={"tau": 0.1, "value": None}
     )
-    (drawing,) = surfaces_of(results)
+    (drawing,) = surface_views(record(results))
     norm = shared_norm([drawing.values])
     for figure in (
         single_contour(drawing, norm),
         single_3d(drawing, norm, drawing.rise),
-        lines_figure(ensembles_of(results)),
+        lines_figure(line_ensembles(record(results))),
     ):
         drawn(figure)
         assert "grid, 25 evaluations" in words(figure)
@@ -437,9 +487,9 @@ def test_every_kind_of_coarse_grid_is_drawn(results: Results, kind: str) -> None
 
 def test_every_figure_of_a_fit_tells_its_measured_error(results: Results) -> None:
     del results["landscapes"]["after_task2"], results["landscapes"]["after_task1"]["surfaces"]["anatomy"]
-    found = every_figure(results)
-    assert len(found) == 4 + 2
-    for stem, figure in found.items():
+    by_stem = every_figure(results)
+    assert len(by_stem) == 4 + 2
+    for stem, figure in by_stem.items():
         error = {"landscape_path": "0.4%", "landscape_checkpoint_plane": "0.6%"}.get(stem, "0.3%")
         count = 5 if stem == "landscape_path" else 23
         assert f"{count} evaluations, error {error} of the range" in running(figure), stem
@@ -466,7 +516,7 @@ def test_raw_coordinates_are_called_not_comparable_on_every_figure(results: Resu
 
 
 @pytest.mark.parametrize(
-    ("relative", "spread", "said"),
+    ("relative", "spread", "text"),
     [
         (0.0023, 1.0, "23 evaluations, error 0.3% of the range"),
         (0.003, 1.0, "23 evaluations, error 0.3% of the range"),
@@ -476,22 +526,23 @@ def test_raw_coordinates_are_called_not_comparable_on_every_figure(results: Resu
         (0.0023, 5.0, "23 evaluations, error 0.3% of 2 nats"),
         (0.0123, 1.0, "23 evaluations; NOT CONVERGED: error 1.2% of the range"),
         (0.43, 5.0, "23 evaluations; NOT CONVERGED: error 43% of 2 nats"),
-        ("nan", 1.0, "23 evaluations; NOT CONVERGED: error nan% of the range"),
+        (np.nan, 1.0, "23 evaluations; NOT CONVERGED: error nan% of the range"),
     ],
 )
-def test_errors_are_bounds_rounded_up_or_alarms(relative: Any, spread: float, said: str) -> None:
-    found = quality(FIT, {"relative": relative}, np.array([[1.0, 1.0 + spread], [np.nan, 1.0]]))
-    assert "; ".join([found.fact, *found.alarms]).replace("\N{NO-BREAK SPACE}", " ") == said
-    assert quality(None, None, np.ones((3, 3))).fact == "grid, 9 evaluations"
+def test_errors_are_bounds_rounded_up_or_alarms(relative: float, spread: float, text: str) -> None:
+    error = FitError(largest=0.0, relative=relative, wrong_letters=0.0)
+    quality = surface_quality(FitSummary(**FIT), error, np.array([[1.0, 1.0 + spread], [np.nan, 1.0]]))
+    assert "; ".join([quality.fact, *quality.alarms]).replace("\N{NO-BREAK SPACE}", " ") == text
+    assert surface_quality(None, None, np.ones((3, 3))).fact == "grid, 9 evaluations"
 
 
 def test_a_surface_is_titled_with_its_items(results: Results) -> None:
-    found = surfaces_of(results)
-    assert len(found) == 4
-    assert found[0].caption.heading == "after task 1: loss of algebra"
-    assert found[0].caption.facts[0] == "12 trained items"
+    views = surface_views(record(results))
+    assert len(views) == 4
+    assert views[0].caption.heading == "after task 1: loss of algebra"
+    assert views[0].caption.facts[0] == "12 trained items"
     results["config"]["landscape"]["items"] = "test"
-    assert surfaces_of(results)[0].caption.facts[0] == "12 held-out items"
+    assert surface_views(record(results))[0].caption.facts[0] == "12 held-out items"
 
 
 def test_long_names_are_neither_cut_nor_written_over_each_other(
@@ -517,15 +568,15 @@ def test_long_names_are_neither_cut_nor_written_over_each_other(
     plane["surfaces"] = dict.fromkeys(surfaces, plane["surfaces"]["algebra"])
     path["tasks"] = dict.fromkeys(surfaces, path["tasks"]["algebra"])
     results["paths"] = [path, path, path]
-    drawings = surfaces_of(results)
-    found = {
-        "overview": overview(drawings, shared_norm(surface.values for surface in drawings)),
-        "contour": single_contour(drawings[0], Normalize(0, 3)),
+    views = surface_views(record(results))
+    drawings = {
+        "overview": overview(views, shared_norm(view.values for view in views)),
+        "contour": single_contour(views[0], Normalize(0, 3)),
         "plane": the_plane(results),
         "path": the_path(results),
-        "lines": lines_figure(ensembles_of(results)),
+        "lines": lines_figure(line_ensembles(record(results))),
     }
-    for stem, figure in found.items():
+    for stem, figure in drawings.items():
         assert figure.get_figwidth() == pytest.approx(3.45 if stem == "contour" else 7.0)
         written.clear()
         wide = drawn(figure).shape[1]
@@ -559,7 +610,7 @@ def test_an_axis_label_has_two_lines_where_the_axis_is_short() -> None:
 
 
 def the_plane(results: Results) -> Figure:
-    return plane_figure(bowls_of(results))
+    return plane_figure(plane_views(record(results)))
 
 
 def test_checkpoints_are_named_and_marked_where_their_coordinates_say(results: Results) -> None:
@@ -567,18 +618,22 @@ def test_checkpoints_are_named_and_marked_where_their_coordinates_say(results: R
     for axes, task in zip(figure.axes[:2], TASKS, strict=True):
         assert sorted(markers(axes)) == sorted(tuple(place) for place in CORNERS.values())
         named = {text.get_text(): text.xy[0] for text in axes.texts if hasattr(text, "xy")}
-        for name, spoken in (
+        for name, label in (
             ("initial", "base model"),
             ("after_task1", "after task 1"),
             ("after_task2", "after task 2"),
         ):
             loss = results["checkpoint_plane"]["surfaces"][task]["at_checkpoints"][name]
-            assert named[f"{spoken}\n{loss:.2f}"] == CORNERS[name][0]
+            assert named[f"{label}\n{loss:.2f}"] == CORNERS[name][0]
         assert axes.get_xlabel() == "base model to after task 1\n(Frobenius norm of ΔW)"
 
 
 def test_the_way_leads_from_the_base_model_to_the_last_checkpoint(results: Results) -> None:
-    results["checkpoint_plane"]["trajectory"] = [{"step": 1, "a": 2.0, "b": 0.5}, {"step": 2, "a": 9.0, "b": 0.25}]
+    ends = ((2.0, 0.5), (9.0, 0.25))
+    results["checkpoint_plane"]["trajectory"] = [
+        {"name": str(n), "a": a, "b": b, "residual": 0.0, "loss": {}, "in_plane_loss": None}
+        for n, (a, b) in enumerate(ends)
+    ]
     for axes in the_plane(results).axes[:2]:
         arrows = [patch for patch in axes.patches if isinstance(patch, FancyArrowPatch)]
         ends = [[list(end) for end in arrow._posA_posB] for arrow in arrows]  # type: ignore[attr-defined]
@@ -616,7 +671,7 @@ def test_the_scale_covers_both_tasks(results: Results) -> None:
 def test_nothing_is_drawn_outside_of_what_was_scanned(results: Results) -> None:
     figure = the_plane(results)
     axes = figure.axes[0]
-    (outline,) = {tuple(map(tuple, bowl.outline.round(6))) for bowl in bowls_of(results)}
+    (outline,) = {tuple(map(tuple, view.plane.outline.round(6))) for view in plane_views(record(results))}
     centroid, image = np.mean(outline, axis=0), drawn(figure)
     for start, end in combinations(np.array(outline), 2):
         for share in (0.2, 0.8):
@@ -652,7 +707,7 @@ def test_names_of_close_checkpoints_stand_back_to_back(results: Results) -> None
 
 
 def the_path(results: Results) -> Figure:
-    return paths_figure(ways_of(results))
+    return paths_figure(path_views(record(results)))
 
 
 def test_a_path_s_dots_are_the_measured_values(results: Results) -> None:
@@ -693,7 +748,6 @@ def test_several_paths_have_several_columns_on_one_axis(results: Results) -> Non
     second = a_path("after_task2", "after_task3")
     for task in second["tasks"].values():
         task["loss"] = [loss + 3 for loss in task["loss"]]
-        del task["at_nodes"]["accuracy"]
     results["paths"].append(second)
     figure = the_path(results)
     assert len(figure.axes) == 4
@@ -701,11 +755,9 @@ def test_several_paths_have_several_columns_on_one_axis(results: Results) -> Non
     assert "after task 2 to after task 3" in words(figure)
 
 
-@pytest.mark.parametrize("missing", [{"paths": [], "checkpoint_plane": None}, {"paths": None}, {}])
-def test_what_was_not_measured_has_no_figure(results: Results, missing: Results) -> None:
+def test_what_was_not_measured_has_no_figure(results: Results) -> None:
     only(results)
-    del results["paths"], results["checkpoint_plane"]
-    stems = [stem for stem, _ in figures._figures({**results, **missing})]
+    stems = [stem for stem, _ in figures(record(results))]
     assert stems == [
         "landscape_overview", "landscape_lines", "landscape_after_task1_algebra_contour", "landscape_after_task1_algebra_3d",
     ]  # fmt: skip
@@ -716,7 +768,7 @@ def test_what_was_not_measured_has_no_figure(results: Results, missing: Results)
 
 def test_lines_show_every_direction_their_mean_and_its_error(results: Results) -> None:
     results["landscapes"]["after_task2"]["surfaces"]["anatomy"]["lines"]["basin_radius"]["value"] = None
-    figure = lines_figure(ensembles_of(results))
+    figure = lines_figure(line_ensembles(record(results)))
     entries = [surface for entry in results["landscapes"].values() for surface in entry["surfaces"].values()]
     for axes, surface in zip(figure.axes, entries, strict=True):
         lines = surface["lines"]
@@ -741,7 +793,7 @@ def test_lines_show_every_direction_their_mean_and_its_error(results: Results) -
 
 
 def test_rises_are_counted_from_the_checkpoint(results: Results) -> None:
-    for ensemble in ensembles_of(results):
+    for ensemble in line_ensembles(record(results)):
         assert np.all(ensemble.rises[:, 10] == 0)
         assert ensemble.mean[10] == 0
 
@@ -754,7 +806,7 @@ def test_every_png_has_a_pdf_and_both_are_alike_to_the_byte_whatever_the_user_s_
     results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only(results)
-    names = draw_landscapes(results, tmp_path, dpi=50)
+    names = draw_landscapes(record(results), tmp_path, dpi=50)
     assert names == [
         "landscape_overview.png", "landscape_lines.png",
         "landscape_after_task1_algebra_contour.png", "landscape_after_task1_algebra_3d.png",
@@ -771,12 +823,11 @@ def test_every_png_has_a_pdf_and_both_are_alike_to_the_byte_whatever_the_user_s_
         assert b"/FontFile2" in content
         assert b"/Type3" not in content
         assert b"CreationDate" not in content
-    found = figures._figures
     chosen = ("landscape_lines", "landscape_after_task1_algebra_3d")
-    monkeypatch.setattr(figures, "_figures", lambda results: (pair for pair in found(results) if pair[0] in chosen))
+    monkeypatch.setattr(run, "figures", lambda results: (pair for pair in figures(results) if pair[0] in chosen))
     (tmp_path / "again").mkdir()
     with mpl.rc_context({"font.size": 30.0, "axes.facecolor": "black"}):
-        draw_landscapes(results, tmp_path / "again", dpi=50)
+        draw_landscapes(record(results), tmp_path / "again", dpi=50)
         assert mpl.rcParams["font.size"] == 30
     again = sorted((tmp_path / "again").iterdir())
     assert len(again) == 4
@@ -796,7 +847,7 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="full"):
-        draw_landscapes(results, tmp_path, dpi=50)
+        draw_landscapes(record(results), tmp_path, dpi=50)
     assert [path.read_text() for path in old] == ["old", "old"]
     assert sorted(tmp_path.iterdir()) == sorted(old)
 

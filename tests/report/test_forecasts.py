@@ -2,28 +2,36 @@
 
 import copy
 import math
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from runs import SmokeRun
 
-from llm_forgetting.report.figures.axis_scale import Stretch
+from llm_forgetting.files import from_plain
+from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.report.html.axes import ticks_of
 from llm_forgetting.report.html.blocks import Figures, Numbers, Prose
-from llm_forgetting.report.html.files import read_items
-from llm_forgetting.report.html.forecasts import Foreseen, forecast_blocks, forecast_plot, foreseen_of, stretch_of
-
-Results = dict[str, Any]
+from llm_forgetting.report.html.forecasts import (
+    ComparedForecast,
+    compared_forecasts,
+    forecast_blocks,
+    forecast_plot,
+    forecast_scale,
+)
+from llm_forgetting.report.views.axis_scale import AxisScale
+from llm_forgetting.results import Results, read_items
 
 
 @pytest.fixture
 def results(smoke_run: SmokeRun) -> Results:
-    return copy.deepcopy(smoke_run.results)
+    return from_plain(Results, copy.deepcopy(smoke_run.results))
 
 
-def entry(first: float, second: float, observed: float, stderr: float = math.nan, split: str = "train") -> Foreseen:
-    return Foreseen(
+def entry(
+    first: float, second: float, observed: float, stderr: float | None = None, split: str = "train"
+) -> ComparedForecast:
+    return ComparedForecast(
         "maths, trained, one to two", split, {"first_order": first, "second_order": second}, observed, stderr
     )
 
@@ -34,33 +42,33 @@ def test_every_forecast_is_a_dot_at_its_numbers(results: Results, smoke_run: Smo
     assert isinstance(table, Numbers)
     (plot,) = figures.plots
     named = {trace["name"]: trace for trace in plot.data}
-    found = results["forecasts"][0]["tasks"]["synthetic_1"]
+    forecasts = results.forecasts[0].tasks["synthetic_1"]
     for split, word in (("train", "trained"), ("test", "held-out")):
         for key, label in (("first_order", "first order"), ("second_order", "second order")):
             dot = named[f"{label}, {word}"]
-            assert dot["x"] == pytest.approx([found[split][key]], rel=1e-4)
-            assert dot["y"] == pytest.approx([found[split]["observed"]], rel=1e-4)
+            assert dot["x"] == pytest.approx([getattr(forecasts[split], key)], rel=1e-4)
+            assert dot["y"] == pytest.approx([forecasts[split].observed], rel=1e-4)
     assert named["forecast = observed"]["x"] == named["forecast = observed"]["y"]
-    assert f"observed {found['train']['observed']:.1f}" in plot.alt
+    assert f"observed {forecasts['train'].observed:.1f}" in plot.alt
 
 
 def test_bars_are_of_paired_differences_over_the_same_items(results: Results, smoke_run: SmokeRun) -> None:
-    records = read_items(smoke_run.path)
-    chosen = results["forecasts"][0]["tasks"]["synthetic_1"]["train"]
-    by = {(r["checkpoint"], r["id"]): r["loss"] for r in records if r.get("task") == "synthetic_1"}
-    changes = np.array([by["after_task2", item] - by["after_task1", item] for item in chosen["items"]])
-    found = foreseen_of(results, records)[0]
-    assert found.stderr == pytest.approx(changes.std(ddof=1) / len(changes) ** 0.5)
-    assert changes.mean() == pytest.approx(found.observed, abs=1e-4)
-    assert math.isnan(foreseen_of(results, [])[0].stderr)
-    bare = forecast_plot(foreseen_of(results, []))
+    items = read_items(smoke_run.path)
+    chosen = results.forecasts[0].tasks["synthetic_1"]["train"]
+    losses = {(i.checkpoint, i.id): i.loss for i in items if isinstance(i, ItemRecord) and i.task == "synthetic_1"}
+    changes = np.array([losses["after_task2", item] - losses["after_task1", item] for item in chosen.items])
+    forecast = compared_forecasts(results, items)[0]
+    assert forecast.stderr == pytest.approx(changes.std(ddof=1) / len(changes) ** 0.5)
+    assert changes.mean() == pytest.approx(forecast.observed, abs=1e-4)
+    assert compared_forecasts(results, [])[0].stderr is None
+    bare = forecast_plot(compared_forecasts(results, []))
     assert not any("standard error" in fact for fact in bare.facts)
 
 
 def test_an_axis_is_even_until_a_forecast_lies_far_out() -> None:
-    assert stretch_of([entry(0.1, 3.0, 1.0)]) == stretch_of([entry(0.1, 3.0, 0.0)]) == Stretch()
-    far = stretch_of([entry(-0.5, 2454.0, 0.4)])
-    assert far == Stretch("asinh", 0.4)
+    assert forecast_scale([entry(0.1, 3.0, 1.0)]) == forecast_scale([entry(0.1, 3.0, 0.0)]) == AxisScale()
+    far = forecast_scale([entry(-0.5, 2454.0, 0.4)])
+    assert far == AxisScale("asinh", 0.4)
     ticks = ticks_of(far, np.array([-0.5, 0.4, 2454.0]))
     numbers = [float(text) for text in ticks["ticktext"]]
     assert 0.0 in numbers
@@ -87,6 +95,5 @@ def test_many_entries_are_told_by_the_table() -> None:
 
 
 def test_without_forecasts_a_sentence_stands_there(results: Results) -> None:
-    results["forecasts"] = []
-    (said,) = forecast_blocks(results, [])
-    assert isinstance(said, Prose)
+    (block,) = forecast_blocks(replace(results, forecasts=()), [])
+    assert isinstance(block, Prose)

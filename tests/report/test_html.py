@@ -20,29 +20,32 @@ from llm_forgetting.cli.main import main
 from llm_forgetting.config.files import parse_config
 from llm_forgetting.experiment import experiment
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+from llm_forgetting.files import from_plain, to_plain
+from llm_forgetting.forgetting.records import ItemRecord, Line
 from llm_forgetting.progress import Silent
 from llm_forgetting.report.html.blocks import Figures, Heats, Listing, Page, Section, plain
 from llm_forgetting.report.html.compare import Compared, compare_tables, distinct_names
-from llm_forgetting.report.html.files import read_items, write_run_report
+from llm_forgetting.report.html.files import write_run_report
+from llm_forgetting.report.html.items import MOST_ITEMS, item_listing
 from llm_forgetting.report.html.page import render
 from llm_forgetting.report.html.run import run_page
-from llm_forgetting.report.html.scores import MOST_ITEMS, item_listing
 from llm_forgetting.report.html.study import study_page
 from llm_forgetting.report.html.surfaces import MOST_IN_3D
+from llm_forgetting.results import Results, read_items
 from llm_forgetting.study.report import write_report
 
-Results = dict[str, Any]
+Content = dict[str, Any]
 HOSTILE = "<script>alert('1')</script>&\"%{x}"
 EVENTS = re.compile(r"^on[a-z]+$")
 
 
 @pytest.fixture
-def results(smoke_run: SmokeRun) -> Results:
+def results(smoke_run: SmokeRun) -> Content:
     return copy.deepcopy(smoke_run.results)
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Content]:
     """A study's folder of made-up records, and its study.json."""
     folder = tmp_path_factory.mktemp("study")
     content = write_report(stored(folder), folder)
@@ -80,8 +83,17 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
-def page_of(results: Results, records: list[Results] | None = None) -> Elements:
-    return Elements(render(run_page(results, records or [])))
+def page_of(results: Content, items: list[Line] | None = None) -> Elements:
+    return Elements(render(run_page(record(results), items or [])))
+
+
+def record(results: Content) -> Results:
+    """The record of results.json."""
+    return from_plain(Results, copy.deepcopy(results))
+
+
+def listing_of(items: list[Line], results: Content) -> Listing | None:
+    return item_listing(items, results["task_names"], results["forgetting"]["train"]["checkpoints"])
 
 
 def blocks_of(page: Page, kind: type) -> list[Any]:
@@ -115,7 +127,7 @@ def test_a_run_leaves_its_report_and_says_so(smoke_run: SmokeRun) -> None:
     assert f"  look at it: open {path} in a browser\n" in smoke_run.stdout
 
 
-def test_plotly_is_there_once_and_nothing_is_loaded(smoke_run: SmokeRun, study: tuple[Path, Results]) -> None:
+def test_plotly_is_there_once_and_nothing_is_loaded(smoke_run: SmokeRun, study: tuple[Path, Content]) -> None:
     for path in (smoke_run.path / "report.html", study[0] / "report.html"):
         page = Elements(path.read_text(encoding="utf-8"))
         assert sum("plotly.js v" in script for script in page.scripts) == 1
@@ -141,7 +153,7 @@ def test_a_page_without_plots_has_no_plotly() -> None:
 # --- what is in it ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_answer_comes_first_and_every_section_has_a_heading(results: Results, smoke_run: SmokeRun) -> None:
+def test_the_answer_comes_first_and_every_section_has_a_heading(results: Content, smoke_run: SmokeRun) -> None:
     page = page_of(results, read_items(smoke_run.path))
     before, _, _ = page.text.partition("Accuracy and loss")
     assert results["answer"] in before
@@ -165,7 +177,7 @@ def test_the_answer_comes_first_and_every_section_has_a_heading(results: Results
         assert words in page.text
 
 
-def test_every_plot_says_in_words_what_it_shows_and_plotly_knows_its_fields(results: Results) -> None:
+def test_every_plot_says_in_words_what_it_shows_and_plotly_knows_its_fields(results: Content) -> None:
     page = page_of(results)
     plots = [entry for entry in page.of("div") if entry.get("class") == "plot"]
     assert len(plots) == len(page.of("figure")) > 10
@@ -180,9 +192,9 @@ def test_every_plot_says_in_words_what_it_shows_and_plotly_knows_its_fields(resu
             go.Figure(data=spec["data"], layout=spec["layout"])
 
 
-def test_every_table_cell_of_r_is_coloured_and_written_out(results: Results) -> None:
+def test_every_table_cell_of_r_is_coloured_and_written_out(results: Content) -> None:
     results["forgetting"]["train"]["accuracy"]["cells"][1][1].update(value="nan", stderr="nan")
-    (heats,) = blocks_of(run_page(results, []), Heats)
+    (heats,) = blocks_of(run_page(record(results), []), Heats)
     trained, held_out = heats.maps
     assert trained.rows[1][1][1].colour == ""
     assert trained.rows[1][1][1].lines[0] == "nan"
@@ -195,30 +207,31 @@ def test_every_table_cell_of_r_is_coloured_and_written_out(results: Results) -> 
     assert sum("hatched" in (entry.get("class") or "") for entry in page_of(results).of("td")) == 1
 
 
-def test_surfaces_share_height_and_colour(results: Results) -> None:
-    solid = [plot for figures in blocks_of(run_page(results, []), Figures) for plot in figures.plots if plot.link]
+def test_surfaces_share_height_and_colour(results: Content) -> None:
+    solid = [
+        plot for figures in blocks_of(run_page(record(results), []), Figures) for plot in figures.plots if plot.link
+    ]
     assert len({json.dumps(plot.layout["scene"]) for plot in solid}) == 1
     assert len({(plot.data[0]["cmin"], plot.data[0]["cmax"]) for plot in solid}) == 1
 
 
-def test_what_did_not_converge_says_so_at_the_figure(results: Results) -> None:
-    found = results["landscapes"]["after_task1"]
-    found["fit"]["tolerance"] = 1e-9
+def test_what_did_not_converge_says_so_at_the_figure(results: Content) -> None:
+    results["landscapes"]["after_task1"]["fit"]["tolerance"] = 1e-9
     assert page_of(results).text.count("NOT CONVERGED") >= 6
 
 
-def test_more_surfaces_than_a_page_can_hold_are_contours_only(results: Results) -> None:
-    found = results["landscapes"]["after_task1"]
-    found["surfaces"] |= {f"more_{n}": found["surfaces"]["synthetic_1"] for n in range(9)}
-    figures = blocks_of(run_page(results, []), Figures)
+def test_more_surfaces_than_a_page_can_hold_are_contours_only(results: Content) -> None:
+    surfaces = results["landscapes"]["after_task1"]["surfaces"]
+    surfaces |= {f"more_{n}": surfaces["synthetic_1"] for n in range(9)}
+    figures = blocks_of(run_page(record(results), []), Figures)
     assert len(figures[0].plots) == MOST_IN_3D
     assert len(figures[1].plots) == 13
     assert "4 more surfaces" in figures[0].note
 
 
-def test_items_are_told_one_by_one_and_the_lost_ones_first(results: Results, smoke_run: SmokeRun) -> None:
-    records = read_items(smoke_run.path)
-    listing = item_listing(records, results)
+def test_items_are_told_one_by_one_and_the_lost_ones_first(results: Content, smoke_run: SmokeRun) -> None:
+    items = read_items(smoke_run.path)
+    listing = listing_of(items, results)
     assert listing is not None
     assert len(listing.rows) == 48 * 2
     column = listing.header.index("became")
@@ -226,18 +239,18 @@ def test_items_are_told_one_by_one_and_the_lost_ones_first(results: Results, smo
     task = results["forgetting"]["train"]["accuracy"]["tasks"][0]["change"]
     assert len(lost) == task["only_before"]
     assert listing.rows[0][column] == "lost"
-    by = {(r["checkpoint"], r["id"]): r for r in records if r.get("task") == "synthetic_1"}
+    by = {(i.checkpoint, i.id): i for i in items if isinstance(i, ItemRecord) and i.task == "synthetic_1"}
     for row in listing.rows[:5]:
-        assert row[listing.header.index("right")] == by["after_task1", row[0]]["answer"]
-        assert row[listing.header.index("after task 2")] == by["after_task2", row[0]]["predicted"]
+        assert row[listing.header.index("right")] == by["after_task1", row[0]].answer
+        assert row[listing.header.index("after task 2")] == by["after_task2", row[0]].predicted
 
 
 def test_too_many_items_are_cut_and_that_is_said(
-    results: Results, smoke_run: SmokeRun, monkeypatch: pytest.MonkeyPatch
+    results: Content, smoke_run: SmokeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert MOST_ITEMS >= 1000
-    monkeypatch.setattr("llm_forgetting.report.html.scores.MOST_ITEMS", 50)
-    listing = item_listing(read_items(smoke_run.path), results)
+    monkeypatch.setattr("llm_forgetting.report.html.items.MOST_ITEMS", 50)
+    listing = listing_of(read_items(smoke_run.path), results)
     assert isinstance(listing, Listing)
     assert len(listing.rows) == 50
     assert "46 more items" in listing.note
@@ -246,10 +259,11 @@ def test_too_many_items_are_cut_and_that_is_said(
 # --- what must not break it ------------------------------------------------------------------------------------------------
 
 
-def test_hostile_names_are_text(results: Results, smoke_run: SmokeRun) -> None:
+def test_hostile_names_are_text(results: Content, smoke_run: SmokeRun) -> None:
     results["spurious"] = {}
     evil = renamed(results, "synthetic_1", HOSTILE)
-    page = page_of(evil, renamed(read_items(smoke_run.path), "synthetic_1", HOSTILE))
+    lines = to_plain(read_items(smoke_run.path), list[Line])
+    page = page_of(evil, from_plain(list[Line], renamed(lines, "synthetic_1", HOSTILE)))
     assert HOSTILE.replace("_", " ") in page.text
     clean = page_of(results, read_items(smoke_run.path))
     assert [tag for tag, _ in page.found] == [tag for tag, _ in clean.found]
@@ -261,7 +275,7 @@ def test_hostile_names_are_text(results: Results, smoke_run: SmokeRun) -> None:
     assert plain("<b>%{z}") == "&lt;b&gt;% {z}"
 
 
-def test_no_number_is_invented_where_none_is_finite(results: Results) -> None:
+def test_no_number_is_invented_where_none_is_finite(results: Content) -> None:
     tau = results["config"]["landscape"]["tau"]
     for part in ("landscapes", "landscape_comparison", "paths", "checkpoint_plane"):
         kept = copy.deepcopy(results[part])
@@ -269,9 +283,9 @@ def test_no_number_is_invented_where_none_is_finite(results: Results) -> None:
         if part == "landscapes":
             for name, entry in results[part].items():
                 entry.update({key: kept[name][key] for key in ("alphas", "betas", "distance")})
-                for found in entry["surfaces"].values():
-                    found["lines"]["basin_radius"]["tau"] = tau
-                    found["lines"]["steps"] = next(iter(kept[name]["surfaces"].values()))["lines"]["steps"]
+                for surface in entry["surfaces"].values():
+                    surface["lines"]["basin_radius"]["tau"] = tau
+                    surface["lines"]["steps"] = next(iter(kept[name]["surfaces"].values()))["lines"]["steps"]
         if part == "checkpoint_plane":
             results[part].update({key: kept[key] for key in ("alphas", "betas", "outline", "checkpoints")})
     for phase in results["training"]:
@@ -284,17 +298,17 @@ def test_no_number_is_invented_where_none_is_finite(results: Results) -> None:
     assert all(value is None for (surface, _) in surfaces for row in surface["z"] for value in row)
 
 
-def test_one_cell_that_is_not_finite_is_a_gap_over_hatching(results: Results) -> None:
+def test_one_cell_that_is_not_finite_is_a_gap_over_hatching(results: Content) -> None:
     surface = results["landscapes"]["after_task1"]["surfaces"]["synthetic_1"]
     surface["loss"][3][5] = "nan"
-    contours = blocks_of(run_page(results, []), Figures)[1].plots[0]
+    contours = blocks_of(run_page(record(results), []), Figures)[1].plots[0]
     hatched, heat = contours.data[:2]
     assert hatched["fillpattern"]["shape"] == "/"
     assert heat["z"][5][3] is None
     assert heat["zsmooth"] is False
 
 
-def test_what_was_not_measured_is_left_out_with_a_sentence(results: Results) -> None:
+def test_what_was_not_measured_is_left_out_with_a_sentence(results: Content) -> None:
     results.update(paths=[], checkpoint_plane=None, forecasts=[], curvature={}, spurious={})
     text = page_of(results).text
     for words in (
@@ -307,7 +321,7 @@ def test_what_was_not_measured_is_left_out_with_a_sentence(results: Results) -> 
 
 
 def test_a_failure_to_draw_does_not_lose_the_run(
-    results: Results, smoke_run: SmokeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    results: Content, smoke_run: SmokeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Watcher(Silent):
         said: ClassVar[list[str]] = []
@@ -332,7 +346,7 @@ def test_a_failure_to_draw_does_not_lose_the_run(
 # --- studies ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_study_answers_its_questions_first(study: tuple[Path, Results]) -> None:
+def test_a_study_answers_its_questions_first(study: tuple[Path, Content]) -> None:
     folder, content = study
     page = Elements((folder / "report.html").read_text(encoding="utf-8"))
     before, _, after = page.text.partition("What goes with forgetting")
@@ -349,7 +363,7 @@ def test_a_study_answers_its_questions_first(study: tuple[Path, Results]) -> Non
     assert len(page.of("figure")) == 4
 
 
-def test_a_study_without_numbers_says_so(study: tuple[Path, Results]) -> None:
+def test_a_study_without_numbers_says_so(study: tuple[Path, Content]) -> None:
     content = {
         key: value for key, value in study[1].items() if key not in ("associations", "effects", "calibration", "points")
     }
@@ -368,7 +382,7 @@ def copied(smoke_run: SmokeRun, folder: Path, **changes: Any) -> Path:
 
 
 def test_report_draws_again_without_torch_and_in_seconds(
-    smoke_run: SmokeRun, study: tuple[Path, Results], tmp_path: Path
+    smoke_run: SmokeRun, study: tuple[Path, Content], tmp_path: Path
 ) -> None:
     run = copied(smoke_run, tmp_path / "run")
     study_folder = tmp_path / "study"
@@ -445,10 +459,10 @@ def test_compare_sets_runs_side_by_side(
     assert elements.text.count(interval) >= 2
 
 
-def test_a_measure_that_one_run_lacks_is_a_dash(results: Results) -> None:
+def test_a_measure_that_one_run_lacks_is_a_dash(results: Content) -> None:
     runs = [
-        Compared("a", results, {"trace": (3.0, 0.5), "largest": (31.6253, 2e-13)}),
-        Compared("b", results, {"trace": (None, None), "largest": (104048.3, None)}),
+        Compared("a", record(results), {"trace": (3.0, 0.5), "largest": (31.6253, 2e-13)}),
+        Compared("b", record(results), {"trace": (None, None), "largest": (104048.3, None)}),
     ]
     table = compare_tables(runs)[2]
     assert table.rows == (("trace", "3.0 ± 0.5", "-"), ("largest", "31.63", "104,048"))
@@ -475,6 +489,6 @@ def test_compare_refuses_what_it_cannot_compare(
     assert "must be writable" in complaints(["compare", run, run, "--output", str(tmp_path / "no/where.html")], capsys)
 
 
-def test_the_same_results_give_the_same_bytes(results: Results, tmp_path: Path) -> None:
-    first = write_run_report(results, [], tmp_path).read_bytes()
-    assert write_run_report(results, [], tmp_path).read_bytes() == first
+def test_the_same_results_give_the_same_bytes(results: Content, tmp_path: Path) -> None:
+    first = write_run_report(record(results), [], tmp_path).read_bytes()
+    assert write_run_report(record(results), [], tmp_path).read_bytes() == first

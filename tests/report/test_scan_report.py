@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from llm_forgetting.cli import adapters as cli_scan
 from llm_forgetting.cli.main import main
 from llm_forgetting.experiment import adapter_landscape as scan_adapter
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+from llm_forgetting.files import from_plain
+from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.report.html.evaluation import evaluation_page
-from llm_forgetting.report.html.files import read_items
 from llm_forgetting.report.html.page import render
 from llm_forgetting.report.html.scan import scan_page
 from llm_forgetting.report.terminal import Terminal
+from llm_forgetting.results import EvaluationResults, ScanResults, read_items
 
 Content = dict[str, Any]
 TASKS = ("--task", "synthetic_1", "--task", "synthetic_2", "--data.source", "synthetic")
@@ -80,7 +83,7 @@ def test_one_adapter_has_nothing_between(scan: Path) -> None:
     content = read(scan, "landscape.json")
     del content["adapters"]["other"], content["landscapes"]["other"]
     content.update(paths=[], checkpoint_plane=None, between_notes=[])
-    text = text_of(scan_page(content))
+    text = text_of(scan_page(from_plain(ScanResults, content)))
     assert "Between the adapters" not in text
     assert "straight path" not in text
     assert "on the way to" not in text
@@ -93,39 +96,41 @@ def test_what_a_scan_could_not_tell_is_said(scan: Path) -> None:
     surface = landscape["surfaces"]["synthetic_1"]
     surface["mean_rise"].update(value=-0.5, stderr=0.1)
     surface["lines"]["basin_radius"]["value"] = None
-    found = content["paths"][0]["tasks"]["synthetic_1"]
-    found["barrier"]["value"], found["error"]["largest"] = 0.01, 0.5
-    text = text_of(scan_page(content))
+    profile = content["paths"][0]["tasks"]["synthetic_1"]
+    profile["barrier"]["value"], profile["error"]["largest"] = 0.01, 0.5
+    text = text_of(scan_page(from_plain(ScanResults, content)))
     assert "it falls by 0.50 ± 0.10 nats" in text
     assert "1, the furthest measured. The surface's fit did not converge" in text
     assert "no barrier above the fit's error" in text
-    found["barrier"]["value"] = 2.0
-    assert "a barrier of 2.0 ± 0.5 nats" in text_of(scan_page(content))
+    profile["barrier"]["value"] = 2.0
+    assert "a barrier of 2.0 ± 0.5 nats" in text_of(scan_page(from_plain(ScanResults, content)))
 
 
 # --- evaluations ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_evaluation_says_its_accuracies_first(evaluation: Path) -> None:
-    content, records = read(evaluation, "evaluation.json"), read_items(evaluation)
-    page = Elements((evaluation / "report.html").read_text(encoding="utf-8"))
-    before, _, after = page.text.partition("Accuracy by subject")
+    content, items = read(evaluation, "evaluation.json"), read_items(evaluation)
+    before, _, after = Elements((evaluation / "report.html").read_text(encoding="utf-8")).text.partition(
+        "Accuracy by subject"
+    )
     for task in content["tasks"]:
-        found = task["subjects"][0]["accuracy"]
-        assert f"{found['correct']} of 50 items are answered right: accuracy {found['value']:.2f}" in before
-        assert f"95% interval {found['interval']['low']:.2f} to {found['interval']['high']:.2f}" in before
+        accuracy = task["subjects"][0]["accuracy"]
+        assert f"{accuracy['correct']} of 50 items are answered right: accuracy {accuracy['value']:.2f}" in before
+        assert f"95% interval {accuracy['interval']['low']:.2f} to {accuracy['interval']['high']:.2f}" in before
     assert "only the first 50 rows of each subject" in before
     assert "--limit 50" in after
     assert "guessing" in after
-    (figure,) = (b for s in evaluation_page(content, records).sections for b in s.blocks if b.kind == "figures")
+    page = evaluation_page(from_plain(EvaluationResults, content), items)
+    (figure,) = (block for section in page.sections for block in section.blocks if block.kind == "figures")
     assert figure.plots[0].layout["shapes"][0]["x0"] == 0.25
 
 
 def test_items_answered_wrong_come_first_and_letters_add_up(evaluation: Path) -> None:
-    content, records = read(evaluation, "evaluation.json"), read_items(evaluation)
-    page = evaluation_page(content, records)
+    content, items = read(evaluation, "evaluation.json"), read_items(evaluation)
+    page = evaluation_page(from_plain(EvaluationResults, content), items)
     (listing,) = (block for section in page.sections for block in section.blocks if block.kind == "listing")
-    wrong = sum(not record["correct"] for record in records)
+    wrong = sum(isinstance(item, ItemRecord) and not item.correct for item in items)
     assert [row[4] for row in listing.rows] == ["wrong"] * wrong + ["right"] * (100 - wrong)
     tables = [block.table for section in page.sections for block in section.blocks if block.kind == "numbers"]
     (letters,) = (table for table in tables if table.title == "Letters")
@@ -137,11 +142,11 @@ def test_groups_and_many_tasks_are_told_with_their_errors(evaluation: Path) -> N
     group = copy.deepcopy(content["tasks"][0])
     group["subjects"] = [entry for task in content["tasks"] for entry in task["subjects"]]
     group["accuracy"] = {"value": 0.5, "stderr": 0.05, "n": 100}
-    text = text_of(evaluation_page({**content, "tasks": [group]}, []))
+    text = text_of(evaluation_page(from_plain(EvaluationResults, {**content, "tasks": [group]}), []))
     assert "Accuracy on synthetic 1 is 0.50 ± 0.05 (± one standard error; 100 items of 2 subjects)" in text
     assert "items.jsonl is missing" in text
     many = [{**group, "name": f"task_{n}", "accuracy": {**group["accuracy"], "value": n / 10}} for n in range(8)]
-    text = text_of(evaluation_page({**content, "tasks": many, "limit": None}, []))
+    text = text_of(evaluation_page(from_plain(EvaluationResults, {**content, "tasks": many, "limit": None}), []))
     assert "Accuracy on 8 tasks: from 0.00 ± 0.05 on task 0 to 0.70 ± 0.05 on task 7" in text
     assert "--limit" not in text
 
@@ -152,7 +157,7 @@ def test_few_items_have_no_interval_and_a_bare_backbone_is_named(evaluation: Pat
     content["model"].update(name="/somewhere/deep/gpt-x", adapter_parameters=0)
     for task in content["tasks"]:
         task["subjects"][0]["accuracy"].update(interval=None, stderr=None)
-    text = text_of(evaluation_page(content, []))
+    text = text_of(evaluation_page(from_plain(EvaluationResults, content), []))
     assert "Test accuracy of gpt-x without an adapter" in text
     assert "95% interval 0" not in text.partition("Accuracy by subject")[0]
 
@@ -207,7 +212,7 @@ def test_figures_that_cannot_be_drawn_lose_no_scan(scan: Path, tmp_path: Path, m
     content = read(scan, "landscape.json")
     folder = RunFolder(tmp_path)
     with pytest.raises(ZeroDivisionError):
-        scan_adapter.save_scan(dict(content), folder, dpi=50)
+        scan_adapter.save_scan(replace(from_plain(ScanResults, content), figures=()), folder, dpi=50)
     kept = read(tmp_path, "landscape.json")
     assert kept["landscapes"] == content["landscapes"]
     assert kept["figures"] == []

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_forgetting.cli.parser import Parser
 from llm_forgetting.errors import UserError
@@ -46,13 +46,13 @@ def draw_report(folder: Path) -> Path:
     from llm_forgetting.results import read_evaluation, read_items, read_results, read_scan
 
     if (folder / "results.json").is_file():
-        return files.write_run_report(_plain(read_results(folder)), _plain(read_items(folder)), folder)
+        return files.write_run_report(read_results(folder), read_items(folder), folder)
     if (folder / "study.json").is_file():
         return files.write_study_report(read_json(folder / "study.json"), folder)
     if (folder / "landscape.json").is_file():
-        return files.write_scan_report(_plain(read_scan(folder)), folder)
+        return files.write_scan_report(read_scan(folder), folder)
     if (folder / "evaluation.json").is_file():
-        return files.write_evaluation_report(_plain(read_evaluation(folder)), _plain(read_items(folder)), folder)
+        return files.write_evaluation_report(read_evaluation(folder), read_items(folder), folder)
     if (folder / "records.json.gz").is_file():
         from llm_forgetting.study.records import read_records
         from llm_forgetting.study.report import write_report
@@ -96,14 +96,7 @@ def _with_questions(folder: Path) -> Path:
     questions = {
         key: Question(item.question, item.choices, item.answer) for key, item in earlier_questions(results).items()
     }
-    return write_run_report(_plain(results), _plain(items), folder, questions)
-
-
-def _plain(records: Any) -> Any:
-    """Until the pages are handed records."""
-    from llm_forgetting.files import to_plain
-
-    return list(map(to_plain, records)) if isinstance(records, list) else to_plain(records)
+    return write_run_report(results, items, folder, questions)
 
 
 def compare(arguments: list[str]) -> int:
@@ -147,7 +140,7 @@ def _compared(folders: list[Path]) -> "list[Compared]":
             raise UserError(f"compare needs folders of finished runs (results.json), {folder} is not one")
     names = distinct_names([folder.resolve().parts for folder in folders])
     runs = [read_results(folder) for folder in folders]
-    return [Compared(name, _plain(results), _measures(results)) for name, results in zip(names, runs, strict=True)]
+    return [Compared(name, results, _measures(results)) for name, results in zip(names, runs, strict=True)]
 
 
 def _measures(results: "Results") -> dict[str, tuple[float | None, float | None]]:

@@ -15,7 +15,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import BETWEEN, landsca
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.session import choose_landscape_items
 from llm_forgetting.experiment.tasks import source_of, tasks_of
-from llm_forgetting.files import OMITTED, decode, encode, from_plain, to_plain
+from llm_forgetting.files import OMITTED, decode, encode, from_plain
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
 from llm_forgetting.models.language.batches import EncodedItem
@@ -140,6 +140,6 @@ def _items(config: ScanConfig, model: LanguageModel, progress: Progress) -> Item
 def save_scan(results: ScanResults, folder: RunFolder, *, dpi: int) -> ScanResults:
     """Write landscape.json and the figures; the numbers first, which no failure to draw may lose."""
     folder.write("landscape.json", encode(results))
-    results = replace(results, figures=tuple(draw_landscapes(to_plain(results), folder.path, dpi=dpi)))
+    results = replace(results, figures=tuple(draw_landscapes(results, folder.path, dpi=dpi)))
     folder.write("landscape.json", encode(results))
     return results

@@ -69,17 +69,13 @@ def publish(results: Results, lines: Sequence[Line], folder: RunFolder, progress
     """
     output = results.config.output
     if output.figures:
-        results = replace(results, figures=tuple(draw_landscapes(to_plain(results), folder.path, dpi=output.dpi)))
+        results = replace(results, figures=tuple(draw_landscapes(results, folder.path, dpi=output.dpi)))
     folder.write("items.jsonl", encode_lines(lines))
     folder.write("results.md", results_markdown(results))
     folder.write("results.json", encode(results))
     _extra("model cards", lambda: write_cards(results, folder.path), progress)
     if output.figures:
-        _extra(
-            "report.html",
-            lambda: write_run_report(to_plain(results), list(map(to_plain, lines)), folder.path),
-            progress,
-        )
+        _extra("report.html", lambda: write_run_report(results, lines, folder.path), progress)
     if output.trackers:
         tell = lambda: tuple(track(results, output.trackers, folder.path))  # noqa: E731
         _extra(f"what {', '.join(output.trackers)} keeps", lambda: folder.once(TRACKED, tell), progress)

@@ -1,10 +1,9 @@
-"""Panels of known size with captions that fit: laid out in inches, so nothing is cut, overlaps, or depends on a solver."""
+"""Layout of panels of known size with captions that fit: in inches, so nothing is cut or overlaps."""
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,11 +12,10 @@ from matplotlib.textpath import TextPath
 
 from llm_forgetting.landscape.metrics import FLAT_RANGE
 from llm_forgetting.report.figures.style import ALARM, COLUMN, HEADING, LABEL, PAGE, QUIET, SMALL
+from llm_forgetting.report.views.captions import Caption, breakable
 
 # Inches between panels; a panel is never narrower than NARROWEST, even if the figure grows wider than a page.
 BESIDE, BETWEEN, NARROWEST = 0.16, 0.14, 1.6
-# Written for a space at which a line is not to be broken.
-TOGETHER = "\N{NO-BREAK SPACE}"
 # A line of text is this many times as high as its type.
 LEADING = 1.35
 # Inches right of the panels for the bar of a colour scale.
@@ -32,45 +30,42 @@ class _Line:
     weight: str
 
 
-@dataclass(frozen=True)
-class Caption:
-    """What stands above a panel: what it shows, the facts behind it, what must not be overlooked; `above` points of air."""
+def caption_height(caption: Caption, width: float) -> float:
+    """Height of a caption that is wrapped to `width`, both in inches."""
+    return (caption.above + LEADING * sum(line.size for line in _caption_lines(caption, width))) / 72
 
-    heading: str
-    facts: tuple[str, ...] = ()
-    alarms: tuple[str, ...] = ()
-    above: float = 4.0
 
-    def height(self, width: float) -> float:
-        """Inches, when wrapped to `width` inches."""
-        return (self.above + LEADING * sum(line.size for line in self._lines(width))) / 72
+def draw_caption(caption: Caption, axes: Axes, width: float) -> None:
+    """Stack a caption's lines over a panel, wrapped to `width` inches."""
+    above = caption.above
+    for line in reversed(_caption_lines(caption, width)):
+        axes.annotate(
+            breakable(line.text),
+            (0, 1),
+            (0, above),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="bottom",
+            fontsize=line.size,
+            color=line.colour,
+            weight=line.weight,
+        )
+        above += LEADING * line.size
 
-    def draw(self, axes: Axes, width: float) -> None:
-        """Stack the lines over a panel, wrapped to `width` inches."""
-        above = self.above
-        for line in reversed(self._lines(width)):
-            text = line.text.replace(TOGETHER, " ")
-            axes.annotate(
-                text, (0, 1), (0, above), xycoords="axes fraction", textcoords="offset points", va="bottom",
-                fontsize=line.size, color=line.colour, weight=line.weight,
-            )  # fmt: skip
-            above += LEADING * line.size
 
-    def _lines(self, width: float) -> list[_Line]:
-        styled = [
-            _Line(self.heading, HEADING, "black", "normal"),
-            *(_Line(fact, SMALL, QUIET, "normal") for fact in self.facts),
-            *(_Line(alarm, SMALL, ALARM, "bold") for alarm in self.alarms),
-        ]
-        return [
-            replace(line, text=text) for line in styled for text in wrapped(line.text, width, line.size, line.weight)
-        ]
+def _caption_lines(caption: Caption, width: float) -> list[_Line]:
+    styled = [
+        _Line(caption.heading, HEADING, "black", "normal"),
+        *(_Line(fact, SMALL, QUIET, "normal") for fact in caption.facts),
+        *(_Line(alarm, SMALL, ALARM, "bold") for alarm in caption.alarms),
+    ]
+    return [replace(line, text=text) for line in styled for text in wrapped(line.text, width, line.size, line.weight)]
 
 
 def wrapped(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
     """`text` in lines of at most `width` inches at `size` points; words that are longer are broken."""
     lines: list[str] = []
-    for word in _breakable(text, width, size, weight):
+    for word in _words(text, width, size, weight):
         joined = f"{lines[-1]} {word}" if lines else word
         if lines and text_width(joined, size, weight) <= width:
             lines[-1] = joined
@@ -79,12 +74,7 @@ def wrapped(text: str, width: float, size: float, weight: str = "normal") -> lis
     return lines
 
 
-def together(text: str) -> str:
-    """`text`, not to be broken into lines where that can be helped."""
-    return text.replace(" ", TOGETHER)
-
-
-def _breakable(text: str, width: float, size: float, weight: str) -> Iterable[str]:
+def _words(text: str, width: float, size: float, weight: str) -> Iterable[str]:
     for word in filter(None, text.split(" ")):
         length = text_width(word, size, weight)
         yield from [word] if length <= width else textwrap.wrap(word, max(4, int(0.9 * len(word) * width / length)))
@@ -94,14 +84,13 @@ def _breakable(text: str, width: float, size: float, weight: str) -> Iterable[st
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Inches of `text` in one line."""
     font = FontProperties(family="DejaVu Sans", weight=weight)
-    extents: Any = TextPath((0, 0), text, size=size, prop=font).get_extents()
-    return float(extents.width) / 72
+    return float(TextPath((0, 0), text, size=size, prop=font).get_extents().width) / 72
 
 
 def axis_label(name: str, unit: str, length: float) -> str:
     """`name (unit)`, in two lines where it is longer than an axis of `length` inches."""
-    one = f"{name} ({unit})"
-    return one if text_width(one, LABEL) < length else f"{name}\n({unit})"
+    line = f"{name} ({unit})"
+    return line if text_width(line, LABEL) < length else f"{name}\n({unit})"
 
 
 @dataclass(frozen=True)
@@ -130,10 +119,10 @@ class Panels:
             axes.set_ylim(low - spare, high + spare)
 
 
-def panel_width(columns: int, margins: float, whole: float | None = None) -> float:
-    """Inches of each of several panels that share `whole` (a page; a single one: a column) with `margins` inches of labels."""
-    whole = whole or (COLUMN if columns == 1 else PAGE)
-    return max((whole - margins - BESIDE * (columns - 1)) / columns, NARROWEST)
+def panel_width(columns: int, margins: float, total: float | None = None) -> float:
+    """Inches of each of several panels that share `total` (a page; a single one: a column) with `margins` inches of labels."""
+    total = total or (COLUMN if columns == 1 else PAGE)
+    return max((total - margins - BESIDE * (columns - 1)) / columns, NARROWEST)
 
 
 def lay_out(
@@ -145,18 +134,18 @@ def lay_out(
     left: float = 0.55,
     right: float = BAR,
     below: float = 0.0,
-    whole: float | None = None,
+    total: float | None = None,
 ) -> Panels:
     """Panels for the captions by (row, column), each `aspect` times as high as wide; margins in inches.
 
     `y_labels` has one label per row. Ticks and labels stand at the outermost panels only. `below` is room under them,
-    `whole` the width of the figure, if not a page's or a column's.
+    `total` the width of the figure, if not a page's or a column's.
     """
     rows, columns = (1 + max(place[axis] for place in captions) for axis in (0, 1))
-    width = panel_width(columns, left + right, whole)
+    width = panel_width(columns, left + right, total)
     # A single panel's caption may reach over the scale beside it.
     reach = width + right if columns == 1 else width
-    rooms = [max(c.height(reach) for (r, _), c in captions.items() if r == row) for row in range(rows)]
+    rooms = [max(caption_height(c, reach) for (r, _), c in captions.items() if r == row) for row in range(rows)]
     wide = left + columns * width + (columns - 1) * BESIDE + right
     bottom = below + 0.42 + 0.15 * x_label.count("\n")
     high = bottom + rows * aspect * width + sum(rooms) + (rows - 1) * BETWEEN
@@ -166,7 +155,7 @@ def lay_out(
         x = left + column * (width + BESIDE)
         y = high - sum(rooms[: row + 1]) - (row + 1) * aspect * width - row * BETWEEN
         panel = figure.add_axes((x / wide, y / high, width / wide, aspect * width / high))
-        caption.draw(panel, reach)
+        draw_caption(caption, panel, reach)
         lowest = not any((below, column) in captions for below in range(row + 1, rows))
         first = not any((row, before) in captions for before in range(column))
         panel.tick_params(labelbottom=lowest, labelleft=first)

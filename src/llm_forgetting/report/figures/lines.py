@@ -1,95 +1,19 @@
-"""Losses along random lines through every checkpoint."""
+"""Figure of the losses along random lines through every checkpoint."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from llm_forgetting.arrays import Floats
-from llm_forgetting.report.figures.fit_quality import quality, space_alarms
-from llm_forgetting.report.figures.layout import Caption, axis_label, lay_out, panel_width, table_of, together
-from llm_forgetting.report.figures.style import (
-    CHECKPOINT,
-    DASHES,
-    LINE_COLOURS,
-    QUIET,
-    direction_ticks,
-    even_ticks,
-    step_unit,
-)
-from llm_forgetting.report.tables.run import SPLIT_WORDS, measured, spoken, value_and_error
+from llm_forgetting.report.figures.layout import axis_label, lay_out, panel_width, table_of
+from llm_forgetting.report.figures.style import CHECKPOINT, DASHES, LINE_COLOURS, QUIET, direction_ticks, even_ticks
+from llm_forgetting.report.views.captions import step_unit
+from llm_forgetting.report.views.lines import LineEnsemble
 
 
-@dataclass(frozen=True)
-class Ensemble:
-    """Losses (directions, steps) of one task along random lines through one checkpoint, as rises over the checkpoint's loss."""
-
-    checkpoint: str
-    task: str
-    space: str
-    steps: Floats
-    rises: Floats
-    mean: Floats
-    stderr: Floats
-    tau: float
-    radius: float | None
-    caption: Caption
-
-
-def ensembles_of(results: Mapping[str, Any]) -> list[Ensemble]:
-    """Every bundle of random lines in results.json, checkpoint by checkpoint."""
-    split = SPLIT_WORDS[results["config"]["landscape"]["items"]]
-    return [
-        _ensemble(checkpoint, task, landscape, surface, split)
-        for checkpoint, landscape in results["landscapes"].items()
-        for task, surface in landscape["surfaces"].items()
-    ]
-
-
-def _ensemble(
-    checkpoint: str, task: str, landscape: Mapping[str, Any], surface: Mapping[str, Any], split: str
-) -> Ensemble:
-    lines, rise = surface["lines"], surface["mean_rise"]
-    steps, losses, mean, stderr = (np.array(lines[key], dtype=float) for key in ("steps", "losses", "mean", "stderr"))
-    centre = mean[len(steps) // 2]
-    basin = lines["basin_radius"]
-    radius = None if basin["value"] is None else float(basin["value"])
-    state = quality(landscape["fit"], surface["error"], np.array(surface["loss"], dtype=float))
-    reach = f"basin wider than {landscape['distance']:g}" if radius is None else f"basin radius {radius:.2g}"
-    facts = (
-        f"{len(surface['items'])} {split} items, {together(f'loss {measured(centre)} at 0')}",
-        f"plane: {state.fact}",
-        f"mean rise {_signed(value_and_error(rise['value'], rise['stderr']))}, {together(reach)}",
-    )
-    with np.errstate(invalid="ignore"):
-        return Ensemble(
-            checkpoint=checkpoint,
-            task=task,
-            space=landscape["space"],
-            steps=steps,
-            rises=losses - centre,
-            mean=mean - centre,
-            stderr=stderr,
-            tau=float(basin["tau"]),
-            radius=radius,
-            caption=Caption(
-                f"{spoken(checkpoint)}: loss of {spoken(task)}",
-                facts,
-                (*state.alarms, *space_alarms(landscape["space"])),
-            ),
-        )
-
-
-def _signed(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def lines_figure(ensembles: Sequence[Ensemble]) -> Figure:
+def lines_figure(ensembles: Sequence[LineEnsemble]) -> Figure:
     """All bundles side by side, a row per task and a column per checkpoint, on one axis of rises."""
     places = table_of([(ensemble.task, ensemble.checkpoint) for ensemble in ensembles])
     rows, columns = (1 + max(place[axis] for place in places.values()) for axis in (0, 1))
@@ -115,7 +39,7 @@ def lines_figure(ensembles: Sequence[Ensemble]) -> Figure:
     return panels.figure
 
 
-def _bundle(axes: Axes, ensemble: Ensemble) -> None:
+def _bundle(axes: Axes, ensemble: LineEnsemble) -> None:
     """Every line thin, their mean bold, one standard error around it as a band; the basin between dashed lines."""
     mean = ensemble.mean
     axes.plot(ensemble.steps, ensemble.rises.T, color=QUIET, linewidth=0.5, alpha=0.8, zorder=2)

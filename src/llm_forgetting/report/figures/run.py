@@ -1,48 +1,54 @@
-"""Every figure of a run, from results.json alone, as PNG and as PDF."""
+"""Every figure of a run or of a scan, from its record alone, as PNG and as PDF."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from llm_forgetting.report.figures.accuracy_matrix import matrices_of, matrix_figure
-from llm_forgetting.report.figures.checkpoint_plane import bowls_of, plane_figure
+from llm_forgetting.report.figures.accuracy_matrix import matrix_figure
+from llm_forgetting.report.figures.checkpoint_plane import plane_figure
 from llm_forgetting.report.figures.contours import shared_norm
-from llm_forgetting.report.figures.lines import ensembles_of, lines_figure
-from llm_forgetting.report.figures.paths import paths_figure, ways_of
-from llm_forgetting.report.figures.spectra import density_figure, spectra_of, trace_figure
+from llm_forgetting.report.figures.lines import lines_figure
+from llm_forgetting.report.figures.paths import paths_figure
+from llm_forgetting.report.figures.spectra import density_figure, trace_figure
 from llm_forgetting.report.figures.style import house_style, save
 from llm_forgetting.report.figures.surface_3d import single_3d
-from llm_forgetting.report.figures.surfaces import overview, single_contour, surfaces_of
+from llm_forgetting.report.figures.surfaces import overview, single_contour
+from llm_forgetting.report.tables.run import Scanned
+from llm_forgetting.report.views.checkpoint_plane import plane_views
+from llm_forgetting.report.views.lines import line_ensembles
+from llm_forgetting.report.views.paths import path_views
+from llm_forgetting.report.views.spectra import spectrum_views
+from llm_forgetting.report.views.surfaces import surface_views
+from llm_forgetting.results import Results
 
 
-def draw_landscapes(results: Mapping[str, Any], folder: Path, *, dpi: int) -> list[str]:
+def draw_landscapes(results: Scanned, folder: Path, *, dpi: int) -> list[str]:
     """Write every figure into `folder` as PNG and PDF; the names of the PNGs, the overview first."""
     names = []
     with house_style():
-        for stem, figure in _figures(results):
+        for stem, figure in figures(results):
             save(figure, folder / stem, dpi)
             names.append(f"{stem}.png")
     return names
 
 
-def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
+def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
     """Stem and figure one after the other; what was not measured has none."""
-    surfaces = surfaces_of(results)
+    surfaces = surface_views(results)
     norm = shared_norm(surface.values for surface in surfaces)
     yield "landscape_overview", overview(surfaces, norm)
-    if "forgetting" in results:
-        yield "accuracy_matrix", matrix_figure(matrices_of(results))
-    if bowls := bowls_of(results):
-        yield "landscape_checkpoint_plane", plane_figure(bowls)
-    if ways := ways_of(results):
-        yield "landscape_path", paths_figure(ways)
-    if spectra := spectra_of(results):
+    if isinstance(results, Results):
+        yield "accuracy_matrix", matrix_figure(results.forgetting.splits)
+    if planes := plane_views(results):
+        yield "landscape_checkpoint_plane", plane_figure(planes)
+    if paths := path_views(results):
+        yield "landscape_path", paths_figure(paths)
+    if spectra := spectrum_views(results):
         yield "landscape_spectrum", density_figure(spectra)
         yield "landscape_trace", trace_figure(spectra)
-    yield "landscape_lines", lines_figure(ensembles_of(results))
+    yield "landscape_lines", lines_figure(line_ensembles(results))
     rise = max(surface.rise for surface in surfaces)
     for surface in surfaces:
         stem = f"landscape_{slug(surface.checkpoint)}_{slug(surface.task)}"

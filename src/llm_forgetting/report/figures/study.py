@@ -1,18 +1,16 @@
 """Figures of a study: every measure's association, forecast against observed, and the learning-forgetting trade-off."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.report.figures.axis_scale import Stretch, stretch_for
-from llm_forgetting.report.figures.layout import Caption, axis_label, lay_out
+from llm_forgetting.report.figures.layout import axis_label, lay_out
 from llm_forgetting.report.figures.style import (
     LEGEND,
     LINE_COLOURS,
@@ -24,11 +22,22 @@ from llm_forgetting.report.figures.style import (
     save,
 )
 from llm_forgetting.report.tables.study import sizes_of
+from llm_forgetting.report.views.axis_scale import AxisScale
+from llm_forgetting.report.views.captions import Caption
+from llm_forgetting.report.views.study import (
+    StudyContent,
+    axis_scales,
+    by_arm,
+    by_pair,
+    columns,
+    estimate_ends,
+    primary_first,
+    title,
+    unit,
+)
 
-Found = Mapping[str, Any]
 
-
-def draw_study(study: Found, folder: Path, *, dpi: int) -> list[str]:
+def draw_study(study: StudyContent, folder: Path, *, dpi: int) -> list[str]:
     """Write every figure into `folder` as PNG and PDF; the names of the PNGs."""
     names = []
     with house_style():
@@ -38,7 +47,7 @@ def draw_study(study: Found, folder: Path, *, dpi: int) -> list[str]:
     return names
 
 
-def _figures(study: Found) -> Iterator[tuple[str, Figure]]:
+def _figures(study: StudyContent) -> Iterator[tuple[str, Figure]]:
     if "associations" in study:
         yield "study_measures", measures_figure(study)
         analysis = study["analysis"]
@@ -53,12 +62,11 @@ def _figures(study: Found) -> Iterator[tuple[str, Figure]]:
             yield "study_trade_off", trade_off_figure(study, analysis["learning"], outcome)
 
 
-def measures_figure(study: Found) -> Figure:
+def measures_figure(study: StudyContent) -> Figure:
     """A row per measure: rho with forgetting within task pairs and over all runs, each with its interval."""
-    table = study["associations"]
-    names = list(table["measures"])
+    table, names = study["associations"], primary_first(study)
     caption = Caption(
-        f"Spearman's rho with {study['titles'][table['outcome']]}",
+        f"Spearman's rho with {title(study, table['outcome'])}",
         (f"{sizes_of(table)} runs of {study['pairs']} task pairs; bars: 95% intervals; bold: the primary measure",),
     )
     panels = lay_out(
@@ -69,24 +77,22 @@ def measures_figure(study: Found) -> Figure:
         left=2.0,
         right=0.1,
         below=0.24,
-        whole=5.2,
+        total=5.2,
     )
     axes = panels.axes[0, 0]
     axes.axvline(0, color=QUIET, linewidth=0.6)
-    ordered = sorted(names, key=lambda name: not table["measures"][name]["primary"])
     for kind, (key, label) in enumerate((("within_pairs", "within task pairs"), ("over_runs", "over all runs"))):
-        for row, name in enumerate(ordered):
-            found = table["measures"][name][f"spearman_{key}"]
-            if found is None:
+        for row, name in enumerate(names):
+            rho = table["measures"][name][f"spearman_{key}"]
+            if rho is None:
                 continue
-            place, value = row + (0.16 if kind else -0.16), float(found["value"])
-            if found["interval"] is not None:
-                ends = [float(found["interval"][end]) for end in ("low", "high")]
-                axes.plot(ends, [place, place], color=LINE_COLOURS[kind], linewidth=1.0)
-            axes.plot(value, place, MARKERS[kind], color=LINE_COLOURS[kind], markersize=3.5, label=label)
-    axes.set_yticks(range(len(ordered)), [study["titles"][name] for name in ordered], fontsize=SMALL)
+            place = row + (0.16 if kind else -0.16)
+            if rho["interval"] is not None:
+                axes.plot(estimate_ends(rho), [place, place], color=LINE_COLOURS[kind], linewidth=1.0)
+            axes.plot(float(rho["value"]), place, MARKERS[kind], color=LINE_COLOURS[kind], markersize=3.5, label=label)
+    axes.set_yticks(range(len(names)), [title(study, name) for name in names], fontsize=SMALL)
     axes.get_yticklabels()[0].set_fontweight("bold")
-    axes.set_ylim(len(ordered) - 0.5, -0.5)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(-1.05, 1.05)
     handles, labels = axes.get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))  # every kind once
@@ -97,19 +103,18 @@ def measures_figure(study: Found) -> Figure:
     return panels.figure
 
 
-def scatter_figure(study: Found, x: str, y: str, heading: str, *, same: bool = False) -> Figure:
+def scatter_figure(study: StudyContent, x: str, y: str, heading: str, *, same: bool = False) -> Figure:
     """Every run as a dot, coloured by its task pair; with `same` the line on which both are equal.
 
     Where a few runs lie far from the rest the axis is logarithmic, or asinh where values may be negative; with `same` both are.
     """
     figure, axes = _panel(study, f"{heading[0].upper()}{heading[1:]}", x, y)
-    across, upwards = stretches_of(study, x, y, same=same)
-    every = columns_of(study["points"], x, y)
-    _stretch(axes.set_xscale, axes.xaxis, across, every[0])
-    _stretch(axes.set_yscale, axes.yaxis, upwards, every[1])
-    pairs = list(dict.fromkeys(point["pair"] for point in study["points"]))
-    for n, pair in enumerate(pairs):
-        xs, ys = columns_of([point for point in study["points"] if point["pair"] == pair], x, y)
+    x_scale, y_scale = axis_scales(study, x, y, same=same)
+    all_xs, all_ys = columns(study["points"], x, y)
+    _set_scale(axes.set_xscale, axes.xaxis, x_scale, all_xs)
+    _set_scale(axes.set_yscale, axes.yaxis, y_scale, all_ys)
+    for n, (pair, points) in enumerate(by_pair(study).items()):
+        xs, ys = columns(points, x, y)
         axes.plot(xs, ys, linestyle="", **_look(n), label=pair.replace("_", " "))
     if same:
         xlim, ylim = axes.get_xlim(), axes.get_ylim()
@@ -119,17 +124,17 @@ def scatter_figure(study: Found, x: str, y: str, heading: str, *, same: bool = F
     return figure
 
 
-def trade_off_figure(study: Found, learning: str, outcome: str) -> Figure:
+def trade_off_figure(study: StudyContent, learning: str, outcome: str) -> Figure:
     """Learning of the last task against forgetting of the first, by arm: lower right is better."""
     figure, axes = _panel(study, "Learning and forgetting, by intervention", learning, outcome)
-    for n, arm in enumerate(study["arms"]):
-        xs, ys = columns_of([point for point in study["points"] if point["arm"] == arm], learning, outcome)
+    for n, (arm, points) in enumerate(by_arm(study).items()):
+        xs, ys = columns(points, learning, outcome)
         axes.plot(xs, ys, linestyle="", **_look(n), label=arm)
     _legend(axes)
     return figure
 
 
-def _panel(study: Found, heading: str, x: str, y: str) -> tuple[Figure, Axes]:
+def _panel(study: StudyContent, heading: str, x: str, y: str) -> tuple[Figure, Axes]:
     panels = lay_out(
         {
             (0, 0): Caption(
@@ -141,7 +146,7 @@ def _panel(study: Found, heading: str, x: str, y: str) -> tuple[Figure, Axes]:
         y_labels=[_axis(study, y)],
         left=0.7,
         right=2.0,
-        whole=5.6,
+        total=5.6,
     )
     axes = panels.axes[0, 0]
     even_ticks(axes.xaxis, 6)
@@ -149,31 +154,23 @@ def _panel(study: Found, heading: str, x: str, y: str) -> tuple[Figure, Axes]:
     return panels.figure, axes
 
 
-def stretches_of(study: Found, x: str, y: str, *, same: bool) -> tuple[Stretch, Stretch]:
-    """The axes of a scatter plot of all runs; with `same` both are the one that all its values need."""
-    columns = columns_of(study["points"], x, y)
-    if same:
-        return (together := stretch_for(*columns)), together
-    return stretch_for(columns[0]), stretch_for(columns[1])
-
-
-def _stretch(set_scale: Callable[..., None], axis: Axis, stretch: Stretch, values: Floats) -> None:
-    if stretch.kind == "linear":
+def _set_scale(set_scale: Callable[..., None], axis: Axis, scale: AxisScale, values: Floats) -> None:
+    if scale.kind == "linear":
         return
-    if stretch.kind == "log":
+    if scale.kind == "log":
         set_scale("log")
         axis.set_major_locator(LogLocator(subs=(1, 3)))
     else:
-        set_scale("asinh", linear_width=stretch.width)
-        axis.set_major_locator(FixedLocator(stretch.ticks(values)))
+        set_scale("asinh", linear_width=scale.width)
+        axis.set_major_locator(FixedLocator(scale.ticks(values)))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_locator(NullLocator())
 
 
-def _axis(study: Found, name: str) -> str:
-    """What a number is, with its unit, in two lines where it is long."""
-    title, unit = study["titles"].get(name, name), study.get("units", {}).get(name)
-    return axis_label(title, unit, 2.1) if unit else title
+def _axis(study: StudyContent, name: str) -> str:
+    """Title of a number with its unit, in two lines where it is long."""
+    words = unit(study, name)
+    return axis_label(title(study, name), words, 2.1) if words else title(study, name)
 
 
 def _look(n: int) -> dict[str, Any]:
@@ -183,11 +180,3 @@ def _look(n: int) -> dict[str, Any]:
 
 def _legend(axes: Axes) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=SMALL, handletextpad=0.2, borderaxespad=0.3)
-
-
-def columns_of(points: Sequence[Found], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers `x` and `y` of the runs that have both, finite."""
-    rows = [(point["numbers"].get(x), point["numbers"].get(y)) for point in points]
-    kept = np.array([(float(a), float(b)) for a, b in rows if a is not None and b is not None]).reshape(-1, 2)
-    finite = kept[np.isfinite(kept).all(axis=1)]
-    return finite[:, 0], finite[:, 1]

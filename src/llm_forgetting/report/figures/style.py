@@ -1,4 +1,4 @@
-"""How every figure looks: type that reads at paper width, colours that are safe, files that are alike to the byte."""
+"""Style of every figure: type that reads at paper width, colours that are safe, files that are alike to the byte."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -100,9 +100,3 @@ def direction_ticks(axis: Axis, *, inside: bool = False) -> None:
                 tick.label1.set_horizontalalignment("left")
             elif abs(place - high) < 1e-6 * (high - low):
                 tick.label1.set_horizontalalignment("right")
-
-
-def step_unit(space: str) -> str:
-    """What a distance of 1 is in a direction space."""
-    words = {"adapter": "the adapter's norm", "weight": "the weights' norm", "raw": "the raw factors' norm"}
-    return f"units of {words[space]}"

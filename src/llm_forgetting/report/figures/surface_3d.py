@@ -1,4 +1,4 @@
-"""A loss surface in three dimensions."""
+"""Figure of a loss surface in three dimensions."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from llm_forgetting.landscape.metrics import FLAT_RANGE
 from llm_forgetting.report.figures.contours import COLOURS, colour_bar, own_levels
 from llm_forgetting.report.figures.layout import lay_out
 from llm_forgetting.report.figures.style import CHECKPOINT, direction_ticks, ticks_between
-from llm_forgetting.report.figures.surfaces import Surface
+from llm_forgetting.report.views.surfaces import SurfaceView
 
 ELEVATION, AZIMUTH = 30, -55
 PROPORTIONS = (1.0, 1.0, 0.8)
@@ -22,7 +22,7 @@ PROPORTIONS = (1.0, 1.0, 0.8)
 LIGHT = (-0.5, -0.3, 0.81)
 
 
-def single_3d(surface: Surface, norm: Normalize, rise: float) -> Figure:
+def single_3d(surface: SurfaceView, norm: Normalize, rise: float) -> Figure:
     """One surface in three dimensions over its own contours. All boxes are `rise` nats high: slopes compare between figures."""
     panels = lay_out({(0, 0): surface.caption}, aspect=0.95, x_label="", y_labels=[""], left=0.0, right=1.1)
     panels.axes[0, 0].set_axis_off()
@@ -36,15 +36,14 @@ def single_3d(surface: Surface, norm: Normalize, rise: float) -> Figure:
     axes.set_zlim(floor, low + 1.02 * height)
     ticks_between(axes.zaxis, low, low + height)
     _floor(axes, surface, floor)
-    _relief(axes, surface, norm, height)
+    _faces(axes, surface, norm, height)
     _mesh(axes, surface)
-    centre = surface.values[len(surface.alphas) // 2, len(surface.betas) // 2]
-    axes.plot([0], [0], [centre], zorder=4, **CHECKPOINT)
+    axes.plot([0], [0], [surface.centre], zorder=4, **CHECKPOINT)
     colour_bar(panels.figure, norm, panels.bar_axes(beside=0.52, highest=1.5))
     return panels.figure
 
 
-def _box(axes: Any, surface: Surface) -> None:
+def _box(axes: Any, surface: SurfaceView) -> None:
     """Axes without clutter: no panes, few ticks, labels close by."""
     axes.patch.set_visible(False)
     axes.set(xlabel="direction 1", ylabel="direction 2", zlabel="loss (nats)")
@@ -60,7 +59,7 @@ def _box(axes: Any, surface: Surface) -> None:
         axis._axinfo["grid"].update(color="0.88", linewidth=0.5)
 
 
-def _floor(axes: Any, surface: Surface, floor: float) -> None:
+def _floor(axes: Any, surface: SurfaceView, floor: float) -> None:
     levels = own_levels(surface.values)
     if levels.size:
         values = np.ma.masked_invalid(surface.values)
@@ -70,20 +69,19 @@ def _floor(axes: Any, surface: Surface, floor: float) -> None:
         )  # fmt: skip
 
 
-def _relief(axes: Any, surface: Surface, norm: Normalize, height: float) -> None:
+def _faces(axes: Any, surface: SurfaceView, norm: Normalize, height: float) -> None:
     """The surface, coloured by loss and lit from the left; cells with a corner that is not finite stay open."""
     places = _places(surface)
     corners = np.stack([places[:-1, :-1], places[1:, :-1], places[1:, 1:], places[:-1, 1:]], axis=2)
-    whole = np.isfinite(corners).all(axis=(2, 3))
-    cells = corners[whole]
+    cells = corners[np.isfinite(corners).all(axis=(2, 3))]
     colours = mpl.colormaps[COLOURS](norm(cells[..., 2].mean(axis=1)))
     colours[:, :3] = np.clip(colours[:, :3] * _brightness(cells, surface, height)[:, None], 0, 1)
-    relief = Poly3DCollection(cells, facecolors=colours, edgecolors=colours, linewidths=0.3, zorder=2)
-    relief.set_rasterized(True)
-    axes.add_collection3d(relief)
+    faces = Poly3DCollection(cells, facecolors=colours, edgecolors=colours, linewidths=0.3, zorder=2)
+    faces.set_rasterized(True)
+    axes.add_collection3d(faces)
 
 
-def _brightness(cells: Floats, surface: Surface, height: float) -> Floats:
+def _brightness(cells: Floats, surface: SurfaceView, height: float) -> Floats:
     """Of cells (n, 4, 3): slopes that face the light a little lighter, the others darker, in the box's own proportions."""
     scaled = cells / (np.ptp(surface.alphas), np.ptp(surface.betas), height)
     normal = np.cross(scaled[:, 2] - scaled[:, 0], scaled[:, 3] - scaled[:, 1])
@@ -91,13 +89,13 @@ def _brightness(cells: Floats, surface: Surface, height: float) -> Floats:
     return np.asarray(1 + 0.3 * (light - LIGHT[2]))
 
 
-def _places(surface: Surface) -> Floats:
+def _places(surface: SurfaceView) -> Floats:
     """(R, R, 3) the surface's nodes in space; not finite ones are NaN."""
     alphas, betas = np.meshgrid(surface.alphas, surface.betas, indexing="ij")
     return np.stack([alphas, betas, np.where(np.isfinite(surface.values), surface.values, np.nan)], axis=-1)
 
 
-def _mesh(axes: Any, surface: Surface) -> None:
+def _mesh(axes: Any, surface: SurfaceView) -> None:
     """Light lines over the surface, a few of its own rows and columns, where no other part of it is in front of them."""
     places = _places(surface)
     seen = np.where(_visible(axes, surface, places)[..., None], places, np.nan)
@@ -106,7 +104,7 @@ def _mesh(axes: Any, surface: Surface) -> None:
         axes.plot(*line.T, color="white", linewidth=0.4, alpha=0.55, zorder=3)
 
 
-def _visible(axes: Any, surface: Surface, places: Floats) -> Any:
+def _visible(axes: Any, surface: SurfaceView, places: Floats) -> Any:
     """Whether the way from each place to the camera crosses the surface: changes from above it to below it, or back."""
     elevation, azimuth = np.radians((ELEVATION, AZIMUTH))
     towards = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])

@@ -1,7 +1,7 @@
 """Loss surfaces around checkpoints as filled contours, alone and side by side."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,75 +9,22 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from llm_forgetting.arrays import Floats
 from llm_forgetting.report.figures.contours import HATCH, colour_bar, draw_contours, own_levels
-from llm_forgetting.report.figures.fit_quality import quality, space_alarms
-from llm_forgetting.report.figures.layout import BAR, Caption, Panels, axis_label, lay_out, panel_width, table_of
-from llm_forgetting.report.figures.style import CHECKPOINT, direction_ticks, step_unit
-from llm_forgetting.report.tables.run import SPLIT_WORDS, spoken
+from llm_forgetting.report.figures.layout import BAR, Panels, axis_label, lay_out, panel_width, table_of
+from llm_forgetting.report.figures.style import CHECKPOINT, direction_ticks
+from llm_forgetting.report.views.captions import step_unit
+from llm_forgetting.report.views.surfaces import SurfaceView
 
 _LEFT = 0.55
 
 
-@dataclass(frozen=True)
-class Surface:
-    """One loss surface to draw: values[i, j] at (alphas[i], betas[j]); `points` (p, 2) were evaluated for a fit."""
-
-    checkpoint: str
-    task: str
-    space: str
-    alphas: Floats
-    betas: Floats
-    values: Floats
-    points: Floats
-    caption: Caption
-
-    @property
-    def rise(self) -> float:
-        """Highest minus lowest finite value."""
-        finite = self.values[np.isfinite(self.values)]
-        return float(np.ptp(finite)) if finite.size else 0.0
-
-
-def surfaces_of(results: Mapping[str, Any]) -> list[Surface]:
-    """Every loss surface in results.json, checkpoint by checkpoint."""
-    split = SPLIT_WORDS[results["config"]["landscape"]["items"]]
-    return [
-        _surface(checkpoint, task, landscape, surface, split)
-        for checkpoint, landscape in results["landscapes"].items()
-        for task, surface in landscape["surfaces"].items()
-    ]
-
-
-def _surface(
-    checkpoint: str, task: str, landscape: Mapping[str, Any], surface: Mapping[str, Any], split: str
-) -> Surface:
-    values = np.array(surface["loss"], dtype=float)
-    state = quality(landscape["fit"], surface["error"], values)
-    evaluated = landscape.get("points", []) if landscape["fit"] else []
-    return Surface(
-        checkpoint=checkpoint,
-        task=task,
-        space=landscape["space"],
-        alphas=np.array(landscape["alphas"], dtype=float),
-        betas=np.array(landscape["betas"], dtype=float),
-        values=values,
-        points=np.array(evaluated, dtype=float).reshape(-1, 2),
-        caption=Caption(
-            f"{spoken(checkpoint)}: loss of {spoken(task)}",
-            (f"{len(surface['items'])} {split} items", state.fact),
-            (*state.alarms, *space_alarms(landscape["space"])),
-        ),
-    )
-
-
-def overview(surfaces: Sequence[Surface], norm: Normalize) -> Figure:
+def overview(surfaces: Sequence[SurfaceView], norm: Normalize) -> Figure:
     """All surfaces side by side: a row per task, a column per checkpoint, one colour scale."""
     places = table_of([(surface.task, surface.checkpoint) for surface in surfaces])
     return _contours({places[surface.task, surface.checkpoint]: surface for surface in surfaces}, norm).figure
 
 
-def single_contour(surface: Surface, norm: Normalize) -> Figure:
+def single_contour(surface: SurfaceView, norm: Normalize) -> Figure:
     """One surface as filled contours, with the points that were evaluated for its fit."""
     if not len(surface.points):
         return _contours({(0, 0): surface}, norm).figure
@@ -88,7 +35,7 @@ def single_contour(surface: Surface, norm: Normalize) -> Figure:
     return panels.figure
 
 
-def _contours(surfaces: Mapping[tuple[int, int], Surface], norm: Normalize) -> Panels:
+def _contours(surfaces: Mapping[tuple[int, int], SurfaceView], norm: Normalize) -> Panels:
     columns = 1 + max(column for _, column in surfaces)
     unit = step_unit(next(iter(surfaces.values())).space)
     panels = lay_out(
@@ -104,7 +51,7 @@ def _contours(surfaces: Mapping[tuple[int, int], Surface], norm: Normalize) -> P
     return panels
 
 
-def _contour(axes: Axes, surface: Surface, norm: Normalize) -> None:
+def _contour(axes: Axes, surface: SurfaceView, norm: Normalize) -> None:
     """Filled contours with first direction to the right and second upwards; non-finite cells hatched."""
     axes.set_facecolor("0.9")
     if not np.isfinite(surface.values).all():

@@ -1,16 +1,16 @@
-"""What a page is made of. Templates turn these into HTML and escape every text; text inside plots is escaped by `plain`."""
+"""Blocks of a page. Templates turn them into HTML and escape every text; text inside plots is escaped by `plain`."""
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-
-import numpy as np
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.report.tables.run import Table
 
 Spec = dict[str, Any]
+Rounded = float | None | list["Rounded"]
 
 
 def plain(text: str) -> str:
@@ -18,20 +18,18 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False).replace("%{", "% {")
 
 
-def rounded(values: Floats, digits: int = 5) -> list[Any]:
-    """`values` (any shape) as JSON: `digits` significant digits, None for what is not finite."""
-    array = np.asarray(values, dtype=float)
-    if array.ndim:
-        return [rounded(row, digits) for row in array]
-    number: Any = float(f"{float(array):.{digits}g}") if np.isfinite(array) else None
-    return number  # type: ignore[no-any-return]
+def rounded(values: Floats, digits: int = 5) -> list[Rounded]:
+    """`values` (any shape but a number) as JSON: `digits` significant digits, None for what is not finite."""
+    if values.ndim > 1:
+        return [rounded(row, digits) for row in values]
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One interactive plot. Colours that begin with @ are the page's own and follow its theme (assets/report.js).
+    """Interactive plot. Colours that begin with @ are the page's own and follow its theme (assets/report.js).
 
-    `alt` says what is to be seen to whoever cannot see it. Plots of one `link` turn together.
+    `alt` describes the plot for screen readers. Plots of one `link` turn together.
     """
 
     heading: str
@@ -172,7 +170,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Tile:
-    """One number that matters: what it is, the value with its error, and a word on it."""
+    """Number that matters: its label, the value with its error, and a word on it."""
 
     label: str
     value: str

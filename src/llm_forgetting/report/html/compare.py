@@ -1,14 +1,15 @@
-"""Runs side by side: what came out, what the landscape was, and where their configurations differ."""
+"""The page of several runs side by side: forgetting, landscapes, and where their configurations differ."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
+from llm_forgetting.files import to_plain
+from llm_forgetting.forgetting.measures import Estimate
 from llm_forgetting.report.html.blocks import Block, Code, Numbers, Page, Prose, Section
-from llm_forgetting.report.tables.run import SPLIT_WORDS, Table, measured, number, spoken, value_and_error
+from llm_forgetting.report.tables.run import SPLIT_WORDS, Table, display_name, measured, number, value_and_error
+from llm_forgetting.results import Results
 
-Results = Mapping[str, Any]
 Rows = tuple[tuple[str, ...], ...]
 # An error below this share of the value would add digits that nobody reads.
 PRECISE = 5e-3
@@ -16,7 +17,7 @@ PRECISE = 5e-3
 
 @dataclass(frozen=True)
 class Compared:
-    """One run: its name in the tables, its results.json, and its measures as (title, value, standard error)."""
+    """Run to be compared: its name in the tables, its results, and its measures (value, standard error) by title."""
 
     name: str
     results: Results
@@ -50,7 +51,7 @@ def compare_page(runs: Sequence[Compared], command: str) -> Page:
     return Page(
         title=f"{len(runs)} runs side by side",
         kicker="llm-forgetting compare",
-        answers=[(run.name, [run.results["answer"]]) for run in runs],
+        answers=[(run.name, [run.results.answer]) for run in runs],
         sections=[
             Section("forgetting", "Forgetting", [Numbers(forgetting)]),
             Section("scores", "Accuracy and loss", [Numbers(scores)]),
@@ -58,41 +59,40 @@ def compare_page(runs: Sequence[Compared], command: str) -> Page:
             Section("configuration", "Configuration", config),
             Section("again", "How to reproduce", [Code(command), Numbers(_identity(runs))]),
         ],
-        warnings=[f"{run.name}: {warning}" for run in runs for warning in run.results["warnings"]],
+        warnings=[f"{run.name}: {warning}" for run in runs for warning in run.results.warnings],
     )
 
 
 def _forgetting(runs: Sequence[Compared]) -> Rows:
     rows: dict[str, list[str]] = {}
     for n, run in enumerate(runs):
-        for split, word in SPLIT_WORDS.items():
-            found = run.results["forgetting"][split]
-            for measure, label in (("accuracy", "accuracy lost"), ("loss", "loss gained (nats)")):
-                for k, task in enumerate(found[measure]["tasks"], start=1):
-                    cells = rows.setdefault(f"task {k}, {word}: {label}", ["-"] * len(runs))
-                    cells[n] = _estimate(task["absolute"])
+        for split in run.results.forgetting.splits:
+            for measure, label in ((split.accuracy, "accuracy lost"), (split.loss, "loss gained (nats)")):
+                for k, task in enumerate(measure.tasks, start=1):
+                    row = rows.setdefault(f"task {k}, {SPLIT_WORDS[split.split]}: {label}", ["-"] * len(runs))
+                    row[n] = _estimate(task.absolute)
     return tuple((label, *cells) for label, cells in rows.items())
 
 
-def _estimate(found: Mapping[str, Any]) -> str:
-    if found["value"] is None:
+def _estimate(estimate: Estimate) -> str:
+    if estimate.value is None:
         return "-"
-    interval = found["interval"]
+    interval = estimate.interval
     if interval:
-        return f"{number(found['value'])} [{number(interval['low'])}, {number(interval['high'])}]"
-    return value_and_error(found["value"], found["stderr"])
+        return f"{number(estimate.value)} [{number(interval.low)}, {number(interval.high)}]"
+    return value_and_error(estimate.value, estimate.stderr)
 
 
 def _scores(runs: Sequence[Compared]) -> Rows:
     rows: dict[str, list[str]] = {}
     for n, run in enumerate(runs):
-        for split, word in SPLIT_WORDS.items():
-            found = run.results["forgetting"][split]
-            for i, checkpoint in enumerate(found["checkpoints"]):
-                pairs = zip(found["accuracy"]["cells"][i], found["loss"]["cells"][i], strict=True)
+        for split in run.results.forgetting.splits:
+            for i, checkpoint in enumerate(split.checkpoints):
+                pairs = zip(split.accuracy.cells[i], split.loss.cells[i], strict=True)
                 for j, (accuracy, loss) in enumerate(pairs, start=1):
-                    cells = rows.setdefault(f"task {j}, {word}, {spoken(checkpoint)}", ["-"] * len(runs))
-                    cells[n] = f"{value_and_error(accuracy['value'], accuracy['stderr'])} / {number(loss['value'])}"
+                    label = f"task {j}, {SPLIT_WORDS[split.split]}, {display_name(checkpoint)}"
+                    row = rows.setdefault(label, ["-"] * len(runs))
+                    row[n] = f"{value_and_error(accuracy.value, accuracy.stderr)} / {number(loss.value)}"
     return tuple((label, *cells) for label, cells in rows.items())
 
 
@@ -101,8 +101,8 @@ def _measures(runs: Sequence[Compared]) -> Rows:
     return tuple((title, *(_measure(run.measures.get(title, (None, None))) for run in runs)) for title in titles)
 
 
-def _measure(found: tuple[float | None, float | None]) -> str:
-    value, stderr = found
+def _measure(measure: tuple[float | None, float | None]) -> str:
+    value, stderr = measure
     if value is None:
         return "-"
     if abs(value) >= 1000:
@@ -113,30 +113,30 @@ def _measure(found: tuple[float | None, float | None]) -> str:
 
 def _differences(runs: Sequence[Compared]) -> Rows:
     """The fields of the configuration that are not the same everywhere, but for where results went."""
-    flat = [_flattened(run.results["config"]) for run in runs]
+    flat = [_flattened(to_plain(run.results.config)) for run in runs]
     fields = dict.fromkeys(field for config in flat for field in config if not field.startswith("output."))
-    values = {field: tuple(_listed(config.get(field, "-")) for config in flat) for field in fields}
-    return tuple((field, *said) for field, said in values.items() if len(set(said)) > 1)
+    values = {field: tuple(_text(config.get(field, "-")) for config in flat) for field in fields}
+    return tuple((field, *texts) for field, texts in values.items() if len(set(texts)) > 1)
 
 
-def _flattened(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flattened(config: Mapping[str, object], path: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in config.items():
-        found |= _flattened(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return found
+        flat |= _flattened(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return flat
 
 
-def _listed(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _identity(runs: Sequence[Compared]) -> Table:
     header = ("what", *(run.name for run in runs))
     rows = (
-        ("tasks", *(", ".join(map(spoken, run.results["task_names"])) for run in runs)),
-        ("model", *(run.results["model"]["name"] for run in runs)),
-        ("configuration, SHA-256", *(run.results["config_fingerprint"][:16] for run in runs)),
-        ("llm-forgetting", *(run.results["versions"]["llm-forgetting"] for run in runs)),
+        ("tasks", *(", ".join(map(display_name, run.results.task_names)) for run in runs)),
+        ("model", *(run.results.model.name for run in runs)),
+        ("configuration, SHA-256", *(run.results.config_fingerprint[:16] for run in runs)),
+        ("llm-forgetting", *(run.results.versions["llm-forgetting"] for run in runs)),
     )
     return Table("The runs", header, rows)
 

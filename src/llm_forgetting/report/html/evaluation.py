@@ -1,13 +1,15 @@
-"""The page of `llm-forgetting evaluate`: accuracy on whole test splits, then every item."""
+"""The page of an evaluation: accuracy on whole test splits, then every item."""
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from llm_forgetting.forgetting.intervals import Interval
+from llm_forgetting.forgetting.records import ItemRecord, Line
+from llm_forgetting.report.html.axes import above, error_bars, upright
 from llm_forgetting.report.html.blocks import (
     Block,
     Code,
@@ -23,88 +25,84 @@ from llm_forgetting.report.html.blocks import (
     plain,
     rounded,
 )
+from llm_forgetting.report.html.items import MOST_ITEMS
 from llm_forgetting.report.html.reproduction import configuration, model_name, versions, what_ran
-from llm_forgetting.report.html.scores import MOST_ITEMS
 from llm_forgetting.report.tables.evaluation import evaluation_table
-from llm_forgetting.report.tables.run import Table, number, spoken, value_and_error
+from llm_forgetting.report.tables.run import Table, display_name, number, value_and_error
+from llm_forgetting.results import EvaluationResults, TaskEvaluation
 
-Content = Mapping[str, Any]
 RIGHT, WRONG = "right", "wrong"
 # More tasks than this are answered by their range.
-MOST_SAID = 6
+MOST_NAMED = 6
 
 
-def evaluation_page(content: Content, records: Sequence[Content]) -> Page:
-    """`records` are the lines of items.jsonl, none where they are gone."""
-    model, adapter = content["model"], content["adapter"]
-    what = f"{Path(adapter).name or adapter}" if adapter else f"{model_name(model)} without an adapter"
-    listing = _listing(records)
-    items: Block = listing or Prose("No items: items.jsonl is missing.", quiet=True)
-    letters = [Numbers(_letters(records))] if records else []
+def evaluation_page(results: EvaluationResults, items: Sequence[Line]) -> Page:
+    """The page; `items` are none where items.jsonl is gone."""
+    model, adapter = results.model, results.adapter
+    what = (Path(adapter).name or adapter) if adapter else f"{model_name(model)} without an adapter"
+    answered = [item for item in items if isinstance(item, ItemRecord)]
+    listing = _listing(answered) if answered else Prose("No items: items.jsonl is missing.", quiet=True)
+    letters = [Numbers(_letters(answered))] if answered else []
     return Page(
         title=f"Test accuracy of {what}",
-        kicker=f"llm-forgetting evaluate · {model_name(model)} · {model['parameters']:,} parameters",
-        answers=[("", _answers(content))],
-        warnings=_cut(content),
+        kicker=f"llm-forgetting evaluate · {model_name(model)} · {model.parameters:,} parameters",
+        answers=[("", _answers(results.tasks))],
+        warnings=_cut(results.limit),
         sections=[
             Section(
                 "accuracy",
                 "Accuracy",
-                [accuracy_figure(content, records), Numbers(evaluation_table(content)), *letters],
+                [accuracy_figure(results, answered), Numbers(evaluation_table(results)), *letters],
             ),
-            Section("items", "Item by item", [items]),
+            Section("items", "Item by item", [listing]),
             Section("method", "Method", [Points(_METHOD)]),
-            Section("again", "How to reproduce", _again(content)),
+            Section("again", "How to reproduce", _again(results)),
         ],
-        footer=[f"llm-forgetting {content['versions']['llm-forgetting']}. {content['source']}"],
+        footer=[f"llm-forgetting {results.versions['llm-forgetting']}. {results.source}"],
     )
 
 
-def _answers(content: Content) -> list[str]:
+def _answers(tasks: Sequence[TaskEvaluation]) -> list[str]:
     """A sentence for each task; of many tasks the worst and the best."""
-    tasks = content["tasks"]
-    if len(tasks) <= MOST_SAID:
+    if len(tasks) <= MOST_NAMED:
         return [_answer(task) for task in tasks]
-    worst, *_, best = sorted(tasks, key=lambda task: float(task["accuracy"]["value"]))
-    ends = [f"{_accuracy(task)} on {spoken(task['name'])}" for task in (worst, best)]
+    worst, *_, best = sorted(tasks, key=lambda task: task.accuracy.value)
+    ends = [f"{_accuracy(task)} on {display_name(task.name)}" for task in (worst, best)]
     return [f"Accuracy on {len(tasks)} tasks: from {ends[0]} to {ends[1]} (± one standard error over items)."]
 
 
-def _answer(task: Content) -> str:
-    n = task["accuracy"]["n"]
-    if len(task["subjects"]) > 1:
+def _answer(task: TaskEvaluation) -> str:
+    n = task.accuracy.n
+    if len(task.subjects) > 1:
         return (
-            f"Accuracy on {spoken(task['name'])} is {_accuracy(task)} (± one standard error; {n} items of "
-            f"{len(task['subjects'])} subjects)."
+            f"Accuracy on {display_name(task.name)} is {_accuracy(task)} (± one standard error; {n} items of "
+            f"{len(task.subjects)} subjects)."
         )
-    (found,) = task["subjects"]
-    interval, loss = found["accuracy"]["interval"], found["loss"]
-    known = f"95% interval {number(interval['low'])} to {number(interval['high'])}; " if interval else ""
+    (subject,) = task.subjects
+    interval = subject.accuracy.interval
+    between = f"95% interval {number(interval.low)} to {number(interval.high)}; " if interval else ""
     return (
-        f"On {spoken(task['name'])}, {found['accuracy']['correct']} of {n} items are answered right: accuracy "
-        f"{number(found['accuracy']['value'])} ({known}loss {value_and_error(loss['value'], loss['stderr'])} nats)."
+        f"On {display_name(task.name)}, {subject.accuracy.correct} of {n} items are answered right: accuracy "
+        f"{number(subject.accuracy.value)} ({between}loss {value_and_error(subject.loss.value, subject.loss.stderr)} nats)."
     )
 
 
-def _accuracy(task: Content) -> str:
-    return value_and_error(task["accuracy"]["value"], task["accuracy"]["stderr"])
+def _accuracy(task: TaskEvaluation) -> str:
+    return value_and_error(task.accuracy.value, task.accuracy.stderr)
 
 
-def _cut(content: Content) -> list[str]:
-    limit = content["limit"]
-    return (
-        []
-        if limit is None
-        else [f"only the first {limit} rows of each subject were scored (--limit), not whole test splits"]
-    )
+def _cut(limit: int | None) -> list[str]:
+    if limit is None:
+        return []
+    return [f"only the first {limit} rows of each subject were scored (--limit), not whole test splits"]
 
 
-def accuracy_figure(content: Content, records: Sequence[Content]) -> Figures:
+def accuracy_figure(results: EvaluationResults, items: Sequence[ItemRecord]) -> Figures:
     """A row per subject: accuracy with its interval, and where guessing would be if all items have as many options."""
-    subjects = [found for task in content["tasks"] for found in task["subjects"]]
-    values = np.array([float(found["accuracy"]["value"]) for found in subjects])
-    ends = np.array([_ends(found["accuracy"]) for found in subjects])
-    names = [spoken(found["name"]) for found in subjects]
+    subjects = [subject for task in results.tasks for subject in task.subjects]
+    values = np.array([subject.accuracy.value for subject in subjects])
+    ends = np.array([_ends(subject.accuracy.interval, subject.accuracy.value) for subject in subjects])
+    names = [display_name(subject.name) for subject in subjects]
     data: list[Spec] = [
         {
             "type": "scatter",
@@ -112,20 +110,12 @@ def accuracy_figure(content: Content, records: Sequence[Content]) -> Figures:
             "x": rounded(values),
             "y": list(range(len(subjects))),
             "marker": {"color": "@line0", "size": 9},
-            "error_x": {
-                "type": "data",
-                "symmetric": False,
-                "array": rounded(ends[:, 1] - values),
-                "arrayminus": rounded(values - ends[:, 0]),
-                "color": "@line0",
-                "thickness": 1.5,
-                "width": 3,
-            },
+            "error_x": error_bars(values, ends[:, 0], ends[:, 1], "@line0"),
             "text": [f"{plain(name)}: {value:.3f}" for name, value in zip(names, values, strict=True)],
             "hoverinfo": "text",
         }
     ]
-    options = {len(record["letter_logits"]) for record in records}
+    options = {len(item.letter_logits) for item in items}
     guessing = [1 / options.pop()] if len(options) == 1 else []
     layout = {
         "xaxis": {"title": {"text": "accuracy"}, "range": [-0.02, 1.02]},
@@ -135,35 +125,24 @@ def accuracy_figure(content: Content, records: Sequence[Content]) -> Figures:
             "range": [len(names) - 0.5, -0.5],
             "showgrid": False,
         },
-        "shapes": [_upright(x) for x in guessing],
-        "annotations": [_name(x) for x in guessing],
+        "shapes": [upright(x, {"color": "@ink", "width": 1.2, "dash": "dot"}) for x in guessing],
+        "annotations": [above(x, "guessing") for x in guessing],
         "showlegend": False,
         "margin": {"l": 60, "r": 12, "t": 28, "b": 40},
     }
-    told = "; ".join(f"{name} {number(value)}" for name, value in zip(names, values, strict=True))
+    texts = "; ".join(f"{name} {number(value)}" for name, value in zip(names, values, strict=True))
     facts = ("bars: 95% intervals over items (Wilson)", *(["dotted: guessing"] if guessing else []))
     height = min(0.25 + 0.05 * len(names), 3.0)
-    return Figures([Plot("Accuracy by subject", f"Accuracy: {told}.", data, layout, facts, aspect=height)], 1)
+    return Figures([Plot("Accuracy by subject", f"Accuracy: {texts}.", data, layout, facts, aspect=height)], 1)
 
 
-def _ends(found: Content) -> tuple[float, float]:
-    interval, value = found["interval"], float(found["value"])
-    return (float(interval["low"]), float(interval["high"])) if interval else (value, value)
+def _ends(interval: Interval | None, value: float) -> tuple[float, float]:
+    return (interval.low, interval.high) if interval else (value, value)
 
 
-def _upright(x: float) -> Spec:
-    line = {"color": "@ink", "width": 1.2, "dash": "dot"}
-    return {"type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line}
-
-
-def _name(x: float) -> Spec:
-    place = {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": "center", "showarrow": False}
-    return {**place, "text": "guessing"}
-
-
-def _letters(records: Sequence[Content]) -> Table:
+def _letters(items: Sequence[ItemRecord]) -> Table:
     """How often every letter is right, and how often it is answered."""
-    right, answered = (Counter(record[key] for record in records) for key in ("answer", "predicted"))
+    right, answered = Counter(item.answer for item in items), Counter(item.predicted for item in items)
     rows = tuple((letter, str(right[letter]), str(answered[letter])) for letter in sorted({*right, *answered}))
     return Table(
         "Letters",
@@ -173,21 +152,19 @@ def _letters(records: Sequence[Content]) -> Table:
     )
 
 
-def _listing(records: Sequence[Content]) -> Listing | None:
+def _listing(items: Sequence[ItemRecord]) -> Listing:
     """Every item, those answered wrong first."""
-    if not records:
-        return None
     header = ("item", "subject", "right", "answered", "outcome", "loss")
     rows = [
         (
-            record["id"],
-            spoken(record["subject"]),
-            record["answer"],
-            record["predicted"],
-            RIGHT if record["correct"] else WRONG,
-            number(record["loss"]),
+            item.id,
+            display_name(item.subject),
+            item.answer,
+            item.predicted,
+            RIGHT if item.correct else WRONG,
+            number(item.loss),
         )
-        for record in sorted(records, key=lambda record: bool(record["correct"]))
+        for item in sorted(items, key=lambda item: item.correct)
     ]
     note = "right: the letter of the right option; answered: the likeliest of the letters; loss in nats."
     if len(rows) > MOST_ITEMS:
@@ -205,15 +182,15 @@ _METHOD = (
 )
 
 
-def _again(content: Content) -> list[Block]:
-    data, limit = content["config"]["data"], content["limit"]
-    words = ["llm-forgetting", "evaluate", *([content["adapter"]] if content["adapter"] else [])]
-    words += [word for task in data["tasks"] for word in ("--task", task)]
-    words += ["--few_shot", str(data["few_shot"]), *([] if limit is None else ["--limit", str(limit)])]
+def _again(results: EvaluationResults) -> list[Block]:
+    data, limit = results.config.data, results.limit
+    words = ["llm-forgetting", "evaluate", *([results.adapter] if results.adapter else [])]
+    words += [word for task in data.tasks for word in ("--task", task)]
+    words += ["--few_shot", str(data.few_shot), *([] if limit is None else ["--limit", str(limit)])]
     return [
         Prose("And every field of the configuration below that is not its default, by its dotted path."),
         Code(shlex.join(words)),
-        what_ran(content, ("data", content["source"])),
-        versions(content),
-        configuration(content),
+        what_ran(results, ("data", results.source)),
+        versions(results),
+        configuration(results),
     ]

@@ -1,54 +1,45 @@
-"""report.html in the folder of whatever writes one, from the artifacts there."""
+"""report.html in the folder of a run, scan, evaluation or study."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llm_forgetting.files import write_text
+from llm_forgetting.forgetting.records import Line
+from llm_forgetting.report.html.blocks import Page
 from llm_forgetting.report.html.evaluation import evaluation_page
+from llm_forgetting.report.html.items import Questions
 from llm_forgetting.report.html.page import render
 from llm_forgetting.report.html.run import run_page
 from llm_forgetting.report.html.scan import scan_page
-from llm_forgetting.report.html.scores import Questions
 from llm_forgetting.report.html.study import study_page
+from llm_forgetting.report.views.study import StudyContent
+from llm_forgetting.results import EvaluationResults, Results, ScanResults
 
 REPORT = "report.html"
 # A name of its own, so that nobody who passes a report on passes questions on.
 WITH_QUESTIONS = "report_with_questions.html"
-Content = Mapping[str, Any]
 
 
-def write_run_report(
-    results: Content, records: Sequence[Content], folder: Path, questions: Questions | None = None
-) -> Path:
-    """Of what results.json and the lines of items.jsonl hold; a page with `questions` has a name of its own."""
-    path = folder / (REPORT if questions is None else WITH_QUESTIONS)
-    write_text(path, render(run_page(results, records, questions)))
-    return path
+def write_run_report(results: Results, items: Sequence[Line], folder: Path, questions: Questions | None = None) -> Path:
+    """Write the page of a run; a page with `questions` has a name of its own."""
+    return _write(run_page(results, items, questions), folder, REPORT if questions is None else WITH_QUESTIONS)
 
 
-def write_study_report(study: Content, folder: Path) -> Path:
-    """Of what study.json holds."""
-    write_text(folder / REPORT, render(study_page(study)))
-    return folder / REPORT
+def write_study_report(study: StudyContent, folder: Path) -> Path:
+    """Write the page of what study.json holds."""
+    return _write(study_page(study), folder)
 
 
-def write_scan_report(scan: Content, folder: Path) -> Path:
-    """Of what landscape.json holds."""
-    write_text(folder / REPORT, render(scan_page(scan)))
-    return folder / REPORT
+def write_scan_report(results: ScanResults, folder: Path) -> Path:
+    """Write the page of a scan."""
+    return _write(scan_page(results), folder)
 
 
-def write_evaluation_report(evaluation: Content, records: Sequence[Content], folder: Path) -> Path:
-    """Of what evaluation.json and the lines of items.jsonl hold."""
-    write_text(folder / REPORT, render(evaluation_page(evaluation, records)))
-    return folder / REPORT
+def write_evaluation_report(results: EvaluationResults, items: Sequence[Line], folder: Path) -> Path:
+    """Write the page of an evaluation."""
+    return _write(evaluation_page(results, items), folder)
 
 
-def read_items(folder: Path) -> list[Content]:
-    """The lines of items.jsonl; none where it is gone."""
-    path = folder / "items.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _write(page: Page, folder: Path, name: str = REPORT) -> Path:
+    write_text(folder / name, render(page))
+    return folder / name

@@ -1,97 +1,99 @@
-"""Forecast against observed: what slope and curvature at a checkpoint said of the next, and what happened."""
+"""Plot of forecast against observed: slope and curvature at a checkpoint, and what happened to the next."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from llm_forgetting.report.figures.axis_scale import Stretch
-from llm_forgetting.report.html.axes import ticks_of
+from llm_forgetting.arrays import standard_error
+from llm_forgetting.forgetting.records import ItemRecord, Line
+from llm_forgetting.report.html.axes import error_bars, ticks_of
 from llm_forgetting.report.html.blocks import Block, Figures, Numbers, Plot, Prose, Spec, plain, rounded
-from llm_forgetting.report.html.curves import SYMBOLS
+from llm_forgetting.report.html.lines import SYMBOLS
 from llm_forgetting.report.tables.curvature import forecast_table
-from llm_forgetting.report.tables.run import SPLIT_WORDS, measured, spoken, value_and_error
+from llm_forgetting.report.tables.run import SPLIT_WORDS, display_name, measured, value_and_error
+from llm_forgetting.report.views.axis_scale import AxisScale
+from llm_forgetting.results import Results
 
-Record = Mapping[str, Any]
 ORDERS = (("first_order", "first order"), ("second_order", "second order"))
 # A forecast further out than this many times the largest observed change would press all else into a corner.
 FAR = 8.0
-# More entries than this are told by the table alone.
-MOST_TOLD = 6
+# More entries than this are described by the table alone.
+MOST_DESCRIBED = 6
 
 
 @dataclass(frozen=True)
-class Foreseen:
-    """One earlier task and split on one step: forecasts by order and the observed change, nats.
+class ComparedForecast:
+    """Forecasts by order and the observed change of one earlier task and split on one step, nats.
 
-    `stderr` is that of the observed change over the items, which are the same at both ends; NaN where they are not known.
+    `stderr` is that of the observed change over the items, which are the same at both ends; None where they are not known.
     """
 
     name: str
     split: str
     forecasts: Mapping[str, float]
     observed: float
-    stderr: float
+    stderr: float | None
 
 
-def forecast_blocks(results: Mapping[str, Any], records: Sequence[Record]) -> list[Block]:
-    """The plot and the table; `records` are the lines of items.jsonl, from which the bars come."""
-    if not results["forecasts"]:
+def forecast_blocks(results: Results, items: Sequence[Line]) -> list[Block]:
+    """The plot and the table; the bars come from the items."""
+    if not results.forecasts:
         return [Prose("Nothing was forecast in this run (curvature.forecast, or a single task).", quiet=True)]
-    found = foreseen_of(results, records)
-    table = forecast_table(results)
-    plot = forecast_plot(found)
     note = (
         "A dot on the dashed line was forecast right; above it more was forgotten than forecast, below it less. The way in "
         "between, with the quadratic over it, is in the section before."
     )
-    return [Figures([plot], 2, note), Numbers(table)]
+    return [
+        Figures([forecast_plot(compared_forecasts(results, items))], 2, note),
+        Numbers(forecast_table(results)),
+    ]
 
 
-def foreseen_of(results: Mapping[str, Any], records: Sequence[Record]) -> list[Foreseen]:
-    """Every forecast of results.json that was compared with what happened."""
-    losses = {(r["checkpoint"], r["task"], r["split"], r["id"]): float(r["loss"]) for r in records if "task" in r}
-    found = []
-    for entry in results["forecasts"]:
-        for task, splits in entry["tasks"].items():
-            for split, one in splits.items():
-                ends = [
-                    [losses.get((entry[end], task, split, item)) for item in one["items"]] for end in ("from", "to")
-                ]
-                found.append(
-                    Foreseen(
-                        f"{spoken(task)}, {SPLIT_WORDS[split]}, {spoken(entry['from'])} to {spoken(entry['to'])}",
-                        split,
-                        {key: float(one[key]) for key, _ in ORDERS},
-                        float(one["observed"]),
-                        _paired_stderr(*ends),
-                    )
+def compared_forecasts(results: Results, items: Sequence[Line]) -> list[ComparedForecast]:
+    """Every forecast that was compared with what happened."""
+    losses: dict[tuple[str, str, str, str], float] = {
+        (item.checkpoint, item.task, item.split, item.id): item.loss for item in items if isinstance(item, ItemRecord)
+    }
+    return [
+        ComparedForecast(
+            f"{display_name(task)}, {SPLIT_WORDS[split]}, {display_name(step.start)} to {display_name(step.to)}",
+            split,
+            {"first_order": forecast.first_order, "second_order": forecast.second_order},
+            forecast.observed,
+            _paired_stderr(
+                *(
+                    [losses.get((checkpoint, task, split, item)) for item in forecast.items]
+                    for checkpoint in (step.start, step.to)
                 )
-    return found
+            ),
+        )
+        for step in results.forecasts
+        for task, splits in step.tasks.items()
+        for split, forecast in splits.items()
+    ]
 
 
-def _paired_stderr(before: Sequence[float | None], after: Sequence[float | None]) -> float:
-    if len(before) < 2 or None in before or None in after:
-        return math.nan
-    changes = np.array(after, dtype=float) - np.array(before, dtype=float)
-    return float(changes.std(ddof=1) / math.sqrt(len(changes)))
+def _paired_stderr(before: Sequence[float | None], after: Sequence[float | None]) -> float | None:
+    pairs = [(x, y) for x, y in zip(before, after, strict=True) if x is not None and y is not None]
+    stderr = standard_error([y - x for x, y in pairs]) if len(pairs) == len(before) else None
+    return None if stderr is None or math.isnan(stderr) else stderr
 
 
-def stretch_of(found: Sequence[Foreseen]) -> Stretch:
-    """Both axes: even, unless forecasts lie far out of what was observed."""
-    observed = max((abs(one.observed) for one in found if math.isfinite(one.observed)), default=0.0)
-    furthest = max((abs(x) for one in found for x in one.forecasts.values() if math.isfinite(x)), default=0.0)
-    return Stretch("asinh", observed) if 0 < FAR * observed < furthest else Stretch()
+def forecast_scale(forecasts: Sequence[ComparedForecast]) -> AxisScale:
+    """Scale of both axes: even, unless forecasts lie far out of what was observed."""
+    observed = max((abs(each.observed) for each in forecasts if math.isfinite(each.observed)), default=0.0)
+    values = [abs(value) for each in forecasts for value in each.forecasts.values() if math.isfinite(value)]
+    return AxisScale("asinh", observed) if 0 < FAR * observed < max(values, default=0.0) else AxisScale()
 
 
-def forecast_plot(found: Sequence[Foreseen]) -> Plot:
+def forecast_plot(forecasts: Sequence[ComparedForecast]) -> Plot:
     """A dot per order, task and split: forecast to the right, observed upwards, on one scale."""
-    stretch = stretch_of(found)
-    values = np.array([x for one in found for x in (0.0, one.observed, *one.forecasts.values())])
+    scale = forecast_scale(forecasts)
+    values = np.array([x for each in forecasts for x in (0.0, each.observed, *each.forecasts.values())])
     values = values[np.isfinite(values)]
-    ends = stretch.place(np.array([values.min(), values.max()]))
+    ends = scale.place(np.array([values.min(), values.max()]))
     spare = 0.07 * float(ends[1] - ends[0]) or 0.5
     limits = [float(ends[0]) - spare, float(ends[1]) + spare]
     axis = {
@@ -99,16 +101,16 @@ def forecast_plot(found: Sequence[Foreseen]) -> Plot:
         "zeroline": True,
         "zerolinecolor": "@quiet",
         "nticks": 7,
-        **ticks_of(stretch, values),
+        **ticks_of(scale, values),
     }
     alike = {"color": "@quiet", "dash": "dash", "width": 1.5}
     line: Spec = {"type": "scatter", "mode": "lines", "x": limits, "y": limits, "line": alike}
     data = [{**line, "name": "forecast = observed", "hoverinfo": "skip"}]
-    splits = list(dict.fromkeys(one.split for one in found))
+    splits = list(dict.fromkeys(each.split for each in forecasts))
     for n, (key, label) in enumerate(ORDERS):
         for split in splits:
-            shown = [one for one in found if one.split == split]
-            data.append(_dots(shown, key, f"{label}, {SPLIT_WORDS[split]}", n, stretch, hollow=split != splits[0]))
+            shown = [each for each in forecasts if each.split == split]
+            data.append(_dots(shown, key, f"{label}, {SPLIT_WORDS[split]}", n, scale, hollow=split != splits[0]))
     layout = {
         "xaxis": {"title": {"text": "forecast change of the loss (nats)"}, **axis},
         "yaxis": {"title": {"text": "observed (nats)"}, "scaleanchor": "x", "constrain": "domain", **axis},
@@ -116,39 +118,34 @@ def forecast_plot(found: Sequence[Foreseen]) -> Plot:
         "margin": {"l": 54, "r": 12, "t": 56, "b": 44},
     }
     facts = []
-    if any(math.isfinite(one.stderr) for one in found):
+    if any(each.stderr is not None for each in forecasts):
         facts.append("bars: one standard error over the items, before and after paired")
-    if stretch.kind == "asinh":
-        facts.append(f"axes even within {stretch.width:.2g} nats, logarithmic beyond")
-    return Plot("Forecast and observed change of the loss", _told(found), data, layout, tuple(facts), aspect=0.95)
-
-
-def _dots(found: Sequence[Foreseen], key: str, name: str, n: int, stretch: Stretch, *, hollow: bool) -> Spec:
-    forecast, observed, stderr = (
-        np.array(column, dtype=float)
-        for column in zip(*((one.forecasts[key], one.observed, one.stderr) for one in found), strict=True)
+    if scale.kind == "asinh":
+        facts.append(f"axes even within {scale.width:.2g} nats, logarithmic beyond")
+    return Plot(
+        "Forecast and observed change of the loss", _describe(forecasts), data, layout, tuple(facts), aspect=0.95
     )
+
+
+def _dots(
+    forecasts: Sequence[ComparedForecast], key: str, name: str, n: int, scale: AxisScale, *, hollow: bool
+) -> Spec:
+    forecast = np.array([each.forecasts[key] for each in forecasts])
+    observed = np.array([each.observed for each in forecasts])
+    stderr = np.array([each.stderr or 0.0 for each in forecasts])
+    low, middle, high = (scale.place(observed + sign * stderr) for sign in (-1, 0, 1))
     colour = f"@line{n}"
-    low, middle, high = (stretch.place(observed + sign * np.nan_to_num(stderr)) for sign in (-1, 0, 1))
     texts = [
-        f"{plain(one.name)}<br>forecast {measured(one.forecasts[key])}, observed {measured(one.observed)} nats"
-        for one in found
+        f"{plain(each.name)}<br>forecast {measured(each.forecasts[key])}, observed {measured(each.observed)} nats"
+        for each in forecasts
     ]
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
-        "x": rounded(stretch.place(forecast)),
+        "x": rounded(scale.place(forecast)),
         "y": rounded(middle),
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": rounded(high - middle),
-            "arrayminus": rounded(middle - low),
-            "color": colour,
-            "thickness": 1.5,
-            "width": 3,
-        },
+        "error_y": error_bars(middle, low, high, colour),
         "marker": {
             "symbol": SYMBOLS[n] + ("-open" if hollow else ""),
             "size": 10,
@@ -160,14 +157,14 @@ def _dots(found: Sequence[Foreseen], key: str, name: str, n: int, stretch: Stret
     }
 
 
-def _told(found: Sequence[Foreseen]) -> str:
+def _describe(forecasts: Sequence[ComparedForecast]) -> str:
     start = "Forecast to the right, observed upwards"
-    if len(found) > MOST_TOLD:
-        return f"{start}: {len(found)} entries, each in the table below."
-    told = [
-        f"{one.name}: "
-        + ", ".join(f"{label} {measured(one.forecasts[key])}" for key, label in ORDERS)
-        + f", observed {value_and_error(one.observed, None if math.isnan(one.stderr) else one.stderr)} nats"
-        for one in found
+    if len(forecasts) > MOST_DESCRIBED:
+        return f"{start}: {len(forecasts)} entries, each in the table below."
+    texts = [
+        f"{each.name}: "
+        + ", ".join(f"{label} {measured(each.forecasts[key])}" for key, label in ORDERS)
+        + f", observed {value_and_error(each.observed, each.stderr)} nats"
+        for each in forecasts
     ]
-    return f"{start}. {'; '.join(told)}."
+    return f"{start}. {'; '.join(texts)}."

@@ -1,51 +1,52 @@
-"""How to do it again: what ran on what, versions, cost and configuration, of anything that writes a report."""
+"""How to reproduce a result: what ran on what, versions, cost and configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from llm_forgetting.files import to_plain
 from llm_forgetting.report.html.blocks import Folded, Numbers
 from llm_forgetting.report.tables.run import Table
+from llm_forgetting.results import EvaluationResults, ModelDescription, Results, ScanResults, Timing
 
-Content = Mapping[str, Any]
-
-
-def model_name(model: Content) -> str:
-    """What a headline calls the model: a folder by its last part, one of the hub in full."""
-    path = Path(model["name"])
-    return path.name if path.is_absolute() else str(model["name"])
+AnyResults = Results | ScanResults | EvaluationResults
 
 
-def what_ran(content: Content, *more: tuple[str, str]) -> Numbers:
-    """Model, adapter and machine, and whatever else is given."""
-    model, machine = content["model"], content["environment"]
-    adapter = f"LoRA on {model['adapted_modules']} modules, {model['adapter_parameters']:,} parameters"
+def model_name(model: ModelDescription) -> str:
+    """Name of the model in a headline: a folder by its last part, one of the hub in full."""
+    path = Path(model.name)
+    return path.name if path.is_absolute() else model.name
+
+
+def what_ran(results: AnyResults, *more: tuple[str, str]) -> Numbers:
+    """Table of model, adapter and machine, and of `more` facts."""
+    model, machine = results.model, results.environment
+    adapter = f"LoRA on {model.adapted_modules} modules, {model.adapter_parameters:,} parameters"
     facts = (
-        ("model", f"{model['name']} ({model['architecture']}, {model['parameters']:,} parameters, {model['dtype']})"),
-        ("adapter", adapter if model["adapter_parameters"] else "none"),
-        ("machine", f"{machine['platform']}, {model['threads']} threads on {model['device']}"),
+        ("model", f"{model.name} ({model.architecture}, {model.parameters:,} parameters, {model.dtype})"),
+        ("adapter", adapter if model.adapter_parameters else "none"),
+        ("machine", f"{machine.platform}, {model.threads} threads on {model.device}"),
         *more,
     )
     return Numbers(Table("What was run", ("what", "value"), facts))
 
 
-def versions(content: Content) -> Numbers:
-    """Of every package that numbers depend on."""
-    return Numbers(Table("Versions", ("package", "version"), tuple(content["versions"].items())))
+def versions(results: AnyResults) -> Numbers:
+    """Table of every package that numbers depend on."""
+    return Numbers(Table("Versions", ("package", "version"), tuple(results.versions.items())))
 
 
-def cost(timings: Mapping[str, Mapping[str, float]]) -> Numbers:
-    """Seconds and memory of every phase."""
+def cost(timings: Mapping[str, Timing]) -> Numbers:
+    """Table of seconds and memory of every phase."""
     rows = tuple(
-        (name.replace("_", " "), f"{found['wall_seconds']:.1f}", f"{found['peak_memory_bytes'] / 2**30:.2f}")
-        for name, found in timings.items()
+        (name.replace("_", " "), f"{timing.wall_seconds:.1f}", f"{timing.peak_memory_bytes / 2**30:.2f}")
+        for name, timing in timings.items()
     )
     return Numbers(Table("Cost", ("phase", "seconds", "peak memory (GiB)"), rows))
 
 
-def configuration(content: Content) -> Folded:
-    """All of it, to be opened."""
-    config = yaml.safe_dump(content["config"], sort_keys=False, allow_unicode=True).rstrip()
+def configuration(results: AnyResults) -> Folded:
+    """All of the configuration, to be opened."""
+    config = yaml.safe_dump(to_plain(results.config), sort_keys=False, allow_unicode=True).rstrip()
     return Folded("The whole configuration", config)

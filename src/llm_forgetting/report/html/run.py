@@ -1,65 +1,110 @@
-"""The page of a run: the answer, then everything behind it. From results.json and items.jsonl alone."""
+"""The page of a run: the answer, then everything behind it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from llm_forgetting.files import from_plain
-from llm_forgetting.report.html.blocks import Block, Code, Numbers, Page, Points, Prose, Section
-from llm_forgetting.report.html.curves import lines_blocks, training_blocks
+from llm_forgetting.forgetting.intervals import PairedProportionChange
+from llm_forgetting.forgetting.measures import MeasureForgetting
+from llm_forgetting.forgetting.records import Line
+from llm_forgetting.report.html.accuracy_matrix import heat_maps
+from llm_forgetting.report.html.blocks import Block, Code, Numbers, Page, Points, Prose, Section, Tile
+from llm_forgetting.report.html.checkpoint_plane import plane_blocks
 from llm_forgetting.report.html.forecasts import forecast_blocks
-from llm_forgetting.report.html.paths import between_blocks
+from llm_forgetting.report.html.items import Questions, item_listing
+from llm_forgetting.report.html.lines import lines_blocks
+from llm_forgetting.report.html.paths import path_blocks
 from llm_forgetting.report.html.reproduction import configuration, cost, versions, what_ran
-from llm_forgetting.report.html.scores import Questions, heat_maps, item_listing, tiles
 from llm_forgetting.report.html.spectra import curvature_blocks
 from llm_forgetting.report.html.surfaces import landscape_blocks
+from llm_forgetting.report.html.training import training_blocks
 from llm_forgetting.report.tables.markdown import describe_interventions
-from llm_forgetting.report.tables.run import Table, comparison_table, forgetting_table, spoken, summary_table
+from llm_forgetting.report.tables.run import (
+    SPLIT_WORDS,
+    Table,
+    comparison_table,
+    counts,
+    display_name,
+    forgetting_table,
+    number,
+    summary_table,
+    value_and_error,
+)
 from llm_forgetting.report.tables.spurious import spurious_table
-from llm_forgetting.results import InterventionRecord
+from llm_forgetting.results import Results
 
-Results = Mapping[str, Any]
 PRIVATE = (
     "This page holds the questions of a benchmark. Do not publish it: questions on the web get into training data, and then "
     "measure nothing."
 )
 
 
-def run_page(results: Results, records: Sequence[Mapping[str, Any]], questions: Questions | None = None) -> Page:
-    """`records` are the lines of items.jsonl, none where they are gone; `questions` only where they were asked for."""
-    model = results["model"]
+def run_page(results: Results, items: Sequence[Line], questions: Questions | None = None) -> Page:
+    """The page; `items` are none where items.jsonl is gone, `questions` only where they were asked for."""
+    model = results.model
     return Page(
-        title=_title(results["task_names"]),
-        kicker=f"llm-forgetting run · {model['name']} · {model['parameters']:,} parameters",
-        answers=[("", [results["answer"]])],
-        tiles=tiles(results),
-        warnings=[*([] if questions is None else [PRIVATE]), *results["warnings"]],
-        sections=_sections(results, records, questions),
-        footer=[f"llm-forgetting {results['versions']['llm-forgetting']}; one run, one seed. {results['source']}"],
+        title=_title(results.task_names),
+        kicker=f"llm-forgetting run · {model.name} · {model.parameters:,} parameters",
+        answers=[("", [results.answer])],
+        tiles=_tiles(results),
+        warnings=[*([] if questions is None else [PRIVATE]), *results.warnings],
+        sections=_sections(results, items, questions),
+        footer=[f"llm-forgetting {results.versions['llm-forgetting']}; one run, one seed. {results.source}"],
     )
 
 
 def _title(tasks: Sequence[str]) -> str:
-    first, *others = map(spoken, tasks)
+    first, *others = map(display_name, tasks)
     return f"What became of {first} after {', then '.join(others)}" if others else f"Fine-tuning on {first}"
 
 
-def _sections(results: Results, records: Sequence[Mapping[str, Any]], questions: Questions | None) -> list[Section]:
-    listing = item_listing(records, results, questions)
-    items: Block = listing or Prose("No items: items.jsonl is missing, or only one task was learnt.", quiet=True)
+def _tiles(results: Results) -> list[Tile]:
+    """What became of the first task, and of the landscape around it."""
+    tiles = []
+    for split in results.forgetting.splits:
+        word = SPLIT_WORDS[split.split]
+        tiles += [*_forgotten(split.accuracy, "Accuracy lost", word), *_forgotten(split.loss, "Loss gained", word)]
+    changes = [change for change in results.landscape_comparison if change.task == results.task_names[0]]
+    for change in changes[:1]:
+        label = f"Change of the mean rise around {display_name(change.task)}'s loss"
+        verdict = {True: "sharper", False: "flatter", None: "no difference shown"}[change.sharper]
+        tiles.append(Tile(label, f"{value_and_error(change.mean_rise.change, change.mean_rise.stderr)} nats", verdict))
+    return tiles
+
+
+def _forgotten(forgetting: MeasureForgetting, label: str, split: str) -> list[Tile]:
+    """Forgetting of the first task with its interval; of few items only counts of right answers."""
+    tiles = []
+    for task in forgetting.tasks[:1]:
+        estimate, interval, note = task.absolute, task.absolute.interval, f"{task.n} items"
+        if estimate.value is None:
+            continue
+        if interval:
+            note = f"95% interval {number(interval.low)} to {number(interval.high)}, {note}"
+        else:
+            few = counts(task.change) if isinstance(task.change, PairedProportionChange) else ""
+            note = f"{few} right, too few for an interval" if few else f"{note}, too few for an interval"
+        value = f"{number(estimate.value)}{'' if forgetting.measure == 'accuracy' else ' nats'}"
+        tiles.append(Tile(f"{label}, {display_name(task.name)}, {split}", value, note))
+    return tiles
+
+
+def _sections(results: Results, items: Sequence[Line], questions: Questions | None) -> list[Section]:
+    listing = item_listing(items, results.task_names, results.forgetting.train.checkpoints, questions)
+    item_by_item: Block = listing or Prose("No items: items.jsonl is missing, or only one task was learnt.", quiet=True)
+    between = [*plane_blocks(results), *path_blocks(results)]
     return [
         Section(
             "scores",
             "Accuracy and loss",
-            [heat_maps(results), *_if_rows(forgetting_table(results), summary_table(results))],
+            [heat_maps(results.forgetting), *_if_rows(forgetting_table(results), summary_table(results))],
         ),
         Section("landscape", "Loss landscape", [*landscape_blocks(results), *_if_rows(comparison_table(results))]),
         Section("directions", "Along random directions", lines_blocks(results)),
-        Section("between", "Between the checkpoints", between_blocks(results)),
-        Section("forecast", "Forecast and observed", forecast_blocks(results, records)),
+        Section("between", "Between the checkpoints", between),
+        Section("forecast", "Forecast and observed", forecast_blocks(results, items)),
         Section("curvature", "Curvature", curvature_blocks(results)),
         Section("kind", "What kind of forgetting", _kind(results)),
-        Section("items", "Item by item", [items]),
-        Section("training", "Training", training_blocks(results)),
+        Section("items", "Item by item", [item_by_item]),
+        Section("training", "Training", training_blocks(results.training)),
         Section("method", "Method", _method(results)),
         Section("again", "How to reproduce", _again(results)),
     ]
@@ -70,13 +115,13 @@ def _if_rows(*tables: Table) -> list[Block]:
 
 
 def _kind(results: Results) -> list[Block]:
-    if not results["spurious"]:
+    if not results.spurious:
         return [Prose("No task came before another, so nothing was probed.", quiet=True)]
     return [Numbers(spurious_table(results))]
 
 
 def _method(results: Results) -> list[Block]:
-    split = {"train": "trained on", "test": "held out"}[results["config"]["landscape"]["items"]]
+    split = {"train": "trained on", "test": "held out"}[results.config.landscape.items]
     return [
         Points(
             (
@@ -94,13 +139,13 @@ def _method(results: Results) -> list[Block]:
         ),
         Points(
             (
-                results["protocol"]["train_split"],
-                f"{results['protocol']['adapter']}; {results['protocol']['optimizer']}",
-                f"landscapes: {results['protocol']['landscape_items']}",
+                results.protocol.train_split,
+                f"{results.protocol.adapter}; {results.protocol.optimizer}",
+                f"landscapes: {results.protocol.landscape_items}",
                 *(
-                    f"training on {spoken(phase['task'])}: {text}"
-                    for phase in results["training"]
-                    if (text := describe_interventions(from_plain(InterventionRecord, phase["interventions"])))
+                    f"training on {display_name(training.task)}: {text}"
+                    for training in results.training
+                    if (text := describe_interventions(training.interventions))
                 ),
             ),
             "In this run",
@@ -109,18 +154,21 @@ def _method(results: Results) -> list[Block]:
 
 
 def _again(results: Results) -> list[Block]:
-    seeds = {part: results["config"][part]["seed"] for part in ("training", "data", "landscape")}
+    config = results.config
     facts = (
-        ("seeds", ", ".join(f"{name} {seed}" for name, seed in seeds.items())),
-        ("configuration, SHA-256", results["config_fingerprint"]),
-        ("fresh adapter, SHA-256", results["initial_adapter_sha256"]),
-        *((f"adapter after {spoken(p['task'])}, SHA-256", p["adapter_sha256"]) for p in results["training"]),
+        ("seeds", f"training {config.training.seed}, data {config.data.seed}, landscape {config.landscape.seed}"),
+        ("configuration, SHA-256", results.config_fingerprint),
+        ("fresh adapter, SHA-256", results.initial_adapter_sha256),
+        *(
+            (f"adapter after {display_name(training.task)}, SHA-256", training.adapter_sha256)
+            for training in results.training
+        ),
     )
     return [
         Prose("With the config.yaml beside this file; every item's hash is in results.json."),
         Code("llm-forgetting run --config config.yaml"),
         what_ran(results, *facts),
         versions(results),
-        cost(results["timings"]),
+        cost(results.timings),
         configuration(results),
     ]

@@ -1,92 +1,100 @@
-"""The page of `llm-forgetting landscape`: how steep it is around one or two adapters, and what lies between."""
+"""The page of a scan: the loss around one or two adapters, and between them."""
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from llm_forgetting.landscape.records import CheckpointLandscape, PathProfile, TaskSurface
 from llm_forgetting.report.html.blocks import Block, Code, Page, Points, Prose, Section
-from llm_forgetting.report.html.curves import lines_blocks
-from llm_forgetting.report.html.paths import between_blocks
+from llm_forgetting.report.html.checkpoint_plane import plane_blocks
+from llm_forgetting.report.html.lines import lines_blocks
+from llm_forgetting.report.html.paths import path_blocks
 from llm_forgetting.report.html.reproduction import configuration, cost, model_name, versions, what_ran
 from llm_forgetting.report.html.surfaces import landscape_blocks
-from llm_forgetting.report.tables.run import SPLIT_WORDS, number, share, spoken, value_and_error
+from llm_forgetting.report.tables.run import display_name, number, share, value_and_error
+from llm_forgetting.report.views.surfaces import split_word
+from llm_forgetting.results import ScanResults
 
-Content = Mapping[str, Any]
 
-
-def scan_page(content: Content) -> Page:
-    """What was not measured is left out, with the reason among the warnings."""
-    model, adapters = content["model"], content["adapters"]
-    first, *others = (Path(path).name or path for path in adapters.values())
+def scan_page(results: ScanResults) -> Page:
+    """The page; what was not measured is left out, with the reason among the warnings."""
+    model = results.model
+    first, *others = (Path(path).name or path for path in results.adapters.values())
     return Page(
         title=f"The loss landscape around {first}" + "".join(f", and on the way to {other}" for other in others),
-        kicker=f"llm-forgetting landscape · {model_name(model)} · {model['parameters']:,} parameters",
-        answers=[*_around(content), *_on_the_way(content)],
-        warnings=content["warnings"],
-        sections=_sections(content),
-        footer=[f"llm-forgetting {content['versions']['llm-forgetting']}; random directions of one seed."],
+        kicker=f"llm-forgetting landscape · {model_name(model)} · {model.parameters:,} parameters",
+        answers=[*_around(results), *_on_the_way(results)],
+        warnings=results.warnings,
+        sections=_sections(results),
+        footer=[f"llm-forgetting {results.versions['llm-forgetting']}; random directions of one seed."],
     )
 
 
-def _around(content: Content) -> list[tuple[str, list[str]]]:
+def _around(results: ScanResults) -> list[tuple[str, list[str]]]:
     """Per adapter a sentence for each task: the loss there, and how far it rises on average."""
-    split = SPLIT_WORDS[content["config"]["landscape"]["items"]]
-    answers = []
-    for name, landscape in content["landscapes"].items():
-        sentences = []
-        for task, surface in landscape["surfaces"].items():
-            rise, radius = surface["mean_rise"], surface["lines"]["basin_radius"]
-            value, distance = float(rise["value"]), f"{landscape['distance']:g}"
-            held = f"{distance}, the furthest measured" if radius["value"] is None else number(radius["value"])
-            sentences.append(
-                f"The loss of {spoken(task)} ({len(surface['items'])} {split} items) is "
-                f"{number(surface['metrics']['centre'])} nats; it {'falls' if value < 0 else 'rises'} by "
-                f"{value_and_error(abs(value), rise['stderr'])} nats at distance {distance} (mean of {rise['directions']} "
-                f"random directions ± standard error), and rises by at most {float(radius['tau']):g} nats up to distance "
-                f"{held}.{_unsure(surface['error'], landscape['fit'])}"
-            )
-        answers.append((f"Around {spoken(name)} ({content['adapters'][name]})", sentences))
-    return answers
-
-
-def _unsure(error: Mapping[str, Any] | None, fit: Mapping[str, Any] | None) -> str:
-    """A warning on a surface whose fit did not reach its tolerance."""
-    if error is None or fit is None or float(error["relative"]) <= float(fit["tolerance"]):
-        return ""
-    return f" The surface's fit did not converge (error {share(error['relative'])})."
-
-
-def _on_the_way(content: Content) -> list[tuple[str, list[str]]]:
-    answers = []
-    for path in content["paths"]:
-        sentences = []
-        for task, found in path["tasks"].items():
-            height, error = float(found["barrier"]["value"]), float(found["error"]["largest"])
-            barrier = (
-                f"a barrier of {value_and_error(height, error)} nats at t = {number(found['barrier']['at'])}"
-                if height > error
-                else "no barrier above the fit's error"
-            )
-            sentences.append(
-                f"The loss of {spoken(task)} goes from {number(found['loss'][0])} to {number(found['loss'][-1])} nats, with "
-                f"{barrier}."
-            )
-        sentences.append(
-            f"The mean loss of the tasks is least at t* = {number(path['repair']['t'])}, chosen on the same items."
-        )
-        answers.append((f"On the straight path from {spoken(path['from'])} to {spoken(path['to'])}", sentences))
-    return answers
-
-
-def _sections(content: Content) -> list[Section]:
-    between = bool(content["paths"] or content["checkpoint_plane"] or content["between_notes"])
+    split = split_word(results)
     return [
-        Section("landscape", "Loss landscape", landscape_blocks(content)),
-        Section("directions", "Along random directions", lines_blocks(content)),
-        *([Section("between", "Between the adapters", between_blocks(content))] if between else []),
+        (
+            f"Around {display_name(name)} ({results.adapters[name]})",
+            [_describe_surface(task, surface, landscape, split) for task, surface in landscape.surfaces.items()],
+        )
+        for name, landscape in results.landscapes.items()
+    ]
+
+
+def _describe_surface(task: str, surface: TaskSurface, landscape: CheckpointLandscape, split: str) -> str:
+    rise, basin, distance = surface.mean_rise, surface.lines.basin_radius, f"{landscape.distance:g}"
+    radius = f"{distance}, the furthest measured" if basin.value is None else number(basin.value)
+    return (
+        f"The loss of {display_name(task)} ({len(surface.items)} {split} items) is {number(surface.metrics.centre)} nats; it "
+        f"{'falls' if rise.value < 0 else 'rises'} by {value_and_error(abs(rise.value), rise.stderr)} nats at distance "
+        f"{distance} (mean of {rise.directions} random directions ± standard error), and rises by at most {basin.tau:g} nats "
+        f"up to distance {radius}.{_unsure(surface, landscape)}"
+    )
+
+
+def _unsure(surface: TaskSurface, landscape: CheckpointLandscape) -> str:
+    """A warning on a surface whose fit did not reach its tolerance."""
+    if surface.error is None or landscape.fit is None or surface.error.relative <= landscape.fit.tolerance:
+        return ""
+    return f" The surface's fit did not converge (error {share(surface.error.relative)})."
+
+
+def _on_the_way(results: ScanResults) -> list[tuple[str, list[str]]]:
+    """Per path a sentence for each task, and one for t*."""
+    return [
+        (
+            f"On the straight path from {display_name(path.start)} to {display_name(path.to)}",
+            [
+                *(_describe_profile(task, profile) for task, profile in path.tasks.items()),
+                f"The mean loss of the tasks is least at t* = {number(path.repair.t)}, chosen on the same items.",
+            ],
+        )
+        for path in results.paths
+    ]
+
+
+def _describe_profile(task: str, profile: PathProfile) -> str:
+    height, error = profile.barrier.value, profile.error.largest
+    barrier = (
+        f"a barrier of {value_and_error(height, error)} nats at t = {number(profile.barrier.at)}"
+        if height > error
+        else "no barrier above the fit's error"
+    )
+    return (
+        f"The loss of {display_name(task)} goes from {number(profile.loss[0])} to {number(profile.loss[-1])} nats, with "
+        f"{barrier}."
+    )
+
+
+def _sections(results: ScanResults) -> list[Section]:
+    any_between = results.paths or results.checkpoint_plane or results.between_notes
+    between = [*plane_blocks(results), *path_blocks(results)] if any_between else []
+    return [
+        Section("landscape", "Loss landscape", landscape_blocks(results)),
+        Section("directions", "Along random directions", lines_blocks(results)),
+        *([Section("between", "Between the adapters", between)] if between else []),
         Section("method", "Method", [Points(_METHOD)]),
-        Section("again", "How to reproduce", _again(content)),
+        Section("again", "How to reproduce", _again(results)),
     ]
 
 
@@ -100,15 +108,15 @@ _METHOD = (
 )
 
 
-def _again(content: Content) -> list[Block]:
-    first, *others = content["adapters"].values()
+def _again(results: ScanResults) -> list[Block]:
+    first, *others = results.adapters.values()
     words = ["llm-forgetting", "landscape", first, *(word for other in others for word in ("--to", other))]
-    words += [word for task in content["config"]["data"]["tasks"] for word in ("--task", task)]
+    words += [word for task in results.config.data.tasks for word in ("--task", task)]
     return [
         Prose("And every field of the configuration below that is not its default, by its dotted path."),
         Code(shlex.join(words)),
-        what_ran(content),
-        versions(content),
-        cost(content["timings"]),
-        configuration(content),
+        what_ran(results),
+        versions(results),
+        cost(results.timings),
+        configuration(results),
     ]

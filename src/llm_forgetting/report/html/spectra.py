@@ -1,27 +1,29 @@
-"""The curvature at every checkpoint: spectral density, and where in the network the trace lies."""
+"""Plots of the curvature at every checkpoint: spectral density, and where in the network the trace lies."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from llm_forgetting.report.figures.spectra import FLOOR, WIDTH, Spectrum, spectra_of
+from llm_forgetting.arrays import Floats
+from llm_forgetting.curvature.records import SpectrumRecord
 from llm_forgetting.report.html.blocks import Block, Figures, Numbers, Plot, Prose, Spec, plain, rounded
 from llm_forgetting.report.html.colour_scale import COLOURSCALE
 from llm_forgetting.report.tables.curvature import curvature_table
-from llm_forgetting.report.tables.run import Table, spoken, value_and_error
+from llm_forgetting.report.tables.run import Table, display_name, value_and_error
+from llm_forgetting.report.views.spectra import FLOOR, SpectrumView, blurred_densities, spectrum_views
+from llm_forgetting.results import Results
 
 
-def curvature_blocks(results: Mapping[str, Any]) -> list[Block]:
+def curvature_blocks(results: Results) -> list[Block]:
     """Densities, traces by module, and the table of extreme eigenvalues."""
-    if not results["curvature"]:
+    if not results.curvature:
         return [
             Prose(
                 "Eigenvalues, trace and spectral density were not computed in this run; --curvature.spectrum true does.",
                 quiet=True,
             )
         ]
-    spectra = spectra_of(results)
+    spectra = spectrum_views(results)
     columns = min(len(spectra), 2)
     return [
         Numbers(curvature_table(results)),
@@ -30,16 +32,13 @@ def curvature_blocks(results: Mapping[str, Any]) -> list[Block]:
             [_trace(spectrum, spectra) for spectrum in spectra],
             columns,
             "The trace of each module's diagonal block, on one colour scale.",
-            [_modules(name, found) for name, found in results["curvature"].items()],
+            [_modules(name, record) for name, record in results.curvature.items()],
         ),
     ]
 
 
-def _densities(spectra: Sequence[Spectrum]) -> list[Plot]:
-    nodes = np.concatenate([spectrum.density.eigenvalues for spectrum in spectra])
-    width = max(WIDTH * float(np.ptp(nodes)), 1e-12)
-    at = np.linspace(nodes.min() - 5 * width, nodes.max() + 5 * width, 500)
-    curves = [spectrum.density.smooth(at, width) for spectrum in spectra]
+def _densities(spectra: Sequence[SpectrumView]) -> list[Plot]:
+    at, curves = blurred_densities(spectra, 500)
     top = max(float(curve.max()) for curve in curves)
     floor = FLOOR * top
     layout = {
@@ -55,16 +54,16 @@ def _densities(spectra: Sequence[Spectrum]) -> list[Plot]:
         "margin": {"l": 58, "r": 8, "t": 8, "b": 40},
     }
     return [
-        _density(spectrum, rounded(at), np.maximum(curve, floor), layout)
+        _density(spectrum, at, np.maximum(curve, floor), layout)
         for spectrum, curve in zip(spectra, curves, strict=True)
     ]
 
 
-def _density(spectrum: Spectrum, at: list[Any], curve: Any, layout: Spec) -> Plot:
+def _density(spectrum: SpectrumView, at: Floats, curve: Floats, layout: Spec) -> Plot:
     trace = {
         "type": "scatter",
         "mode": "lines",
-        "x": at,
+        "x": rounded(at),
         "y": rounded(curve),
         "fill": "tozeroy",
         "fillcolor": "@line0/0.35",
@@ -76,7 +75,7 @@ def _density(spectrum: Spectrum, at: list[Any], curve: Any, layout: Spec) -> Plo
     return Plot(f"Spectral density, {heading}", alt, [trace], layout, spectrum.caption.facts, aspect=0.6)
 
 
-def _trace(spectrum: Spectrum, spectra: Sequence[Spectrum]) -> Plot:
+def _trace(spectrum: SpectrumView, spectra: Sequence[SpectrumView]) -> Plot:
     values = np.concatenate([other.cells.ravel() for other in spectra])
     finite = values[np.isfinite(values)]
     low, high = min(0.0, float(finite.min())), float(finite.max())
@@ -104,8 +103,8 @@ def _trace(spectrum: Spectrum, spectra: Sequence[Spectrum]) -> Plot:
     )
 
 
-def _modules(name: str, found: Mapping[str, Any]) -> Table:
+def _modules(name: str, record: SpectrumRecord) -> Table:
     rows = tuple(
-        (module, value_and_error(block["value"], block["stderr"])) for module, block in found["trace_by_module"].items()
+        (module, value_and_error(trace.value, trace.stderr)) for module, trace in record.trace_by_module.items()
     )
-    return Table(f"Trace by module, {spoken(name)}", ("module", "trace"), rows, "± one standard error.")
+    return Table(f"Trace by module, {display_name(name)}", ("module", "trace"), rows, "± one standard error.")

@@ -1,17 +1,13 @@
 """The page of a study: questions and answers, then the measures, forecasts, arms and failures. From study.json alone."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from llm_forgetting.report.html.blocks import Block, Code, Figures, Numbers, Page, Points, Prose, Section, Tile
 from llm_forgetting.report.html.study_plots import measures_plot, scatter_plot, trade_off_plot
 from llm_forgetting.report.tables.run import Table, value_and_error
 from llm_forgetting.report.tables.study import conclusions, effects_table, measures_table, robustness_table
+from llm_forgetting.report.views.study import StudyContent, title
 
-Found = Mapping[str, Any]
 
-
-def study_page(study: Found) -> Page:
+def study_page(study: StudyContent) -> Page:
     """Every question first; what the study did not measure is said in a sentence."""
     return Page(
         title=f"Study {study['name']}",
@@ -30,7 +26,7 @@ def study_page(study: Found) -> Page:
     )
 
 
-def _tiles(study: Found) -> list[Tile]:
+def _tiles(study: StudyContent) -> list[Tile]:
     failed = len(study["failures"])
     return [
         Tile("Runs", f"{study['runs']} of {study['planned']}", f"{failed} failed" if failed else "none failed"),
@@ -39,20 +35,19 @@ def _tiles(study: Found) -> list[Tile]:
     ]
 
 
-def _primary(study: Found) -> Tile:
+def _primary(study: StudyContent) -> Tile:
     table = study["associations"]
-    found = table["measures"][table["primary"]]["spearman_within_pairs"]
-    label = (
-        f"Spearman's rho of {study['titles'][table['primary']]} with {study['titles'][table['outcome']]}, within pairs"
-    )
-    if found is None:
+    rho = table["measures"][table["primary"]]["spearman_within_pairs"]
+    primary, outcome = title(study, table["primary"]), title(study, table["outcome"])
+    label = f"Spearman's rho of {primary} with {outcome}, within pairs"
+    if rho is None:
         return Tile(label, "-", "not to be had from these runs")
-    interval = found["interval"]
+    interval = rho["interval"]
     note = "no interval" if interval is None else f"95% interval {interval['low']:+z.2f} to {interval['high']:+z.2f}"
-    return Tile(label, f"{float(found['value']):+z.2f}", note)
+    return Tile(label, f"{float(rho['value']):+z.2f}", note)
 
 
-def _measures(study: Found) -> list[Block]:
+def _measures(study: StudyContent) -> list[Block]:
     if "associations" not in study:
         return [Prose("No run of this study holds the primary measure, so nothing was associated.", quiet=True)]
     analysis = study["analysis"]
@@ -66,14 +61,14 @@ def _measures(study: Found) -> list[Block]:
     ]
 
 
-def _forecast(study: Found) -> list[Block]:
-    found = study.get("calibration")
-    if not found:
+def _forecast(study: StudyContent) -> list[Block]:
+    calibration = study.get("calibration")
+    if not calibration:
         return [Prose("No forecast was compared with what happened in this study.", quiet=True)]
     plot = scatter_plot(study, study["analysis"]["forecast"], "observed", same=True)
     return [
         Figures([plot], 1, "Dashed: forecast and observed alike."),
-        *([Numbers(table)] if (table := _calibration(found)).rows else []),
+        *([Numbers(table)] if (table := _calibration(calibration)).rows else []),
     ]
 
 
@@ -88,24 +83,24 @@ _CALIBRATION = (
 )
 
 
-def _calibration(found: Found) -> Table:
+def _calibration(calibration: StudyContent) -> Table:
     """Every number of the calibration that exists, with its interval or standard error."""
     rows = [
-        (name, _with_error(entry, style))
+        (name, _with_error(estimate, style))
         for key, name, style in _CALIBRATION
-        if (entry := found.get(key)) is not None and entry["value"] is not None
+        if (estimate := calibration.get(key)) is not None and estimate["value"] is not None
     ]
     return Table("Calibration of the forecast", ("number", "value [95% interval]"), tuple(rows))
 
 
-def _with_error(entry: Found, style: str) -> str:
-    value, interval = float(entry["value"]), entry.get("interval")
+def _with_error(estimate: StudyContent, style: str) -> str:
+    value, interval = float(estimate["value"]), estimate.get("interval")
     if interval:
         return f"{value:{style}} [{float(interval['low']):{style}}, {float(interval['high']):{style}}]"
-    return value_and_error(value, entry.get("stderr"))
+    return value_and_error(value, estimate.get("stderr"))
 
 
-def _arms(study: Found) -> list[Block]:
+def _arms(study: StudyContent) -> list[Block]:
     counts = Table("Runs of every arm", ("arm", "runs"), tuple((arm, str(n)) for arm, n in study["arms"].items()))
     if not study.get("effects"):
         return [Prose("This study compares no interventions.", quiet=True), Numbers(counts)]
@@ -126,10 +121,10 @@ _METHOD = (
 )
 
 
-def _again(study: Found) -> list[Block]:
+def _again(study: StudyContent) -> list[Block]:
     primary = study["analysis"]["primary"]
     analysis = (
-        ("primary measure, named beforehand", study["titles"].get(primary, primary)),
+        ("primary measure, named beforehand", title(study, primary)),
         *((name.replace("_", " "), _listed(value)) for name, value in study["analysis"].items() if name != "primary"),
     )
     return [
@@ -142,5 +137,5 @@ def _again(study: Found) -> list[Block]:
     ]
 
 
-def _listed(value: Any) -> str:
+def _listed(value: object) -> str:
     return ", ".join(map(_listed, value)) if isinstance(value, list) else str(value)

@@ -1,25 +1,24 @@
-"""Loss surfaces around every checkpoint: turned together in three dimensions, and as contours, on one colour scale."""
+"""Plots of the loss surfaces around every checkpoint: in three dimensions and as contours, on one colour scale."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from llm_forgetting.report.figures.contours import shared_norm
-from llm_forgetting.report.figures.style import step_unit
-from llm_forgetting.report.figures.surfaces import Surface, surfaces_of
 from llm_forgetting.report.html.blocks import Block, Figures, Plot, Prose, Spec, plain, rounded
 from llm_forgetting.report.html.colour_scale import Scale
-from llm_forgetting.report.html.contour_plots import CHECKPOINT, dots, field
-from llm_forgetting.report.tables.run import flatness_table, landscape_table, number
+from llm_forgetting.report.html.contours import CHECKPOINT, contours, dots
+from llm_forgetting.report.tables.run import Scanned, flatness_table, landscape_table, number
+from llm_forgetting.report.views.captions import breakable, step_unit
+from llm_forgetting.report.views.surfaces import SurfaceView, surface_views
 
 # Every three-dimensional plot takes one of the some sixteen WebGL contexts that a browser allows a page.
 MOST_IN_3D = 9
 
 
-def landscape_blocks(results: Mapping[str, Any]) -> list[Block]:
+def landscape_blocks(results: Scanned) -> list[Block]:
     """Every surface twice, and the tables behind them."""
-    surfaces = _task_by_task(surfaces_of(results))
+    surfaces = _task_by_task(surface_views(results))
     scale = Scale(shared_norm(surface.values for surface in surfaces))
     columns = min(len({surface.checkpoint for surface in surfaces}), 3)
     shown = surfaces[:MOST_IN_3D]
@@ -31,7 +30,10 @@ def landscape_blocks(results: Mapping[str, Any]) -> list[Block]:
             "and use the arrow keys, or the buttons."
         ),
         Figures(
-            [_relief(surface, scale, surfaces) for surface in shown], columns, turn="surfaces", note=_left_out(surfaces)
+            [surface_3d(surface, scale, surfaces) for surface in shown],
+            columns,
+            turn="surfaces",
+            note=_left_out(surfaces),
         ),
         Figures(
             [contour_plot(surface, scale) for surface in surfaces],
@@ -44,22 +46,22 @@ def landscape_blocks(results: Mapping[str, Any]) -> list[Block]:
     return blocks
 
 
-def _task_by_task(surfaces: Sequence[Surface]) -> list[Surface]:
+def _task_by_task(surfaces: Sequence[SurfaceView]) -> list[SurfaceView]:
     tasks = list(dict.fromkeys(surface.task for surface in surfaces))
     return sorted(surfaces, key=lambda surface: tasks.index(surface.task))
 
 
-def _left_out(surfaces: Sequence[Surface]) -> str:
+def _left_out(surfaces: Sequence[SurfaceView]) -> str:
     if len(surfaces) <= MOST_IN_3D:
         return ""
     return f"{len(surfaces) - MOST_IN_3D} more surfaces are shown as contours only: a page holds no more in three dimensions."
 
 
-def _relief(surface: Surface, scale: Scale, others: Sequence[Surface]) -> Plot:
+def surface_3d(surface: SurfaceView, scale: Scale, others: Sequence[SurfaceView]) -> Plot:
+    """One surface in three dimensions, as high as the highest of all."""
     low, high = _range(others)
     title = {"font": {"size": 11}}
     axis: Spec = {"nticks": 5, "tickfont": {"size": 10}}
-    centre = surface.values[len(surface.alphas) // 2, len(surface.betas) // 2]
     data: list[Spec] = [
         {
             "type": "surface",
@@ -85,7 +87,7 @@ def _relief(surface: Surface, scale: Scale, others: Sequence[Surface]) -> Plot:
             "type": "scatter3d",
             "x": [0],
             "y": [0],
-            "z": rounded(np.array([centre])),
+            "z": rounded(np.array([surface.centre])),
             "mode": "markers",
             "marker": {**CHECKPOINT, "size": 4},
             "hovertemplate": "checkpoint<br>loss %{z:.3g} nats<extra></extra>",
@@ -104,43 +106,39 @@ def _relief(surface: Surface, scale: Scale, others: Sequence[Surface]) -> Plot:
     }
     return Plot(
         surface.caption.heading,
-        f"{_seen(surface)} Arrow keys turn it.",
+        f"{_describe(surface)} Arrow keys turn it.",
         data,
         layout,
-        _said(surface.caption.facts),
-        _said(surface.caption.alarms),
+        surface.caption.plain_facts,
+        tuple(map(breakable, surface.caption.alarms)),
         link="surfaces",
         aspect=0.85,
     )
 
 
-def _range(surfaces: Sequence[Surface]) -> tuple[float, float]:
+def _range(surfaces: Sequence[SurfaceView]) -> tuple[float, float]:
     """Lowest and highest loss of all, apart."""
     values = np.concatenate([surface.values[np.isfinite(surface.values)] for surface in surfaces])
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _said(lines: Sequence[str]) -> tuple[str, ...]:
-    return tuple(line.replace("\N{NO-BREAK SPACE}", " ") for line in lines if line)
-
-
-def _seen(surface: Surface) -> str:
-    """What a surface looks like, in words."""
+def _describe(surface: SurfaceView) -> str:
+    """Description of a surface in words."""
     finite = surface.values[np.isfinite(surface.values)]
     if not finite.size:
         return f"{surface.caption.heading}: no value is finite."
-    centre = number(float(surface.values[len(surface.alphas) // 2, len(surface.betas) // 2]))
+    centre = number(surface.centre)
     low, high = number(float(finite.min())), number(float(finite.max()))
     return f"{surface.caption.heading}: {centre} nats at the checkpoint, {low} to {high} over the plane."
 
 
-def contour_plot(surface: Surface, scale: Scale) -> Plot:
+def contour_plot(surface: SurfaceView, scale: Scale) -> Plot:
     """Filled contours with first direction to the right and second upwards; cells that are not finite are hatched."""
     alphas, betas = surface.alphas, surface.betas
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)], dtype=float) * (alphas[-1], betas[-1])
     unit = step_unit(surface.space)
-    data, labels = field(alphas, betas, surface.values, scale, border=corners, avoid=np.zeros((1, 2)))
+    data, labels = contours(alphas, betas, surface.values, scale, border=corners, avoid=np.zeros((1, 2)))
     if len(surface.points):
         data.append(dots(surface.points, {"color": "#000000", "size": 4, "line": {"color": "#ffffff", "width": 0.7}}))
     data.append(dots(np.zeros((1, 2)), CHECKPOINT))
@@ -159,11 +157,11 @@ def contour_plot(surface: Surface, scale: Scale) -> Plot:
     }
     return Plot(
         surface.caption.heading,
-        _seen(surface),
+        _describe(surface),
         data,
         layout,
-        _said(surface.caption.facts),
-        _said(surface.caption.alarms),
+        surface.caption.plain_facts,
+        tuple(map(breakable, surface.caption.alarms)),
         aspect=0.86,
     )
 

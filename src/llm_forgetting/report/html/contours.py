@@ -1,7 +1,6 @@
-"""A field of losses in the plane: filled in shared colours, with labelled lines of its own, hatched where unknown."""
+"""Contours of losses in the plane: filled in shared colours, with labelled lines of their own, hatched where unknown."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import contourpy
 import numpy as np
@@ -15,7 +14,7 @@ from llm_forgetting.report.html.colour_scale import Scale
 CHECKPOINT: Spec = {"color": "#ffffff", "size": 9, "line": {"color": "#000000", "width": 1.5}}
 
 
-def field(
+def contours(
     alphas: Floats,
     betas: Floats,
     values: Floats,
@@ -29,10 +28,10 @@ def field(
 
     With a `frame` (low, high corner) what lies between it and the border is covered: values there are only a continuation.
     """
-    whole = bool(np.isfinite(values).all())
+    finite = bool(np.isfinite(values).all())
     levels = own_levels(values)
     pieces = _lines(alphas, betas, values, levels)
-    traces: list[Spec] = [] if whole else [_hatched(border)]
+    traces: list[Spec] = [] if finite else [_hatched(border)]
     traces.append(
         {
             "type": "heatmap",
@@ -40,7 +39,7 @@ def field(
             "y": rounded(betas),
             "z": rounded(scale.numbers(values).T),
             "customdata": rounded(values.T, 4),
-            "zsmooth": "best" if whole else False,
+            "zsmooth": "best" if finite else False,
             "connectgaps": False,
             "hovertemplate": "%{x:.2f}, %{y:.2f}<br>loss %{customdata:.3g} nats<extra></extra>",
             **_heat(scale),
@@ -68,8 +67,7 @@ def _heat(scale: Scale) -> Spec:
 def _lines(alphas: Floats, betas: Floats, values: Floats, levels: Floats) -> list[list[Floats]]:
     """Per level its lines (n, 2), where the values are finite."""
     generator = contourpy.contour_generator(alphas, betas, np.ma.masked_invalid(values).T)
-    found: list[Any] = [generator.lines(float(level)) for level in levels]
-    return [[np.asarray(line) for line in lines] for lines in found]
+    return [[np.asarray(line) for line in generator.lines(float(level))] for level in levels]
 
 
 def _level(lines: Sequence[Floats], colour: str) -> Spec:
@@ -118,12 +116,12 @@ def _cut(border: Floats, frame: Floats) -> Spec:
     (left, bottom), (right, top) = frame
     around = np.array([(left, bottom), (left, top), (right, top), (right, bottom), (left, bottom)])
     hole = border if _turns_left(border) else border[::-1]
-    way = np.concatenate([around, hole, around[:1]])
+    ring = np.concatenate([around, hole, around[:1]])
     return {
         "type": "scatter",
         "mode": "lines",
-        "x": rounded(way[:, 0]),
-        "y": rounded(way[:, 1]),
+        "x": rounded(ring[:, 0]),
+        "y": rounded(ring[:, 1]),
         "fill": "toself",
         "fillcolor": "@ground",
         "line": {"width": 0},

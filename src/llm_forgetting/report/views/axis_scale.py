@@ -14,14 +14,14 @@ FEWEST = 10
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """An axis: linear; log for positive values; else asinh(x / width), linear within the width and logarithmic outside it."""
+class AxisScale:
+    """Scale of an axis: linear; log for positive values; else asinh(x / width), even within it and logarithmic outside."""
 
     kind: Literal["linear", "log", "asinh"] = "linear"
     width: float = 1.0
 
     def place(self, values: Floats) -> Floats:
-        """Where values lie on an asinh axis; values as they are on the others, which plotting libraries know."""
+        """Places of values on an asinh axis; the values themselves on the others, which plotting libraries know."""
         return np.arcsinh(values / self.width) if self.kind == "asinh" else values
 
     def ticks(self, values: Floats) -> list[float]:
@@ -38,19 +38,19 @@ class Stretch:
         return sorted(tick for tick in ticks if low <= self.place(np.array(tick)) <= high)
 
 
-def stretch_for(*columns: Floats) -> Stretch:
-    """The one axis on which the finite values of every column can be told apart."""
-    every = np.concatenate(columns)
-    if not any(_strays(values) for values in columns):
-        return Stretch()
-    if every.min() > 0:
-        return Stretch("log")
-    sizes = np.abs(every)
+def choose_scale(*columns: Floats) -> AxisScale:
+    """Scale of one axis on which the finite values of every column can be told apart."""
+    values = np.concatenate(columns)
+    if not any(map(_has_outliers, columns)):
+        return AxisScale()
+    if values.min() > 0:
+        return AxisScale("log")
+    sizes = np.abs(values)
     width = float(np.median(sizes)) or float(sizes.max()) / 100
-    return Stretch("asinh", width)
+    return AxisScale("asinh", width)
 
 
-def _strays(values: Floats) -> bool:
+def _has_outliers(values: Floats) -> bool:
     """Whether a few values lie far from the rest."""
     if len(values) < FEWEST:
         return False

@@ -1,0 +1,83 @@
+"""Views of the losses along the straight path from one checkpoint to the next."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llm_forgetting.arrays import Floats
+from llm_forgetting.curvature.records import PathForecast
+from llm_forgetting.landscape.records import PathProfile, PathScan
+from llm_forgetting.report.tables.run import Scanned, display_name, measured
+from llm_forgetting.report.views.captions import Caption, together
+from llm_forgetting.report.views.fit_quality import fit_quality
+from llm_forgetting.report.views.surfaces import split_word
+from llm_forgetting.results import Results
+
+
+@dataclass(frozen=True, eq=False)
+class ProfileView:
+    """Profile of one task along a path, and the quadratic forecast (s,) of its loss, nats; None without a forecast."""
+
+    task: str
+    profile: PathProfile
+    quadratic: Floats | None
+
+    @property
+    def has_barrier(self) -> bool:
+        """Whether the barrier is higher than the fit's own error; else it is not told from none."""
+        return self.profile.barrier.value > self.profile.error.largest
+
+
+@dataclass(frozen=True, eq=False)
+class PathView:
+    """Path from one checkpoint to the next, t from 0 to 1."""
+
+    scan: PathScan
+    profiles: tuple[ProfileView, ...]
+    caption: Caption
+
+
+def path_views(results: Scanned) -> list[PathView]:
+    """Every measured path."""
+    split = split_word(results)
+    forecasts = {step.start: step.tasks for step in results.forecasts} if isinstance(results, Results) else {}
+    return [
+        _path_view(
+            path,
+            split,
+            {
+                task: forecast.path
+                for task, splits in forecasts.get(path.start, {}).items()
+                for forecast in splits.values()
+                if forecast.path is not None
+            },
+        )
+        for path in results.paths
+    ]
+
+
+def _path_view(path: PathScan, split: str, forecasts: Mapping[str, PathForecast]) -> PathView:
+    profiles = tuple(
+        ProfileView(task, profile, forecasts[task].quadratic if task in forecasts else None)
+        for task, profile in path.tasks.items()
+    )
+    valid = [
+        together(f"{display_name(task)} to t = {forecast.validity.fraction:.2f}")
+        for task, forecast in forecasts.items()
+    ]
+    # One fit stands behind all tasks: it is judged by the one on which it errs most.
+    worst = max(path.tasks.values(), key=lambda profile: profile.error.relative)
+    quality = fit_quality(worst.error, worst.loss, evaluations=len(path.nodes), tolerance=path.tolerance)
+    counts = sorted({len(profile.items) for profile in path.tasks.values()})
+    barriers = [
+        together(f"{measured(view.profile.barrier.value)} nats ({display_name(view.task)})")
+        for view in profiles
+        if view.has_barrier
+    ]
+    facts = (
+        f"{' or '.join(map(str, counts))} {split} items per task",
+        quality.fact,
+        f"barrier: {', '.join(barriers)}" if barriers else "no barrier",
+        *([f"thin: quadratic forecast, holds for {', '.join(valid)}"] if valid else []),
+    )
+    heading = f"{display_name(path.start)} to {display_name(path.to)}"
+    return PathView(path, profiles, Caption(heading, facts, quality.alarms, above=14))
