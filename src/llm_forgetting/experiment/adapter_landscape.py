@@ -139,7 +139,7 @@ def _items(config: ScanConfig, model: LanguageModel, progress: Progress) -> Item
 
 def save_scan(results: ScanResults, folder: RunFolder, *, dpi: int) -> ScanResults:
     """Write landscape.json and the figures; the numbers first, which no failure to draw may lose."""
-    folder.write("landscape.json", encode(results))
+    folder.write("landscape.json", encode(replace(results, figures=())))
     results = replace(results, figures=tuple(draw_landscapes(results, folder.path, dpi=dpi)))
     folder.write("landscape.json", encode(results))
     return results
