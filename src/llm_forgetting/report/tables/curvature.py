@@ -1,7 +1,6 @@
 """Tables of what the landscape at a checkpoint forecasts, and of its curvature."""
 
 from llm_forgetting.curvature.records import RivalPredictors, Validity
-from llm_forgetting.files import from_plain
 from llm_forgetting.report.tables.run import (
     SPLIT_WORDS,
     Table,
@@ -16,7 +15,6 @@ from llm_forgetting.results import Results
 
 def forecast_table(results: Results) -> Table:
     """Per step, earlier task and split: first and second order, what happened, and how far the quadratic held."""
-    results = from_plain(Results, results)
     rows, notes = [], []
     for step in results.forecasts:
         ends = f"{display_name(step.start)} to {display_name(step.to)}"
@@ -64,7 +62,6 @@ def _describe_baselines(predictors: RivalPredictors) -> str:
 
 def curvature_table(results: Results) -> Table:
     """Extreme eigenvalues, trace and sharpness of every checkpoint's own task."""
-    results = from_plain(Results, results)
     rows = []
     for name, spectrum in results.curvature.items():
         average, critical = spectrum.sharpness.average_case, spectrum.sharpness.critical.value

@@ -1,13 +1,11 @@
 """Table of an evaluation on whole test splits."""
 
-from llm_forgetting.files import from_plain
 from llm_forgetting.report.tables.run import Table, number, value_and_error
 from llm_forgetting.results import EvaluationResults
 
 
 def evaluation_table(results: EvaluationResults) -> Table:
     """A row per subject, and one for every group of several."""
-    results = from_plain(EvaluationResults, results)
     rows = []
     for task in results.tasks:
         for subject in task.subjects:

@@ -1,13 +1,11 @@
 """The tables of a run, as rows of text: shared by the terminal and results.md."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from llm_forgetting.arrays import settled
 from llm_forgetting.curvature.results import Eigenvalue
-from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.intervals import MINIMUM_ITEMS, Interval, PairedProportionChange
 from llm_forgetting.forgetting.measures import Change, Estimate
 from llm_forgetting.landscape.records import CheckpointLandscape, FitError
@@ -17,14 +15,6 @@ Scanned = Results | ScanResults
 """Whatever holds landscapes, paths and a plane through checkpoints."""
 
 SPLIT_WORDS = {"train": "trained", "test": "held-out"}
-
-
-def decoded(results: Scanned) -> Scanned:
-    """Until every page is handed records."""
-    if not isinstance(results, Mapping):
-        return results
-    content: Mapping[str, Any] = results
-    return from_plain(ScanResults, content) if "adapters" in content else from_plain(Results, content)
 
 
 @dataclass(frozen=True)
@@ -42,29 +32,25 @@ def display_name(name: str) -> str:
     return {"initial": "base model"}.get(name, name.replace("after_task", "after task ").replace("_", " "))
 
 
-spoken = display_name
-
-
-def number(value: float | str | None, digits: int = 2) -> str:
+def number(value: float | None, digits: int = 2) -> str:
     """A number to `digits` decimals; "-" for none, "inf" and "nan" spelt out."""
     if value is None:
         return "-"
-    value = float(value)
     return f"{value:z.{digits}f}" if math.isfinite(value) else str(value)
 
 
-def measured(value: float | str) -> str:
+def measured(value: float) -> str:
     """A number to two decimals, or to two digits where it is smaller than that can show."""
-    value = settled(float(value))
+    value = settled(value)
     return f"{value:.2g}" if 0 < abs(value) < 0.095 else number(value)
 
 
-def value_and_error(value: float | str, stderr: float | str | None) -> str:
+def value_and_error(value: float, stderr: float | None) -> str:
     """`0.038 ± 0.006`: one digit of the error (two if it begins with 1), and the value to the same decimal.
 
     An error of 0, or of rounding's size (all items alike), is no measure of precision, so the value then stands alone.
     """
-    value, error = settled(float(value)), 0.0 if stderr is None else settled(float(stderr))
+    value, error = settled(value), 0.0 if stderr is None else settled(stderr)
     if error == 0:
         return number(value)
     if not (math.isfinite(value) and math.isfinite(error)):
@@ -77,7 +63,6 @@ def value_and_error(value: float | str, stderr: float | str | None) -> str:
 
 def eigenvalue_text(eigenvalue: Eigenvalue) -> str:
     """A Ritz value, with its residual where that shows."""
-    eigenvalue = from_plain(Eigenvalue, eigenvalue)
     value = settled(eigenvalue.value)
     return f"{value:.3g}" if eigenvalue.residual < 5e-3 * abs(value) else value_and_error(value, eigenvalue.residual)
 
@@ -89,14 +74,15 @@ def with_interval(value: float, interval: Interval | None) -> str:
 
 def _estimate_text(estimate: Estimate) -> str:
     """A value with its interval, or else with its standard error."""
-    if estimate.value is None or estimate.interval is not None or estimate.stderr is None:
-        return "-" if estimate.value is None else with_interval(estimate.value, estimate.interval)
-    return value_and_error(estimate.value, estimate.stderr)
+    if estimate.value is None:
+        return "-"
+    if estimate.interval is None and estimate.stderr is not None:
+        return value_and_error(estimate.value, estimate.stderr)
+    return with_interval(estimate.value, estimate.interval)
 
 
 def accuracy_matrix(results: Results) -> Table:
     """R[i, j]: a row per task and split, a column per checkpoint, accuracy and loss in each cell."""
-    results = from_plain(Results, results)
     rows = []
     for j, name in enumerate(results.task_names):
         for scores in results.forgetting.splits:
@@ -110,7 +96,6 @@ def accuracy_matrix(results: Results) -> Table:
 
 def forgetting_table(results: Results) -> Table:
     """Every earlier task's forgetting, on both splits."""
-    results = from_plain(Results, results)
     rows, detectable = [], []
     for scores in results.forgetting.splits:
         for accuracy, loss in zip(scores.accuracy.tasks, scores.loss.tasks, strict=True):
@@ -143,7 +128,6 @@ def _too_few(items: int) -> bool:
 
 def counts(change: Change | None) -> str:
     """`9 to 4 of 10` where there are too few items for an interval, else nothing."""
-    change = from_plain(PairedProportionChange, change)
     if not isinstance(change, PairedProportionChange) or not _too_few(change.n):
         return ""
     return f"{change.both + change.only_before} to {change.both + change.only_after} of {change.n}"
@@ -155,7 +139,6 @@ def _percent(value: float | None) -> str:
 
 def summary_table(results: Results) -> Table:
     """Average accuracy, backward transfer, Chaudhry's measure and forward transfer."""
-    results = from_plain(Results, results)
     names = {
         "average": "average after the last task",
         "backward_transfer": "backward transfer",
@@ -174,7 +157,6 @@ def summary_table(results: Results) -> Table:
 
 def landscape_table(results: Scanned) -> Table:
     """The numbers of every surface."""
-    results = decoded(results)
     rows = []
     for checkpoint, landscape in results.landscapes.items():
         tolerance = None if landscape.fit is None else landscape.fit.tolerance
@@ -226,9 +208,9 @@ def _fit_error(error: FitError | None, tolerance: float | None) -> str:
     return f"{share(error.relative)}{'' if error.relative <= tolerance else ', not converged'}"
 
 
-def share(value: float | str) -> str:
+def share(value: float) -> str:
     """A share in percent, with a decimal or a digit where it is small."""
-    percent = 100 * settled(float(value))
+    percent = 100 * settled(value)
     if 0 < abs(percent) < 0.095:
         return f"{percent:.1g}%"
     return f"{percent:.1f}%".replace(".0%", "%") if abs(percent) < 9.95 else f"{percent:.0f}%"
@@ -236,7 +218,6 @@ def share(value: float | str) -> str:
 
 def flatness_table(results: Scanned) -> Table:
     """What says how sharp every surface is at its checkpoint."""
-    results = decoded(results)
     rows = []
     for checkpoint, landscape in results.landscapes.items():
         for task, surface in landscape.surfaces.items():
@@ -265,7 +246,6 @@ def flatness_table(results: Scanned) -> Table:
 
 def between_table(results: Scanned) -> Table:
     """The loss on the way from each checkpoint to the next, and the point that keeps all tasks best."""
-    results = decoded(results)
     rows = []
     notes = [
         "t = 0: the earlier checkpoint, t = 1: the later; barrier: the most that the loss rises above the straight line "
@@ -302,7 +282,6 @@ def between_table(results: Scanned) -> Table:
 
 def comparison_table(results: Results) -> Table:
     """How every task's surface changed between checkpoints."""
-    results = from_plain(Results, results)
     verdicts = {True: "sharper", False: "flatter", None: "no difference shown"}
     rows = tuple(
         (

@@ -1,6 +1,5 @@
 """Table of what kind of forgetting it was: lost knowledge, or a changed habit of answering."""
 
-from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.records import LetterCounts, Recovery, SpuriousForgettingProbes, TextDrift
 from llm_forgetting.report.tables.run import Table, display_name, number, value_and_error
 from llm_forgetting.results import Results
@@ -8,7 +7,6 @@ from llm_forgetting.results import Results
 
 def spurious_table(results: Results) -> Table:
     """Every earlier task's trained items after itself and after the last task, under each probe."""
-    results = from_plain(Results, results)
     rows, notes = [], []
     for task, spurious in results.spurious.items():
         (_, before), (last, after) = spurious.probes.items()
