@@ -97,7 +97,8 @@ def _with_error(estimate: StudyContent, style: str) -> str:
     value, interval = float(estimate["value"]), estimate.get("interval")
     if interval:
         return f"{value:{style}} [{float(interval['low']):{style}}, {float(interval['high']):{style}}]"
-    return value_and_error(value, estimate.get("stderr"))
+    stderr = estimate.get("stderr")
+    return value_and_error(value, None if stderr is None else float(stderr))
 
 
 def _arms(study: StudyContent) -> list[Block]:

@@ -51,7 +51,7 @@ def measures_plot(study: StudyContent) -> Plot:
     }
     outcome = title(study, table["outcome"])
     rho = table["measures"][table["primary"]]["spearman_within_pairs"]
-    text = "no correlation of the primary measure" if rho is None else f"primary measure {number(rho['value'])}"
+    text = "no correlation of the primary measure" if rho is None else f"primary measure {number(float(rho['value']))}"
     alt = f"Rank correlations of {len(names)} measures with {outcome}: {text} within pairs; all are in the table below."
     return Plot(
         f"Spearman's rho with {outcome}",
