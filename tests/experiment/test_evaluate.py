@@ -100,6 +100,7 @@ def smollm2() -> LanguageModel:
     return LanguageModel.load(ModelConfig(), LoraConfig(rank=1), seed=0)
 
 
+@pytest.mark.slow
 @with_smollm2
 @pytest.mark.parametrize("subject", ["abstract_algebra", "anatomy"])
 def test_zero_shot_log_likelihoods_are_the_harness_s(smollm2: LanguageModel, subject: str) -> None:

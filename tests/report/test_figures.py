@@ -545,6 +545,7 @@ def test_a_surface_is_titled_with_its_items(results: Results) -> None:
     assert surface_views(record(results))[0].caption.facts[0] == "12 held-out items"
 
 
+@pytest.mark.slow
 def test_long_names_are_neither_cut_nor_written_over_each_other(
     results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:

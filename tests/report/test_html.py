@@ -346,6 +346,7 @@ def test_a_failure_to_draw_does_not_lose_the_run(
 # --- studies ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_study_answers_its_questions_first(study: tuple[Path, Content]) -> None:
     folder, content = study
     page = Elements((folder / "report.html").read_text(encoding="utf-8"))
@@ -363,6 +364,7 @@ def test_a_study_answers_its_questions_first(study: tuple[Path, Content]) -> Non
     assert len(page.of("figure")) == 4
 
 
+@pytest.mark.slow
 def test_a_study_without_numbers_says_so(study: tuple[Path, Content]) -> None:
     content = {
         key: value for key, value in study[1].items() if key not in ("associations", "effects", "calibration", "points")

@@ -15,6 +15,7 @@ from llm_forgetting.study.records import read_records
 PUBLISHED = ROOT / "docs/results/flatness"
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_answers_and_numbers_that_its_records_give(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -321,6 +321,7 @@ def test_cells_with_the_same_first_task_wait_for_it_and_no_longer(tmp_path: Path
     assert at_once.most == 2  # here the first task was there before its cell was
 
 
+@pytest.mark.slow
 def test_a_grown_study_computes_only_what_it_lacks(tmp_path: Path) -> None:
     run(plan_of(tmp_path), tmp_path / "study", Fake(2))
     grown = Fake(2)
@@ -575,6 +576,7 @@ def test_records_are_the_same_bytes_for_the_same_records(tmp_path: Path) -> None
     assert json.loads(gzip.decompress(one.read_bytes()))["planned"] == 72
 
 
+@pytest.mark.slow
 def test_a_report_holds_answers_tables_figures_and_failures(tmp_path: Path) -> None:
     write_records(stored(tmp_path), tmp_path / "records.json.gz")
     content = write_report(read_records(tmp_path / "records.json.gz"), tmp_path)

@@ -90,6 +90,7 @@ def test_the_cache_folder_can_be_chosen(cache: Path, monkeypatch: pytest.MonkeyP
     assert cache_folder() == platformdirs.user_cache_path("llm-forgetting")
 
 
+@pytest.mark.process
 def test_the_second_time_needs_neither_network_nor_pip(
     cache: Path, wheel: EmbeddedFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +102,7 @@ def test_the_second_time_needs_neither_network_nor_pip(
     assert fetch(wheel, refuse) == path
 
 
+@pytest.mark.process
 def test_a_file_that_is_not_whole_is_fetched_again(cache: Path, wheel: EmbeddedFile) -> None:
     (cache / "tiny.bin.partial").mkdir(parents=True)
     (cache / "tiny.bin.partial" / "tiny.bin").write_bytes(CONTENT[:100])
@@ -141,6 +143,7 @@ def assert_refused(cache: Path, file: EmbeddedFile, match: str) -> None:
     assert left_behind(cache) == set()
 
 
+@pytest.mark.process
 def test_no_network_is_one_line(cache: Path, wheel: EmbeddedFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
@@ -150,20 +153,24 @@ def test_no_network_is_one_line(cache: Path, wheel: EmbeddedFile, monkeypatch: p
     assert_refused(cache, wheel, r"could not fetch tiny-parcel 1\.0 \(no connection to the package index: .*refused\)")
 
 
+@pytest.mark.process
 def test_a_release_that_is_not_there_is_one_line(cache: Path, wheel: EmbeddedFile) -> None:
     assert_refused(cache, replace(wheel, version="9.9"), r"\(No matching distribution found for tiny-parcel==9\.9")
 
 
+@pytest.mark.process
 def test_a_wheel_with_another_hash_is_refused_by_pip(cache: Path, wheel: EmbeddedFile) -> None:
     assert_refused(cache, replace(wheel, wheel_sha256="0" * 64), "DO NOT MATCH THE HASHES")
 
 
+@pytest.mark.process
 def test_a_corrupted_download_is_refused(cache: Path, wheel: EmbeddedFile, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import pathlib, sys; pathlib.Path(sys.argv[1], 'tiny_parcel-1.0-py3-none-any.whl').write_bytes(b'PK half')"
     monkeypatch.setattr(embedded, "_pip_download", lambda _, folder: [sys.executable, "-c", code, str(folder)])
     assert_refused(cache, wheel, "download does not have its pinned SHA-256")
 
 
+@pytest.mark.process
 def test_a_corrupted_extraction_is_refused(cache: Path, wheel: EmbeddedFile) -> None:
     assert_refused(cache, replace(wheel, member_sha256="0" * 64), "data.bin does not have its pinned SHA-256")
 
@@ -173,6 +180,7 @@ def test_a_python_without_pip_is_one_line(cache: Path, wheel: EmbeddedFile, monk
     assert_refused(cache, wheel, "this Python has no pip.*python -m ensurepip")
 
 
+@pytest.mark.process
 def test_a_pip_that_says_nothing_is_one_line(cache: Path, wheel: EmbeddedFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_pip_download", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
     assert_refused(cache, wheel, "pip gave no reason")

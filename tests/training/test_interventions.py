@@ -131,6 +131,7 @@ def test_one_step_of_sam_on_a_quadratic(adaptive: bool, expected: tuple[float, f
     torch.testing.assert_close(start - 0.01 * by_hand, torch.tensor(expected).double(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch_size", "accumulation", "adaptive"), [*((*batches, False) for batches in BATCHES), (4, 4, True)]
 )
@@ -171,6 +172,7 @@ def test_sam_in_trainer_is_that_of_pytorch_optimizer(
     assert log[0]["loss"] == pytest.approx(plain_losses(load(any_folder), items).mean().item(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_sam_with_no_radius_is_bit_identical_to_training_without(
     checkpointing: bool, llama_folder: Path, train: Train
@@ -308,6 +310,7 @@ def test_the_anchor_does_not_depend_on_how_either_update_is_written() -> None:
     assert float(Anchor(1.0, start).penalty(regauged(start, 1))) == pytest.approx(0, abs=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "accumulation"), BATCHES)
 def test_the_anchor_in_trainer_is_counted_once_per_step(
     batch_size: int, accumulation: int, any_folder: Path, train: Train
@@ -468,6 +471,7 @@ def learn_second(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outc
     return result
 
 
+@pytest.mark.slow
 def test_replay_and_anchor_reduce_forgetting(learn_second: Callable[..., Outcome]) -> None:
     """Both learn the second task all the same (ln 4 = 1.39 nats is a guess)."""
     forgotten, learnt, plain = learn_second()
@@ -504,6 +508,7 @@ class KillingProgress(Silent):
         yield advance
 
 
+@pytest.mark.slow
 def test_a_phase_with_every_intervention_goes_on_after_a_kill(tmp_path: Path) -> None:
     """The anchor and the rescaling belong to where the phase began, not to where it was resumed."""
     config = parse_config(

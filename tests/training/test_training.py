@@ -138,6 +138,7 @@ def test_log_has_one_finite_entry_per_step(llama_folder: Path, train: Train) -> 
     np.testing.assert_allclose(rates, [0, 1 / 3, 2 / 3, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_every_call_starts_a_fresh_optimiser(llama_folder: Path, train: Train, tmp_path: Path) -> None:
     """The second task after the first in one process = the second task by a process that only loads the adapter."""
     model = load(llama_folder)
@@ -153,6 +154,7 @@ def test_every_call_starts_a_fresh_optimiser(llama_folder: Path, train: Train, t
     assert other.adapter_sha256() == model.adapter_sha256()
 
 
+@pytest.mark.slow
 def test_training_is_decided_by_seed_and_stream(llama_folder: Path, train: Train) -> None:
     def result(**settings: Any) -> str:
         torch.manual_seed(len(str(settings)))
@@ -248,6 +250,7 @@ class Killed(BaseException):
     """What a killed process is to the code that it runs."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("killed_after", "dropout"), [(2, 0.4), (4, 0.0), (4, 0.4), (8, 0.4)])
 def test_a_killed_run_goes_on_to_the_same_bits(
     killed_after: int, dropout: float, llama_folder: Path, train: Train, tmp_path: Path
