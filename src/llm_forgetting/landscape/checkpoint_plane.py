@@ -143,6 +143,9 @@ def scan_checkpoint_plane(
         journal: File that keeps every evaluation.
         advance: Called for every evaluation.
 
+    Returns:
+        Values of the cells inside, what was evaluated, and the fit with its measured errors.
+
     Raises:
         NotSmoothError: A value is not finite, and no `fallback_cells` are given.
     """

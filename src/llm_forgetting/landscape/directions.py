@@ -48,6 +48,9 @@ def random_direction(adapter: CanonicalAdapter, seed: int, index: int) -> Factor
 
     The Gaussians depend on (seed, index, module name) alone, so the same index is the same ambient direction at every
     checkpoint. They are the cost: two matrices of the size of all adapted weights.
+
+    Returns:
+        dB (d_out, r) and dA (r, d_in) of every module.
     """
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
         modules = pool.map(

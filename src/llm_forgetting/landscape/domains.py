@@ -150,6 +150,9 @@ def random_points(shape: str, random: np.random.Generator, count: int) -> Floats
     Chebyshev density in every coordinate on segment and square, Dirichlet(1/2, 1/2, 1/2) on the triangle (squeezed into what
     is left of a truncated one). A Latin hypercube (McKay et al. 1979): each of `count` equally likely slices of every
     coordinate holds one point, so none is left unlooked at.
+
+    Returns:
+        (count, d) points of the reference region.
     """
     dimensions = 1 if shape == "segment" else 2
     slices = np.stack([random.permutation(count) for _ in range(dimensions)], axis=1)

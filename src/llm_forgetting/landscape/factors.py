@@ -16,7 +16,8 @@ from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, canonicali
 class FactorStep:
     """Step (dB, dA) in factor space: a vector whose coordinates are the entries of both factors of every module.
 
-    Not a mapping, so that no function of an update takes it; `factors` are its parts by module.
+    Not a mapping, so that no function of an update takes it; `factors` are its parts by module. Whatever is not a step raises
+    TypeError.
     """
 
     factors: Mapping[str, Factors]
@@ -26,11 +27,7 @@ class FactorStep:
         return self.factors[module]
 
     def inner(self, other: "FactorStep") -> float:
-        """Frobenius inner product over both factors of all modules, summed in float64; independent of the gauge.
-
-        Raises:
-            TypeError: `other` is not a step.
-        """
+        """Frobenius inner product over both factors of all modules, summed in float64; independent of the gauge."""
         _require(FactorStep, other)
         return sum(_dot(pair.B, other[name].B) + _dot(pair.A, other[name].A) for name, pair in self.factors.items())
 
@@ -40,11 +37,7 @@ class FactorStep:
 
     @staticmethod
     def combine(terms: Sequence[tuple[float, "FactorStep"]]) -> "FactorStep":
-        """The linear combination sum c_i d_i, factor by factor.
-
-        Raises:
-            TypeError: A term is not a step.
-        """
+        """The linear combination sum c_i d_i, factor by factor."""
         _require(FactorStep, *(step for _, step in terms))
         return FactorStep(
             {
@@ -57,7 +50,8 @@ class FactorStep:
 class WeightUpdate(Mapping[str, Factors]):
     """Update delta W = B A of every module, by module name: a vector whose coordinates are the entries of all delta W.
 
-    Sums are exact, by concatenation, and Frobenius products form no matrix of the size of the weights.
+    Sums are exact, by concatenation, and Frobenius products form no matrix of the size of the weights. Whatever is not an
+    update raises TypeError.
     """
 
     def __init__(self, factors: Mapping[str, Factors]) -> None:
@@ -88,11 +82,7 @@ class WeightUpdate(Mapping[str, Factors]):
         return WeightUpdate({name: module.factors for name, module in adapter.items()})
 
     def inner(self, other: "WeightUpdate") -> float:
-        """Frobenius product <delta W_1, delta W_2> over all modules, in float64: tr(A_1^T B_1^T B_2 A_2).
-
-        Raises:
-            TypeError: `other` is not an update.
-        """
+        """Frobenius product <delta W_1, delta W_2> over all modules, in float64: tr(A_1^T B_1^T B_2 A_2)."""
         _require(WeightUpdate, other)
         total = 0.0
         for name, x in self.items():
@@ -101,16 +91,12 @@ class WeightUpdate(Mapping[str, Factors]):
         return total
 
     def norm(self) -> float:
-        """Frobenius norm over all modules; by singular values, so that it is accurate for differences of near equals too."""
+        """Frobenius norm over all modules; by singular values, so accurate for differences of near equals too."""
         return math.sqrt(sum(float(module.S.double().square().sum()) for module in canonicalise(self).values()))
 
     @staticmethod
     def combine(terms: Sequence[tuple[float, "WeightUpdate"]]) -> "WeightUpdate":
-        """sum c_i delta W_i, exactly: the factors side by side, so ranks add up. Terms with c = 0 are left out (not the first).
-
-        Raises:
-            TypeError: A term is not an update.
-        """
+        """sum c_i delta W_i, exactly: factors side by side, ranks add up. Terms with c = 0 are left out (not the first)."""
         _require(WeightUpdate, *(update for _, update in terms))
         kept = [(c, update) for index, (c, update) in enumerate(terms) if c != 0 or index == 0]
         return WeightUpdate(

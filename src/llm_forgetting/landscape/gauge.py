@@ -87,6 +87,9 @@ def regauged(factors: Mapping[str, Factors], seed: int) -> dict[str, Factors]:
 
     M = Q1 diag(exp u) Q2 with random orthogonal Q1, Q2 and u uniform on [-2, 2]: neither a rotation nor a rescaling,
     with a condition number of at most e^4 = 55, so that float32 can still write the result down.
+
+    Returns:
+        (B M^-1, M A) of every module, in the factors' own dtype.
     """
     generator = torch.Generator().manual_seed(seed)
     result = {}

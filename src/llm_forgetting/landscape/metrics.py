@@ -63,6 +63,9 @@ def surface_metrics(
 
     `curvature` of the function behind the values, and of a `coarser` fit to it, where there is one; else second differences
     over whole grid steps.
+
+    Returns:
+        Numbers of the surface, nats; curvatures in nats per squared distance.
     """
     finite = np.isfinite(values)
     centre = values[len(alphas) // 2, len(betas) // 2]
@@ -163,6 +166,9 @@ def basin_radius(steps: Floats, losses: Floats, tau: float) -> float | None:
 
     `losses` (directions, steps) at odd, symmetric `steps`; both signs of a direction count alike, as a random direction has no
     sign. Between steps the mean is taken as linear. None where it is not left within the steps.
+
+    Returns:
+        The radius, in the unit of `steps`.
     """
     half = len(steps) // 2
     radii = steps[half:]

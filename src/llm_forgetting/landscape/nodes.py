@@ -87,6 +87,9 @@ class CachedEvaluator:
         """(p, m) values at `coordinates` (p, d); `point` maps one row of them to what is evaluated.
 
         Points are made one at a time, when their turn comes.
+
+        Returns:
+            (p, m) values, a row per row of `coordinates`.
         """
         rows = [tuple(map(float, row)) for row in coordinates]
         keys = [" ".join([family, *(repr(x + 0.0) for x in row)]) for row in rows]

@@ -67,8 +67,10 @@ def scan_path(
         journal: File that keeps every evaluation.
         advance: Called for every evaluation.
 
-    Raises:
-        NotSmoothError: A value is not finite.
+    Returns:
+        Values along the path, the fit, and barrier and start derivatives of every task.
+
+    A value that is not finite raises NotSmoothError.
     """
     with cached(objective, journal, advance) as nodes:
         surface = fit_surface(
@@ -107,5 +109,8 @@ def selection_mask(count: int, pool: int) -> NDArray[np.bool_]:
     """(count,) items of a task, drawn from `pool`, that select the repair t*; the others of the pool evaluate it.
 
     All of them where at least as many others are left, else every second one, beginning with the first.
+
+    Returns:
+        (count,) True for the items that select.
     """
     return np.ones(count, dtype=bool) if pool >= 2 * count else np.asarray(np.arange(count) % 2 == 0)

@@ -116,6 +116,9 @@ class Surface(_Scan):
     def metrics(self, tau: float = 0.1) -> SurfaceMetrics:
         """The numbers of this surface; `tau` is the rise that bounds the basin. Curvatures come from the fit, with their change
         between its last two degrees as error, else from differences between cells.
+
+        Returns:
+            Numbers of the surface, nats; curvatures in nats per squared distance.
         """
         distance = float(self.alphas[-1])
         curvature, coarser = (

@@ -57,6 +57,9 @@ def scan_plane(
 
     `spectral` fits a surface under `rule` and evaluates it on `cells` x `cells`; where a value is not finite nothing can be
     fitted, and a grid that costs about the rule's budget is taken instead. `grid` evaluates every cell.
+
+    Returns:
+        Values of all cells, what was evaluated, and the fit, if there is one.
     """
     note = None
     if method == "spectral":
@@ -103,6 +106,9 @@ def scan_lines(
 
     Values are interpolated per function, not per loss, by the polynomial through the four and the centre; where one of them is
     not finite, the losses themselves are, linearly.
+
+    Returns:
+        Losses (directions, steps, K) along all directions.
     """
     if plane.surface is not None:
         steps = axis(distance, LINE_STEPS)

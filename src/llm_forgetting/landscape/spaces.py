@@ -138,6 +138,9 @@ def scaled_gaussians(
     """Block by block the Gaussians number `indices` of one module, every row scaled to the norm of the weight's row.
 
     Streams are named (seed, `weight`, index, module); blocks are of 256 rows.
+
+    Yields:
+        Rows of the block, and those rows of every Gaussian (rows, columns), float32 on the CPU.
     """
     streams = [gaussian_chunks(derive_seed(seed, "weight", n, module), len(row_norms), columns) for n in indices]
     for blocks in zip(*streams, strict=True):

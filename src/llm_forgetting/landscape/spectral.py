@@ -45,6 +45,9 @@ def vandermonde(points: Floats, degree: int) -> Floats:
     """(p, terms) Chebyshev polynomials T_i(x) or products T_i(x) T_j(y), i + j <= degree, at `points` (p, 1 or 2) in [-1, 1]^d.
 
     Ordered by total degree, so that the first `terms(n)` columns are those of degree n.
+
+    Returns:
+        (p, terms) values of the basis.
     """
     if points.shape[1] == 1:
         return np.asarray(chebvander(points[:, 0], degree))
@@ -59,6 +62,9 @@ def leja_points(shape: str = "square") -> Floats:
 
     Row pivots of an LU factorisation of the Vandermonde matrix on a fine mesh of the region (Chebyshev's on segment and
     square, so that the centre is the first of them).
+
+    Returns:
+        (terms(14), d) points.
     """
     axis = np.cos(np.pi * np.arange(61) / 60)
     if shape == "square":
@@ -97,7 +103,12 @@ class Fit:
 def fit(domain: Domain, points: Floats, values: Floats, degree: int) -> Fit:
     """Fit values (p, m) at points (p, 2); exact interpolation where p = terms(degree), least squares where p is larger.
 
-    Raises ValueError where there are fewer points than coefficients, NotSmoothError where a value is not finite.
+    Returns:
+        The fit of total degree `degree`.
+
+    Raises:
+        ValueError: There are fewer points than coefficients.
+        NotSmoothError: A value is not finite.
     """
     needed = terms(degree, points.shape[1])
     if len(points) < needed:
@@ -166,7 +177,13 @@ def fit_surface(
     data like all others. From then on earlier check points, each left out in turn, count as much: where eight points found an
     error once, another eight may just have missed it.
 
-    Raises NotSmoothError where a value is not finite.
+    A value that is not finite raises NotSmoothError.
+
+    Returns:
+        The fit with its measured error.
+
+    Raises:
+        ValueError: The budget is too small for any fit.
     """
     design, everywhere = domain.place(leja_points(domain.shape)), domain.place(mesh(domain.shape, 33))
 
@@ -190,15 +207,15 @@ def fit_surface(
         if surface is not None and failed:
             return surface
         data, data_values = np.concatenate([nodes, tried]), np.concatenate([values, tried_values])
-        found = fit(domain, data, data_values, degree)
+        fitted = fit(domain, data, data_values, degree)
         checks = domain.place(random_points(domain.shape, generator(rule.seed, "check points", attempt), rule.checks))
         measured = evaluate(checks)
         truth = _finite(losses(measured))
-        fresh_error = np.abs(losses(found(checks)) - truth).max(axis=0)
-        error = np.maximum(fresh_error, _left_out(found, data, data_values, len(tried), losses))
-        ranges = np.ptp(np.concatenate([losses(data_values), truth, losses(found(everywhere))]), axis=0)
+        fresh_error = np.abs(losses(fitted(checks)) - truth).max(axis=0)
+        error = np.maximum(fresh_error, _left_out(fitted, data, data_values, len(tried), losses))
+        ranges = np.ptp(np.concatenate([losses(data_values), truth, losses(fitted(everywhere))]), axis=0)
         surface = SpectralSurface(
-            fit=found,
+            fit=fitted,
             previous=fit(domain, data, data_values, degree - 1),
             points=np.concatenate([data, checks]),
             values=np.concatenate([data_values, measured]),
@@ -213,15 +230,15 @@ def fit_surface(
         attempt += 1
 
 
-def _left_out(found: Fit, points: Floats, values: Floats, last: int, losses: Callable[[Floats], Floats]) -> Floats:
+def _left_out(fitted: Fit, points: Floats, values: Floats, last: int, losses: Callable[[Floats], Floats]) -> Floats:
     """(K,) largest error of every loss at the `last` of `points`, each predicted by the fit to all others."""
     if not last:
         return np.zeros(losses(values).shape[1])
-    basis, _ = np.linalg.qr(vandermonde(found.domain.unit(points), found.degree))
+    basis, _ = np.linalg.qr(vandermonde(fitted.domain.unit(points), fitted.degree))
     leverage = (basis[-last:] ** 2).sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        predicted = (found(points[-last:]) - leverage * values[-last:]) / (1 - leverage)
-    predicted[:, found.absent] = -np.inf
+        predicted = (fitted(points[-last:]) - leverage * values[-last:]) / (1 - leverage)
+    predicted[:, fitted.absent] = -np.inf
     return np.asarray(np.abs(losses(predicted) - losses(values[-last:])).max(axis=0))
 
 
@@ -230,6 +247,9 @@ def _forecast(domain: Domain, degree: int, nodes: Floats, values: Floats, losses
 
     The fits of the two degrees before are held against the nodes that their successors added; the error is taken to fall
     once more at the same rate.
+
+    Returns:
+        The largest over the losses, a share of min(range, 2 nats).
     """
     truth = _finite(losses(values))
     errors = []

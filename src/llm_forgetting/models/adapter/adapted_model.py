@@ -99,9 +99,9 @@ def attach_lora(backbone: Any, lora: LoraConfig, seed: int) -> Any:
                 f"lora.target_modules={lora.target_modules!r} must match linear modules of the model, none did; "
                 f"its linear modules are {', '.join(_linear_names(backbone))}"
             ) from error
-    found = [f".{name}" for name in target_layers(model)]
+    layer_names = [f".{name}" for name in target_layers(model)]
     names = [] if isinstance(targets, str) else targets
-    unmatched = [target for target in names if not any(name.endswith(f".{target}") for name in found)]
+    unmatched = [target for target in names if not any(name.endswith(f".{target}") for name in layer_names)]
     if unmatched:
         raise UserError(
             f"every name of lora.target_modules must match a linear module of the model, {', '.join(unmatched)} did not; "
@@ -208,8 +208,8 @@ class AdaptedModel:
             return fitted(dict(checkpoint), live, "the checkpoint")
         layers = target_layers(self.peft_model)
         scales = {name: float(layer.scaling[self.adapter]) for name, layer in layers.items()}
-        found = update_from(checkpoint, lambda module, rank: scales.get(module, 1.0), "the checkpoint")
-        return fitted(found, live, "the checkpoint")
+        update = update_from(checkpoint, lambda module, rank: scales.get(module, 1.0), "the checkpoint")
+        return fitted(update, live, "the checkpoint")
 
     def weight_row_norms(self) -> dict[str, torch.Tensor]:
         """(d_out,) row norms of the merged weight W + delta W of every target module."""
@@ -292,12 +292,14 @@ class AdaptedModel:
         """Replace the adapter's weights by those saved in `folder`."""
         state = read_weights(folder)
         # Compared first: PEFT keeps quiet about missing weights, and has copied some when it finds a wrong shape.
-        shapes, found = ({name: tuple(t.shape) for name, t in s.items()} for s in (self.adapter_state(), state))
-        wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+        shapes, saved_shapes = ({name: tuple(t.shape) for name, t in s.items()} for s in (self.adapter_state(), state))
+        wrong = sorted(
+            name for name in shapes.keys() | saved_shapes.keys() if shapes.get(name) != saved_shapes.get(name)
+        )
         if wrong:
             raise UserError(
                 f"the adapter in {folder} must fit this model (same lora.rank and lora.target_modules), {len(wrong)} of its "
-                f"weights do not: {wrong[0]} is {found.get(wrong[0])}, must be {shapes.get(wrong[0])}"
+                f"weights do not: {wrong[0]} is {saved_shapes.get(wrong[0])}, must be {shapes.get(wrong[0])}"
             )
         peft.set_peft_model_state_dict(self.peft_model, state, adapter_name=self.adapter)
 

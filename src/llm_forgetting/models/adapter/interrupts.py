@@ -43,8 +43,8 @@ class _DeferredHandler:
 def defer_interrupts() -> Iterator[Interruptible]:
     """Ctrl-C deferred: within the block it takes effect only inside `with interruptible():`, and at the block's end.
 
-    So it never falls between two parameters that are being moved or put back, however often it is pressed. Where Python does not
-    handle Ctrl-C, or this thread does not, nothing is changed.
+    So it never falls between two parameters that are being moved or put back, however often it is pressed. Where Python
+    does not handle Ctrl-C, or this thread does not, nothing is changed.
 
     Yields:
         `interruptible`.

@@ -73,8 +73,8 @@ def read_update(folder: Path) -> WeightUpdate:
 def saved_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     """s = alpha / r, alpha / sqrt(r) for rsLoRA, of one module under an adapter's settings."""
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    found = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    alpha = float(next(found, config["lora_alpha"]))
+    matching = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    alpha = float(next(matching, config["lora_alpha"]))
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
@@ -104,11 +104,11 @@ def update_from(state: State, scale: Callable[[str, int], float], source: str) -
 
 def fitted(update: Mapping[str, Any], live: WeightUpdate, source: str) -> WeightUpdate:
     """`update` in the order, precision and place of `live`; UserError where it is not of the same modules and shapes."""
-    sizes, found = ({name: (len(pair.B), pair.A.shape[1]) for name, pair in part.items()} for part in (live, update))
-    wrong = sorted(name for name in sizes.keys() | found.keys() if sizes.get(name) != found.get(name))
+    sizes, given = ({name: (len(pair.B), pair.A.shape[1]) for name, pair in part.items()} for part in (live, update))
+    wrong = sorted(name for name in sizes.keys() | given.keys() if sizes.get(name) != given.get(name))
     if wrong:
         raise UserError(
-            f"{source} must adapt the same modules as the model, {len(wrong)} differ: {wrong[0]} is {found.get(wrong[0])}, "
+            f"{source} must adapt the same modules as the model, {len(wrong)} differ: {wrong[0]} is {given.get(wrong[0])}, "
             f"must be {sizes.get(wrong[0])}"
         )
     return WeightUpdate(

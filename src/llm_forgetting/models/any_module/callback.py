@@ -154,6 +154,12 @@ class FlatnessCallback(TrainerCallback):
         recorded one: a `Trajectory`, or one by task.
 
         Costs two evaluations for every point: at the point itself, and at its image on the plane.
+
+        Returns:
+            The projected points, by task where the batches are.
+
+        Raises:
+            UserError: Fewer than three points are recorded and no checkpoints given, or nothing was trained.
         """
         if self._model is None or (checkpoints is None and len(self.recorded) < 3):
             raise UserError(

@@ -74,7 +74,11 @@ def checkpoint_plane(
         seed: Of check points.
         progress: Called after every evaluation.
 
-    Raises UserError, in one line, where something does not fit, or where the checkpoints lie on a line.
+    Returns:
+        The surface, or one by task where `batches` are by task.
+
+    Raises:
+        UserError: Something does not fit (in one line), or the checkpoints lie on a line.
     """
     if margin < 0:
         raise UserError(f"margin must be at least 0, was {margin}")

@@ -179,6 +179,12 @@ def checkpoint_difference(model: torch.nn.Module, start: Checkpoint, end: Checkp
 
     State dicts of plain modules give a tensor per parameter (buffers are no parameters: they stay). Of a PEFT model, adapters
     (folders, PEFT state dicts, None for the bare backbone) give delta W_end - delta W_start = B A per module.
+
+    Returns:
+        The direction, as `scan_line` and `scan_plane` take it.
+
+    Raises:
+        UserError: A checkpoint is not one of this model.
     """
     adapted = as_adapted(model)
     if adapted is not None:

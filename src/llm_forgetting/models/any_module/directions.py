@@ -128,9 +128,9 @@ def _around_adapter(model: "AdaptedModel", losses: MeanLosses, count: int, optio
         raise UserError("the adapter must have been trained: its delta W = 0, so its own reachable set is flat")
     downhill = _adapter_gradient(model, adapter, losses)
     drawn = [downhill, *(random_direction(adapter, options.seed, index) for index in range(1, count))]
-    found = orthogonalised(drawn, options.unit or space.norm)
+    directions = orthogonalised(drawn, options.unit or space.norm)
     description = f"downhill along the gradient{_then(count)} in {name}"
-    return _scan_directions(space, found, model.perturbed, description, options.unit)
+    return _scan_directions(space, directions, model.perturbed, description, options.unit)
 
 
 def _around_module(model: torch.nn.Module, losses: MeanLosses, count: int, options: DirectionOptions) -> ScanDirections:
@@ -179,20 +179,20 @@ def _dense_random(tensors: Mapping[str, torch.Tensor], seed: int, index: int) ->
 
 
 def _random(space: Space, perturbed: Mover, count: int, options: DirectionOptions, name: str) -> ScanDirections:
-    found = space.directions(options.seed, count, options.unit or space.norm)
-    return _scan_directions(space, found, perturbed, f"random directions of {name}", options.unit)
+    directions = space.directions(options.seed, count, options.unit or space.norm)
+    return _scan_directions(space, directions, perturbed, f"random directions of {name}", options.unit)
 
 
 def _scan_directions(
-    space: Space, found: Sequence[Any], perturbed: Mover, description: str, unit: float | None
+    space: Space, directions: Sequence[Any], perturbed: Mover, description: str, unit: float | None
 ) -> ScanDirections:
     return ScanDirections(
         perturbed=perturbed,
-        point=lambda row: space.point(list(zip(row, found, strict=True))),
+        point=lambda row: space.point(list(zip(row, directions, strict=True))),
         description=description,
         norm=space.norm,
-        units=(unit or space.norm,) * len(found),
-        cosine=space.cosine(*found[:2]) if len(found) > 1 else None,
+        units=(unit or space.norm,) * len(directions),
+        cosine=space.cosine(*directions[:2]) if len(directions) > 1 else None,
     )
 
 
@@ -200,6 +200,9 @@ def _adapter_gradient(model: "AdaptedModel", adapter: CanonicalAdapter, losses: 
     """Minus the gradient with respect to the canonical factors: dB = -G A^T, dA = -B^T G with G = d loss / d delta W.
 
     Canonical factors are the same for every way of writing the adapter, so the direction is too.
+
+    Returns:
+        The step downhill.
     """
     point = WeightUpdate.canonical(adapter)
     leaves = [part.requires_grad_() for pair in point.values() for part in (pair.B, pair.A)]

@@ -62,6 +62,12 @@ def flatness(
     Costs 4 evaluations per direction, 1 for the centre, and 2 passes to see that the batches are the same every time. `tau`
     (nats) is the rise that bounds the basin. All other arguments are those of `scan_plane`. A small LoRA update looks flat in
     adapter space, where distances count in its own norm: give `reference_norm` to compare checkpoints.
+
+    Returns:
+        The numbers, or those of every task where `batches` are by task.
+
+    Raises:
+        UserError: Something does not fit, in one line; or fewer than two directions are asked for.
     """
     refuse_distance(distance)
     if directions < 2:

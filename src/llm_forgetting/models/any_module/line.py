@@ -76,6 +76,9 @@ def scan_line(
 
     With `steps` exactly these are evaluated (0 to 1 along the difference of two checkpoints is the path between them); without,
     a polynomial is fitted on [-distance, distance] and given at `resolution` even steps.
+
+    Returns:
+        The line, or one by task where `batches` are by task.
     """
     refuse_distance(distance)
     wanted = rule(tolerance, max_evaluations, LINE_CHECKS, 1, seed)

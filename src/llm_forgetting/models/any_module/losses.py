@@ -43,7 +43,7 @@ class MeanLosses:
 
     def check(self) -> Floats:
         """(tasks,) mean losses of a first pass; UserError where a second one gives batches other losses."""
-        found = []
+        means = []
         for name in self.names:
             first, second = self._pass(name), self._pass(name)
             if not len(first) or not first[:, 1].sum():
@@ -53,8 +53,8 @@ class MeanLosses:
                     f"two passes over {_called(name)} must give the same losses batch by batch, they do not: the order must be "
                     f"fixed (a loader with shuffle=False) and nothing random in items, model or loss"
                 )
-            found.append(_mean(first))
-        return np.array(found)
+            means.append(_mean(first))
+        return np.array(means)
 
     def gradient(self, leaves: Sequence[torch.Tensor], before: Callable[[], None] = lambda: None) -> list[torch.Tensor]:
         """Gradient of the mean of the tasks' losses.
@@ -112,12 +112,12 @@ class MeanLosses:
 
     def _pass(self, name: str) -> Floats:
         """(batches, 2): sum and count of every batch."""
-        found = []
+        sums = []
         for batch in self._tasks[name]:
             with self._interruptible():
                 loss, count = self._measured(batch)
-                found.append((float(loss.detach().double()), count))
-        return np.array(found, dtype=np.float64).reshape(-1, 2)
+                sums.append((float(loss.detach().double()), count))
+        return np.array(sums, dtype=np.float64).reshape(-1, 2)
 
     def _measured(self, batch: Any) -> tuple[torch.Tensor, float]:
         """Sum of the losses of one batch, and how many they are."""

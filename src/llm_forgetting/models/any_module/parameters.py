@@ -20,6 +20,12 @@ def movable(module: torch.nn.Module, patterns: Sequence[str] | None) -> dict[str
     Without `patterns` those of at least two dimensions that require a gradient: biases and the scales of normalisations have no
     rows whose norm a direction could share (Li et al. 2018 leave them alone too). With `patterns` (shell-style, such as
     `layers.*.weight`) all that match one of them. UserError where a pattern matches nothing, or nothing can be moved.
+
+    Returns:
+        Parameters without their graph, by name.
+
+    Raises:
+        UserError: A pattern matches nothing, or nothing can be moved.
     """
     named = {name: p for name, p in module.named_parameters() if p.is_floating_point() and p.numel()}
     if patterns is None:
@@ -56,6 +62,9 @@ def refuse_unmovable(tensors: Tensors) -> None:
 def weight_space(tensors: Tensors) -> WeightSpace:
     """Filter-normalised directions of `tensors`, each seen as a matrix (first dimension, all others); one of a single
     dimension as a column, every entry of which moves by its own size.
+
+    Returns:
+        The space around the tensors as they are.
     """
     flat = {name: matrix_of(tensor) for name, tensor in tensors.items()}
     unmoved = {n: Factors(B=m.new_zeros(len(m), 0), A=m.new_zeros(0, m.shape[1])) for n, m in flat.items()}
@@ -74,6 +83,9 @@ def moved(tensors: Tensors, origin: Tensors | None = None) -> Iterator[Callable[
     The origin is where the tensors are now, unless given. An update is the noise of weight space, or B A with a single column
     A (k, 1): a combination of k vectors of as many entries as the tensor (see `DirectionBasis`). Always from the origin,
     never from where the last point was: nothing drifts. Costs a copy of the tensors.
+
+    Yields:
+        The setter.
     """
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     start = before if origin is None else origin
@@ -120,12 +132,18 @@ def named_parameters(
 
     A parameter that a model uses under several names (tied weights) may be given under any or all of them. UserError for a
     name that is no parameter, a shape that does not fit, or two names of one parameter that disagree.
+
+    Returns:
+        The parameters by their first names, and the given tensors for each.
+
+    Raises:
+        UserError: A name, a shape or a tied parameter does not fit.
     """
     known = dict(module.named_parameters(remove_duplicate=False))
     first_name = {id(p): name for name, p in reversed(known.items())}
     placed: list[dict[str, torch.Tensor]] = []
     for tensors in given:
-        found: dict[str, torch.Tensor] = {}
+        own_tensors: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
             if name not in known:
                 raise UserError(f"{what} must name parameters of the model, {name!r} is none (buffers do not count)")
@@ -136,12 +154,12 @@ def named_parameters(
                     f"{tuple(parameter.shape)}"
                 )
             own, value = first_name[id(parameter)], tensor.detach().to(parameter)
-            if own in found and not torch.equal(found[own], value):
+            if own in own_tensors and not torch.equal(own_tensors[own], value):
                 raise UserError(f"{what} must move a tied parameter once, {name} and {own} disagree")
-            found[own] = value
-        placed.append(found)
-    used = {name: known[name].detach() for name in known if any(name in found for found in placed)}
+            own_tensors[own] = value
+        placed.append(own_tensors)
+    used = {name: known[name].detach() for name in known if any(name in tensors for tensors in placed)}
     if not used:
         raise UserError(f"{what} must move at least one parameter")
     refuse_unmovable(used)
-    return used, [{name: found.get(name, torch.zeros_like(p)) for name, p in used.items()} for found in placed]
+    return used, [{name: tensors.get(name, torch.zeros_like(p)) for name, p in used.items()} for tensors in placed]

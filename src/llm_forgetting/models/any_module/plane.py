@@ -90,7 +90,10 @@ def scan_plane(
         reference_norm: Distance 1 of random and gradient directions, to compare checkpoints; None: the norm of what is moved.
         progress: Called after every evaluation.
 
-    Raises UserError, in one line, where something does not fit.
+    What does not fit raises UserError, in one line.
+
+    Returns:
+        The surface, or one by task where `batches` are by task.
     """
     refuse_distance(distance)
     cells, wanted = cells_of(method, resolution), rule(tolerance, max_evaluations, PLANE_CHECKS, 2, seed)
