@@ -82,30 +82,39 @@ def three_states(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
 
 
 class Everything:
-    """All that can be told of a model, and of the world around it."""
+    """All that can be told of a model and its adapter, to the bit, and of the world around it."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        self.buffers = [id(buffer) for buffer in model.buffers()]
-        self.modes = [module.training for module in model.modules()]
-        self.flags = [p.requires_grad for p in model.parameters()]
-        self.gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-        self.streams = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index, union-attr]
-        self.handler = signal.getsignal(signal.SIGINT)
-        self.grad = torch.is_grad_enabled()
+        modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+        gradients = {f"gradient of {name}": p.grad for name, p in parameters.items() if p.grad is not None}
+        self.tensors = {name: _bits(tensor) for name, tensor in {**model.state_dict(), **gradients}.items()}
+        self.world = {
+            "random": (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),  # type: ignore[index, union-attr]
+            "handler": signal.getsignal(signal.SIGINT),
+            "grad": torch.is_grad_enabled(),
+        }
+        self.model = {
+            "buffers": [id(buffer) for buffer in model.buffers()],
+            "modes": [module.training for module in modules.values()],
+            "trained": [name for name, p in parameters.items() if p.requires_grad],
+            "hooks": [(*m._forward_hooks.values(), *m._forward_pre_hooks.values()) for m in modules.values()],
+            "forwards": [name for name, module in modules.items() if "forward" in vars(module)],
+            "adapters off": [getattr(module, "disable_adapters", None) for module in modules.values()],
+            "attention": [getattr(getattr(m, "config", None), "_attn_implementation", None) for m in modules.values()],
+        }
 
     def assert_same(self, model: torch.nn.Module) -> None:
+        """Model and world are as they were when this was made."""
         now = Everything(model)
+        self.assert_same_tensors(now)
+        assert (now.model, now.world) == (self.model, self.world)
+
+    def assert_same_tensors(self, now: "Everything") -> None:
+        """Weights, buffers and gradients are, whatever else is on its way."""
         assert now.tensors.keys() == self.tensors.keys()
         for name, tensor in now.tensors.items():
             assert torch.equal(tensor, self.tensors[name]), name
-        for before, after in zip(self.gradients, now.gradients, strict=True):
-            assert (before is None and after is None) or torch.equal(before, after)  # type: ignore[arg-type]
-        assert torch.equal(now.streams[0], self.streams[0])
-        assert (now.streams[1:], now.buffers, now.modes, now.flags) == (
-            self.streams[1:],
-            self.buffers,
-            self.modes,
-            self.flags,
-        )
-        assert (now.handler, now.grad) == (self.handler, self.grad)
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone().reshape(-1).view(torch.uint8)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_models import Everything
 from tiny_models import load, make_encoded, save, tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -39,27 +40,6 @@ def updates(model: LanguageModel, seed: int, rank: int = 2, size: float = 0.1) -
         )
         for name, pair in model.adapter_factors().items()
     }
-
-
-def everything(model: LanguageModel) -> dict[str, Any]:
-    """Every bit of the model, what is trained, what is hooked on it, and whether its adapter counts."""
-    modules = dict(model.peft_model.named_modules())
-    return {
-        "bits": {name: part.clone().view(torch.uint8) for name, part in model.peft_model.state_dict().items()},
-        "trained": [name for name, part in model.peft_model.named_parameters() if part.requires_grad],
-        "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules.values()],
-        "off": [layer.disable_adapters for layer in target_layers(model.peft_model).values()],
-        "mode": [module.training for module in modules.values()],
-        "attention": model.peft_model.get_base_model().config._attn_implementation,
-    }
-
-
-def assert_same(model: LanguageModel, before: dict[str, Any]) -> None:
-    after = everything(model)
-    bits, expected = after.pop("bits"), before["bits"]
-    assert bits.keys() == expected.keys()
-    assert all(torch.equal(bits[name], expected[name]) for name in bits)
-    assert after == {name: value for name, value in before.items() if name != "bits"}
 
 
 def logits(model: LanguageModel, items: Sequence[EncodedItem]) -> Tensor:
@@ -203,7 +183,7 @@ class Broken(dict[str, Factors]):
 @pytest.mark.parametrize("where", ["after the last move", "between moves", "in the middle of a move"])
 def test_every_bit_is_restored(model: LanguageModel, way: str, kind: type[BaseException], where: str) -> None:
     assert model.supports_packing
-    before = everything(model)
+    before = Everything(model.peft_model)
 
     def walk() -> None:
         with WAYS[way](model) as move:
@@ -217,13 +197,13 @@ def test_every_bit_is_restored(model: LanguageModel, way: str, kind: type[BaseEx
 
     with pytest.raises(kind, match=where):
         walk()
-    assert_same(model, before)
+    before.assert_same(model.peft_model)
 
 
 def test_ctrl_c_while_weights_are_restored_leaves_none_unrestored(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = everything(model)
+    before = Everything(model.peft_model)
     copy, calls = torch.Tensor.copy_, []
 
     def impatient(self: Tensor, other: Tensor) -> Tensor:
@@ -241,7 +221,7 @@ def test_ctrl_c_while_weights_are_restored_leaves_none_unrestored(
         walk()
     monkeypatch.undo()
     assert len(calls) > 4
-    assert_same(model, before)
+    before.assert_same(model.peft_model)
 
 
 @both_ways
@@ -249,14 +229,14 @@ def test_a_model_in_training_is_left_in_training(llama_folder: Path, way: str) -
     model = load(llama_folder)
     assert model.supports_packing
     model.peft_model.train()
-    before = everything(model)
+    before = Everything(model.peft_model)
     with WAYS[way](model) as move:
         move(updates(model, 0))
-    assert_same(model, before)
+    before.assert_same(model.peft_model)
 
 
 def test_an_interrupted_draw_of_noise_is_undone(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = everything(model)
+    before = Everything(model.peft_model)
     space = WeightSpace(model.adapter_factors(), model.weight_row_norms())
     (d,) = space.directions(0, 1, space.norm)
     drawn = NoisyUpdate.blocks
@@ -269,7 +249,7 @@ def test_an_interrupted_draw_of_noise_is_undone(model: LanguageModel, monkeypatc
     monkeypatch.setattr(NoisyUpdate, "blocks", interrupted)
     with pytest.raises(KeyboardInterrupt), model.perturbed() as move:
         move(space.point([(1.0, d)]))
-    assert_same(model, before)
+    before.assert_same(model.peft_model)
 
 
 @both_ways
@@ -293,14 +273,14 @@ def test_beside_never_writes_a_weight(model: LanguageModel) -> None:
 
 
 def test_weight_space_is_refused_beside_the_weights(model: LanguageModel) -> None:
-    before = everything(model)
+    before = Everything(model.peft_model)
     space = WeightSpace(model.adapter_factors(), model.weight_row_norms())
     (d,) = space.directions(0, 1, space.norm)
     with model.unmerged() as move:
         move([space.point([(0.0, d)])])
         with pytest.raises(TypeError, match="weight space has no low rank"):
             move([updates(model, 0), space.point([(0.5, d)])])
-    assert_same(model, before)
+    before.assert_same(model.peft_model)
 
 
 # Low precision
@@ -309,24 +289,19 @@ def test_weight_space_is_refused_beside_the_weights(model: LanguageModel) -> Non
 def test_bfloat16_is_perturbed_beside_untouched_weights(any_folder: Path) -> None:
     model = load(any_folder, dtype="bfloat16")
     assert not model.can_merge
-    before = everything(model)
+    before = Everything(model.peft_model)
     items, exact = make_encoded(model, 4), load(any_folder)
     point = updates(model, 0)
     with model.perturbed() as move:
         move(point)
         found = score(model, items, 4)
-        assert_same_weights(model, before)
+        before.assert_same_tensors(Everything(model.peft_model))
     with exact.perturbed() as move:
         move(point)
         expected = score(exact, items, 4)
     np.testing.assert_allclose(found.letter_logits, expected.letter_logits, atol=0.3)
     np.testing.assert_allclose(found.rest, expected.rest, atol=0.3)
-    assert_same(model, before)
-
-
-def assert_same_weights(model: LanguageModel, before: dict[str, Any]) -> None:
-    state = model.peft_model.state_dict()
-    assert all(torch.equal(part.view(torch.uint8), before["bits"][name]) for name, part in state.items())
+    before.assert_same(model.peft_model)
 
 
 def test_a_bfloat16_update_is_computed_in_single_precision(llama_folder: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.sparse.linalg import eigsh
+from small_models import Everything
 from tiny_models import load, make_encoded, save, tiny_llama
 from torch.func import functional_call
 
@@ -203,23 +204,10 @@ def test_eigsh_of_scipy_gives_the_extremes_of_the_dense_hessian(case: Any) -> No
     }
 
 
-def everything(model: LanguageModel) -> dict[str, Any]:
-    """All that a product may not change."""
-    backbone = model.peft_model.get_base_model()
-    return {
-        "weights": {name: p.detach().clone() for name, p in model.peft_model.named_parameters()},
-        "trained": [name for name, p in model.peft_model.named_parameters() if p.requires_grad],
-        "attention": backbone.config._attn_implementation,
-        "forwards": [name for name, module in model.peft_model.named_modules() if "forward" in vars(module)],
-        "hooks": [name for name, module in model.peft_model.named_modules() if module._forward_hooks],
-        "gradients": [name for name, p in model.peft_model.named_parameters() if p.grad is not None],
-    }
-
-
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_the_model_is_as_before(llama_folder: Path, error: type[BaseException] | None) -> None:
     model = load(llama_folder)
-    items, before = make_encoded(model, 3), everything(model)
+    items, before = make_encoded(model, 3), Everything(model.peft_model)
     factors = model.adapter_factors()
     try:
         with products_at(model, items, factors) as products:
@@ -228,10 +216,7 @@ def test_the_model_is_as_before(llama_folder: Path, error: type[BaseException] |
                 raise error
     except (ValueError, KeyboardInterrupt):
         pass
-    after = everything(model)
-    assert all(torch.equal(after["weights"][name], weight) for name, weight in before.pop("weights").items())
-    after.pop("weights")
-    assert after == before
+    before.assert_same(model.peft_model)
 
 
 def test_a_model_with_a_part_that_is_not_known_has_its_graph_differentiated(gpt2_folder: Path) -> None:

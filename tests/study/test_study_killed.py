@@ -8,13 +8,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from runs import THOROUGH
 from small_study import file, study, table, uninterrupted
 
 __all__ = ["file", "uninterrupted"]  # fixtures
-KILLS = 10
+KILLS = 10 if THOROUGH else 3
 
 
-def test_a_study_killed_at_ten_random_moments_ends_with_the_same_table(
+def test_a_study_killed_at_random_moments_ends_with_the_same_table(
     file: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     moments = random.Random(0)
