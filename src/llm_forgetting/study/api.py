@@ -115,8 +115,8 @@ class Study:
     For example
 
         if __name__ == "__main__":  # its workers are processes that import this file
-            found = Study("studies/toy.yaml").run(workers=2)
-            print(found.answers)
+            results = Study("studies/toy.yaml").run(workers=2)
+            print(results.answers)
     """
 
     def __init__(self, file: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> None:

@@ -176,10 +176,10 @@ def _answers(given: Mapping[str, Any], name: str, options: int | None) -> str | 
                 f"was {value!r}"
             )
         return value
-    said = _texts(given, "answers", name)
-    if said and options is not None and len(said) != options:
-        raise UserError(f"{name}.answers must say one thing for each of {options} options, says {len(said)}")
-    return said or None
+    answers = _texts(given, "answers", name)
+    if answers and options is not None and len(answers) != options:
+        raise UserError(f"{name}.answers must say one thing for each of {options} options, says {len(answers)}")
+    return answers or None
 
 
 def _prompt(fields: object, name: str) -> PromptFormat:

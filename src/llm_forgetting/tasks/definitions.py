@@ -53,20 +53,20 @@ class DefinedSource:
     @property
     def description(self) -> str:
         """One line for the report: every set that the run draws on."""
-        found = [self._open(definition)[0] for name in self.asked if (definition := self._defined(name))]
+        defined = [self._open(definition)[0] for name in self.asked if (definition := self._defined(name))]
         others = [self._others.description] if any(self._defined(name) is None for name in self.asked) else []
-        return "; ".join(dict.fromkeys([*found, *others])) + f" (tasks defined in {self.file.name})"
+        return "; ".join(dict.fromkeys([*defined, *others])) + f" (tasks defined in {self.file.name})"
 
     def subjects(self) -> dict[str, int]:
         """The defined tasks that were asked for, each with the number of its usable rows."""
-        found = [definition for name in self.asked if (definition := self._defined(name))]
-        return {definition.name: len(self._open(definition)[1].rows) for definition in found}
+        defined = [definition for name in self.asked if (definition := self._defined(name))]
+        return {definition.name: len(self._open(definition)[1].rows) for definition in defined}
 
     def resolve(self, names: Sequence[str]) -> list[mmlu.TaskSubjects]:
-        """The tasks' unambiguous names, with their subjects; none stands for all of a defined task."""
+        """The tasks' unambiguous names, with their subjects; none stands for all of a defined task. UserError for a task twice."""
         plain = [name for name in names if self._defined(name) is None]
         others = iter(self._resolve_others(plain) if plain else ())
-        resolved = [(found.name, ()) if (found := self._defined(name)) else next(others) for name in names]
+        resolved = [(definition.name, ()) if (definition := self._defined(name)) else next(others) for name in names]
         for place, (name, _) in enumerate(resolved):
             if name in [earlier for earlier, _ in resolved[:place]]:
                 raise UserError(f"task {name} is named twice; forgetting needs different tasks")
@@ -81,7 +81,7 @@ class DefinedSource:
             raise UserError(f"{error}; {self.file} defines {some_names(list(self.definitions))}") from error
 
     def pool(self, name: str, subjects: tuple[str, ...]) -> Pool:
-        """All rows of the task `name` as `resolve` told it."""
+        """All rows of the task `name` by its name from `resolve`."""
         return self._others.pool(name, subjects) if subjects else self._open(self.definitions[name])[1]
 
     def _open(self, definition: Definition) -> tuple[str, Pool]:

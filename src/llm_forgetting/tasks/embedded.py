@@ -69,7 +69,7 @@ def _to_stderr(message: str) -> None:
 def fetch(file: EmbeddedFile, notify: Callable[[str], None] = _to_stderr) -> Path:
     """The path of `file` in the cache folder, where it is put first if it is not there whole.
 
-    `notify` is told before anything is downloaded. A file that is there needs neither network nor pip. Processes that
+    `notify` gets a message before anything is downloaded. A file that is there needs neither network nor pip. Processes that
     ask at the same time wait for one download. `UserError` if it cannot be fetched, and nothing half-done stays.
     """
     folder = cache_folder()

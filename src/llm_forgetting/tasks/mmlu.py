@@ -103,14 +103,14 @@ def groups(available: Collection[str]) -> dict[str, tuple[str, ...]]:
     A subcategory whose name is also a subject's is `group:NAME` (`group:philosophy`); a category whose name is also a
     subcategory's or a subject's is `category:NAME` (`category:other`; plain `other` is the subcategory).
     """
-    found: dict[str, tuple[str, ...]] = {}
+    by_name: dict[str, tuple[str, ...]] = {}
     subcategories = dict.fromkeys(SUBCATEGORY.values())
     for name in subcategories:
-        found[f"group:{name}" if name in available else name] = _subcategory(name, available)
+        by_name[f"group:{name}" if name in available else name] = _subcategory(name, available)
     for name in CATEGORIES:
         taken = name in available or name in subcategories
-        found[f"category:{name}" if taken else name] = _category(name, available)
-    return {name: subjects for name, subjects in found.items() if subjects}
+        by_name[f"category:{name}" if taken else name] = _category(name, available)
+    return {name: subjects for name, subjects in by_name.items() if subjects}
 
 
 def resolve_task(name: str, available: Collection[str]) -> TaskSubjects:
@@ -136,7 +136,7 @@ def resolve_task(name: str, available: Collection[str]) -> TaskSubjects:
 
 
 def resolve_tasks(names: Sequence[str], available: Collection[str]) -> list[TaskSubjects]:
-    """`resolve_task` for a sequence of tasks, which must be disjoint: no task twice and no subject in two of them."""
+    """`resolve_task` for tasks that must be disjoint; UserError for a task twice, or a subject in two of them."""
     resolved: list[TaskSubjects] = []
     for name in names:
         task, subjects = resolve_task(name, available)

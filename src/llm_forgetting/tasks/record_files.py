@@ -4,7 +4,6 @@ import csv
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from llm_forgetting.errors import UserError
 
@@ -12,7 +11,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", *_DELIMITERS)
 
 
-def read_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, Any]]]]:
+def read_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, object]]]]:
     """(row, (place for messages, record)) of a file of one of `SUFFIXES`; rows are counted from 0.
 
     A row is a line in JSONL, and a record in CSV and TSV, whose cells are all text: "None", "NA" and "0" too.
@@ -20,7 +19,7 @@ def read_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, Any]
     return _jsonl_records(file) if file.suffix == ".jsonl" else enumerate(_csv_records(file))
 
 
-def _jsonl_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, Any]]]]:
+def _jsonl_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, object]]]]:
     with file.open("rb") as stream:
         for row, line in enumerate(stream):
             where = f"{file}, line {row + 1}"
@@ -35,7 +34,7 @@ def _jsonl_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, An
             yield row, (where, record)
 
 
-def _csv_records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _csv_records(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     rows = csv_rows(file, _DELIMITERS[file.suffix])
     where, header = next(rows, ("", []))
     if len(set(header)) != len(header):
@@ -47,7 +46,7 @@ def _csv_records(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def csv_rows(file: Path, delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
-    """The rows of a CSV file that are not blank, each with its place for messages."""
+    """The rows of a CSV file that are not blank, each with its place for messages; UserError where it is no CSV in UTF-8."""
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         try:

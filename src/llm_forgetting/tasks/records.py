@@ -46,9 +46,9 @@ def some_names(names: Sequence[str]) -> str:
 
 
 def item_of_record(
-    record: Mapping[str, Any], layout: RecordLayout, where: str, default_subject: str, place: str
+    record: Mapping[str, object], layout: RecordLayout, where: str, default_subject: str, place: str
 ) -> Item:
-    """The item of a record; `place` is the part of its id after the subject, `where` names the record in errors."""
+    """The item of a record; `place` is the part of its id after the subject, `where` names the record in a UserError."""
     if "subject" in layout.columns and layout.column("subject"):
         _cell(record, "subject", layout, where)
     subject = mmlu.spelled(str(record.get(layout.column("subject")) or "")) or mmlu.spelled(default_subject)
@@ -68,7 +68,9 @@ def require_options(count: int, layout: RecordLayout, where: str) -> None:
         )
 
 
-def _cell(record: Mapping[str, Any], key: str, layout: RecordLayout, where: str, column: str | None = None) -> object:
+def _cell(
+    record: Mapping[str, object], key: str, layout: RecordLayout, where: str, column: str | None = None
+) -> object:
     column = layout.column(key) if column is None else column
     if column not in record:
         names = some_names([str(name) for name in record])
@@ -76,7 +78,7 @@ def _cell(record: Mapping[str, Any], key: str, layout: RecordLayout, where: str,
     return record[column]
 
 
-def _question(record: Mapping[str, Any], layout: RecordLayout, where: str, subject: str) -> str:
+def _question(record: Mapping[str, object], layout: RecordLayout, where: str, subject: str) -> str:
     """The question as it is put: the template's, with the record's own columns."""
     values = {"subject": subject.replace("_", " ")}
     for name in names_in(layout.prompt.question):
@@ -100,26 +102,26 @@ def _text(cell: object, name: str, where: str, *, may_be_empty: bool = False) ->
     return cell
 
 
-def _choices(record: Mapping[str, Any], layout: RecordLayout, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _choices(record: Mapping[str, object], layout: RecordLayout, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The options' texts and labels; labels are empty where the data give none."""
-    found: Any
+    options: Any
     labels: Any = []
     column = layout.column("choices")
     if "," in column:
-        found = [_cell(record, "choices", layout, where, name.strip()) for name in column.split(",")]
-        while found and found[-1] in (None, ""):
-            found.pop()  # a record with fewer options than there are columns
+        options = [_cell(record, "choices", layout, where, name.strip()) for name in column.split(",")]
+        while options and options[-1] in (None, ""):
+            options.pop()  # a record with fewer options than there are columns
     else:
-        found = _cell(record, "choices", layout, where)
-    if isinstance(found, list) and found and all(isinstance(option, dict) for option in found):
-        found = {key: [option.get(key) for option in found] for key in ("text", "label")}
-    if isinstance(found, dict):
-        found, labels = found.get("text"), found.get("label") or []
-    if not _are_texts(found) or not _are_texts(labels) or (labels and len(labels) != len(found)):
-        raise UserError(f"{where}: the options must be a list of texts, or texts with labels, are {str(found)[:80]}")
-    if not 2 <= len(found) <= len(LETTERS):
-        raise UserError(f"{where}: needs 2 to {len(LETTERS)} options, has {len(found)}")
-    return tuple(found), tuple(labels)
+        options = _cell(record, "choices", layout, where)
+    if isinstance(options, list) and options and all(isinstance(option, dict) for option in options):
+        options = {key: [option.get(key) for option in options] for key in ("text", "label")}
+    if isinstance(options, dict):
+        options, labels = options.get("text"), options.get("label") or []
+    if not _are_texts(options) or not _are_texts(labels) or (labels and len(labels) != len(options)):
+        raise UserError(f"{where}: the options must be a list of texts, or texts with labels, are {str(options)[:80]}")
+    if not 2 <= len(options) <= len(LETTERS):
+        raise UserError(f"{where}: needs 2 to {len(LETTERS)} options, has {len(options)}")
+    return tuple(options), tuple(labels)
 
 
 def _are_texts(value: object) -> TypeGuard[list[str]]:
@@ -131,24 +133,24 @@ def _answer_index(
 ) -> int:
     """The index of the right option, if exactly one way of reading the answer leads to one."""
     if isinstance(layout.answers, tuple):
-        found = {index for index, said in enumerate(layout.answers) if _said(said) == _said(answer)}
+        fitting = {index for index, word in enumerate(layout.answers) if _normalised(word) == _normalised(answer)}
     elif layout.answers is not None:
-        found = _read_as(layout.answers, answer, choices)
+        fitting = _read_as(layout.answers, answer, choices)
     else:
-        found = _as_it_fits(answer, choices, labels, typed=layout.typed)
-    found &= set(range(len(choices)))
-    if len(found) != 1:
-        fault = "could be several of its options" if found else f"is none of its {len(choices)} options"
+        fitting = _as_it_fits(answer, choices, labels, typed=layout.typed)
+    fitting &= set(range(len(choices)))
+    if len(fitting) != 1:
+        fault = "could be several of its options" if fitting else f"is none of its {len(choices)} options"
         remedy = "give the option's index, counted from 0"
         if layout.setting != "data":
             remedy = (
                 f"say in {layout.setting}.answers how it is written: index, letter, text, or a list of what it can be"
             )
         raise UserError(f"{where}: the answer {answer!r} {fault}; {remedy}")
-    return found.pop()
+    return fitting.pop()
 
 
-def _said(answer: object) -> str:
+def _normalised(answer: object) -> str:
     """An answer as text, so that 1 is "1" and true is "True"; case folded."""
     return str(answer).strip().casefold()
 
@@ -174,14 +176,14 @@ def _as_it_fits(answer: object, choices: Sequence[str], labels: Sequence[str], *
     if not isinstance(answer, str):
         return set()
     given = answer.strip()
-    found = {index for index, label in enumerate(labels) if label.strip() == given}
-    if not found:
-        found = _read_as("text", answer, choices) | _read_as("letter", answer, choices)
-        if not (found and typed):
-            found |= _read_as("index", answer, choices) & set(range(len(choices)))
-    if not found and given.casefold() in ("true", "false"):
-        found = _as_truth(given.casefold() == "true", choices)
-    return found
+    fitting = {index for index, label in enumerate(labels) if label.strip() == given}
+    if not fitting:
+        fitting = _read_as("text", answer, choices) | _read_as("letter", answer, choices)
+        if not (fitting and typed):
+            fitting |= _read_as("index", answer, choices) & set(range(len(choices)))
+    if not fitting and given.casefold() in ("true", "false"):
+        fitting = _as_truth(given.casefold() == "true", choices)
+    return fitting
 
 
 def _as_truth(answer: bool, choices: Sequence[str]) -> set[int]:

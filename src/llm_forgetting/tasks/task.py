@@ -129,7 +129,7 @@ def split_pools(
 
     Shots are taken from the source's own few-shot rows (MMLU's `dev`); where it has none they are the first rows of
     the seeded order, and leave the pool. Then the first `train_items` of the order are `train`, the next `test_items`
-    are `test`; None means `train_fraction` of the (capped) pool, and all the rest.
+    are `test`; None means `train_fraction` of the (capped) pool, and all the rest. UserError where a pool is too small.
     """
     tasks = []
     given = [{subject: pool.shots.get(subject, ())[:few_shot] for subject in pool.subjects} for pool in pools]
