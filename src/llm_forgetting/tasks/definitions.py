@@ -63,7 +63,7 @@ class DefinedSource:
         return {definition.name: len(self._open(definition)[1].rows) for definition in defined}
 
     def resolve(self, names: Sequence[str]) -> list[mmlu.TaskSubjects]:
-        """The tasks' unambiguous names, with their subjects; none stands for all of a defined task. UserError for a task twice."""
+        """The tasks' unambiguous names, with their subjects (none for all of a defined task); UserError for a task twice."""
         plain = [name for name in names if self._defined(name) is None]
         others = iter(self._resolve_others(plain) if plain else ())
         resolved = [(definition.name, ()) if (definition := self._defined(name)) else next(others) for name in names]
