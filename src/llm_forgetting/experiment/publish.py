@@ -12,7 +12,7 @@ from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.phase_artifacts import TRACKED
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import track
-from llm_forgetting.files import encode, encode_lines, to_plain
+from llm_forgetting.files import encode, encode_lines
 from llm_forgetting.forgetting.records import ForgettingSummary, Line
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape, LandscapeChange
 from llm_forgetting.progress import Progress

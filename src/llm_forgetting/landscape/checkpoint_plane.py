@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -151,26 +152,19 @@ def scan_checkpoint_plane(
     """
     corners, at = np.array(plane.corners), point or (lambda row: plane.update(*row))
     with cached(objective, journal, advance) as nodes:
-
-        def evaluate(places: Floats) -> Floats:
-            return nodes.at("checkpoint plane", places, at)
-
+        evaluate = partial(nodes.at, "checkpoint plane", point=at)
         grid, note, surface = Cells.of(domain, cells), None, None
-        if rule is not None:
-            try:
-                surface = fit_surface(evaluate, objective.losses, domain, rule)
-            except NotSmoothError as error:
-                if fallback_cells is None:
-                    raise
-                grid = Cells.of(domain, fallback_cells)
-                note = f"{error}, so {len(grid.places)} cells were evaluated instead of a fit"
+        try:
+            surface = None if rule is None else fit_surface(evaluate, objective.losses, domain, rule)
+        except NotSmoothError as error:
+            if fallback_cells is None:
+                raise
+            grid = Cells.of(domain, fallback_cells)
+            note = f"{error}, so {len(grid.places)} cells were evaluated instead of a fit"
         values = evaluate(grid.places) if surface is None else surface.fit(grid.places)
-        at_corners = objective.losses(evaluate(corners))
-        visits = tuple(
-            _visit(name, number, load, objective, nodes, plane, domain, surface)
-            for number, (name, load) in enumerate((trajectory or {}).items())
-        )
-    within = domain.contains(corners)
+        true = objective.losses(evaluate(corners))
+        visited = enumerate((trajectory or {}).items())
+        visits = tuple(_visit(name, n, load, objective, nodes, plane, domain, surface) for n, (name, load) in visited)
     return ScannedPlane(
         cells=grid,
         values=values,
@@ -178,12 +172,20 @@ def scan_checkpoint_plane(
         measured=values if surface is None else surface.values,
         surface=surface,
         note=note,
-        at_checkpoints=at_corners,
-        error_at_checkpoints=None
-        if surface is None
-        else np.abs(objective.losses(surface.fit(corners[within])) - at_corners[within]).max(axis=0),
+        at_checkpoints=true,
+        error_at_checkpoints=_errors_at(corners, true, objective, domain, surface),
         trajectory=visits,
     )
+
+
+def _errors_at(
+    corners: Floats, true: Floats, objective: Objective, domain: Triangle, surface: SpectralSurface | None
+) -> Floats | None:
+    """(K,) largest errors of the fit at the checkpoints within `domain`, of `true` losses (3, K)."""
+    if surface is None:
+        return None
+    within = domain.contains(corners)
+    return np.asarray(np.abs(objective.losses(surface.fit(corners[within])) - true[within]).max(axis=0))
 
 
 def _visit(  # noqa: PLR0917 -- one call, above

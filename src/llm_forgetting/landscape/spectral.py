@@ -175,9 +175,7 @@ def fit_surface(
     whose error counts. Evaluations go to nodes as long as the fit of the degree before, extrapolated at the rate at which
     errors fell so far, promises no success; then `checks` fresh random points are tried, and if they say no they become
     data like all others. From then on earlier check points, each left out in turn, count as much: where eight points found an
-    error once, another eight may just have missed it.
-
-    A value that is not finite raises NotSmoothError.
+    error once, another eight may just have missed it. A value that is not finite raises NotSmoothError.
 
     Returns:
         The fit with its measured error.

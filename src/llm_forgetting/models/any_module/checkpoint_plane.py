@@ -5,7 +5,7 @@ from typing import Required, Unpack, overload
 import torch
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.landscape.checkpoint_plane import scan_checkpoint_plane
+from llm_forgetting.landscape.checkpoint_plane import ScannedPlane, scan_checkpoint_plane
 from llm_forgetting.landscape.domains import Triangle
 from llm_forgetting.landscape.results import CheckpointSurface
 from llm_forgetting.models.any_module.checkpoints import Checkpoints, named, plane_checkpoints
@@ -97,21 +97,25 @@ def checkpoint_plane(
             point=corners.point,
             advance=progress or silent,
         )
-    measured = Measured(scan.points, scan.measured, scan.surface, scan.note)
-    errors = scan.error_at_checkpoints
+    described = (dict(zip(names, corners.plane.corners, strict=True)), corners.description)
     return unwrap_single_task(
-        {
-            name: CheckpointSurface(
-                alphas=scan.cells.alphas,
-                betas=scan.cells.betas,
-                losses=scan.cells.spread(scan.values[:, index]),
-                inside=scan.cells.inside,
-                checkpoints=dict(zip(names, corners.plane.corners, strict=True)),
-                at_checkpoints=dict(zip(names, map(float, scan.at_checkpoints[:, index]), strict=True)),
-                error_at_checkpoints=None if errors is None else float(errors[index]),
-                evaluated=measured.of_task(index, tolerance),
-                description=corners.description,
-            )
-            for index, name in enumerate(losses.names)
-        }
+        {name: _surface(scan, index, tolerance, *described) for index, name in enumerate(losses.names)}
+    )
+
+
+def _surface(
+    scan: ScannedPlane, index: int, tolerance: float, checkpoints: dict[str, tuple[float, float]], description: str
+) -> CheckpointSurface:
+    """The surface of task number `index`."""
+    errors = scan.error_at_checkpoints
+    return CheckpointSurface(
+        alphas=scan.cells.alphas,
+        betas=scan.cells.betas,
+        losses=scan.cells.spread(scan.values[:, index]),
+        inside=scan.cells.inside,
+        checkpoints=checkpoints,
+        at_checkpoints=dict(zip(checkpoints, map(float, scan.at_checkpoints[:, index]), strict=True)),
+        error_at_checkpoints=None if errors is None else float(errors[index]),
+        evaluated=Measured(scan.points, scan.measured, scan.surface, scan.note).of_task(index, tolerance),
+        description=description,
     )

@@ -116,7 +116,7 @@ def _fitted(nodes: CachedEvaluator, around: ScanDirections, distance: float, cel
     try:
         fitted = fit_surface(
             lambda where: nodes.at("line", where, around.point),
-            lambda losses: losses,
+            ModuleObjective.losses,
             Segment(-distance, distance),
             wanted,
         )

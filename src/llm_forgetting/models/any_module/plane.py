@@ -6,7 +6,8 @@ from typing import Literal, Unpack, overload
 import torch
 
 from llm_forgetting.landscape.nodes import cached
-from llm_forgetting.landscape.results import Surface
+from llm_forgetting.landscape.results import ScanAxes, Surface
+from llm_forgetting.landscape.scan import PlaneScan
 from llm_forgetting.landscape.scan import scan_plane as scan_engine
 from llm_forgetting.models.any_module.directions import DirectionOptions, Directions, SpaceName, scan_directions
 from llm_forgetting.models.any_module.losses import Batches, Loss
@@ -90,33 +91,30 @@ def scan_plane(
         reference_norm: Distance 1 of random and gradient directions, to compare checkpoints; None: the norm of what is moved.
         progress: Called after every evaluation.
 
-    What does not fit raises UserError, in one line.
-
     Returns:
-        The surface, or one by task where `batches` are by task.
+        The surface, or one by task where `batches` are by task. What does not fit raises UserError, in one line.
     """
     refuse_distance(distance)
     cells, wanted = cells_of(method, resolution), rule(tolerance, max_evaluations, PLANE_CHECKS, 2, seed)
     options = DirectionOptions(directions, seed, space, parameters, normalise, reference_norm)
     with measuring(model, loss, batches) as losses:
         around = scan_directions(model, losses, 2, options)
-        objective = ModuleObjective(losses, around.perturbed)
-        with cached(objective, advance=progress or silent) as nodes:
+        with cached(ModuleObjective(losses, around.perturbed), advance=progress or silent) as nodes:
             scan = scan_engine(
-                nodes, around.point, objective.losses, distance=distance, cells=cells, method=method, rule=wanted
+                nodes, around.point, ModuleObjective.losses, distance=distance, cells=cells, method=method, rule=wanted
             )
-    measured = Measured(scan.points, scan.measured, scan.surface, scan.note)
-    fits = None if scan.surface is None else (scan.surface.fit, scan.surface.previous)
-    return unwrap_single_task(
-        {
-            name: Surface(
-                alphas=scan.alphas,
-                betas=scan.betas,
-                losses=scan.values[:, :, index],
-                evaluated=measured.of_task(index, tolerance),
-                along=around.along(seed),
-                fits=None if fits is None else (fit_of(index, fits[0]), fit_of(index, fits[1])),
-            )
-            for index, name in enumerate(losses.names)
-        }
+    surfaces = {name: _surface(scan, index, tolerance, around.along(seed)) for index, name in enumerate(losses.names)}
+    return unwrap_single_task(surfaces)
+
+
+def _surface(scan: PlaneScan, index: int, tolerance: float, along: ScanAxes) -> Surface:
+    """The surface of task number `index`."""
+    fitted = scan.surface
+    return Surface(
+        alphas=scan.alphas,
+        betas=scan.betas,
+        losses=scan.values[:, :, index],
+        evaluated=Measured(scan.points, scan.measured, fitted, scan.note).of_task(index, tolerance),
+        along=along,
+        fits=None if fitted is None else (fit_of(index, fitted.fit), fit_of(index, fitted.previous)),
     )
