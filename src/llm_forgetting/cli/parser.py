@@ -63,6 +63,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """One line instead of argparse's usage text."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
 

@@ -174,7 +174,7 @@ class LanguageModel(AdaptedModel):
             return [packed_answer_logits(self.peft_model, pack.to(self.device), rows, prefix) for pack in packed]
 
     def prefix_cache(self, tokens: tuple[int, ...]) -> PrefixCache:
-        """What every layer makes of `tokens` at the live checkpoint, for packs that go on from them; where packing is supported."""
+        """Keys and values of `tokens` in every layer at the live checkpoint, for packs that begin with them."""
         with segments(self.peft_model.get_base_model()):
             return compute_prefix(self.peft_model, tokens, self.device)
 
