@@ -62,11 +62,7 @@ def hessian_spectrum(
     Raises:
         UserError: A number is out of range, or nothing can be differentiated.
     """
-    if not 1 <= eigenvalues <= lanczos_steps or trace_probes < 2 or density_runs < 0 or density_steps < 2:
-        raise UserError(
-            f"1 <= eigenvalues <= lanczos_steps, trace_probes >= 2, density_runs >= 0 and density_steps >= 2 are needed, were "
-            f"{eigenvalues}, {lanczos_steps}, {trace_probes}, {density_runs} and {density_steps}"
-        )
+    _require_possible(eigenvalues, lanczos_steps, trace_probes, density_runs, density_steps)
     with hessian_operator(model, loss, batches, parameters) as hessian:
         gradient = hessian.gradient()
         spectrum = estimate_spectrum(
@@ -90,6 +86,16 @@ def hessian_spectrum(
         description=hessian.description,
         products=hessian.products,
     )
+
+
+def _require_possible(
+    eigenvalues: int, lanczos_steps: int, trace_probes: int, density_runs: int, density_steps: int
+) -> None:
+    if not 1 <= eigenvalues <= lanczos_steps or trace_probes < 2 or density_runs < 0 or density_steps < 2:
+        raise UserError(
+            f"1 <= eigenvalues <= lanczos_steps, trace_probes >= 2, density_runs >= 0 and density_steps >= 2 are needed, were "
+            f"{eigenvalues}, {lanczos_steps}, {trace_probes}, {density_runs} and {density_steps}"
+        )
 
 
 def forecast(
