@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llm_forgetting.curvature.operators import DirectionalDerivatives, LossOperator, dot
 from llm_forgetting.curvature.results import ForecastOfStep, HessianSpectrum
-from llm_forgetting.curvature.spectrum import estimate_spectrum
+from llm_forgetting.curvature.spectrum import Spectrum, estimate_spectrum
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, canonicalise
@@ -62,7 +62,11 @@ def hessian_spectrum(
     Raises:
         UserError: A number is out of range, or nothing can be differentiated.
     """
-    _require_possible(eigenvalues, lanczos_steps, trace_probes, density_runs, density_steps)
+    if not 1 <= eigenvalues <= lanczos_steps or trace_probes < 2 or density_runs < 0 or density_steps < 2:
+        raise UserError(
+            f"1 <= eigenvalues <= lanczos_steps, trace_probes >= 2, density_runs >= 0 and density_steps >= 2 are needed, were "
+            f"{eigenvalues}, {lanczos_steps}, {trace_probes}, {density_runs} and {density_steps}"
+        )
     with hessian_operator(model, loss, batches, parameters) as hessian:
         gradient = hessian.gradient()
         spectrum = estimate_spectrum(
@@ -75,6 +79,10 @@ def hessian_spectrum(
             seed=seed,
             advance=progress or (lambda: None),
         )
+    return _described(spectrum, gradient, hessian)
+
+
+def _described(spectrum: Spectrum, gradient: torch.Tensor, hessian: "ModuleHessian") -> HessianSpectrum:
     return HessianSpectrum(
         largest=spectrum.largest,
         smallest=spectrum.smallest,
@@ -86,16 +94,6 @@ def hessian_spectrum(
         description=hessian.description,
         products=hessian.products,
     )
-
-
-def _require_possible(
-    eigenvalues: int, lanczos_steps: int, trace_probes: int, density_runs: int, density_steps: int
-) -> None:
-    if not 1 <= eigenvalues <= lanczos_steps or trace_probes < 2 or density_runs < 0 or density_steps < 2:
-        raise UserError(
-            f"1 <= eigenvalues <= lanczos_steps, trace_probes >= 2, density_runs >= 0 and density_steps >= 2 are needed, were "
-            f"{eigenvalues}, {lanczos_steps}, {trace_probes}, {density_runs} and {density_steps}"
-        )
 
 
 def forecast(
