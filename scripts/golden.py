@@ -128,8 +128,8 @@ def differences(then: Any, now: Any, path: str, tolerance: float) -> Iterator[st
     """One line for every place at which `now` is not `then`."""
     if isinstance(then, dict) and isinstance(now, dict):
         if list(then) != list(now):
-            yield f"{path}: fields {[*now]} instead of {[*then]}"
-        for key in then.keys() & now.keys():
+            yield f"{path}: fields {[*now]} instead of {[*then]}".removeprefix(": ")
+        for key in (key for key in then if key in now):
             yield from differences(then[key], now[key], f"{path}.{key}".lstrip("."), tolerance)
     elif isinstance(then, list) and isinstance(now, list):
         if len(then) != len(now):
