@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from llm_forgetting.arrays import Floats
 from llm_forgetting.report.figures.contours import HATCH, colour_bar, draw_contours, own_levels, shared_norm
 from llm_forgetting.report.figures.layout import BAR, axis_label, lay_out, panel_width
-from llm_forgetting.report.figures.style import CHECKPOINT, SMALL, ticks_between
+from llm_forgetting.report.figures.style import CHECKPOINT, SMALL, Style, ticks_between
 from llm_forgetting.report.tables.run import display_name, measured
 from llm_forgetting.report.views.checkpoint_plane import PlaneView
 
@@ -78,7 +77,7 @@ def _panel(axes: Axes, view: PlaneView, norm: Normalize) -> None:
         axes.add_patch(arrow)
     if len(view.trajectory):
         axes.plot(*view.trajectory.T, color="white", linewidth=0.8, zorder=5, path_effects=[_EDGE])
-        dots: Any = {"color": "white", "markersize": 2.6, "markeredgecolor": "black", "markeredgewidth": 0.5}
+        dots: Style = {"color": "white", "markersize": 2.6, "markeredgecolor": "black", "markeredgewidth": 0.5}
         axes.plot(*view.trajectory.T, "o", zorder=5, **dots)
     for place in corners:
         axes.plot(*place, zorder=6, **CHECKPOINT)

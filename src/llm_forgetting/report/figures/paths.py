@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +17,7 @@ from llm_forgetting.report.figures.style import (
     MARKERS,
     PAGE,
     SMALL,
+    Style,
     direction_ticks,
     even_ticks,
 )
@@ -78,7 +78,7 @@ def _profile_lines(upper: Axes, lower: Axes, path: PathView, view: ProfileView, 
         upper.annotate("", (t, top), (t, top - profile.barrier.value), arrowprops=arrow)
 
 
-def line_look(number: int) -> dict[str, Any]:
+def line_look(number: int) -> Style:
     """Colour and dashes of line `number`."""
     return {
         "color": LINE_COLOURS[number % len(LINE_COLOURS)],
@@ -89,7 +89,7 @@ def line_look(number: int) -> dict[str, Any]:
 
 def _name_repair(axes: Axes, t: float) -> None:
     side = "left" if t < 0.2 else "right" if t > 0.8 else "center"
-    place: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": side, "va": "bottom"}
+    place: Style = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": side, "va": "bottom"}
     axes.annotate(f"t* = {t:.2f}", (t, 1), (0, 2), fontsize=SMALL, **place)
 
 
@@ -109,7 +109,7 @@ class _Key:
         return cls(broken, columns, -(-sum(1 + name.count("\n") for name in broken) // columns))
 
     def draw(self, figure: Figure) -> None:
-        handles: list[Any] = [
+        handles = [
             Line2D([], [], marker=MARKERS[n % len(MARKERS)], markersize=3.2, **line_look(n))
             for n in range(len(self.names))
         ]

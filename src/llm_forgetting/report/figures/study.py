@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -17,6 +16,7 @@ from llm_forgetting.report.figures.style import (
     MARKERS,
     QUIET,
     SMALL,
+    Style,
     even_ticks,
     house_style,
     save,
@@ -173,7 +173,7 @@ def _axis(study: StudyContent, name: str) -> str:
     return axis_label(title(study, name), words, 2.1) if words else title(study, name)
 
 
-def _look(n: int) -> dict[str, Any]:
+def _look(n: int) -> Style:
     colour, marker = LINE_COLOURS[n % len(LINE_COLOURS)], MARKERS[n % len(MARKERS)]
     return {"marker": marker, "color": colour, "markersize": 3.6, "markeredgewidth": 0.3, "markeredgecolor": "white"}
 

@@ -12,17 +12,32 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+# Keyword arguments of matplotlib.
+Style = dict[str, Any]
 # Inches: the text width of a two-column paper, and one of its columns.
 PAGE, COLUMN = 7.0, 3.45
 # Points.
 HEADING, LABEL, LEGEND, SMALL = 8.5, 8.0, 7.5, 7.2
 # Okabe & Ito (2008), the darker ones first; with the dashes and markers below lines also differ in grey.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (8, 3)), (0, (3, 1, 1, 1)))
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1.2, 1.2)),
+    (0, (6, 1.5, 1.2, 1.5)),
+    (0, (8, 3)),
+    (0, (3, 1, 1, 1)),
+)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 QUIET, ALARM = "0.35", "#B3261E"
 # The dot that marks a checkpoint.
-CHECKPOINT: Any = {"marker": "o", "color": "white", "markeredgecolor": "black", "markersize": 5, "markeredgewidth": 0.9}
+CHECKPOINT: Style = {
+    "marker": "o",
+    "color": "white",
+    "markeredgecolor": "black",
+    "markersize": 5,
+    "markeredgewidth": 0.9,
+}
 # Fills are raster images inside the PDF (vector fills show seams between their polygons); this is their resolution.
 PRINT_DPI = 300
 
@@ -60,7 +75,7 @@ def save(figure: Figure, stem: Path, dpi: int) -> None:
     """Write `stem`.png and `stem`.pdf, each whole or not at all, cut to what is drawn; undated, so the bytes are repeatable."""
     canvas: Any = FigureCanvasAgg(figure)
     cut = figure.get_tightbbox(canvas.get_renderer()).padded(0.03)
-    settings: Mapping[str, Any] = {"pdf": {"dpi": PRINT_DPI, "metadata": {"CreationDate": None}}, "png": {"dpi": dpi}}
+    settings: Mapping[str, Style] = {"pdf": {"dpi": PRINT_DPI, "metadata": {"CreationDate": None}}, "png": {"dpi": dpi}}
     for kind, options in settings.items():
         partial = stem.with_name(f".{stem.name}.{kind}")
         try:

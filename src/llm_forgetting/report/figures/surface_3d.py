@@ -1,12 +1,12 @@
 """Figure of a loss surface in three dimensions."""
 
-from typing import Any
-
 import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+from mpl_toolkits.mplot3d.axes3d import Axes3D
+from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from llm_forgetting.arrays import Floats
@@ -28,7 +28,7 @@ def single_3d(surface: SurfaceView, norm: Normalize, rise: float) -> Figure:
     panels.axes[0, 0].set_axis_off()
     panel = panels.axes[0, 0].get_position()
     place = (panel.x0 - 0.02, panel.y0 - 0.07, panel.width + 0.08, panel.height + 0.1)
-    axes: Any = panels.figure.add_axes(place, projection="3d", computed_zorder=False, proj_type="ortho")
+    axes: Axes3D = panels.figure.add_axes(place, projection="3d", computed_zorder=False, proj_type="ortho")
     finite = surface.values[np.isfinite(surface.values)]
     low, height = float(finite.min()) if finite.size else 0.0, rise if rise > FLAT_RANGE else 1.0
     floor = low - 0.4 * height
@@ -43,7 +43,7 @@ def single_3d(surface: SurfaceView, norm: Normalize, rise: float) -> Figure:
     return panels.figure
 
 
-def _box(axes: Any, surface: SurfaceView) -> None:
+def _box(axes: Axes3D, surface: SurfaceView) -> None:
     """Axes without clutter: no panes, few ticks, labels close by."""
     axes.patch.set_visible(False)
     axes.set(xlabel="direction 1", ylabel="direction 2", zlabel="loss (nats)")
@@ -59,7 +59,7 @@ def _box(axes: Any, surface: SurfaceView) -> None:
         axis._axinfo["grid"].update(color="0.88", linewidth=0.5)
 
 
-def _floor(axes: Any, surface: SurfaceView, floor: float) -> None:
+def _floor(axes: Axes3D, surface: SurfaceView, floor: float) -> None:
     levels = own_levels(surface.values)
     if levels.size:
         values = np.ma.masked_invalid(surface.values)
@@ -69,7 +69,7 @@ def _floor(axes: Any, surface: SurfaceView, floor: float) -> None:
         )  # fmt: skip
 
 
-def _faces(axes: Any, surface: SurfaceView, norm: Normalize, height: float) -> None:
+def _faces(axes: Axes3D, surface: SurfaceView, norm: Normalize, height: float) -> None:
     """The surface, coloured by loss and lit from the left; cells with a corner that is not finite stay open."""
     places = _places(surface)
     corners = np.stack([places[:-1, :-1], places[1:, :-1], places[1:, 1:], places[:-1, 1:]], axis=2)
@@ -95,7 +95,7 @@ def _places(surface: SurfaceView) -> Floats:
     return np.stack([alphas, betas, np.where(np.isfinite(surface.values), surface.values, np.nan)], axis=-1)
 
 
-def _mesh(axes: Any, surface: SurfaceView) -> None:
+def _mesh(axes: Axes3D, surface: SurfaceView) -> None:
     """Light lines over the surface, a few of its own rows and columns, where no other part of it is in front of them."""
     places = _places(surface)
     seen = np.where(_visible(axes, surface, places)[..., None], places, np.nan)
@@ -104,7 +104,7 @@ def _mesh(axes: Any, surface: SurfaceView) -> None:
         axes.plot(*line.T, color="white", linewidth=0.4, alpha=0.55, zorder=3)
 
 
-def _visible(axes: Any, surface: SurfaceView, places: Floats) -> Any:
+def _visible(axes: Axes3D, surface: SurfaceView, places: Floats) -> NDArray[np.bool_]:
     """Whether the way from each place to the camera crosses the surface: changes from above it to below it, or back."""
     elevation, azimuth = np.radians((ELEVATION, AZIMUTH))
     towards = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
@@ -114,4 +114,4 @@ def _visible(axes: Any, surface: SurfaceView, places: Floats) -> Any:
     cells = [(rays[..., k] - axis[0]) / (axis[1] - axis[0]) for k, axis in enumerate((surface.alphas, surface.betas))]
     ground = map_coordinates(places[..., 2], cells, order=1, mode="constant", cval=np.nan)
     above = np.sign(rays[..., 2] - ground)
-    return ~((above > 0).any(axis=0) & (above < 0).any(axis=0))
+    return np.asarray(~((above > 0).any(axis=0) & (above < 0).any(axis=0)))

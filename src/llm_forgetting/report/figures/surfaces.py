@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 
 from llm_forgetting.report.figures.contours import HATCH, colour_bar, draw_contours, own_levels
 from llm_forgetting.report.figures.layout import BAR, Panels, axis_label, lay_out, panel_width, table_of
-from llm_forgetting.report.figures.style import CHECKPOINT, direction_ticks
+from llm_forgetting.report.figures.style import CHECKPOINT, Style, direction_ticks
 from llm_forgetting.report.views.captions import step_unit
 from llm_forgetting.report.views.surfaces import SurfaceView
 
@@ -30,7 +29,7 @@ def single_contour(surface: SurfaceView, norm: Normalize) -> Figure:
         return _contours({(0, 0): surface}, norm).figure
     facts = tuple(fact.replace("evaluations", "evaluations (dots)") for fact in surface.caption.facts)
     panels = _contours({(0, 0): replace(surface, caption=replace(surface.caption, facts=facts))}, norm)
-    dots: Any = {"color": "black", "markersize": 1.8, "markeredgecolor": "white", "markeredgewidth": 0.3}
+    dots: Style = {"color": "black", "markersize": 1.8, "markeredgecolor": "white", "markeredgewidth": 0.3}
     panels.axes[0, 0].plot(*surface.points.T, "o", clip_on=False, zorder=3, **dots)
     return panels.figure
 

@@ -1,7 +1,6 @@
 """The colour scale that all surfaces of a figure share, for plotly and for table cells."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.report.figures.contours import COLOURS, limits
+from llm_forgetting.report.html.blocks import Spec
 
 NATS = "loss (nats)"
 
@@ -25,7 +25,7 @@ class Scale:
         inside = np.clip(values, *limits(self.norm))
         return np.log10(inside) if self._logarithmic else np.asarray(inside)
 
-    def axis(self, *, bar: bool) -> dict[str, Any]:
+    def axis(self, *, bar: bool) -> Spec:
         """plotly's colour axis, with round losses on its bar."""
         low, high = limits(self.norm)
         return {
@@ -53,7 +53,7 @@ class Scale:
     def _logarithmic(self) -> bool:
         return isinstance(self.norm, LogNorm)
 
-    def _bar(self, low: float, high: float) -> dict[str, Any]:
+    def _bar(self, low: float, high: float) -> Spec:
         locator = LogLocator(subs=(1.0, 2.0, 5.0)) if self._logarithmic else MaxNLocator(6, steps=[1, 2, 5, 10])
         places = np.asarray(locator.tick_values(low, high))
         places = places[(places >= low) & (places <= high)]

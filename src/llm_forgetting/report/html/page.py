@@ -48,9 +48,9 @@ def _spec(plot: Plot) -> dict[str, object]:
 def _finite(value: Any) -> Any:
     """`value` with None for every number that is not finite: JSON has no such numbers, and plotly leaves a gap."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

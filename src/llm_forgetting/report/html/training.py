@@ -15,7 +15,7 @@ def training_blocks(training: Sequence[TrainingRecord]) -> list[Block]:
     logged = [record for record in training if record.log]
     if not logged:
         return [Prose("The log of this run's training holds no losses.", quiet=True)]
-    top = max(entry.loss for record in logged for entry in record.log)
+    top = max(step.loss for record in logged for step in record.log)
     plots = [_training_plot(k, record, top) for k, record in enumerate(logged)]
     return [
         Figures(plots, min(len(plots), 2), numbers=[_epochs(logged)], note="Loss of the batch before each step, nats.")
@@ -23,14 +23,14 @@ def training_blocks(training: Sequence[TrainingRecord]) -> list[Block]:
 
 
 def _training_plot(k: int, record: TrainingRecord, top: float) -> Plot:
-    losses = np.array([entry.loss for entry in record.log])
-    steps = np.array([entry.step for entry in record.log], dtype=float)
+    losses = np.array([step.loss for step in record.log])
+    steps = np.array([step.step for step in record.log], dtype=float)
     layout = {
         "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": "training loss (nats)"}, "range": [0, 1.05 * top if np.isfinite(top) else None]},
         "showlegend": False,
     }
-    rates = [entry.learning_rate for entry in record.log if entry.learning_rate is not None]
+    rates = [step.learning_rate for step in record.log if step.learning_rate is not None]
     facts = (f"{len(losses)} steps", *([f"learning rate up to {max(rates):g}"] if rates else []))
     ends = f"loss from {number(losses[0])} to {number(losses[-1])} nats in {len(losses)} steps"
     task = display_name(record.task)
@@ -41,8 +41,8 @@ def _training_plot(k: int, record: TrainingRecord, top: float) -> Plot:
 def _epochs(training: Sequence[TrainingRecord]) -> Table:
     rows = []
     for record in training:
-        epochs = np.ceil(np.array([entry.epoch for entry in record.log], dtype=float) - 1e-6).astype(int)
-        losses = np.array([entry.loss for entry in record.log])
+        epochs = np.ceil(np.array([step.epoch for step in record.log], dtype=float) - 1e-6).astype(int)
+        losses = np.array([step.loss for step in record.log])
         rows += [
             (
                 display_name(record.task),

@@ -1,6 +1,6 @@
 """Views of study.json: the runs as points, and the axes on which they can be told apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ def by_arm(study: StudyContent) -> dict[str, list[StudyContent]]:
     return _grouped(study, "arm", study["arms"])
 
 
-def _grouped(study: StudyContent, key: str, names: Mapping[str, Any]) -> dict[str, list[StudyContent]]:
+def _grouped(study: StudyContent, key: str, names: Iterable[str]) -> dict[str, list[StudyContent]]:
     return {name: [point for point in study["points"] if point[key] == name] for name in names}
 
 
