@@ -1,4 +1,4 @@
-"""The loss of somebody else's model over somebody else's batches: one number per task, sums and counts divided once."""
+"""Mean loss of any module over batches, one number per task, and its derivatives; sums and counts are divided once."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
