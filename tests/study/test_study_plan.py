@@ -588,7 +588,7 @@ def test_a_report_holds_answers_tables_figures_and_failures(tmp_path: Path) -> N
     assert "72 runs of 6 task pairs" in text
 
 
-@pytest.mark.parametrize("content", [b"", b"not gzip", gzip.compress(b"{}", mtime=0), gzip.compress(b"[1]")])
+@pytest.mark.parametrize("content", [b"", b"not gzip", gzip.compress(b"{}", mtime=0), gzip.compress(b"[1]", mtime=0)])
 def test_what_is_no_record_file_ends_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "records.json.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"records\.json\.gz that a study wrote"):
