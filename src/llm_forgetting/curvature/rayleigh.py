@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from llm_forgetting.curvature.operators import Weights
 from llm_forgetting.curvature.results import Eigenvalue
+
+# Cosine between x and its residual from which the residual counts as rounding.
+SKEW = 0.03
 
 
 def largest_eigenvalue(
@@ -15,8 +17,8 @@ def largest_eigenvalue(
     """The algebraically largest eigenvalue of a symmetric operator, from below.
 
     Steepest ascent of the Rayleigh quotient: from x to the top of the plane that x and H x span, whose image needs no product
-    of its own. Three vectors are kept at a time. The ascent ends early where the residual is sqrt(eps) of the value: that is
-    then exact to rounding, and the next plane would be spanned by noise.
+    of its own. Three vectors are kept at a time. The ascent ends early where rounding dominates the residual: it is then not
+    orthogonal to x any more, and the next plane would throw the value off.
 
     Args:
         product: H of a vector.
@@ -27,7 +29,6 @@ def largest_eigenvalue(
     Returns:
         The Rayleigh quotient at the end, with the norm of its residual.
     """
-    rounding = max(torch.finfo(part.dtype).eps for part in x.values()) ** 0.5
     x = Weights.combine([(1 / x.norm(), x)])
     image = product(x)
     advance()
@@ -35,11 +36,12 @@ def largest_eigenvalue(
         alpha = x.inner(image)
         q = Weights.combine([(1.0, image), (-alpha, x)])
         beta = q.norm()
-        if beta <= rounding * abs(alpha):
+        if beta:
+            q = Weights.combine([(1 / beta, q)])
+        if not beta or abs(x.inner(q)) > SKEW:
             for _ in range(done, steps):
                 advance()
             break
-        q = Weights.combine([(1 / beta, q)])
         of_q = product(q)
         advance()
         _, vectors = np.linalg.eigh([[alpha, beta], [beta, q.inner(of_q)]])
