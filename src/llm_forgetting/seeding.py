@@ -11,7 +11,7 @@ import numpy as np
 def derive_seed(seed: int, *purpose: object) -> int:
     """A 63-bit seed for the stream `purpose` of `seed`.
 
-    The first eight bytes (big-endian, top bit cleared) of SHA-256 over ``"seed/purpose1/purpose2/..."`` in UTF-8;
+    The first eight bytes (big-endian, shifted right by one bit) of SHA-256 over ``"seed/purpose1/purpose2/..."`` in UTF-8;
     stated so that another program can draw the same numbers.
     """
     text = "/".join(str(part) for part in (seed, *purpose))

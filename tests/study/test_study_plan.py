@@ -16,7 +16,7 @@ import pytest
 import yaml
 from runs import ROOT
 
-from llm_forgetting.config import ExperimentConfig
+from llm_forgetting.config import ExperimentConfig, InterventionsConfig
 from llm_forgetting.curvature.records import Divergence, ForecastRecord, RivalPredictors, TaskForecast
 from llm_forgetting.curvature.results import Trace
 from llm_forgetting.errors import UserError
@@ -42,6 +42,8 @@ from llm_forgetting.study.report import write_report
 from llm_forgetting.study.scheduler import ATTEMPTS, StudyFolder, run_study
 from llm_forgetting.study.shared_first_task import (
     CHECKPOINT,
+    ON_LATER_TASKS,
+    SAM,
     Tasks,
     first_task_key,
     first_task_phases,
@@ -211,6 +213,11 @@ def test_what_comes_later_does_not(tmp_path: Path, change: dict[str, Any]) -> No
     tasks = Tasks()
     before = first_task_key(plan_of(tmp_path).cells[0].config, tasks)
     assert first_task_key(plan_of(tmp_path, set={**SMALL["set"], **change}).cells[0].config, tasks) == before
+
+
+def test_every_intervention_is_said_to_act_on_the_first_task_or_only_later() -> None:
+    """A new one changes the key until it is named: no arm takes over a checkpoint that was trained otherwise."""
+    assert {field.name for field in dataclasses.fields(InterventionsConfig)} == {*ON_LATER_TASKS, *SAM}
 
 
 def test_surfaces_of_the_second_task_are_not_shared(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import score
 from llm_forgetting.progress import Advance, Silent
+from llm_forgetting.results import InterventionRecord
 from llm_forgetting.training import fine_tuning as training
 from llm_forgetting.training.fine_tuning import LengthBucketSampler, fine_tune
 from llm_forgetting.training.interventions import (
@@ -104,7 +105,7 @@ def test_by_default_nothing_intervenes(llama_folder: Path) -> None:
         found = intervene(InterventionsConfig(), model, earlier, seed=0)
         assert found == Interventions()
         assert found.replayed_items == []
-        assert found.record(model) == {"sam": None, "replayed": {}, "anchor": None, "rescale": 1.0}
+        assert found.record(model) == InterventionRecord(sam=None, replayed={}, anchor=None, rescale=1.0)
     assert model.adapter_sha256() == before
 
 
@@ -162,14 +163,14 @@ def test_sam_in_trainer_is_that_of_pytorch_optimizer(
         optimizer.zero_grad()
         plain_losses(other, items).mean().backward()
         optimizer.step(descend)
-    assert [entry["grad_norm"] for entry in log] == pytest.approx(norms, rel=2e-3)
+    assert [entry.grad_norm for entry in log] == pytest.approx(norms, rel=2e-3)
     moved = adapter_of(other) - adapter_of(load(any_folder))
     assert float((adapter_of(model) - adapter_of(other)).norm()) < 5e-3 * float(moved.norm())
     plainly = load(any_folder)
     train(plainly, items, batch_size=16, num_epochs=3, max_grad_norm=clip, learning_rate=rate)
     assert float((adapter_of(plainly) - adapter_of(other)).norm()) > 5e-2 * float(moved.norm())
-    assert min(losses) > log[0]["loss"] - 1  # of the ascended weights; the log's is that of the weights themselves
-    assert log[0]["loss"] == pytest.approx(plain_losses(load(any_folder), items).mean().item(), rel=1e-5)
+    assert min(losses) > log[0].loss - 1  # of the ascended weights; the log's is that of the weights themselves
+    assert log[0].loss == pytest.approx(plain_losses(load(any_folder), items).mean().item(), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -327,8 +328,8 @@ def test_the_anchor_in_trainer_is_counted_once_per_step(
         model, items, Interventions(anchor=anchor), batch_size=batch_size, gradient_accumulation_steps=accumulation,
         num_epochs=1, max_grad_norm=1e9,
     )  # fmt: skip
-    assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert entry["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert entry.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert entry.grad_norm == pytest.approx(norm, rel=1e-5)
 
 
 def test_an_anchor_has_no_part_in_the_first_step_and_holds_afterwards(llama_folder: Path, train: Train) -> None:
@@ -341,13 +342,14 @@ def test_an_anchor_has_no_part_in_the_first_step_and_holds_afterwards(llama_fold
         start = model.adapter_factors()
         found = intervene(InterventionsConfig(anchor=strength), model, earlier, 0)
         log = train(model, make_encoded(model, 8), found, num_epochs=4)
-        first.append((log[0]["loss"], log[0]["grad_norm"]))
-        record = found.record(model)["anchor"]
+        first.append((log[0].loss, log[0].grad_norm))
+        record = found.record(model).anchor
+        assert record is not None
         difference = dense(WeightUpdate.combine([(1.0, model.adapter_factors()), (-1.0, start)]))
-        assert record["strength"] == strength
-        assert record["distance"] == pytest.approx(float(difference.norm()), rel=1e-4)
-        assert record["penalty"] == pytest.approx(strength / 2 * record["distance"] ** 2)
-        distances.append(record["distance"])
+        assert record.strength == strength
+        assert record.distance == pytest.approx(float(difference.norm()), rel=1e-4)
+        assert record.penalty == pytest.approx(strength / 2 * record.distance**2)
+        distances.append(record.distance)
     assert len(set(first)) == 1
     assert all(far > 1.5 * near for far, near in pairwise(distances))
 
@@ -415,7 +417,8 @@ def test_every_task_but_the_first_is_rescaled_before_it_is_learnt(llama_folder: 
     assert found.rescale == 2
     assert model.adapter_sha256() != before
     record = found.record(model)
-    assert (record["rescale"], record["anchor"]["distance"]) == (2, 0)
+    assert record.anchor is not None
+    assert (record.rescale, record.anchor.distance) == (2, 0)
 
 
 # --- replay -------------------------------------------------------------------------------------------------------------------
@@ -438,7 +441,7 @@ def test_replayed_items_are_a_fixed_subset_of_what_was_trained(llama_folder: Pat
     assert list(later.replayed) == ["oaks", "elms"]
     assert later.replayed["oaks"] == once.replayed["oaks"]
     assert later.replayed_items == [*later.replayed["oaks"], *later.replayed["elms"]]
-    assert later.record(model)["replayed"]["oaks"] == ids
+    assert later.record(model).replayed["oaks"] == tuple(ids)
 
 
 # --- whole phases -------------------------------------------------------------------------------------------------------------
@@ -480,12 +483,13 @@ def test_replay_and_anchor_reduce_forgetting(learn_second: Callable[..., Outcome
     kept, learnt_too, replayed = learn_second("--interventions.replay_items=16")
     assert kept < forgotten / 4
     assert learnt_too < 0.5
-    assert (plain["optimizer_steps"], replayed["optimizer_steps"]) == (12 * 3, 12 * 4)
-    assert len(replayed["interventions"]["replayed"]["synthetic_1"]) == 16
+    assert (plain.optimizer_steps, replayed.optimizer_steps) == (12 * 3, 12 * 4)
+    assert len(replayed.interventions.replayed["synthetic_1"]) == 16
     held, learnt_as_well, anchored = learn_second("--interventions.anchor=0.3")
     assert held < 0.85 * forgotten
     assert learnt_as_well < 0.5
-    assert 0 < anchored["interventions"]["anchor"]["penalty"] < 1
+    assert anchored.interventions.anchor is not None
+    assert 0 < anchored.interventions.anchor.penalty < 1
 
 
 class Killed(BaseException):
@@ -521,9 +525,10 @@ def test_a_phase_with_every_intervention_goes_on_after_a_kill(tmp_path: Path) ->
     train_phase(Session(config, folders[0], Silent()), 1)
     shutil.copytree(folders[0], folders[1])
     expected = train_phase(Session(config, folders[0], Silent()), 2)
-    assert expected["interventions"]["rescale"] == 3
-    assert expected["interventions"]["anchor"]["distance"] > 0.1
-    steps = expected["optimizer_steps"]
+    assert expected.interventions.rescale == 3
+    assert expected.interventions.anchor is not None
+    assert expected.interventions.anchor.distance > 0.1
+    steps = expected.optimizer_steps
     assert steps == 3 * 2  # 56 items in batches of 16, two to a step
     with pytest.raises(Killed):
         train_phase(Session(config, folders[1], KillingProgress(steps - 1)), 2)

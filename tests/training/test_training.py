@@ -60,9 +60,9 @@ def test_first_step_is_the_mean_over_its_items(
     (entry,) = train(
         model, items, batch_size=batch_size, gradient_accumulation_steps=accumulation, num_epochs=1, max_grad_norm=1e9
     )
-    assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert entry["grad_norm"] == pytest.approx(norm, rel=1e-5)
-    assert entry["step"] == 1
+    assert entry.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert entry.grad_norm == pytest.approx(norm, rel=1e-5)
+    assert entry.step == 1
 
 
 def test_one_step_of_gradient_descent(llama_folder: Path, train: Train) -> None:
@@ -85,7 +85,7 @@ def test_training_loss_is_the_loss_that_is_evaluated(llama_folder: Path, train: 
     items = make_encoded(model, 12)
     before = float(score(model, items, 5).surface("loss"))
     (entry,) = train(model, items, batch_size=12, num_epochs=1)
-    assert entry["loss"] == pytest.approx(before, rel=1e-5)
+    assert entry.loss == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -127,14 +127,14 @@ def test_log_has_one_finite_entry_per_step(llama_folder: Path, train: Train) -> 
     history = train(
         model, make_encoded(model, 10), num_epochs=3, warmup_ratio=0.3, advance=lambda steps, text: told.append(steps)
     )
-    assert [entry["step"] for entry in history] == list(range(1, 10))
+    assert [entry.step for entry in history] == list(range(1, 10))
     assert sum(told) == 9
-    assert history[-1]["epoch"] == 3
+    assert history[-1].epoch == 3
     for entry in history:
         assert set(entry) == {"epoch", "step", "loss", "grad_norm", "learning_rate"}
         assert all(math.isfinite(value) for value in entry.values())
     # warm-up over ceil(0.3 x 9) = 3 steps, then a straight line to 0 after step 9
-    rates = [entry["learning_rate"] / 1e-2 for entry in history]
+    rates = [entry.learning_rate / 1e-2 for entry in history]
     np.testing.assert_allclose(rates, [0, 1 / 3, 2 / 3, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6], atol=1e-9)
 
 
@@ -338,7 +338,7 @@ def test_bfloat16_backbone_trains_a_float32_adapter(llama_folder: Path, train: T
     assert {p.dtype for p in trained} == {torch.float32}
     assert model.dtype == torch.bfloat16
     assert float((adapter_of(model) - before).abs().max()) > 1e-3
-    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1].loss < history[0].loss
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -29,6 +29,8 @@ from llm_forgetting.tasks.task import Task
 
 CHECKPOINT = f"checkpoint_{FIRST}"
 BASE_PHASES: tuple[Phase[Any], ...] = (GUARDS, EVALUATE_INITIAL)
+ON_LATER_TASKS = ("sam_on", "replay_items", "anchor", "rescale")
+SAM = ("sam_rho", "sam_adaptive")
 
 
 class Tasks:
@@ -55,9 +57,10 @@ def first_task_key(config: ExperimentConfig, tasks: Tasks) -> str:
     first = tasks.of(config.data)[0]
     del content["output"], content["evaluation"]
     content["data"] = {"few_shot": config.data.few_shot, "max_tokens": config.data.max_tokens}
-    # Of the interventions only SAM acts on the first task.
+    # An intervention that nobody said to act on later tasks alone is taken to act on the first, too.
+    others = {name: value for name, value in content["interventions"].items() if name not in (*ON_LATER_TASKS, *SAM)}
     rho = config.interventions.sam_rho
-    content["interventions"] = {"sam_rho": rho, "adaptive": rho > 0 and config.interventions.sam_adaptive}
+    content["interventions"] = {"sam_rho": rho, "adaptive": rho > 0 and config.interventions.sam_adaptive, **others}
     content["items"] = {split: [item.sha256 for item in first.split(split)] for split in ("train", "test")}
     content["prompts"] = [str(item.format) for item in first.train]
     content["shots"] = {subject: [item.sha256 for item in items] for subject, items in first.shots.items()}
