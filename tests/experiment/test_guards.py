@@ -130,6 +130,7 @@ def test_a_mask_that_is_ignored_is_refused(llama_folder: Path) -> None:
     base = model.peft_model.get_base_model()
     whole = base.forward
     base.forward = lambda attention_mask, **kwargs: whole(attention_mask=torch.ones_like(attention_mask), **kwargs)
+    assert not model.probe_packing()
     assert_refused(model, "must not depend on its batch")
 
 

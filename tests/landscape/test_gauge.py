@@ -463,7 +463,7 @@ def test_landscape_of_a_model_is_the_loss_at_the_points_it_names(llama_folder: P
         for task, expected in again.losses([result["alphas"][i], result["betas"][j]]).items():
             surface = result["surfaces"][task]
             assert surface["loss"][i][j] == pytest.approx(expected, rel=1e-4)
-            assert surface["items"] == [item.item.id for item in again.groups[task]]
+            assert list(surface["items"]) == [item.item.id for item in again.groups[task]]
     surface = result["surfaces"]["first"]
     assert surface["error"] is result["fit"] is result["note"] is None
     assert result["points"] == [[a, b] for a in result["alphas"] for b in result["betas"]]
