@@ -179,7 +179,7 @@ def test_results_and_figures_of_a_whole_run(run: Any, tmp_path: Path) -> None:
 
 def test_tables_say_what_was_found(run: Any) -> None:
     _, results = run
-    table = forecast_table(results)
+    table = forecast_table(from_plain(Results, results))
     (entry,) = results["forecasts"]
     assert len(table.rows) == 2
     found = entry["tasks"]["synthetic_1"]["train"]
@@ -187,17 +187,17 @@ def test_tables_say_what_was_found(run: Any) -> None:
     assert float(table.rows[0][4]) == pytest.approx(found["observed"], rel=0.05)
     assert table.rows[1][-1] == "-"
     assert "relative critical sharpness" in table.note
-    table = curvature_table(results)
+    table = curvature_table(from_plain(Results, results))
     assert [row[0] for row in table.rows] == ["after task 1", "after task 2"]
     exact = copy.deepcopy(results)
     exact["curvature"]["after_task1"]["largest"][0] = {"value": 1.23456, "residual": 1e-9}
     exact["curvature"]["after_task1"]["smallest"][0] = {"value": -1.23456, "residual": 0.1}
-    assert curvature_table(exact).rows[0][1] == "-1.23 ± 0.10 to 1.23"
+    assert curvature_table(from_plain(Results, exact)).rows[0][1] == "-1.23 ± 0.10 to 1.23"
     uncertain = copy.deepcopy(results)
     uncertain["forecasts"][0]["rivals"].update(alignment=None, relative_critical_sharpness=None)
     uncertain["forecasts"][0]["tasks"]["synthetic_1"]["train"]["path"]["validity"]["fraction"] = 1.0
-    assert "too uncertain to say" in forecast_table(uncertain).note
-    assert forecast_table(uncertain).rows[0][-1] == "the end"
+    assert "too uncertain to say" in forecast_table(from_plain(Results, uncertain)).note
+    assert forecast_table(from_plain(Results, uncertain)).rows[0][-1] == "the end"
 
 
 def test_without_a_spectrum_there_are_no_rivals(run: Any) -> None:

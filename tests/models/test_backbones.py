@@ -106,7 +106,7 @@ def test_an_interrupted_build_leaves_nothing_behind(
 BUILD = """
 import sys, time
 from pathlib import Path
-from llm_forgetting import backbones
+from llm_forgetting.models.language import backbones
 
 def build(folder, notify):
     notify("building")
