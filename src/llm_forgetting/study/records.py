@@ -13,22 +13,23 @@ from llm_forgetting.study.plan import Analysis, CellPlace
 RECORD, FAILURE, RECORDS = "record.json", "failure.json", "records.json.gz"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CellRecord(CellPlace):
     """Cell of a study that is done: its place (task pair, factors by dotted path, arm) and its numbers by name.
 
     measures, outcomes: None for what was measured and has no number, absent for what was not measured; stderrs: of
-    either. Losses in nats. `shared_half`: training on the first task was taken from another cell.
+    either. Losses in nats. `shared_half`: training on the first task was taken from another cell. Records that somebody
+    else's program wrote have the numbers alone.
     """
 
-    fingerprint: str
+    fingerprint: Annotated[str | None, OMITTED] = None
     measures: dict[str, float | None]
     outcomes: dict[str, float | None]
     stderrs: dict[str, float]
-    answer: str
+    answer: Annotated[str | None, OMITTED] = None
     versions: dict[str, str]
-    wall_seconds: float
-    shared_half: bool
+    wall_seconds: Annotated[float | None, OMITTED] = None
+    shared_half: Annotated[bool | None, OMITTED] = None
 
 
 @dataclass(frozen=True, kw_only=True)

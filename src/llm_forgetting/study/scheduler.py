@@ -159,7 +159,7 @@ def _line(tally: Tally, cell: Cell, record: CellRecord | None, failure: CellFail
         return f"{head}: failed: {failure.reason if failure else None}"
     lost = record.outcomes.get("forgetting_loss")
     forgot = "" if lost is None else f"forgot {lost:+.2f} nats, "
-    return f"{head}: {forgot}{record.wall_seconds:.0f} s; about {duration(tally.seconds_left, rough=True)} left"
+    return f"{head}: {forgot}{record.wall_seconds or 0:.0f} s; about {duration(tally.seconds_left, rough=True)} left"
 
 
 class _SharedTraining:
