@@ -94,7 +94,7 @@ def _dry_run(plan: "Plan", folder: "StudyFolder", options: argparse.Namespace, t
         record, failure = read_record(folder.cell(cell)), read_failure(folder.cell(cell))
         first_task = first_tasks.setdefault(first_task_key(cell.config, tasks), len(first_tasks) + 1)
         state = "done" if record else f"failed: {failure.reason}" if failure else "missing"
-        recorded += [record.wall_seconds] if record else []
+        recorded += [record.wall_seconds or 0.0] if record else []
         rows.append((cell.id, cell.label, str(first_task), state))
     missing = folder.missing(plan)
     each = (
