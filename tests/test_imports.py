@@ -78,7 +78,7 @@ class Import:
         return inside if package == "llm_forgetting" and inside else None
 
     @property
-    def library(self) -> str | None:
+    def foreign(self) -> str | None:
         """The foreign package that is imported."""
         package = self.target.partition(".")[0]
         return None if package == "llm_forgetting" else package
@@ -99,7 +99,7 @@ def violations(graph: list[Import]) -> list[str]:
 
 
 def reasons(edge: Import) -> Iterator[str]:
-    module, own, library = edge.module, edge.own, edge.library
+    module, own, foreign = edge.module, edge.own, edge.foreign
     if own is not None:
         room, other = module.partition(".")[0], own.partition(".")[0]
         here, there = floor(module), floor(own)
@@ -110,12 +110,12 @@ def reasons(edge: Import) -> Iterator[str]:
         for walled, allowed in WALLS.items():
             if within(module, (walled,)) and not within(own, (walled, *allowed)):
                 yield f"{walled} is walled off from it"
-    if library is not None:
-        if within(module, ("landscape", "curvature")) and library not in NUMERICS | set(sys.stdlib_module_names):
+    if foreign is not None:
+        if within(module, ("landscape", "curvature")) and foreign not in NUMERICS | set(sys.stdlib_module_names):
             yield "numerics know numpy, scipy, torch and safetensors"
-        if library in LIBRARIES and not within(module, LIBRARIES[library]):
-            yield f"only {', '.join(LIBRARIES[library])} know {library}"
-        if library in HEAVY:
+        if foreign in LIBRARIES and not within(module, LIBRARIES[foreign]):
+            yield f"only {', '.join(LIBRARIES[foreign])} know {foreign}"
+        if foreign in HEAVY:
             if within(module, NEVER_TORCH):
                 yield "it must run without torch"
             elif edge.at_once and within(module, NO_TORCH_AT_IMPORT) and module not in TORCH_AT_IMPORT_ALL_THE_SAME:

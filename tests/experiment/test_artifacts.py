@@ -229,14 +229,13 @@ def test_a_meter_reads_seconds_and_bytes() -> None:
 
 
 def test_the_peak_is_the_block_s_own() -> None:
-    """On Linux the high-water mark starts again with every block."""
-    if not metering._CLEAR_REFS.exists():
-        pytest.skip("this system does not start the high-water mark again")
+    """On Linux the high-water mark starts again with every block; elsewhere it is the process's own and never falls."""
     with Meter() as large:
         np.ones(25_000_000).sum()
     with Meter() as small:
         pass
-    assert large.reading().peak_memory_bytes - small.reading().peak_memory_bytes > 150e6
+    fall = large.reading().peak_memory_bytes - small.reading().peak_memory_bytes
+    assert fall > 150e6 if metering._CLEAR_REFS.exists() else fall <= 0
 
 
 def test_a_meter_works_where_the_system_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_calibration_and_prediction():
     good = predict_unseen_pairs(runs, "forgetting", "sharpness", baseline="norm", seed=0)
     assert "gain over norm +" in describe_prediction(good)
     bad = describe_prediction(predict_unseen_pairs(runs, "forgetting", "norm", seed=0))
-    assert bad.startswith("Norm is not shown to foretell forgetting of unseen task pairs")
+    assert bad.startswith("Norm is not shown to predict forgetting of unseen task pairs")
     assert "at least three" in describe_prediction(predict_unseen_pairs(runs_of(2), "forgetting", "norm", seed=0))
 
 

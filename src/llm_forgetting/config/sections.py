@@ -260,10 +260,10 @@ class CurvatureConfig:
             forward passes, and there are as many as the numbers below add up to.
         checkpoints: `all`, or only the `first` trained one.
         products: `exact` Hessian-vector products; or `differences` of gradients, for kernels and sharded models that have no
-            second derivative (their error is told).
+            second derivative (their error is reported).
         micro_batch: Items per pass; smaller takes less memory and changes no number beyond rounding.
         lanczos_steps: Products of the run behind the extreme eigenvalues and most of the trace.
-        eigenvalues: How many of the largest and of the smallest are told.
+        eigenvalues: How many of the largest and of the smallest are reported.
         density_runs: Further, shorter runs for the spectral density.
         density_steps: Products of each of those.
         trace_probes: Products for what is left of the trace, and its standard error.

@@ -15,7 +15,7 @@ QUESTIONS = {
     "change": "How does the landscape change with a new task?",
     "relation": "What is the relation between sharpness and retention?",
     "forecast": "Does the landscape forecast how much is forgotten?",
-    "prediction": "Does it foretell forgetting of task pairs it has not seen?",
+    "prediction": "Does it predict forgetting of task pairs it has not seen?",
     "arms": "Do interventions on training change forgetting?",
 }
 

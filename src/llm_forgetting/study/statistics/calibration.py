@@ -41,7 +41,7 @@ class Calibration:
 
 
 def calibrate(runs: Sequence[Run], forecast: str, outcome: str, *, seed: int) -> Calibration:
-    """How well `forecast` foretold `outcome`. Raises ValueError if no run has both."""
+    """How well `forecast` predicted `outcome`. Raises ValueError if no run has both."""
     data = columns(runs, [forecast, outcome])
     if data.n_runs == 0:
         raise ValueError(f"no run has a finite {forecast} and a finite {outcome}")

@@ -127,7 +127,7 @@ def describe_calibration(calibration: Calibration) -> str:
 
 
 def describe_prediction(prediction: PairPrediction) -> str:
-    """Does a measure foretell forgetting for a task pair it has not seen?"""
+    """Does a measure predict forgetting for a task pair it has not seen?"""
     size, gain = _size(prediction.n_runs, prediction.n_pairs), prediction.gain_over_mean
     if gain is None or prediction.error is None or prediction.mean_error is None:
         return f"Nothing is said on predicting {prediction.outcome} by {prediction.measure} from {size}: {prediction.refusal}."
@@ -138,7 +138,7 @@ def describe_prediction(prediction: PairPrediction) -> str:
     if prediction.baseline is not None and prediction.gain_over_baseline is not None:
         numbers += f"; gain over {prediction.baseline} {_describe_mean(prediction.gain_over_baseline)}"
     better = gain.test is not None and gain.value > 0 and _is_shown(gain)
-    claim = "foretold" if better else "is not shown to foretell"
+    claim = "predicted" if better else "is not shown to predict"
     return (
         f"{_capital(prediction.measure)} {claim} {prediction.outcome} of unseen task pairs better than the mean of the others: "
         f"{numbers}; {size}."

@@ -1,4 +1,4 @@
-"""Does a measure foretell forgetting for a task pair it has not seen?
+"""Does a measure predict forgetting for a task pair it has not seen?
 
 Each task pair in turn is left out; a line outcome = a + b measure is fitted to the others and predicts its runs. The
 rivals are the mean of the other pairs and, where one is named, a line in a baseline measure (|D|, say).

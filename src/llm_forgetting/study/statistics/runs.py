@@ -16,7 +16,7 @@ class Run:
     """One run (cell) of a study.
 
     pair: the task pair, the block within which runs resemble one another; factors: what was set (seed, learning rate,
-    optimiser); measures: what might foretell forgetting (sharpness, forecast, |D|); outcomes: what came out (forgetting
+    optimiser); measures: what might predict forgetting (sharpness, forecast, |D|); outcomes: what came out (forgetting
     in loss and in accuracy, learning of task 2); stderrs: standard errors of any measure or outcome, where known.
     The mappings are copied and read-only. Raises ValueError if a name is both a measure and an outcome.
     """
