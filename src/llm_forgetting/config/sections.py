@@ -302,7 +302,7 @@ class OutputConfig:
         folder: Every run makes `experiment_TIMESTAMP` in here.
         dpi: Resolution of the PNG figures, in dots per inch.
         figures: Whether figures are drawn.
-        trackers: Experiment trackers by the names of Trainer's `report_to` (tensorboard, wandb, mlflow, ...): they are told
+        trackers: Experiment trackers by the names of Trainer's `report_to` (tensorboard, wandb, mlflow, ...): they log
             every training step, and after the run all scores, landscapes and figures.
     """
 
