@@ -32,7 +32,9 @@ ROUNDING = 1e-6
 # What names the machine and the moment, not the outcome.
 LEFT_OUT = ("timings", "versions", "environment", "config.output.folder", "model.threads")
 # Texts that were renamed on purpose since the references were made, with * for any part of a path (CHANGELOG.md).
-CHANGED: frozenset[str] = frozenset({"study.study.answers.prediction", "study.page.18", "study.page.20"})  # foretell: predict
+CHANGED: frozenset[str] = frozenset(
+    {"study.study.answers.prediction", "study.page.18", "study.page.20"}
+)  # foretell: predict
 SHOWN = 20
 
 
