@@ -24,12 +24,12 @@ schema: $(VENV)/installed       ## results.schema.json from the record types
 	$(BIN)/python -c "from llm_forgetting.files import schema_text; from llm_forgetting.results import Results; print(schema_text(Results), end='')" > $(SCHEMA).new
 	mv $(SCHEMA).new $(SCHEMA)
 
-# Types are checked beside the tests, on whichever CPU is idle.
+# Types are checked beside the tests, on whichever CPU is idle. OpenMP's threads wait asleep: awake, two tests slow each other threefold.
 define checked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy & types=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations=25 $(1) $(ARGS); \
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations=25 $(1) $(ARGS); \
 	tests=$$?; wait $$types && exit $$tests
 endef
 

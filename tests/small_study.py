@@ -40,7 +40,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def study(file: Path, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "llm_forgetting", "study", str(file), "--folder", str(folder), "--workers", "1"]
+    command = [sys.executable, "-m", "llm_forgetting", "study", str(file), "--folder", str(folder)]
+    command += ["--workers", "1", "--threads", "1"]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

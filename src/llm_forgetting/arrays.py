@@ -39,7 +39,7 @@ class Array:
     def __init__(self, dtype: DTypeLike, ndim: int, *, null: bool = False) -> None:
         self.dtype, self.ndim, self.null = np.dtype(dtype), ndim, null
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
             self._read, serialization=core_schema.plain_serializer_function_ser_schema(_listed)
         )
@@ -56,7 +56,7 @@ class Array:
             cell = {"type": "array", "items": cell}
         return cell
 
-    def _read(self, value: Any) -> NDArray[Any]:
+    def _read(self, value: object) -> NDArray[Any]:
         kinds = {"f": "numbers", "i": "whole numbers", "b": "true and false"}
         told = f"lists of {kinds[self.dtype.kind]}, {self.ndim} deep"
         if not isinstance(value, list | tuple | np.ndarray):
@@ -83,11 +83,11 @@ def _wrong(message: str) -> PydanticCustomError:
     return PydanticCustomError("array", "{message}", {"message": message})
 
 
-def _listed(array: NDArray[Any]) -> Any:
+def _listed(array: NDArray[Any]) -> object:
     return array.tolist()
 
 
-def _leaves(value: Any) -> Iterable[Any]:
+def _leaves(value: object) -> Iterable[object]:
     if not isinstance(value, list):
         yield value
         return

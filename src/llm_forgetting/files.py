@@ -82,25 +82,25 @@ OMITTED = Field(exclude_if=_is_none)
 None."""
 
 
-def reshaped(schema: CoreSchema, read: Callable[[Any], Any], write: Callable[[Any, Any], Any]) -> CoreSchema:
+def reshaped(schema: CoreSchema, read: Callable[[Json], Json], write: Callable[[Any, Json], Json]) -> CoreSchema:
     """The core schema of a record whose JSON is not its fields: `read` turns the JSON into fields, `write` (record,
     fields) the fields into JSON. For `__get_pydantic_core_schema__` of the few records that need it.
     """
 
-    def written(record: Any, inner: Callable[[Any], Any]) -> Any:
+    def written(record: object, inner: Callable[[object], Json]) -> Json:
         return write(record, inner(record))
 
-    def told(value: Any) -> Any:
+    def prepared(value: Json) -> Json:
         return read(value) if isinstance(value, Mapping) else value
 
     return core_schema.no_info_before_validator_function(
-        told,
+        prepared,
         schema,
         serialization=core_schema.wrap_serializer_function_ser_schema(written, schema=schema),
     )
 
 
-_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+_ADAPTERS: dict[object, TypeAdapter[Any]] = {}
 
 
 def adapter(kind: Any) -> TypeAdapter[Any]:
@@ -110,7 +110,7 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
     return _ADAPTERS[kind]
 
 
-def from_plain(kind: type[Kind], value: Any, *, file: str = "", extra: Extra = "ignore") -> Kind:
+def from_plain(kind: type[Kind], value: Json, *, file: str = "", extra: Extra = "ignore") -> Kind:
     """The record that plain JSON values stand for; UserError names `file` (the type, if not given) and the dotted path.
 
     Unknown keys are ignored, or with `extra="forbid"` refused.
@@ -124,7 +124,7 @@ def from_plain(kind: type[Kind], value: Any, *, file: str = "", extra: Extra = "
     return found
 
 
-def to_plain(record: Any, kind: Any = None) -> Any:
+def to_plain(record: object, kind: object = None) -> Json:
     """The plain JSON values of a record, non-finite numbers still as floats; `kind` where it is not simply the record's
     class (lists, mappings, generic records).
     """
@@ -149,7 +149,7 @@ def read(kind: type[Kind], path: Path) -> Kind:
     return from_plain(kind, read_json(path), file=str(path))
 
 
-def encode(record: Any, kind: Any = None) -> str:
+def encode(record: object, kind: object = None) -> str:
     """The text of an artifact; `kind` as in `to_plain`."""
     return encode_json(to_plain(record, kind))
 
@@ -161,7 +161,7 @@ def decode_lines(kind: type[list[Kind]], text: str, *, file: str = "", extra: Ex
     return from_plain(kind, values, file=file, extra=extra)
 
 
-def encode_lines(records: Iterable[Any]) -> str:
+def encode_lines(records: Iterable[object]) -> str:
     """One line of JSON per record."""
     return "".join(
         json.dumps(_spelt(to_plain(record)), ensure_ascii=False, allow_nan=False) + "\n" for record in records
@@ -180,7 +180,7 @@ class _Schema(GenerateJsonSchema):
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         return {**super().dataclass_schema(schema), "additionalProperties": False}
 
-    def field_title_should_be_set(self, schema: Any) -> bool:
+    def field_title_should_be_set(self, schema: object) -> bool:
         return False
 
     def field_is_required(self, field: Any, total: bool) -> bool:
@@ -190,14 +190,14 @@ class _Schema(GenerateJsonSchema):
         return self.generate_inner(schema["schema"])
 
 
-def schema_text(kind: Any) -> str:
+def schema_text(kind: object) -> str:
     """The JSON schema (draft 2020-12) of what `encode` writes; docstrings are its descriptions."""
     schema = adapter(kind).json_schema(mode="serialization", schema_generator=_Schema)
     shared = _tidy({"$schema": GenerateJsonSchema.schema_dialect, **schema})
     return encode_json({**shared, "$defs": {"number": _NUMBER, **shared.get("$defs", {})}})
 
 
-def _tidy(schema: Any) -> Any:
+def _tidy(schema: Json) -> Json:
     """`schema` with one definition of a number, and descriptions of one line."""
     if schema == _NUMBER:
         return {"$ref": "#/$defs/number"}
@@ -208,14 +208,14 @@ def _tidy(schema: Any) -> Any:
     return [_tidy(value) for value in schema] if isinstance(schema, list) else schema
 
 
-def _parsed(text: str | bytes, file: str) -> Any:
+def _parsed(text: str | bytes, file: str) -> Json:
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise UserError(f"{file} must be JSON, is not: {' '.join(str(error).split())}") from error
 
 
-def _name(kind: Any) -> str:
+def _name(kind: object) -> str:
     return str(getattr(kind, "__name__", kind))
 
 

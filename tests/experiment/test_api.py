@@ -156,7 +156,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[lf.StudyResults, li
     told: list[str] = []
     plan = lf.Study(folder / "small.yaml", folder / "out")
     assert plan.missing == 2
-    found = plan.run(workers=1, tell=told.append)
+    found = plan.run(workers=1, threads=1, tell=told.append)
     assert plan.missing == 0
     return found, told
 

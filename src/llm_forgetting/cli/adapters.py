@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_forgetting.cli.parser import Parser, positive
+from llm_forgetting.cli.parser import Parser, parse_dotted, positive
 from llm_forgetting.cli.report import draw_report
-from llm_forgetting.config.files import config_help, parse_config, parse_evaluate, parse_scan
+from llm_forgetting.config.files import parse_config, parse_evaluate, parse_scan
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from llm_forgetting.results import ScanResults
 
 log = logging.getLogger(__name__)
+# Options of both commands, and the dotted paths they stand for.
+SHORT_FLAGS = {"--model_name": ("model.name",), "--output_dir": ("output.folder",)}
 
 
 def landscape(arguments: list[str]) -> int:
@@ -97,19 +99,10 @@ def parse_landscape(arguments: list[str]) -> tuple[argparse.Namespace, ScanConfi
     main_options.add_argument("--model_name", metavar="NAME", help="model.name; default: what the adapter names itself")
     main_options.add_argument("--output_dir", metavar="DIR", help="output.folder")
     main_options.add_argument("--seed", metavar="N", help="data.seed and landscape.seed")
-    options, dotted = parser.parse_known_args(arguments)
-    if options.help:
-        say(
-            parser.format_help()
-            + "\nevery field of the configuration, by its dotted path:\n\n"
-            + config_help(ScanConfig)
-        )
-        raise SystemExit(0)
+    seeds = ("data.seed", "landscape.seed")
+    options, dotted = parse_dotted(parser, arguments, {**SHORT_FLAGS, "--seed": seeds}, ScanConfig)
     if options.adapter is None:
         raise UserError("the folder of a saved LoRA adapter must be given (see llm-forgetting landscape --help)")
-    pairs = {"model.name": options.model_name, "output.folder": options.output_dir}
-    pairs |= {"data.seed": options.seed, "landscape.seed": options.seed}
-    dotted += [f"--{path}={value}" for path, value in pairs.items() if value is not None]
     return options, parse_scan(dotted, options.task)
 
 
@@ -154,17 +147,9 @@ def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, Evaluate
     main_options.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each subject")
     main_options.add_argument("--model_name", metavar="NAME", help="model.name; default: what the adapter names itself")
     main_options.add_argument("--output_dir", metavar="DIR", help="output.folder")
-    options, dotted = parser.parse_known_args(arguments[len(named) :])
+    short_flags = {**SHORT_FLAGS, "--few_shot": ("data.few_shot",)}
+    options, dotted = parse_dotted(parser, arguments[len(named) :], short_flags, EvaluateConfig)
     options.adapter = named[0] if named else None
-    if options.help:
-        say(
-            parser.format_help()
-            + "\nevery field of the configuration, by its dotted path:\n\n"
-            + config_help(EvaluateConfig)
-        )
-        raise SystemExit(0)
-    pairs = {"model.name": options.model_name, "output.folder": options.output_dir, "data.few_shot": options.few_shot}
-    dotted += [f"--{path}={value}" for path, value in pairs.items() if value is not None]
     return options, parse_evaluate(dotted, options.task)
 
 

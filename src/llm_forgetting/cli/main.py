@@ -13,8 +13,8 @@ import yaml
 from llm_forgetting.cli import adapters as cli_scan
 from llm_forgetting.cli import report as cli_report
 from llm_forgetting.cli import study as cli_study
-from llm_forgetting.cli.parser import Parser
-from llm_forgetting.config.files import DEFAULT_PRESET, PRESETS, config_help, parse_config
+from llm_forgetting.cli.parser import Parser, parse_dotted
+from llm_forgetting.config.files import DEFAULT_PRESET, PRESETS, parse_config
 from llm_forgetting.config.paths import SEEDS, to_dict
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError, is_out_of_memory
@@ -182,10 +182,12 @@ def _dry_run(config: ExperimentConfig, terminal: "Terminal") -> int:
 
 def tasks(arguments: list[str]) -> int:
     """`llm-forgetting tasks`: what can be named as a task."""
+    from llm_forgetting.tasks.sources import KINDS
+
     parser = Parser(
         "llm-forgetting tasks", description="The subjects and groups that can be named as tasks, with item counts."
     )
-    parser.add_argument("--source", choices=["embedded", "local", "hub", "synthetic"], help="default: embedded")
+    parser.add_argument("--source", choices=list(KINDS), help="default: embedded")
     parser.add_argument("--path", default=None, help="the folder, file or data set of local and hub")
     parser.add_argument("--definitions", metavar="FILE", help="a YAML file of tasks of your own; lists those")
     parsed = parser.parse_args(arguments)
@@ -249,17 +251,11 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
     main_options.add_argument("--task2", metavar="NAME", help="the second of data.tasks")
     for flag, paths in SHORT_FLAGS.items():
         main_options.add_argument(flag, metavar="VALUE", help=" and ".join(paths))
-    options, dotted = parser.parse_known_args(list(arguments))
-    if options.help:
-        say(parser.format_help() + "\nevery field of the configuration, by its dotted path:\n\n" + config_help())
-        raise SystemExit(0)
+    options, dotted = parse_dotted(parser, arguments, SHORT_FLAGS, ExperimentConfig)
     if options.resume is not None:
         if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
             raise UserError("--resume takes no other option: a run goes on with the configuration it was started with")
         return options, parse_config(str(Path(options.resume) / "config.yaml"), [], resumed=True)
-    for flag, paths in SHORT_FLAGS.items():
-        value = getattr(options, flag.removeprefix("--"))
-        dotted += [f"--{path}={value}" for path in paths if value is not None]
     if options.tasks is not None and (options.task1 or options.task2):
         raise UserError("--tasks names all tasks; give either it or --task1 and --task2")
     named = None if options.tasks is None else [name.strip() for name in options.tasks.split(",")]

@@ -1,10 +1,13 @@
-"""What every command of the command line needs: a parser that complains in one line, a quiet screen, a log."""
+"""Parser of a command, which complains in one line, and the examples that its help ends with."""
 
 import argparse
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from llm_forgetting.config.files import config_help
 from llm_forgetting.errors import UserError
+from llm_forgetting.progress import say
 
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "run": (
@@ -65,6 +68,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line instead of argparse's usage text."""
         raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def parse_dotted(
+    parser: Parser, arguments: Sequence[str], short_flags: Mapping[str, Sequence[str]], config: type
+) -> tuple[argparse.Namespace, list[str]]:
+    """The parser's own options, and those of `config` by their dotted paths; prints the help of both where it is asked for.
+
+    `short_flags` are options of the parser that stand for dotted paths.
+    """
+    options, dotted = parser.parse_known_args(list(arguments))
+    if options.help:
+        fields = config_help(config)
+        say(parser.format_help() + "\nevery field of the configuration, by its dotted path:\n\n" + fields)
+        raise SystemExit(0)
+    for flag, paths in short_flags.items():
+        value = getattr(options, flag.removeprefix("--"))
+        dotted += [f"--{path}={value}" for path in paths if value is not None]
+    return options, dotted
 
 
 def positive(text: str) -> int:

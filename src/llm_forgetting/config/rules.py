@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from llm_forgetting.errors import UserError
+from llm_forgetting.tasks.sources import KINDS
 
 if TYPE_CHECKING:
     from llm_forgetting.config.sections import (
@@ -128,11 +129,15 @@ def _intervention_problems(
 def _data_problems(data: "DataConfig") -> Iterator[str]:
     if not 0 < data.train_fraction < 1:
         yield f"data.train_fraction must lie between 0 and 1, was {data.train_fraction!r}"
-    if data.source == "local" and data.path is None:
-        yield "data.path must name the MMLU folder or JSONL file when data.source is local, was null"
-    if data.source in ("embedded", "synthetic") and data.path is not None:
+    kind = KINDS.get(data.source)
+    if kind is None:
+        yield f"data.source must be one of {', '.join(KINDS)}, was {data.source!r}"
+        return
+    if kind.path == "required" and data.path is None:
+        yield f"data.path must name {kind.path_names} when data.source is {data.source}, was null"
+    if kind.path == "none" and data.path is not None:
         yield f"data.path has no meaning when data.source is {data.source}, was {data.path!r}; set data.source to local or hub"
-    if data.source != "hub" and (data.columns or data.hub_config):
+    if not kind.hub and (data.columns or data.hub_config):
         yield f"data.columns and data.hub_config are for data.source=hub, which is {data.source}"
     unknown = sorted(set(data.columns) - {"question", "choices", "answer", "subject"})
     if unknown:

@@ -131,7 +131,7 @@ class DataConfig:
         seed: Seeds the split.
     """
 
-    source: Literal["embedded", "local", "hub", "synthetic"] = "embedded"
+    source: str = "embedded"
     path: str | None = None
     hub_config: str | None = None
     columns: dict[str, str] = field(default_factory=dict)

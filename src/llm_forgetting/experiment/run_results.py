@@ -12,8 +12,7 @@ from llm_forgetting.files import from_plain, read_json, to_plain
 from llm_forgetting.forgetting.records import Line
 from llm_forgetting.landscape.results import Surface
 from llm_forgetting.report import rows
-from llm_forgetting.report.html.files import REPORT
-from llm_forgetting.report.notebook import ReportFrame, summary_html
+from llm_forgetting.report.notebook import WithReport, summary_html
 from llm_forgetting.report.tables.run import forgetting_table
 from llm_forgetting.results import Results, read_items
 
@@ -42,7 +41,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class RunResults:
+class RunResults(WithReport):
     """A finished run: `content` is its results.json, `folder` where everything is.
 
     Frames have one row per thing that was measured, with its errors beside it (NaN: not measured); losses are in nats.
@@ -148,15 +147,6 @@ class RunResults:
     def checkpoint(self, after_task: int) -> Path:
         """The folder of the adapter after task number `after_task`, for `PeftModel.from_pretrained`."""
         return self.folder / f"checkpoint_after_task{after_task}"
-
-    @property
-    def report(self) -> Path:
-        """report.html."""
-        return self.folder / REPORT
-
-    def show(self, height: int = 900) -> ReportFrame:
-        """report.html inside a notebook, `height` pixels high."""
-        return ReportFrame.of(self.report, height)
 
     def _repr_html_(self) -> str:
         """The answer and what was forgotten, for notebooks."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from llm_forgetting.errors import UserError
 from llm_forgetting.report.tables.run import Table
 
+REPORT = "report.html"
+
 
 @dataclass(frozen=True)
 class ReportFrame:
@@ -25,6 +27,21 @@ class ReportFrame:
     def _repr_html_(self) -> str:
         page = html.escape(self.page, quote=True)
         return f'<iframe title="report" srcdoc="{page}" style="width:100%;height:{self.height}px;border:0"></iframe>'
+
+
+class WithReport:
+    """Results in a `folder` with a report.html."""
+
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        """report.html."""
+        return self.folder / REPORT
+
+    def show(self, height: int = 900) -> ReportFrame:
+        """report.html inside a notebook, `height` pixels high."""
+        return ReportFrame.of(self.report, height)
 
 
 def summary_html(answer: str, table: Table, report: Path) -> str:

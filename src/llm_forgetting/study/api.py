@@ -11,8 +11,7 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.files import read_json
 from llm_forgetting.progress import say
-from llm_forgetting.report.html.files import REPORT
-from llm_forgetting.report.notebook import ReportFrame, summary_html
+from llm_forgetting.report.notebook import WithReport, summary_html
 from llm_forgetting.report.tables.run import Table
 from llm_forgetting.report.tables.study import conclusions, measures_table
 from llm_forgetting.study.plan import Plan, read_plan
@@ -27,7 +26,7 @@ Content = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class StudyResults:
+class StudyResults(WithReport):
     """A study: `content` is its study.json, `folder` where everything is."""
 
     content: Content
@@ -88,15 +87,6 @@ class StudyResults:
                 for effect in self.content.get("effects", [])
             ]
         )
-
-    @property
-    def report(self) -> Path:
-        """report.html."""
-        return self.folder / REPORT
-
-    def show(self, height: int = 900) -> ReportFrame:
-        """report.html inside a notebook, `height` pixels high."""
-        return ReportFrame.of(self.report, height)
 
     def _repr_html_(self) -> str:
         """The answers and the table of measures, for notebooks."""

@@ -12,19 +12,17 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat, names_in
 from llm_forgetting.tasks.records import ANSWER_KINDS, COLUMNS, RecordLayout
-from llm_forgetting.tasks.sources import SOURCES
+from llm_forgetting.tasks.sources import KINDS
 from llm_forgetting.tasks.task import LETTERS
 
 _FIELDS = ("source", "path", "hub_config", "split", "subjects", "columns", "choices", "answers", "options", "prompt")
 _PROMPT_FIELDS = ("description", "question", "answer")
 # The sources that a field has a meaning for; the others of _FIELDS have one for all.
+_HUB, _COLUMNS = ([name for name, kind in KINDS.items() if getattr(kind, what)] for what in ("hub", "columns"))
 _ONLY_FOR = {
-    "path": ("local", "hub"),
-    "hub_config": ("hub",),
-    "split": ("hub",),
-    "columns": ("local", "hub"),
-    "choices": ("local", "hub"),
-    "answers": ("local", "hub"),
+    "path": [name for name, kind in KINDS.items() if kind.path != "none"],
+    **dict.fromkeys(("hub_config", "split"), _HUB),
+    **dict.fromkeys(("columns", "choices", "answers"), _COLUMNS),
 }
 
 
@@ -91,10 +89,10 @@ def _definition(name: str, fields: object) -> Definition:
         raise UserError(f"a task's name must be made of letters, digits and underscores, was {name!r}")
     given = _mapping(fields, spelled, _FIELDS)
     source = _text(given, "source", spelled) or "local"
-    if source not in SOURCES:
-        raise UserError(f"{spelled}.source must be one of {', '.join(SOURCES)}, was {source!r}")
+    if source not in KINDS:
+        raise UserError(f"{spelled}.source must be one of {', '.join(KINDS)}, was {source!r}")
     for key in given:
-        if source not in _ONLY_FOR.get(key, SOURCES):
+        if source not in _ONLY_FOR.get(key, KINDS):
             raise UserError(f"{spelled}.{key} has no meaning with {spelled}.source={source}; leave it out")
     path = _text(given, "path", spelled)
     if path is None and source in _ONLY_FOR["path"]:

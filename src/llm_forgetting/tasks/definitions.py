@@ -12,15 +12,9 @@ from llm_forgetting.tasks.definition_files import Definition, read_definitions
 from llm_forgetting.tasks.prompt_format import filled, names_in
 from llm_forgetting.tasks.record_files import SUFFIXES
 from llm_forgetting.tasks.records import RecordLayout, require_options, some_names
-from llm_forgetting.tasks.sources import (
-    LoadedSource,
-    Source,
-    is_mmlu_folder,
-    open_files,
-    open_hub,
-    open_mmlu_folder,
-    open_source,
-)
+from llm_forgetting.tasks.sources import LoadedSource, Source, open_source
+from llm_forgetting.tasks.sources.hub import open_hub
+from llm_forgetting.tasks.sources.local import is_mmlu_folder, open_files, open_mmlu_folder
 from llm_forgetting.tasks.task import Item, Pool
 
 Notify = Callable[[str], None]
@@ -145,7 +139,8 @@ def _source(definition: Definition, folder: Path, notify: Notify) -> tuple[Sourc
         return open_hub(str(definition.path), definition.hub_config, layout, definition.splits), True
     if definition.source != "local":
         _require_no_columns(layout)
-        return open_source(source=definition.source, notify=notify), False
+        own = None if definition.path is None else str(folder / Path(definition.path).expanduser())
+        return open_source(source=definition.source, path=own, notify=notify), False
     path = folder / Path(str(definition.path)).expanduser()
     if path.is_dir() and is_mmlu_folder(path):
         _require_no_columns(layout)

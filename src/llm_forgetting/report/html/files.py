@@ -12,10 +12,10 @@ from llm_forgetting.report.html.page import render
 from llm_forgetting.report.html.run import run_page
 from llm_forgetting.report.html.scan import scan_page
 from llm_forgetting.report.html.study import study_page
+from llm_forgetting.report.notebook import REPORT
 from llm_forgetting.report.views.study import StudyContent
 from llm_forgetting.results import EvaluationResults, Results, ScanResults
 
-REPORT = "report.html"
 # A name of its own, so that nobody who passes a report on passes questions on.
 WITH_QUESTIONS = "report_with_questions.html"
 

@@ -1,0 +1,88 @@
+"""Source of items: what a kind of source gives, and what it is told."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from llm_forgetting.tasks import mmlu
+from llm_forgetting.tasks.records import RecordLayout
+from llm_forgetting.tasks.task import Item, Pool
+
+CITATION = "Hendrycks et al., ICLR 2021, MIT licence"
+Notify = Callable[[str], None]
+
+
+class Source(Protocol):
+    """Source of items: its description, its subjects, and the rows of some of them."""
+
+    @property
+    def description(self) -> str:
+        """One line for the report: what it is, licence and citation."""
+
+    def subjects(self) -> dict[str, int]:
+        """The subjects, each with the number of its usable rows (few-shot rows not counted)."""
+
+    def resolve(self, names: Sequence[str]) -> list[mmlu.TaskSubjects]:
+        """The unambiguous names and the subjects of tasks, which must be disjoint; UserError for a task there is not."""
+
+    def pool(self, name: str, subjects: tuple[str, ...]) -> Pool:
+        """All rows of some subjects, as the pool of the task `name`."""
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """A source whose rows are all in memory: usable rows and few-shot rows, both by subject and in file order."""
+
+    description: str
+    rows: Mapping[str, tuple[Item, ...]]
+    shots: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
+
+    def subjects(self) -> dict[str, int]:
+        """The subjects, each with the number of its usable rows."""
+        return {subject: len(rows) for subject, rows in sorted(self.rows.items())}
+
+    def resolve(self, names: Sequence[str]) -> list[mmlu.TaskSubjects]:
+        """The tasks' unambiguous names and subjects."""
+        return mmlu.resolve_tasks(names, self.subjects())
+
+    def pool(self, name: str, subjects: tuple[str, ...]) -> Pool:
+        """All rows of some subjects, as the pool of the task `name`."""
+        rows = tuple(item for subject in subjects for item in self.rows[subject])
+        return Pool(name, subjects, rows, {subject: self.shots.get(subject, ()) for subject in subjects})
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Settings of a source: a path, a configuration of a hub set, the layout of records, and who hears of a download."""
+
+    path: str | None
+    hub_config: str | None
+    layout: RecordLayout
+    notify: Notify | None
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """Kind of source, `KIND` of a file in this folder.
+
+    Attributes:
+        open: Makes the source; UserError for data that cannot be read.
+        path: Whether `data.path` has no meaning, may be given, or must be.
+        path_names: What the path names, for the message where it is missing.
+        columns: Whether records have named columns, so that a definitions file may give columns, choices and answers.
+        hub: Whether `data.hub_config`, `data.columns` and splits of a hub set have a meaning.
+    """
+
+    open: Callable[[SourceSettings], Source]
+    path: Literal["none", "optional", "required"] = "none"
+    path_names: str = "the data"
+    columns: bool = False
+    hub: bool = False
+
+
+def by_subject(items: Iterable[Item]) -> dict[str, tuple[Item, ...]]:
+    """Items by subject, in their order."""
+    by_subject: dict[str, list[Item]] = {}
+    for item in items:
+        by_subject.setdefault(item.subject, []).append(item)
+    return {subject: tuple(rows) for subject, rows in by_subject.items()}
