@@ -115,6 +115,7 @@ def test_zero_shot_log_likelihoods_are_the_harness_s(smollm2: LanguageModel, sub
 @with_smollm2
 @pytest.mark.skipif(not MMLU.is_dir(), reason="MMLU's own files (MMLU_FOLDER) are not here")
 @pytest.mark.parametrize("subject", ["abstract_algebra", "anatomy"])
+@pytest.mark.slow
 def test_few_shot_log_likelihoods_are_the_harness_s(smollm2: LanguageModel, subject: str) -> None:
     case = recorded("backbone", subject, 5)
     part = subject_items(open_source(source="local", path=str(MMLU)), subject, DataConfig(few_shot=5), 8)

@@ -451,6 +451,7 @@ def dense(update: WeightUpdate) -> dict[str, Floats]:
     return {name: (pair.B.double() @ pair.A.double()).numpy() for name, pair in update.items()}
 
 
+@pytest.mark.slow
 def test_the_path_of_a_model_is_the_loss_of_weights_merged_by_hand(
     trained: tuple[LanguageModel, Items, WeightUpdate, WeightUpdate],
 ) -> None:

@@ -282,6 +282,7 @@ def test_detectable_drop():
 
 
 @pytest.mark.parametrize(("n", "discordant"), [(40, 0.0), (40, 0.3), (100, 0.1), (100, 0.3)])
+@pytest.mark.slow
 def test_exact_mcnemar_has_about_the_stated_power(n, discordant):
     drop = detectable_drop(n, discordant)
     discordant = max(discordant, drop)

@@ -108,6 +108,7 @@ def test_a_model_that_always_says_a() -> None:
     assert found.rotations.consistent.value == 0.0
 
 
+@pytest.mark.slow
 def test_a_changed_habit_is_spurious_and_lost_knowledge_is_not() -> None:
     """The same plain drop, made by a strong preference for C or by knowing nothing."""
     before = spurious_forgetting_probes(habit_and_knowledge(400, habit=[0, 0, 0, 0], knowledge=6.0))

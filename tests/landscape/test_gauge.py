@@ -482,6 +482,7 @@ def test_landscape_of_a_model_is_the_loss_at_the_points_it_names(llama_folder: P
     assert result["evaluations"] == 9 + 4
 
 
+@pytest.mark.slow
 def test_a_fitted_landscape_is_the_loss_at_every_point_up_to_the_error_it_states(llama_folder: Path) -> None:
     """Evaluated points exactly; cells of the plane and steps of the lines that were not evaluated within the stated error."""
     model = load(llama_folder)

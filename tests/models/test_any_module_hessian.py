@@ -70,6 +70,7 @@ def test_eigsh_of_scipy_gives_the_extremes_of_the_dense_hessian() -> None:
     assert list(operator.blocks) == [name for name, _ in model.named_parameters()]
 
 
+@pytest.mark.slow
 def test_a_few_products_come_close_and_say_how_close() -> None:
     model, batches = network(seed=2), some_batches()
     _, H = dense(model, batches, [name for name, _ in model.named_parameters()])
@@ -134,6 +135,7 @@ def written(model: Any, change: Callable[[dict[str, Factors]], dict[str, Factors
         layer.lora_B["default"].weight.data.copy_(factors[name].B / layer.scaling["default"])
 
 
+@pytest.mark.slow
 def test_an_adapters_spectrum_does_not_depend_on_its_gauge(adapted: Any) -> None:
     model, batches = adapted
     first = lf.hessian_spectrum(model, None, batches, lanczos_steps=40, density_runs=0)
@@ -186,6 +188,7 @@ ORACLE = Path(__file__).resolve().parents[3] / "shared/oracles/tiny_llama.py"
 
 
 @pytest.mark.skipif(not ORACLE.exists(), reason="the oracle's model is not part of the repository")
+@pytest.mark.slow
 def test_the_oracles_tiny_llama_in_its_raw_coordinates() -> None:
     """Dense Hessian of 224 LoRA parameters: 0.842914, 0.786336, smallest -0.003256, trace 6.871525."""
     spec = spec_from_file_location("tiny_llama", ORACLE)

@@ -92,6 +92,7 @@ def trained(kind: str, folder: Path, callback: Any = None) -> tuple[Any, Trainer
 
 
 @pytest.mark.parametrize("kind", ["lora", "plain"])
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without(kind: str, tmp_path: Path) -> None:
     # A loader draws a seed of its own from torch's global stream whenever it is gone through.
     loader = DataLoader(items(kind, 8), batch_size=5, collate_fn=collate)  # type: ignore[arg-type, var-annotated]

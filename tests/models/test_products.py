@@ -76,8 +76,9 @@ class Dense:
 
         start = coordinates.vector(factors).detach().requires_grad_()
         (gradient,) = torch.autograd.grad(f(start), start, create_graph=True)
-        rows = [torch.autograd.grad(g, start, retain_graph=True)[0] for g in gradient]
-        return gradient.detach(), torch.stack(rows)
+        units = torch.eye(len(gradient), dtype=gradient.dtype)
+        (hessian,) = torch.autograd.grad(gradient, start, units, is_grads_batched=True)
+        return gradient.detach(), hessian
 
 
 @pytest.fixture(scope="module")

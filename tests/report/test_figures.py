@@ -485,6 +485,7 @@ def test_every_kind_of_coarse_grid_is_drawn(results: Results, kind: str) -> None
 # --- what is written ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_figure_of_a_fit_tells_its_measured_error(results: Results) -> None:
     del results["landscapes"]["after_task2"], results["landscapes"]["after_task1"]["surfaces"]["anatomy"]
     by_stem = every_figure(results)

@@ -111,6 +111,7 @@ def test_single_cells_join_the_combinations(tmp_path: Path) -> None:
     assert plan.cells[-1].label == "synthetic_4 > synthetic_1, seed 7"
 
 
+@pytest.mark.slow
 def test_a_cell_is_addressed_by_its_configuration_but_for_its_output(tmp_path: Path) -> None:
     one = plan_of(tmp_path)
     other = plan_of(tmp_path, set={**SMALL["set"], "output": {"figures": False, "folder": "elsewhere"}})
@@ -425,6 +426,7 @@ def big(tmp_path: Path) -> Plan:
     return plan_of(tmp_path, vary={"data.tasks": firsts, "seed": [0, 1, 2, 3]}, analysis=analysis)
 
 
+@pytest.mark.slow
 def test_a_perfect_association_is_found_and_said(tmp_path: Path) -> None:
     plan = big(tmp_path)
     found = analyse(made_up(plan), plan.analysis, plan.arms)
@@ -446,6 +448,7 @@ def test_a_small_study_concludes_nothing(tmp_path: Path) -> None:
     assert "4 runs" in found["answers"]["flatness"] or "6 runs" in found["answers"]["flatness"]
 
 
+@pytest.mark.slow
 def test_without_the_primary_measure_there_is_no_conclusion(tmp_path: Path) -> None:
     plan = big(tmp_path)
     found = analyse(made_up(plan), Analysis(primary="trace", measures=("trace",), baseline="adamw"), plan.arms)

@@ -170,6 +170,7 @@ def test_matched_learning_without_noise_is_exact():
     assert found.test.p_value == 2 / 2**7
 
 
+@pytest.mark.slow
 def test_the_effect_at_matched_learning_covers_and_holds_its_level():
     rng, n, covered, rejected = np.random.default_rng(6), 200, 0, 0
     for k in range(n):

@@ -87,6 +87,7 @@ class PlainTrainer(Trainer):
         return self._sampler
 
 
+@pytest.mark.slow
 def test_by_default_training_is_bit_identical_to_a_plain_trainer(
     llama_folder: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_sam_with_no_radius_is_bit_identical_to_training_without(
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.slow
 def test_sam_trains_a_fresh_adapter(adaptive: bool, llama_folder: Path, train: Train) -> None:
     """B is 0 there, so that A has no gradient, and ASAM's first step no direction to ascend in."""
     model = load(llama_folder, trained=False)
@@ -332,6 +334,7 @@ def test_the_anchor_in_trainer_is_counted_once_per_step(
     assert entry.grad_norm == pytest.approx(norm, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_anchor_has_no_part_in_the_first_step_and_holds_afterwards(llama_folder: Path, train: Train) -> None:
     """Its strength bounds how far delta W goes, and the record says how far that was."""
     distances, first = [], []

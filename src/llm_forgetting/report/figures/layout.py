@@ -8,7 +8,7 @@ from functools import lru_cache
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 
 from llm_forgetting.landscape.metrics import FLAT_RANGE
 from llm_forgetting.report.figures.style import ALARM, COLUMN, HEADING, LABEL, PAGE, QUIET, SMALL
@@ -83,8 +83,8 @@ def _words(text: str, width: float, size: float, weight: str) -> Iterable[str]:
 @lru_cache(maxsize=4096)
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Inches of `text` in one line."""
-    font = FontProperties(family="DejaVu Sans", weight=weight)
-    return float(TextPath((0, 0), text, size=size, prop=font).get_extents().width) / 72
+    font = FontProperties(family="DejaVu Sans", weight=weight, size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
 
 
 def axis_label(name: str, unit: str, length: float) -> str:
