@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import THOROUGH
 from scipy.sparse.linalg import eigsh
 from small_models import Batch, draw_like, mean_loss, network, over_all, some_batches
 from tiny_models import load
@@ -198,7 +199,7 @@ def test_the_oracles_tiny_llama_in_its_raw_coordinates() -> None:
     spec.loader.exec_module(oracle)
     model, ids = oracle.tiny_lora()
     scores = []
-    for seed in range(20):
+    for seed in range(20 if THOROUGH else 6):
         found = lf.hessian_spectrum(
             model, oracle.loss, [ids], parameters=["*lora_*"], lanczos_steps=40, seed=seed,
             density_runs=3, density_steps=20,

@@ -24,6 +24,7 @@ from llm_forgetting.experiment.experiment import run_experiment
 from llm_forgetting.files import encode, from_plain, to_plain
 from llm_forgetting.forgetting.records import ItemRecord, Line
 from llm_forgetting.progress import Silent
+from llm_forgetting.report.figures import run as figures
 from llm_forgetting.report.html.blocks import Figures, Heats, Listing, Page, Section, plain
 from llm_forgetting.report.html.compare import Compared, compare_tables, distinct_names
 from llm_forgetting.report.html.files import write_run_report
@@ -334,6 +335,7 @@ def test_a_failure_to_draw_does_not_lose_the_run(
         raise ZeroDivisionError("no ink")
 
     monkeypatch.setattr(publish, "write_run_report", broken)
+    monkeypatch.setattr(figures, "save", lambda figure, stem, dpi: None)
     folder = tmp_path / "run"
     shutil.copytree(smoke_run.path, folder)
     (folder / "report.html").unlink()
