@@ -1,4 +1,4 @@
-"""What a long computation tells whoever is watching."""
+"""Progress reports of long computations."""
 
 import sys
 from collections.abc import Callable, Iterator

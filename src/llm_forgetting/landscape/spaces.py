@@ -16,7 +16,7 @@ from llm_forgetting.seeding import derive_seed
 
 
 class Space(Protocol):
-    """Coordinates around one checkpoint. Directions are opaque to whoever scans: only the space knows what they are."""
+    """Coordinates around one checkpoint. A scan passes directions on; only the space reads them."""
 
     @property
     def norm(self) -> float:

@@ -93,7 +93,7 @@ def unwrap_single_task(by_task: Mapping[str, Result]) -> Result | dict[str, Resu
 
 
 def silent() -> None:
-    """Progress of which nobody is told."""
+    """No progress reports."""
 
 
 def rule(tolerance: float, budget: int, checks: int, axes: int, seed: int) -> Rule:

@@ -11,7 +11,7 @@ from llm_forgetting.landscape.metrics import second_derivative
 from llm_forgetting.models.hessian.coordinates import moved
 from llm_forgetting.models.hessian.graph_products import GraphProducts
 
-# Steps that are tried out on the first direction, in units of the factors' norm.
+# Step sizes tried on the first direction, in units of the factors' norm.
 RELATIVE_STEPS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
 # Step along an update, in units of its length, and of the merged weights, in units of |delta W|.
 PATH_STEP = 0.05

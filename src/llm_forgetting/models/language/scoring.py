@@ -27,8 +27,8 @@ def score(
 
     Items are packed (no padding, shared prefixes once) where the model allows it and `packed` does, else padded in length
     buckets. The batches depend only on the items, so they are the same at every call, unless memory runs out: then they are
-    halved. `batch_size` None takes as many items as make some thousand tokens. `advance` is told how many items each batch
-    held.
+    halved. `batch_size` None takes as many items as make some thousand tokens. `advance` gets the number of items of
+    each batch.
     """
     model.peft_model.eval()
     with torch.inference_mode():

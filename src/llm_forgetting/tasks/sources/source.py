@@ -1,4 +1,4 @@
-"""Source of items: what a kind of source gives, and what it is told."""
+"""Source of items: its interface, and its settings."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
