@@ -293,7 +293,8 @@ class ScanResults:
 @dataclass(frozen=True)
 class SubjectEvaluation:
     """Evaluation of one subject on n rows: accuracy (share), loss (nats), mean letter mass, seconds; `shortened` rows
-    did not fit as they were.
+    did not fit as they were. `trained` and `held_out` are the accuracies on the rows that the adapter was trained on and
+    on the others, None where there is no such row or no row was trained on.
     """
 
     name: str
@@ -304,6 +305,13 @@ class SubjectEvaluation:
     loss: Mean
     letter_mass: float
     seconds: float
+    trained: Proportion | None = None
+    held_out: Proportion | None = None
+
+    @property
+    def headline(self) -> Proportion:
+        """Accuracy on held-out rows where some were trained on, else on all."""
+        return self.held_out or self.accuracy
 
 
 @dataclass(frozen=True)
@@ -317,17 +325,24 @@ class PooledAccuracy:
 
 @dataclass(frozen=True)
 class TaskEvaluation:
-    """Evaluation of one task, subject by subject."""
+    """Evaluation of one task, subject by subject; `trained` and `held_out` as of a subject."""
 
     name: str
     subjects: tuple[SubjectEvaluation, ...]
     accuracy: PooledAccuracy
+    trained: PooledAccuracy | None = None
+    held_out: PooledAccuracy | None = None
+
+    @property
+    def headline(self) -> PooledAccuracy:
+        """Accuracy on held-out rows where some were trained on, else on all."""
+        return self.held_out or self.accuracy
 
 
 @dataclass(frozen=True)
 class EvaluationResults:
     """Results of `llm-forgetting evaluate`: evaluation.json. `adapter` None is the backbone, `limit` the rows kept per
-    subject.
+    subject; `run` is the folder of the run that made the adapter, None where that is not known.
     """
 
     schema_version: Literal[1]
@@ -339,6 +354,14 @@ class EvaluationResults:
     adapter: str | None
     limit: int | None
     tasks: tuple[TaskEvaluation, ...]
+    run: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it is known that no row was trained on."""
+        known = self.adapter is None or self.run is not None
+        return known and all(task.trained is None for task in self.tasks)
 
 
 @dataclass(frozen=True)

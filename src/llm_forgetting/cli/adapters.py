@@ -118,12 +118,24 @@ def evaluate(arguments: list[str]) -> int:
 
     terminal = Terminal()
     adapter = Path(options.adapter) if options.adapter else None
-    results, records = evaluate_adapter(config, adapter, options.limit, terminal)
+    # Before anything is scored: what could not be written is not computed.
     folder = RunFolder.create(Path(config.output.folder), prefix="evaluation")
     folder.phases.rmdir()
-    folder.write("items.jsonl", encode_lines(records))
-    folder.write("evaluation.json", encode(results))
+    try:
+        results, records = evaluate_adapter(config, adapter, options.limit, terminal)
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
+        raise
+    try:
+        folder.write("items.jsonl", encode_lines(records))
+        folder.write("evaluation.json", encode(results))
+    except OSError as error:
+        raise UserError(
+            f"{folder.path} could not be written: {error.strerror or error}; make room or choose another output.folder"
+        ) from error
     terminal.show_table(evaluation_table(results))
+    for warning in results.warnings:
+        terminal.warn(warning)
     page = _draw_report(folder.path, "evaluation.json", terminal)
     say(f"Everything is in {folder.path}: {page}evaluation.json and items.jsonl.")
     return 0
