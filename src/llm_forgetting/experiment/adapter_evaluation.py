@@ -14,19 +14,14 @@ from llm_forgetting.experiment.artifacts.item_records import item_records
 from llm_forgetting.experiment.tasks import source_of
 from llm_forgetting.experiment.trained_items import TrainedItems, trained_items
 from llm_forgetting.files import from_plain
+from llm_forgetting.forgetting.evaluation import PooledAccuracy, SubjectEvaluation, TaskEvaluation
 from llm_forgetting.forgetting.intervals import Proportion, estimate_mean, pooled_stderr, proportion
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.models.language.batches import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score
 from llm_forgetting.progress import Progress
-from llm_forgetting.results import (
-    EvaluationResults,
-    ModelDescription,
-    PooledAccuracy,
-    SubjectEvaluation,
-    TaskEvaluation,
-)
+from llm_forgetting.results import EvaluationResults, ModelDescription
 from llm_forgetting.tasks.task import Item, Pool
 
 EVALUATED = "evaluated"

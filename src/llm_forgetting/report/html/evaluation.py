@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_forgetting.forgetting.evaluation import TaskEvaluation
 from llm_forgetting.forgetting.intervals import Interval
 from llm_forgetting.forgetting.records import ItemRecord, Line
 from llm_forgetting.report.html.axes import above, error_bars, upright
@@ -29,7 +30,7 @@ from llm_forgetting.report.html.items import MOST_ITEMS
 from llm_forgetting.report.html.reproduction import configuration, model_name, versions, what_ran
 from llm_forgetting.report.tables.evaluation import evaluation_table
 from llm_forgetting.report.tables.run import Table, display_name, number, value_and_error
-from llm_forgetting.results import EvaluationResults, TaskEvaluation
+from llm_forgetting.results import EvaluationResults
 
 RIGHT, WRONG = "right", "wrong"
 # More tasks than this are answered by their range.

@@ -1,8 +1,9 @@
 """Table of an evaluation on whole test splits."""
 
+from llm_forgetting.forgetting.evaluation import PooledAccuracy
 from llm_forgetting.forgetting.intervals import Proportion
 from llm_forgetting.report.tables.run import Table, number, value_and_error
-from llm_forgetting.results import EvaluationResults, PooledAccuracy
+from llm_forgetting.results import EvaluationResults
 
 
 def evaluation_table(results: EvaluationResults) -> Table:
