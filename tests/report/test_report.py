@@ -11,7 +11,7 @@ from rich.console import Console
 from runs import SmokeRun
 
 from llm_forgetting.files import from_plain
-from llm_forgetting.progress import duration
+from llm_forgetting.progress import duration, program
 from llm_forgetting.report.tables.markdown import all_tables, results_markdown
 from llm_forgetting.report.tables.run import (
     Table,
@@ -308,7 +308,7 @@ def test_the_terminal_shows_the_answer_and_where_everything_is(results: Content,
     assert "outputs/experiment_x [draft]: results.md" in text
     shown, _, steps = text.partition("Everything is in")
     assert max(len(line) for line in shown.splitlines()) <= width
-    assert "\n  draw its report: llm-forgetting report 'outputs/experiment_x [draft]'\n" in steps  # whole, to be copied
+    assert f"\n  draw its report: {program()} report 'outputs/experiment_x [draft]'\n" in steps  # whole, to be copied
     for task in ("synthetic 1, trained", "synthetic 2, held-out"):
         assert task in " ".join(text.split()) or width == 60
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from llm_forgetting.config.files import parse_config, parse_evaluate, parse_scan
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
-from llm_forgetting.progress import say
+from llm_forgetting.progress import program, say
 
 if TYPE_CHECKING:
     from llm_forgetting.report.terminal import Terminal
@@ -45,9 +46,8 @@ def landscape(arguments: list[str]) -> int:
         try:
             results = scan_adapter(config, adapters, folder, terminal)
         except KeyboardInterrupt:
-            again = " ".join(
-                ["llm-forgetting landscape", *arguments, *([] if options.resume else ["--resume", str(folder.path)])]
-            )
+            resume = [] if options.resume else ["--resume", str(folder.path)]
+            again = f"{program()} landscape {shlex.join([*arguments, *resume])}"
             say(f"\nstopped; nothing evaluated is lost. Go on with: {again}")
             return 130
         except UserError:
@@ -186,7 +186,7 @@ def repair(arguments: list[str]) -> int:
     config = parse_config(str(folder / "config.yaml"), [], resumed=True)
     if not (folder / "results.json").is_file():
         raise UserError(
-            f"{folder} must hold a finished run (results.json), go on with: llm-forgetting run --resume {folder}"
+            f"{folder} must hold a finished run (results.json), go on with: {program()} run --resume {shlex.quote(str(folder))}"
         )
     return _repair_in(folder, config, options)
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from llm_forgetting.config.paths import fingerprint
 from llm_forgetting.config.rules import above, at_least, refuse_impossible
-from llm_forgetting.errors import UserError
+from llm_forgetting.yaml_files import read_regular
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,8 @@ class DataConfig:
         """Hash of the file `definitions` as it is now; UserError where it cannot be read."""
         if self.definitions is None:
             return None
-        try:
-            return hashlib.sha256(Path(self.definitions).expanduser().read_bytes()).hexdigest()
-        except OSError as error:
-            raise UserError(
-                f"data.definitions must be a YAML file; {self.definitions} cannot be read: {error.strerror}"
-            ) from error
+        content = read_regular(Path(self.definitions).expanduser(), "data.definitions")
+        return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)

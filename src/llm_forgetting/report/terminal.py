@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from llm_forgetting.progress import Advance, duration
+from llm_forgetting.progress import Advance, duration, program
 from llm_forgetting.report.tables.curvature import curvature_table, forecast_table
 from llm_forgetting.report.tables.run import (
     Table,
@@ -124,14 +124,14 @@ class Terminal:
 
 def _next_steps(results: Results, folder: Path) -> Iterator[str]:
     """What to do with a finished run, each with its command."""
-    where = shlex.quote(str(folder))
+    where, ours = shlex.quote(str(folder)), program()
     if (folder / "report.html").is_file():
         yield f"look at it: open {folder / 'report.html'} in a browser"
     else:
-        yield f"draw its report: llm-forgetting report {where}"
+        yield f"draw its report: {ours} report {where}"
     if results.paths:
-        yield f"go part of the way back, where both tasks are kept: llm-forgetting repair {where}"
-    yield f"is it the seed? run it again with another --seed, then: llm-forgetting compare {where} OTHER_RUN"
+        yield f"go part of the way back, where both tasks are kept: {ours} repair {where}"
+    yield f"is it the seed? run it again with another --seed, then: {ours} compare {where} OTHER_RUN"
 
 
 def _widths(table: Table, available: int) -> list[int]:

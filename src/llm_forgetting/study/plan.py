@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm_forgetting.config.files import PRESETS, dotted_paths, parse_config, written
 from llm_forgetting.config.paths import SEEDS, leaves
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.study.measures import MEASURES, OUTCOMES
+from llm_forgetting.yaml_files import read_yaml
 
 TASKS = "data.tasks"
 _SECTIONS = ("name", "base", "set", "vary", "arms", "cells", "analysis")
@@ -136,10 +135,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def _read(path: Path) -> Fields:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"a study must be a YAML file in UTF-8, {path}: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, "a study")
     if not isinstance(content, dict):
         raise UserError(f"{path}: a study must hold sections such as `vary:`, was {str(content)[:40]!r}")
     return content

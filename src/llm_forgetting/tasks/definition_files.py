@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm_forgetting.errors import UserError
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat, names_in
 from llm_forgetting.tasks.records import ANSWER_KINDS, COLUMNS, RecordLayout
 from llm_forgetting.tasks.sources import KINDS
 from llm_forgetting.tasks.task import LETTERS
+from llm_forgetting.yaml_files import read_yaml
 
 _FIELDS = ("source", "path", "hub_config", "split", "subjects", "columns", "choices", "answers", "options", "prompt")
 _PROMPT_FIELDS = ("description", "question", "answer")
@@ -39,20 +38,6 @@ class Definition:
     layout: RecordLayout
 
 
-class _Texts(yaml.BaseLoader):
-    """Every scalar is the text that it is written as: `no`, `0` and `None` are options here, not values."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping that names nothing twice."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def read_definitions(file: Path) -> dict[str, Definition]:
     """The tasks that `file` defines, by name, in the order of the file. Only the file itself is read, no data."""
     content = _content(file)
@@ -69,13 +54,7 @@ def read_definitions(file: Path) -> dict[str, Definition]:
 
 
 def _content(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        content = yaml.load(text, _Texts)
-    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file} must be YAML in UTF-8: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise UserError(f"data.definitions must be a YAML file; {file} cannot be read: {error.strerror}") from error
+    content = read_yaml(file, "data.definitions", texts=True)
     if not content:
         raise UserError(f"{file} defines no task; it must map names to fields such as `path: questions.jsonl`")
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
