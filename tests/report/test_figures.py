@@ -525,7 +525,7 @@ def test_raw_coordinates_are_called_not_comparable_on_every_figure(results: Resu
         (0.01, 1.0, "23 evaluations, error 1% of the range"),
         (0.0, 1.0, "23 evaluations, error 0.01% of the range"),
         (0.0023, 5.0, "23 evaluations, error 0.3% of 2 nats"),
-        (0.0123, 1.0, "23 evaluations; NOT CONVERGED: error 1.2% of the range"),
+        (0.0123, 1.0, "23 evaluations; NOT CONVERGED: error 1.3% of the range"),
         (0.43, 5.0, "23 evaluations; NOT CONVERGED: error 43% of 2 nats"),
         (np.nan, 1.0, "23 evaluations; NOT CONVERGED: error nan% of the range"),
     ],

@@ -186,7 +186,7 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     from llm_forgetting.experiment.repair import repair as repair_run
     from llm_forgetting.experiment.session import Session
     from llm_forgetting.files import encode
-    from llm_forgetting.report.tables.repair import repair_tables
+    from llm_forgetting.report.tables.repair import repair_sentence, repair_tables
     from llm_forgetting.report.terminal import Terminal
     from llm_forgetting.results import read_results
 
@@ -198,6 +198,7 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
         run.write("repair.json", encode(record))
     for table in repair_tables(record):
         terminal.show_table(table)
+    say(repair_sentence(record))
     say(
         f"The adapter is in {folder / record.adapter} (PeftModel.from_pretrained loads it), the numbers in repair.json."
     )
