@@ -14,6 +14,7 @@ from runs import SmokeRun
 from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.intervals import PairedProportionChange, proportion
 from llm_forgetting.progress import duration
+from llm_forgetting.report.html.run import run_page
 from llm_forgetting.report.set_up import set_up
 from llm_forgetting.report.tables.closing import closing_tables, landscape_sentence
 from llm_forgetting.report.tables.markdown import all_tables, results_markdown
@@ -331,6 +332,9 @@ def test_the_set_up_stands_below_the_title_and_names_the_model_as_what_it_is(res
         "batch 16 · 48 + 48 trained and 48 + 48 held-out items · seed 0"
     )
     assert results_markdown(record(results)).splitlines()[2] == line
+    page = run_page(record(results), ())
+    assert page.set_up == line
+    assert page.answers[0][1] == [results["answer"], landscape_sentence(record(results))]
     results["model"]["name"] = "embedded"
     assert set_up(record(results)).startswith("SmolLM2-135M-Instruct (Q4_1, dequantised) · ")
     results["model"].update(name="/models/mine")

@@ -198,10 +198,10 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
         run.write("repair.json", encode(record))
     for table in repair_tables(record):
         terminal.show_table(table)
-    say(repair_sentence(record))
     say(
         f"The adapter is in {folder / record.adapter} (PeftModel.from_pretrained loads it), the numbers in repair.json."
     )
+    say(repair_sentence(record))
     return 0
 
 
