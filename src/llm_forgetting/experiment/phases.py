@@ -94,8 +94,8 @@ def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
     warnings = []
     if letter_mass < guards.LETTER_MASS_WARNING:
         warnings.append(
-            f"the base model gives the option letters {letter_mass:.2f} of its probability (below "
-            f"{guards.LETTER_MASS_WARNING}): it does not answer with a letter yet, so part of what is learnt is the format"
+            f"before training only {100 * letter_mass:.0f}% of the probability is on the option letters, so part of what is "
+            "learnt is the answer format"
         )
     shortened = sum(item.truncated for item in items)
     dropped = sum(item.shots_dropped for item in items)

@@ -27,7 +27,8 @@ from llm_forgetting.report.html.blocks import (
     rounded,
 )
 from llm_forgetting.report.html.items import MOST_ITEMS
-from llm_forgetting.report.html.reproduction import configuration, model_name, versions, what_ran
+from llm_forgetting.report.html.reproduction import configuration, versions, what_ran
+from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.evaluation import evaluation_table
 from llm_forgetting.report.tables.run import Table, display_name, number, value_and_error
 from llm_forgetting.results import EvaluationResults
