@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "llm_forgetting"
 
 # From the ground up. A package imports only from floors below its own, and everybody may import errors.
 FLOORS = (
-    ("errors", "seeding", "progress", "arrays", "files", "yaml_files"),
+    ("errors", "seeding", "progress", "arrays", "files"),
     ("tasks", "landscape", "forgetting"),
     ("config", "curvature"),
     ("models", "results"),
@@ -26,8 +26,8 @@ FLOORS = (
 )
 # What a package may import besides its own files, where that is less than all floors below.
 WALLS = {
-    "config": ("errors", "files", "yaml_files", "arrays", "tasks.sources"),
-    "tasks": ("errors", "seeding", "progress", "arrays", "files", "yaml_files"),
+    "config": ("errors", "files", "arrays", "tasks.sources"),
+    "tasks": ("errors", "seeding", "progress", "arrays", "files"),
     "landscape": ("errors", "seeding", "progress", "arrays", "files"),
     "forgetting": ("errors", "seeding", "arrays", "files"),
     "curvature": ("errors", "seeding", "progress", "arrays", "files", "landscape"),

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, set_loader
 from llm_forgetting.config.paths import leaves
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.yaml_files import load_yaml, read_yaml
+from llm_forgetting.files import load_yaml, read_yaml
 
 PRESETS = ("quickstart", "full", "smoke", "llama2-7b")
 DEFAULT_PRESET = "quickstart"

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from llm_forgetting.errors import UserError
+from llm_forgetting.files import read_yaml
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat, names_in
 from llm_forgetting.tasks.records import ANSWER_KINDS, COLUMNS, RecordLayout
 from llm_forgetting.tasks.sources import KINDS
 from llm_forgetting.tasks.task import LETTERS
-from llm_forgetting.yaml_files import read_yaml
 
 _FIELDS = ("source", "path", "hub_config", "split", "subjects", "columns", "choices", "answers", "options", "prompt")
 _PROMPT_FIELDS = ("description", "question", "answer")
