@@ -238,7 +238,7 @@ _CHARACTERS = 100
 """A text counts as one value more for every so many characters."""
 
 
-def read_yaml(path: Path, setting: str, *, texts: bool = False) -> Any:
+def read_yaml(path: Path, setting: str, *, texts: bool = False) -> Json:
     """What the file `path` holds; UserError names `setting`, what the file is wanted for, or the line of a mistake.
 
     Refused are a name given twice in a mapping, aliases that expand to more than MAX_VALUES values, a nesting deeper than
@@ -340,7 +340,7 @@ for _kind in ("int", "float"):
     _Texts.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
 
 
-def load_yaml(text: str, loader: type[_Texts] = _Values) -> Any:
+def load_yaml(text: str, loader: type[_Texts] = _Values) -> Json:
     """What a YAML text holds, read as strictly as a file; yaml.YAMLError where it cannot be."""
     reader = loader(text)
     try:

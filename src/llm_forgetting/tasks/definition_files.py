@@ -87,7 +87,7 @@ def _definition(name: str, fields: object) -> Definition:
     )
 
 
-def _mapping(fields: object, setting: str, known: Sequence[str]) -> Mapping[str, Any]:
+def _mapping(fields: object, setting: str, known: Sequence[str]) -> Mapping[str, object]:
     if not isinstance(fields, dict):
         raise UserError(f"{setting} must hold fields such as {known[0]}, was {str(fields)[:40]!r}")
     for key in fields:
@@ -98,7 +98,7 @@ def _mapping(fields: object, setting: str, known: Sequence[str]) -> Mapping[str,
     return fields
 
 
-def _text(fields: Mapping[str, Any], key: str, setting: str) -> str | None:
+def _text(fields: Mapping[str, object], key: str, setting: str) -> str | None:
     value = fields.get(key)
     if value is not None and (not isinstance(value, str) or not value.strip()):
         raise UserError(f"{setting}.{key} must be a text, was {str(value)[:40]!r}; or leave it out")
@@ -118,9 +118,9 @@ def _texts(fields: Mapping[str, Any], key: str, setting: str, *, may_be_one: boo
 
 
 def _layout(name: str, given: Mapping[str, Any]) -> RecordLayout:
-    columns = dict(_mapping(given.get("columns", {}), f"{name}.columns", COLUMNS))
-    for key, value in columns.items():
-        columns[key] = ",".join(_texts(columns, key, f"{name}.columns", may_be_one=True))
+    named = _mapping(given.get("columns", {}), f"{name}.columns", COLUMNS)
+    columns = {key: ",".join(_texts(named, key, f"{name}.columns", may_be_one=True)) for key in named}
+    for key, value in named.items():
         if key != "choices" and not isinstance(value, str):
             raise UserError(f"{name}.columns.{key} must name one column, was {str(value)[:40]!r}")
     choices = _texts(given, "choices", name)
@@ -135,7 +135,7 @@ def _layout(name: str, given: Mapping[str, Any]) -> RecordLayout:
     return RecordLayout(columns, choices, answers, options, name, _prompt(given.get("prompt", {}), name), setting=name)
 
 
-def _count(given: Mapping[str, Any], key: str, name: str) -> int | None:
+def _count(given: Mapping[str, object], key: str, name: str) -> int | None:
     value = given.get(key)
     if value is None:
         return None
@@ -144,7 +144,7 @@ def _count(given: Mapping[str, Any], key: str, name: str) -> int | None:
     return int(value)
 
 
-def _answers(given: Mapping[str, Any], name: str, options: int | None) -> str | tuple[str, ...] | None:
+def _answers(given: Mapping[str, object], name: str, options: int | None) -> str | tuple[str, ...] | None:
     value = given.get("answers")
     if isinstance(value, str):
         if value not in ANSWER_KINDS:

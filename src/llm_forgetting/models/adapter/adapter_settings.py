@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 LONGEST = 1000
 # Each further unbounded repeat multiplies the time of a failing match by the length of a module's name.
@@ -12,13 +11,13 @@ _ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _INNERMOST_GROUP = re.compile(r"\((?:\?(?:P<\w+>|<?[=!]|[aiLmsux-]*:))?([^()]*)\)([*+{]?)")
 
 
-def settings_problems(config: Mapping[str, Any], largest: int) -> Iterator[str]:
+def settings_problems(config: Mapping[str, object], largest: int) -> Iterator[str]:
     """What is wrong with an adapter's settings, a line each; `largest` is the largest side of its matrices."""
     rank, number = _whole(1, largest), _number(lambda value: value > 0, "a finite number greater than 0")
     for name in ("r", "lora_alpha", "target_modules"):
         if config.get(name) is None:
             yield f"{name} must be given, it is not"
-    checks: dict[str, Callable[[Any], str | None]] = {
+    checks: dict[str, Callable[[object], str | None]] = {
         "r": rank,
         "lora_alpha": number,
         "lora_dropout": _number(lambda value: 0 <= value < 1, "a number from 0 to below 1"),
@@ -43,8 +42,8 @@ def settings_problems(config: Mapping[str, Any], largest: int) -> Iterator[str]:
             yield f"{name} must {said}"
 
 
-def _whole(low: int, high: int) -> Callable[[Any], str | None]:
-    def problem(value: Any) -> str | None:
+def _whole(low: int, high: int) -> Callable[[object], str | None]:
+    def problem(value: object) -> str | None:
         if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
             return None
         return f"be a whole number from {low} to {high}, was {_shown(value)}"
@@ -52,26 +51,27 @@ def _whole(low: int, high: int) -> Callable[[Any], str | None]:
     return problem
 
 
-def _number(holds: Callable[[float], bool], what: str) -> Callable[[Any], str | None]:
-    def problem(value: Any) -> str | None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+def _number(holds: Callable[[float], bool], what: str) -> Callable[[object], str | None]:
+    def problem(value: object) -> str | None:
         # 1e300: what float() of a JSON integer can still be
-        return None if number and abs(value) < 1e300 and holds(value) else f"be {what}, was {_shown(value)}"
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and holds(value):
+            return None
+        return f"be {what}, was {_shown(value)}"
 
     return problem
 
 
-def _of_type(kind: type, what: str) -> Callable[[Any], str | None]:
+def _of_type(kind: type, what: str) -> Callable[[object], str | None]:
     return lambda value: None if isinstance(value, kind) else f"be {what}, was {_shown(value)}"
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     if isinstance(value, str) and value.isprintable() and len(value) <= LONGEST:
         return None
     return f"be a line of at most {LONGEST} characters, was {_shown(value)}"
 
 
-def _names_or_pattern(value: Any) -> str | None:
+def _names_or_pattern(value: object) -> str | None:
     if isinstance(value, str):
         return _pattern(value)
     if isinstance(value, list):
@@ -79,19 +79,20 @@ def _names_or_pattern(value: Any) -> str | None:
     return f"be a list of names or a pattern, was {_shown(value)}"
 
 
-def _by_pattern(value: Any, problem: Callable[[Any], str | None]) -> str | None:
+def _by_pattern(value: object, problem: Callable[[object], str | None]) -> str | None:
     if not isinstance(value, dict):
         return f"map patterns to numbers, was {_shown(value)}"
     return next(filter(None, (_pattern(key) or problem(entry) for key, entry in value.items())), None)
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
-def _pattern(value: Any) -> str | None:
+def _pattern(value: object) -> str | None:
     """What is wrong with a regular expression."""
-    if said := _text(value):
+    said = _text(value)
+    if said or not isinstance(value, str):
         return said
     try:
         re.compile(value)
@@ -118,7 +119,7 @@ def _ends_soon(pattern: str) -> bool:
     return repeats <= MOST_REPEATS
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     try:
