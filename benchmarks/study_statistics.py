@@ -2,6 +2,7 @@
 
     python benchmarks/study_statistics.py                       the numbers of the docstrings, four minutes on one core
     python benchmarks/study_statistics.py --replications 100    a quick look
+    python benchmarks/study_statistics.py --only shared_checkpoints     one part; the other numbers stay
 
 Every number of a study is sqrt(icc) times an effect of its task pair plus sqrt(1 - icc) times one of its run, icc = 0.5, both
 standard normal ("skewed": exponential of it). Written to benchmarks/results/study_statistics.json.
@@ -37,10 +38,13 @@ COEFFICIENTS = {"Spearman": spearman, "Kendall": kendall}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replications", type=int, default=1000)
-    replications = parser.parse_args().replications
+    parser.add_argument("--only", help="the name of one part")
+    options = parser.parse_args()
+    replications, only = options.replications, options.only
     warnings.filterwarnings("ignore")
-    record: dict[str, float | int] = {"replications": replications}
-    for part in (
+    record: dict[str, float | int] = json.loads(RESULTS.read_text(encoding="utf-8")) if only else {}
+    record |= {} if only else {"replications": replications}
+    parts = (
         tests_within,
         intervals_within,
         intervals_over,
@@ -49,7 +53,9 @@ def main() -> None:
         matched,
         calibrations,
         intraclass,
-    ):
+        shared_checkpoints,
+    )
+    for part in (part for part in parts if only in (None, part.__name__)):
         for name, value in part(replications):
             record[name] = round(float(value), 3)
             print(f"{record[name]:6.3f}  {name}", flush=True)
@@ -212,6 +218,71 @@ def intraclass(replications: int) -> Iterator[tuple[str, float]]:
             study = [Run(f"{p}", {}, {"x": a}) for p, a in zip(labels, x, strict=True)]
             intervals.append(intraclass_correlation(study, "x").interval)
         yield f"coverage, intra-class correlation: {pairs} pairs x {runs} runs", covered(intervals, ICC)
+
+
+def shared_checkpoints(replications: int) -> Iterator[tuple[str, float]]:
+    """Three (for means: six) first tasks of two pairs and eight checkpoints, which both pairs share.
+
+    The outcomes of two runs of one checkpoint correlate; no measure has an effect. A measure is made at the checkpoint, or
+    later, where it is as alike as the outcomes are. "by run": permuted as if runs did not share their checkpoints.
+    """
+    pairs, n = np.repeat(np.arange(6), 8), 2 * replications
+    points = np.tile(np.arange(8), 6) + 8 * (pairs // 2)
+    designs = {"": orders_within(pairs, seed=0, draws=999, checkpoints=points)}
+    designs[", by run"] = orders_within(pairs, seed=0, draws=999)
+    within = resampling.runs_within_pairs(pairs, seed=0, resamples=299, checkpoints=points)
+    over = resampling.whole_pairs(np.repeat(np.arange(6), 16), seed=0, resamples=299)
+    for alike in (0.0, 0.3, 0.5, 0.8):
+        rng, rejected, intervals = np.random.default_rng(8), dict[str, int](), dict[str, list[Interval | None]]()
+
+        def tested(name: str, p: float, rejected: dict[str, int] = rejected) -> None:
+            rejected[name] = rejected.get(name, 0) + (p <= 0.05)
+
+        def kept(name: str, interval: Interval | None, intervals: dict = intervals) -> None:
+            intervals.setdefault(name, []).append(interval)
+
+        for k in range(n):
+            y, later, z = (_alike(rng, 3, alike) for _ in range(3))
+            x, learnt = (rng.normal(size=24)[points] for _ in range(2))
+            ranks = [association._within_ranks(comparisons(v), pairs) for v in (x, y, later)]
+            for how, orders in designs.items():
+                for made, a in (("first checkpoint", ranks[0]), ("later", ranks[2])):
+                    test = permutation_test(a, ranks[1], spearman_statistic(a, ranks[1]), orders)
+                    tested(f"permutation, measure made at {made}{how}", test.p_value)
+            signs = [comparisons(v) for v in (x + learnt, z + learnt, learnt)]
+            if k < n // 4:
+                test = association._partial_test(*signs[:2], signs[2:], designs[""])
+                tested("partial permutation given a common cause of the checkpoint", test.p_value if test else 1.0)
+                signs = [comparisons(v) for v in (x, y)]
+                kept("Spearman within pairs", _interval(signs, pairs, within, 20))
+            wide, first = _alike(rng, 6, alike), np.repeat(np.arange(6), 16)
+            checkpoint = rng.normal(size=48)[np.tile(np.arange(8), 12) + 8 * (np.repeat(np.arange(12), 8) // 2)]
+            if k < n // 4:
+                signs = [comparisons(v) for v in (checkpoint, wide)]
+                kept("Spearman over all runs, six first tasks", _interval(signs, np.zeros(96, dtype=int), over, 5))
+            for name, values, labels, firsts in (
+                ("mean over first tasks, made at the first checkpoint", checkpoint, np.repeat(np.arange(12), 8), first),
+                ("mean over pairs, made later, three first tasks", y, pairs, None),
+                ("mean over pairs, made later, six first tasks", wide, np.repeat(np.arange(12), 8), None),
+                ("mean over first tasks, made later, six first tasks", wide, np.repeat(np.arange(12), 8), first),
+            ):
+                mean = mean_over_pairs(values, labels, seed=0, first_tasks=firsts)
+                tested(f"sign-flip, {name}", mean.test.p_value if mean.test else 1.0)
+                kept(name, mean.interval)
+        for name, count in rejected.items():
+            yield f"rejected, shared checkpoints alike by {alike}: {name}", count / (n // 4 if "partial" in name else n)
+        for name, found in intervals.items():
+            yield f"coverage, shared checkpoints alike by {alike}: {name}", covered(found, 0.0)
+
+
+def _alike(rng: Generator, first_tasks: int, correlation: float) -> np.ndarray:
+    """Numbers of runs by first task, pair and checkpoint, flattened, alike for the runs of one checkpoint."""
+    common, own = rng.normal(size=(first_tasks, 1, 8)), rng.normal(size=(first_tasks, 2, 8))
+    return np.asarray(math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own).ravel()
+
+
+def _interval(signs: list[np.ndarray], blocks: np.ndarray, weights: np.ndarray, df: int) -> Interval | None:
+    return resampling.correlation_interval(lambda w: spearman(*signs, w, blocks), weights, df=df, method="")
 
 
 if __name__ == "__main__":

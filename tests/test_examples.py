@@ -19,7 +19,7 @@ WRITTEN = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.process  # some library asks `uname`
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore:No artists with labels")  # of a study this small
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)

@@ -45,6 +45,14 @@ def test_structure_order_and_text_are_compared() -> None:
     assert found(then, {"a": [1, 2.0], "b": "other"}, 1e-4) == ["b: 'other' instead of 'text'"]
 
 
+def test_a_field_may_be_added_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GOLDEN["differences"].__globals__, "ADDED", frozenset({"rows.*.new"}))
+    then = {"rows": [{"value": 1}]}
+    assert found(then, {"rows": [{"value": 1, "new": 2}]}) == []
+    assert found(then, {"rows": [{"value": 1, "other": 2}]}) != []
+    assert found(then, {"rows": [{"new": 2}]}) != []
+
+
 def test_a_text_may_be_renamed_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GOLDEN["differences"].__globals__, "CHANGED", frozenset({"rows.*.said"}))
     then = {"rows": [{"said": "one", "value": 1}]}

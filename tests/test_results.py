@@ -12,10 +12,11 @@ from llm_forgetting.curvature.results import SpectralDensity
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.phase_artifacts import artifact_kind, phase_named
 from llm_forgetting.files import decode, decode_lines, encode, encode_json, encode_lines, from_plain, schema_text
+from llm_forgetting.forgetting.evaluation import TaskEvaluation
 from llm_forgetting.forgetting.intervals import Interval
 from llm_forgetting.forgetting.records import Line
 from llm_forgetting.landscape.records import CheckpointPlaneScan
-from llm_forgetting.results import Results, TaskEvaluation
+from llm_forgetting.results import Results
 from llm_forgetting.study.records import CellFailure, StudyRecords
 
 

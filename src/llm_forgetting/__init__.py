@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from llm_forgetting.models.any_module.plane import scan_plane
     from llm_forgetting.study.api import Study, StudyResults, open_study
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Estimate": "experiment.run_results",
     "Experiment": "experiment.api",

@@ -1,4 +1,6 @@
-"""The exceptions that are meant for the user's eyes, and one that only the system can explain."""
+"""The exceptions that are meant for the user's eyes, and what is said of those that only the system can explain."""
+
+import errno
 
 
 class UserError(Exception):
@@ -10,6 +12,28 @@ class UserError(Exception):
 
 class UnreachableError(UserError):
     """Data that only the network has, and the network did not give: what is asked for may still be right."""
+
+
+_REMEDIES: dict[int | None, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "allow this user to read and write there"),
+    errno.EROFS: "choose a folder that can be written",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    **dict.fromkeys((errno.ENOLCK, errno.EOPNOTSUPP), "choose a disk that can lock files"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check that disk"),
+    None: "check that there is room and that files may be written there",
+}
+
+
+def refusal(error: OSError, folder: object = "a file") -> str:
+    """One line on what the system refused, and what to do; `folder` is what was written where the error names no file."""
+    said = " ".join(str(error.strerror or error).split())
+    if error.errno is None and type(error) is not OSError:  # a library's own, such as a connection's
+        return f"{type(error).__name__}: {said}"
+    what = f"{folder} could not be written" if error.filename is None else f"{error.filename} could not be used"
+    return f"{what}: {said}; {_REMEDIES.get(error.errno, 'check that path')}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

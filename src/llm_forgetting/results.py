@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
+from llm_forgetting.config.sections import EMBEDDED_MODEL, EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
 from llm_forgetting.files import OMITTED, decode_lines, read
+from llm_forgetting.forgetting.evaluation import TaskEvaluation
 from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
@@ -90,7 +91,7 @@ class TaskSetup:
 @dataclass(frozen=True)
 class ModelDescription:
     """Model as it was loaded: numbers of parameters, of the adapter's, of adapted modules and of their weights;
-    precision, device and threads.
+    precision, device and threads. `title` says what the weights are where the name does not.
     """
 
     name: str
@@ -102,6 +103,12 @@ class ModelDescription:
     dtype: str
     device: str
     threads: int
+    title: Annotated[str | None, OMITTED] = None
+
+    @property
+    def weights(self) -> str:
+        """What the weights are, also in results that are older than `title`."""
+        return self.title or (EMBEDDED_MODEL if self.name == "embedded" else self.name)
 
 
 @dataclass(frozen=True)
@@ -211,7 +218,8 @@ class Results:
     schema_version: Literal[1]
     """Version of this schema. It grows when a field changes its meaning or goes away."""
     answer: str
-    """The answer of the run, in one sentence: what became of each earlier task, on the items that were trained on."""
+    """The answer of the run: what became of each earlier task, on the items that were trained on; before it whether
+    letters rather than answers were learnt, and whether learning is not shown."""
     config: ExperimentConfig
     """The whole configuration, all defaults filled in. `config.yaml` beside this file holds the same."""
     versions: dict[str, str]
@@ -291,43 +299,9 @@ class ScanResults:
 
 
 @dataclass(frozen=True)
-class SubjectEvaluation:
-    """Evaluation of one subject on n rows: accuracy (share), loss (nats), mean letter mass, seconds; `shortened` rows
-    did not fit as they were.
-    """
-
-    name: str
-    n: int
-    shots: tuple[str, ...]
-    shortened: int
-    accuracy: Proportion
-    loss: Mean
-    letter_mass: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class PooledAccuracy:
-    """Accuracy over all n rows of a task, with the harness's pooled stderr (None where a subject has one row)."""
-
-    value: float
-    stderr: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class TaskEvaluation:
-    """Evaluation of one task, subject by subject."""
-
-    name: str
-    subjects: tuple[SubjectEvaluation, ...]
-    accuracy: PooledAccuracy
-
-
-@dataclass(frozen=True)
 class EvaluationResults:
     """Results of `llm-forgetting evaluate`: evaluation.json. `adapter` None is the backbone, `limit` the rows kept per
-    subject.
+    subject; `run` is the folder of the run that made the adapter, None where that is not known.
     """
 
     schema_version: Literal[1]
@@ -339,6 +313,14 @@ class EvaluationResults:
     adapter: str | None
     limit: int | None
     tasks: tuple[TaskEvaluation, ...]
+    run: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it is known that no row was trained on."""
+        known = self.adapter is None or self.run is not None
+        return known and all(task.trained is None for task in self.tasks)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The command line as a user meets it: exit statuses, one line on stderr for every mistake, and no network."""
 
+import errno
+import io
 import re
 import signal
 import subprocess
@@ -12,7 +14,9 @@ import yaml
 from filelock import FileLock
 from runs import ROOT, THOROUGH, TINY, Moment, Shell, read_results, same_results
 
-from llm_forgetting.cli.main import SHORT_FLAGS
+import llm_forgetting
+from llm_forgetting import progress
+from llm_forgetting.cli.main import SHORT_FLAGS, guarded, main, run_main
 from llm_forgetting.cli.parser import EXAMPLES
 from llm_forgetting.config.files import dotted_paths
 from llm_forgetting.config.sections import LandscapeConfig, ModelConfig
@@ -68,10 +72,16 @@ def test_help_is_no_mistake(shell: Shell) -> None:
 
 
 def test_an_unknown_command_is_named_with_those_there_are(shell: Shell) -> None:
-    assert (
-        shell("runn").complaint
-        == "a command is needed, one of run, repair, landscape, evaluate, study, report, compare, tasks; was 'runn'"
-    )
+    commands = "run, repair, landscape, evaluate, study, report, compare, tasks"
+    assert shell("runn").complaint == f"a command is needed, one of {commands}; was 'runn'; did you mean run?"
+    assert shell("xyz").complaint == f"a command is needed, one of {commands}; was 'xyz'"
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_the_version_is_the_package_s(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([option]) == 0
+    assert capsys.readouterr().out == f"llm-forgetting {llm_forgetting.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", llm_forgetting.__version__)
 
 
 @pytest.mark.parametrize("command", sorted(EXAMPLES))
@@ -118,6 +128,102 @@ def test_what_parses_configurations_does_not_wait_for_torch() -> None:
         "import sys; from llm_forgetting.cli.main import parse_run; parse_run([]); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--version"], "llm-forgetting "),
+        (["tasks", "--source", "synthetic"], "synthetic_1"),
+        (["compare", "--help"], "llm-forgetting compare"),
+        (["--config", "smoke", "--print_config"], "num_epochs: 12"),
+        (["run", "--config", "smoke", "--print_config"], "num_epochs: 12"),
+    ],
+)
+def test_main_py_takes_every_command_and_the_options_of_run(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", *words])
+    try:
+        assert run_main() == 0
+    except SystemExit as stopped:
+        assert stopped.code == 0  # noqa: PT017 -- argparse's help
+    assert said in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["main.py", "reprot", "x"])
+    assert run_main() == 2
+    assert "did you mean report?" in capsys.readouterr().err
+
+
+def test_hints_name_the_command_that_works_where_the_user_stands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    programs = tmp_path / "env" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "llm-forgetting"):
+        (programs / name).touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "argv", [str(programs / "llm-forgetting")])
+    assert progress.program() == "env/bin/llm-forgetting"
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "main.py")])
+    assert progress.program() == f"env/bin/python {ROOT / 'main.py'}"
+    monkeypatch.setenv("PATH", str(programs))
+    assert progress.program() == f"python {ROOT / 'main.py'}"
+    monkeypatch.setattr(sys, "argv", ["notebook"])
+    assert progress.program() == "llm-forgetting"
+    (programs / "llm-forgetting").unlink()
+    assert progress.program() == "python -m llm_forgetting"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EDQUOT, "make room"),
+        (errno.EACCES, "allow this user to read and write there"),
+        (errno.EROFS, "choose a folder that can be written"),
+        (errno.ENAMETOOLONG, "choose a shorter name"),
+        (errno.ENOLCK, "choose a disk that can lock files"),
+        (errno.EIO, "check that disk"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_by_its_number(
+    number: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(arguments: list[str]) -> int:
+        raise OSError(number, "no", *arguments)
+
+    assert guarded(refuse, ["some/file"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: some/file could not be used: no; {words}\n"
+    assert guarded(refuse, []) == 2
+    assert capsys.readouterr().err == f"error: a file could not be written: no; {words}\n"
+
+
+def test_a_terminal_of_ascii_is_written_to_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(paper, encoding="ascii"))
+
+    def speak(arguments: list[str]) -> int:
+        progress.say("0.42 ± 0.01 ≤ 1 ß")
+        return 0
+
+    assert guarded(speak, []) == 0
+    assert paper.getvalue() == b"0.42 +/- 0.01 <= 1 ?\n"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("command", "status"), [("tasks --source synthetic >&-", 0), ("tasks --source synthetic >/dev/full", 2)]
+)
+def test_a_stdout_that_takes_nothing_is_no_traceback(command: str, status: int) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} main.py {command}"], check=False, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 1
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
@@ -212,15 +318,17 @@ def test_a_folder_that_another_process_writes_is_left_alone(shell: Shell, tmp_pa
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     shell: Shell, tiny_run: Path, limit: int, kept: bool
 ) -> None:
-    """500 bytes do not hold config.yaml, 5,000 no phase artifact, 50,000 not Trainer's resume files."""
+    """500 bytes do not hold config.yaml, 5,000 no phase artifact, 50,000 not Trainer's resume files (torch gives no reason)."""
+    remedy = "that files may be written there" if limit == 50_000 else "allow larger files (ulimit -f)"
     full = shell.run_tiny(file_limit=limit)
     folder = max((shell.folder / "outputs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     assert f"{folder} could not be written: " in full.complaint
     assert not list(folder.rglob(".*.json.*"))
     if not kept:
-        assert full.complaint.endswith("make room, then start again")
+        assert full.complaint.endswith(f"{remedy}, then start again")
         return
-    assert full.complaint.endswith(f"make room, then llm-forgetting run --resume {folder}")
+    assert f"{remedy}, then " in full.complaint
+    assert full.complaint.endswith(f"llm-forgetting run --resume {folder}")
     if limit == 50_000:
         assert shell.run("--resume", folder).status == 0
         assert same_results(read_results(folder), read_results(tiny_run))

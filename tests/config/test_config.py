@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ def own_file(folder: Path, text: str) -> str:
 
 def preset_text(name: str) -> str:
     return resources.files("llm_forgetting").joinpath(f"presets/{name}.yaml").read_text(encoding="utf-8")
+
+
+BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]\n" for n in range(9)
+)
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------
@@ -114,6 +120,27 @@ def test_one_seed_sets_all_three_and_a_dotted_one_only_its_own() -> None:
     assert (config.training.seed, config.data.seed, config.landscape.seed) == (7, 7, 7)
     config = resolved("--data.seed", "7")
     assert (config.training.seed, config.data.seed, config.landscape.seed) == (0, 7, 0)
+
+
+def test_a_seed_by_itself_wins_over_the_seed_of_all() -> None:
+    for arguments in (["--seed", "7", "--data.seed", "3"], ["--data.seed", "3", "--seed", "7"]):
+        config = resolved(*arguments)
+        assert (config.training.seed, config.data.seed, config.landscape.seed) == (7, 3, 7)
+
+
+@pytest.mark.parametrize("name", ["foo:", "{a, b}", "12:30", "0x10", "1e-3", "007", "2020-01-01"])
+def test_a_text_is_the_text_that_was_written(name: str, tmp_path: Path) -> None:
+    assert resolved("--output_dir", name).output.folder == name
+    assert resolved("--config", own_file(tmp_path, f"output:\n  folder: '{name}'\n")).output.folder == name
+
+
+def test_a_file_must_be_small_and_regular(tmp_path: Path) -> None:
+    assert "own.yaml has 2,000,001" in complaint("--config", own_file(tmp_path, "#" * 2_000_001))
+    os.mkfifo(tmp_path / "pipe")
+    assert "is neither" in complaint("--config", str(tmp_path / "pipe"))
+    config = ExperimentConfig(data=DataConfig(definitions=str(tmp_path / "pipe")))
+    with pytest.raises(UserError, match=r"data\.definitions must be a YAML file; .*pipe is a folder, pipe or device"):
+        _ = config.fingerprint
 
 
 def test_task_flags_replace_by_position_and_tasks_replaces_all() -> None:
@@ -195,7 +222,18 @@ def test_what_print_config_prints_is_a_file_that_resolves_to_the_same(
         ("training:\n  batch_size: 2.5\n", ["training.batch_size must be a whole number", "2.5"]),
         ("training:\n  batch_size: true\n", ["training.batch_size must be a whole number"]),
         ("training:\n  learning_rate: fast\n", ["training.learning_rate must be a number", "'fast'"]),
-        ("training:\n  learning_rate: .nan\n", ["training.learning_rate"]),
+        ("training:\n  learning_rate: .nan\n", ["own.yaml", "a number must be finite, was .nan (line 2)"]),
+        ("training:\n  learning_rate: 1e309\n", ["own.yaml", "a number must be finite, was 1e309 (line 2)"]),
+        ("training:\n  num_epochs: 12:30\n", ["training.num_epochs must be a whole number", "'12:30'"]),
+        ("training:\n  num_epochs: null\n", ["training.num_epochs must have a value, was null"]),
+        ("data:\n  columns: null\n", ["data.columns must have a value, was null"]),
+        ("training:\n  seed: 1\n  seed: 2\n", ["own.yaml", "seed is there twice (line 3)"]),
+        ("data:\n  seed: 1\ndata:\n  seed: 1\n", ["own.yaml", "data is there twice (line 3)"]),
+        ("config: /etc/passwd\n", ["config is not an option"]),
+        (BOMB, ["own.yaml", "must hold at most 100,000 values, aliases expanded"]),
+        ("data: &a\n  tasks: [*a]\n", ["own.yaml", "an alias must not stand inside what it names (line 2)"]),
+        ("data: " + "[" * 10_000, ["own.yaml", "must be nested at most 50 deep (line 1)"]),
+        ("training:\n  seed: " + "9" * 5_000, ["own.yaml", "must be a number, was 99999999999999999999 (line 2)"]),
         ("data:\n  tasks: anatomy\n", ["data.tasks must be a list", "'anatomy'"]),
         ("data:\n  train_items: few\n", ["data.train_items must be a whole number or null", "'few'"]),
         ("model:\n  dtype: int8\n", ["model.dtype must be one of", "bfloat16", "'int8'"]),
@@ -223,6 +261,15 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         (["--trainin.batch_size=3"], ["--trainin.batch_size", "did you mean --training.batch_size?"]),
         (["--batchsize", "3"], ["--batchsize", "did you mean --training.batch_size?"]),
         (["--batch", "3"], ["--batch "]),
+        (["--training.lr", "1e-3"], ["--training.lr is not an option; did you mean --training.learning_rate?"]),
+        (["--lora.r", "4"], ["--lora.r is not an option; did you mean --lora.rank?"]),
+        (["--training.m", "0.5"], ["--training.m is not an option"]),
+        (["--training.num_epochs", "12:30"], ["training.num_epochs must be a whole number", "'12:30'"]),
+        (["--training.num_epochs", "null"], ["training.num_epochs must be a whole number, was null"]),
+        (["--landscape.distance", "1e309"], ["landscape.distance must be a number or null, was '1e309'"]),
+        (["--lora_r", "4", "--lora.rank", "8"], ["--lora_r and --lora.rank are one field; give one of them"]),
+        (["--lora.rank=8", "--lora_r", "4"], ["--lora_r and --lora.rank are one field"]),
+        (["--task1", "anatomy", "--data.tasks", "[a, b]"], ["--task1 and --data.tasks are one field"]),
         (["anatomy"], ["anatomy"]),
         (["--batch_size", "many"], ["training.batch_size must be a whole number", "'many'"]),
         (["--batch_size"], ["--batch_size", "expected one argument"]),
@@ -333,6 +380,10 @@ def test_nothing_that_counts_lacks_a_lower_bound() -> None:
 def test_a_configuration_built_in_python_is_checked_too() -> None:
     with pytest.raises(UserError, match=r"landscape\.resolution must be odd"):
         ExperimentConfig(landscape=LandscapeConfig(resolution=4))
+    with pytest.raises(UserError, match=r"landscape\.distance must be a finite number, was inf"):
+        ExperimentConfig(landscape=LandscapeConfig(distance=float("inf")))
+    with pytest.raises(UserError, match=r"training\.seed must have a value, was null"):
+        ExperimentConfig(training=TrainingConfig(seed=None))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,22 @@ def test_the_surface_of_a_run_is_the_type_that_scans_of_own_models_return(smoke_
         run.surface(3)
 
 
+def test_results_and_experiments_are_shown_in_a_line(smoke_run: SmokeRun) -> None:
+    run = lf.open_run(smoke_run.path)
+    shown = repr(run)
+    assert shown.startswith(f"<RunResults in {smoke_run.path}: {run.answer[:60]}")
+    surface, experiment = repr(run.surface()), repr(lf.Experiment("smoke"))
+    assert surface.startswith("<Surface 41 x 41, losses ")
+    assert experiment == "<Experiment on synthetic_1, synthetic_2: synthetic, LoRA rank 8, into outputs>"
+    for text in (shown, surface, experiment):
+        assert len(text) <= 300 + len(str(smoke_run.path))
+        assert "\n" not in text
+    content = {"name": "toy", "answers": {"flatness": "No difference was shown. " * 30}}
+    study = repr(lf.StudyResults(content, smoke_run.path))
+    assert study.startswith(f"<StudyResults of toy in {smoke_run.path}: No difference was shown.")
+    assert len(study) <= 300 + len(str(smoke_run.path))
+
+
 def test_what_a_run_has_not_is_said(smoke_run: SmokeRun, tmp_path: Path) -> None:
     run = lf.open_run(smoke_run.path)
     with pytest.raises(lf.UserError, match=r"an earlier task of this run \(synthetic_1\)"):

@@ -14,16 +14,24 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from runs import THOROUGH, Finished, Moment, Shell, SmokeRun, read_results, same_results
+from runs import THOROUGH, TINY, Finished, Moment, Shell, SmokeRun, read_results, same_results
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_forgetting.config.files import dotted_paths
 from llm_forgetting.config.paths import to_dict
 from llm_forgetting.config.sections import ExperimentConfig
+from llm_forgetting.errors import UserError
+from llm_forgetting.experiment import publish as publication
 from llm_forgetting.experiment.artifacts.provenance import SCHEMA_VERSION
-from llm_forgetting.files import decode_lines, encode
+from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+from llm_forgetting.experiment.experiment import run_experiment
+from llm_forgetting.files import decode_lines, encode, from_plain
 from llm_forgetting.forgetting.records import Line
 from llm_forgetting.forgetting.summary import summarise
+from llm_forgetting.models.adapter.adapted_model import AdaptedModel
+from llm_forgetting.progress import Silent
+from llm_forgetting.results import read_items
+from llm_forgetting.results import read_results as read_run
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing`:FutureWarning"
@@ -190,10 +198,9 @@ def test_the_schema_has_every_field_of_the_configuration() -> None:
 def test_a_base_model_that_does_not_answer_with_letters_is_warned_of(smoke_run: SmokeRun) -> None:
     mass = smoke_run.results["guards"]["letter_mass"]
     assert mass < 0.5
-    assert any(
-        f"the base model gives the option letters {mass:.2f}" in warning for warning in smoke_run.results["warnings"]
-    )
-    assert f"option letters {mass:.2f}" in smoke_run.stdout
+    said = f"before training only {100 * mass:.0f}% of the probability is on the option letters"
+    assert any(said in warning for warning in smoke_run.results["warnings"])
+    assert said in smoke_run.stdout
 
 
 def test_splits_are_disjoint_and_everything_scored_is_in_them(smoke_run: SmokeRun) -> None:
@@ -629,3 +636,46 @@ def test_a_run_says_what_intervened_in_its_training(shell: Shell) -> None:
         "- Training on synthetic 2: B multiplied and A divided by 3 before it; 6 items of synthetic 1 replayed; L2"
         in text
     )
+
+
+@pytest.mark.parametrize("broken", ["draw_landscapes", "results_markdown", "write_cards", "write_run_report"])
+def test_what_cannot_be_drawn_is_a_warning_and_loses_no_results(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("File name too long")
+
+    warned: list[str] = []
+    watcher = Silent()
+    monkeypatch.setattr(watcher, "warn", warned.append)
+    monkeypatch.setattr("llm_forgetting.report.figures.run.save", lambda figure, stem, dpi: None)
+    monkeypatch.setattr(publication, broken, fail)
+    results, lines = read_run(tiny_run), read_items(tiny_run)
+    publication.publish(results, lines, RunFolder(tmp_path), watcher)
+    (warning,) = (said for said in warned if "File name too long" in said)
+    assert "all numbers are in results.json" in warning
+    found = read_results(tmp_path)
+    figures = [] if broken == "draw_landscapes" else read_results(tiny_run)["figures"]
+    assert found == {**read_results(tiny_run), "figures": figures}
+    assert (tmp_path / "items.jsonl").is_file()
+
+
+def test_weight_space_in_low_precision_is_refused_before_anything_is_trained(shell: Shell, tmp_path: Path) -> None:
+    low = ("--landscape.space", "weight", "--model.dtype", "bfloat16")
+    complaint = shell.run("--config", shell.tiny, "--output_dir", tmp_path, *low).complaint
+    assert "landscape.space=weight needs model.dtype=float32" in complaint
+    assert "was bfloat16; set model.dtype=float32, or use landscape.space=adapter" in complaint
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_a_weight_space_is_refused_in_the_first_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where model.dtype is auto, on a GPU, or where an adapted head is tied."""
+    monkeypatch.setenv("LLM_FORGETTING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(AdaptedModel, "can_merge", False)
+    config = from_plain(ExperimentConfig, {**TINY, "landscape": {**TINY["landscape"], "space": "weight"}})
+    folder = RunFolder.create(tmp_path)
+    with pytest.raises(UserError, match=r"needs adapted weights in float32 .* set model.dtype=float32, or use"):
+        run_experiment(config, folder)
+    assert not list(folder.phases.iterdir())

@@ -151,7 +151,7 @@ def run(shell: Shell) -> tuple[Path, dict[str, Any]]:
     assert done.status == 0, done.stderr
     (path,) = (shell.folder / "spectra").glob("experiment_*")
     results = json.loads((path / "results.json").read_text())
-    assert "Curvature (nats)" in done.stdout
+    assert "## Curvature (nats)" in (path / "results.md").read_text(encoding="utf-8")
     return path, results
 
 

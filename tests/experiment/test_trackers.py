@@ -76,8 +76,7 @@ def test_what_fails_after_the_results_are_saved_is_told_and_loses_nothing(monkey
     monkeypatch.setattr(watcher, "warn", warned.append)
     _extra("what wandb keeps", lambda: 1 / 0, watcher)
     assert warned == [
-        "what wandb keeps could not be written (ZeroDivisionError('division by zero')); all numbers are in results.json and "
-        "results.md"
+        "what wandb keeps could not be written (ZeroDivisionError('division by zero')); all numbers are in results.json"
     ]
 
 

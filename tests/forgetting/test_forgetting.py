@@ -370,6 +370,14 @@ def test_verdict_of_a_rise():
     assert "fell" not in said
 
 
+def test_verdict_says_first_that_learning_is_not_shown():
+    said = verdict(_result(right=(3, 4, 2), loss=(3.0, 3.0, 3.0), spread=2.0, n=10))
+    assert said.startswith(
+        "Learning of abstract_algebra is not shown: accuracy was 0.30 before fine-tuning on it and 0.40 after. After"
+    )
+    assert "not shown" not in verdict(_result())
+
+
 def test_verdict_names_held_out_items_and_every_earlier_task():
     assert "40 held-out abstract_algebra items" in verdict(_result(split="test"))
     said = verdict(forgetting(_table(RIGHT, LOSS), seed=0))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm_forgetting.files import encode_lines, to_plain
-from llm_forgetting.forgetting.records import ItemRecord, Line, PassageRecord, TextDrift
+from llm_forgetting.forgetting.records import ItemRecord, Line, PassageRecord, SpuriousForgetting, TextDrift
 from llm_forgetting.forgetting.spurious import (
     letter_counts,
     options_by_rotation,
@@ -18,7 +18,8 @@ from llm_forgetting.forgetting.spurious import (
     rotations,
     spurious_forgetting_probes,
 )
-from llm_forgetting.forgetting.summary import spurious_forgetting, summarise, text_drift
+from llm_forgetting.forgetting.summary import chance, spurious_forgetting, summarise, text_drift
+from llm_forgetting.forgetting.verdict import letters_learnt
 
 
 def record(logits: Sequence[float], answer: str, rotated: Sequence[Sequence[float]] = (), n: int = 0) -> ItemRecord:
@@ -106,6 +107,40 @@ def test_a_model_that_always_says_a() -> None:
     assert found.rotations is not None
     assert found.rotations.mean == 0.25  # the answer is at A in one rotation of four
     assert found.rotations.consistent.value == 0.0
+
+
+def letters_by_heart(n: int) -> list[ItemRecord]:
+    """Items that are answered with the letter that was right in training, wherever the options are."""
+    logits = [[5.0 * (letter == answer) for letter in "ABCD"] for answer in "ABCD"]
+    return [record(logits[row % 4], "ABCD"[row % 4], [logits[row % 4]] * 3, row) for row in range(n)]
+
+
+def test_the_answer_says_where_letters_and_not_answers_were_learnt() -> None:
+    def said(items: list[ItemRecord]) -> str:
+        probes = {name: spurious_forgetting_probes(items) for name in ("after_task1", "after_task2")}
+        return letters_learnt({"trees": SpuriousForgetting(probes, None)}, {"trees": chance({"after_task1": items})})
+
+    assert said(letters_by_heart(40)) == (
+        "With the options rotated the model answers at chance (0.25 on trees, guessing 0.25): it learnt letters, not answers."
+    )
+    assert said(letters_by_heart(39)) == ""  # too few for an interval
+    assert said(habit_and_knowledge(40, habit=[0, 0, 0, 0], knowledge=6.0)) == ""
+    assert said([replace(item, rotated_letter_logits=None) for item in letters_by_heart(40)]) == ""
+    guessed = [replace(item, correct=n % 4 == 0) for n, item in enumerate(letters_by_heart(40))]
+    assert said(guessed) == ""  # nothing was learnt as asked
+
+
+def test_that_sentence_stands_first_in_the_answer_of_a_run() -> None:
+    rows: list[Line] = [
+        replace(item, checkpoint=checkpoint, task=task, split=split)
+        for checkpoint in ("initial", "after_task1", "after_task2")
+        for task in ("trees", "birds")
+        for split in ("train", "test")
+        for item in letters_by_heart(40)
+    ]
+    assert summarise(rows, ("trees", "birds"), seed=0).answer.startswith(
+        "With the options rotated the model answers at"
+    )
 
 
 @pytest.mark.slow

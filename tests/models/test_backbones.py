@@ -1,13 +1,18 @@
 """The two backbones that need no hub: whole or absent, and what they know."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import save, tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_forgetting.config.sections import LoraConfig, ModelConfig
@@ -193,3 +198,66 @@ def test_embedded_model_gives_the_reference_log_probabilities() -> None:
     found = logits.log_softmax(dim=0)[list(encoded.letter_ids)].tolist()
     assert found == pytest.approx([-2.3419, -6.9606, -4.8995, -4.3281], abs=1e-3)
     assert model.tokenizer.decode(output[0]).endswith("The capital of France is Paris")
+
+
+# What is loaded is all there
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def rewritten(folder: Path, weights: dict[str, torch.Tensor], **settings: Any) -> None:
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+LOST = "model.layers.1.self_attn.q_proj.weight"
+
+
+def lack_one(folder: Path) -> None:
+    rewritten(folder, {name: tensor for name, tensor in weights_of(folder).items() if name != LOST})
+
+
+def lack_a_head(folder: Path) -> None:
+    rewritten(folder, {name: tensor for name, tensor in weights_of(folder).items() if name != "lm_head.weight"})
+
+
+def lack_all(folder: Path) -> None:
+    rewritten(folder, {"something": torch.ones(2)})
+
+
+def hold_more(folder: Path) -> None:
+    rewritten(folder, {**weights_of(folder), "model.layers.1.extra.weight": torch.ones(2)})
+
+
+def fewer_layers(folder: Path) -> None:
+    rewritten(folder, weights_of(folder), num_hidden_layers=1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lack_one, f"must hold all its weights, missing: {LOST};"),
+        (lack_a_head, "must hold all its weights, missing: lm_head.weight;"),
+        (lack_all, "must hold all its weights, missing: .* and 20 more;"),
+        (hold_more, "no other weights than its own, unexpected: model.layers.1.extra.weight;"),
+        (fewer_layers, "no other weights than its own, unexpected: model.layers.1.* and 8 more"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_model_that_lacks_weights_is_refused(
+    damage: Callable[[Path], None], match: str, llama_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    damage(folder)
+    with pytest.raises(UserError, match=match) as error:
+        backbones.load_backbone(ModelConfig(name=str(folder)), silent)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
+    folder = save(tmp_path, tiny_llama(tie_word_embeddings=True))
+    assert "lm_head.weight" not in weights_of(folder)
+    backbones.load_backbone(ModelConfig(name=str(folder)), silent)

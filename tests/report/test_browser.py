@@ -89,7 +89,7 @@ def test_a_run_opens_at_once_and_asks_for_nothing(run_report: Opened, smoke_run:
 
 
 def test_the_answer_is_on_the_first_screen(run_report: Opened, smoke_run: SmokeRun) -> None:
-    answer = run_report.page.locator("#answer p")
+    answer = run_report.page.locator("#answer p").first
     assert answer.inner_text() == smoke_run.results["answer"]
     box = answer.bounding_box()
     assert box is not None
@@ -101,6 +101,16 @@ def test_every_figure_is_drawn(run_report: Opened) -> None:
     assert plots.count() > 10
     assert run_report.page.locator(".plot.js-plotly-plot .main-svg").count() >= plots.count()
     assert run_report.page.locator("[data-link] canvas").count() >= 4
+
+
+def test_the_wheel_over_a_surface_scrolls_the_page_and_leaves_the_surface(run_report: Opened) -> None:
+    page, first = run_report.page, run_report.page.locator("[data-link]").first
+    first.scroll_into_view_if_needed()
+    before, at = run_report.cameras(), page.evaluate("scrollY")
+    first.hover()
+    page.mouse.wheel(0, 200)
+    page.wait_for_function("at => scrollY > at", arg=at)
+    assert run_report.cameras() == before
 
 
 def test_surfaces_turn_together(run_report: Opened) -> None:

@@ -20,13 +20,15 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 from mpl_toolkits.mplot3d.art3d import Line3D, Poly3DCollection
 from PIL import Image
+from small_records import small_results
 
 from llm_forgetting.config.sections import DataConfig, ScanConfig
 from llm_forgetting.files import from_plain, to_plain
 from llm_forgetting.landscape.records import FitError, FitSummary
 from llm_forgetting.report.figures import run
+from llm_forgetting.report.figures.accuracy_matrix import matrix_figure
 from llm_forgetting.report.figures.checkpoint_plane import plane_figure
-from llm_forgetting.report.figures.contours import ink, own_levels, shared_norm
+from llm_forgetting.report.figures.contours import ink, own_levels, shared_norm, step_between_lines
 from llm_forgetting.report.figures.layout import axis_label, wrapped
 from llm_forgetting.report.figures.lines import lines_figure
 from llm_forgetting.report.figures.paths import paths_figure
@@ -525,7 +527,7 @@ def test_raw_coordinates_are_called_not_comparable_on_every_figure(results: Resu
         (0.01, 1.0, "23 evaluations, error 1% of the range"),
         (0.0, 1.0, "23 evaluations, error 0.01% of the range"),
         (0.0023, 5.0, "23 evaluations, error 0.3% of 2 nats"),
-        (0.0123, 1.0, "23 evaluations; NOT CONVERGED: error 1.2% of the range"),
+        (0.0123, 1.0, "23 evaluations; NOT CONVERGED: error 1.3% of the range"),
         (0.43, 5.0, "23 evaluations; NOT CONVERGED: error 43% of 2 nats"),
         (np.nan, 1.0, "23 evaluations; NOT CONVERGED: error nan% of the range"),
     ],
@@ -859,3 +861,15 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(
 )
 def test_a_name_makes_a_harmless_file_name(name: str, text: str) -> None:
     assert slug(name) == text
+
+
+def test_contours_say_what_lies_between_two_lines() -> None:
+    assert step_between_lines(np.linspace(0, 1, 25).reshape(5, 5)) == ("lines every 0.2 nats",)
+    (fact,) = step_between_lines(np.geomspace(0.01, 10, 25).reshape(5, 5))
+    assert fact.endswith("nats, not even")
+    assert step_between_lines(np.ones((5, 5))) == ()
+    assert step_between_lines(np.full((5, 5), np.nan)) == ()
+
+
+def test_the_figure_of_accuracies_says_what_guessing_gives() -> None:
+    assert "guessing: 0.25" in running(matrix_figure(small_results().forgetting.splits, "guessing: 0.25"))

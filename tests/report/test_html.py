@@ -453,6 +453,9 @@ def test_compare_sets_runs_side_by_side(
     page = tmp_path / "side.html"
     assert main(["compare", str(one), str(other), "--output", str(page)]) == 0
     said = capsys.readouterr().out
+    assert "replaced" not in said
+    assert main(["compare", str(one), str(other), "--output", str(page)]) == 0
+    assert f"The same as a page: {page} (replaced the file that was there)" in capsys.readouterr().out
     assert "lora.rank" in said
     assert "dpi" not in said
     assert "training.seed" not in said

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from runs import SmokeRun
 
 from llm_forgetting.files import from_plain
+from llm_forgetting.models.language.backbones import backbone_location
 from llm_forgetting.report.model_card import card, write_cards
 from llm_forgetting.results import Results
 
@@ -49,9 +50,22 @@ def test_a_card_names_its_base_model_and_data_only_by_what_the_hub_knows(smoke_r
     assert data("synthetic").datasets is None
     assert data("/models/mine").base_model is None
     found = data("embedded", source="embedded")
-    assert (found.base_model, found.datasets) == ("HuggingFaceTB/SmolLM2-135M-Instruct", ["cais/mmlu"])
+    assert (found.base_model, found.datasets) == (None, ["cais/mmlu"])  # the hub's weights are others
     found = data("meta-llama/Llama-2-7b-hf", source="hub", path="me/questions")
     assert (found.base_model, found.datasets) == ("meta-llama/Llama-2-7b-hf", ["me/questions"])
+
+
+@pytest.mark.parametrize("name", ["embedded", "synthetic"])
+def test_the_code_of_a_card_loads_the_weights_that_were_measured(smoke_run: SmokeRun, name: str) -> None:
+    results = copy.deepcopy(smoke_run.results)
+    results["model"]["name"] = name
+    text = card(from_plain(Results, results), 1)
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert f'backbone = backbone_location("{name}", print)' in code
+    assert "HuggingFaceTB" not in text
+    compile(code, "card", "exec")
+    assert callable(backbone_location)
+    assert ("SmolLM2-135M-Instruct (Q4_1, dequantised)" in text) == (name == "embedded")
 
 
 def test_a_card_is_for_the_last_checkpoint_what_all_earlier_tasks_lost(smoke_run: SmokeRun) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,19 @@ from rich.console import Console
 from runs import SmokeRun
 
 from llm_forgetting.files import from_plain
-from llm_forgetting.progress import duration
+from llm_forgetting.forgetting.intervals import PairedProportionChange, proportion
+from llm_forgetting.progress import duration, program
+from llm_forgetting.report.html.run import run_page
+from llm_forgetting.report.set_up import set_up
+from llm_forgetting.report.tables.closing import closing_tables, landscape_sentence
 from llm_forgetting.report.tables.markdown import all_tables, results_markdown
+from llm_forgetting.report.tables.repair import repair_sentence
 from llm_forgetting.report.tables.run import (
     Table,
     accuracy_matrix,
     between_table,
     comparison_table,
+    counts,
     flatness_table,
     forgetting_table,
     landscape_table,
@@ -26,8 +33,9 @@ from llm_forgetting.report.tables.run import (
     summary_table,
     value_and_error,
 )
+from llm_forgetting.report.tables.spurious import spurious_table
 from llm_forgetting.report.terminal import Terminal
-from llm_forgetting.results import Results
+from llm_forgetting.results import RepairRecord, RepairScore, Results
 
 Content = dict[str, Any]
 
@@ -54,6 +62,22 @@ def test_every_cell_of_r_is_in_the_table(results: Content) -> None:
         cells = results["forgetting"][split]
         pairs = [(cells["accuracy"]["cells"][i][j]["value"], cells["loss"]["cells"][i][j]["value"]) for i in range(3)]
         assert row[1:] == ("48", *(f"{accuracy:.2f} / {loss:.2f}" for accuracy, loss in pairs))
+
+
+def test_guessing_stands_below_every_table_of_accuracy(results: Content) -> None:
+    for make in (accuracy_matrix, forgetting_table, summary_table, spurious_table):
+        assert "Guessing: 0.25." in make(record(results)).note
+    results["tasks"][1]["options"] = [2, 5]
+    assert "Guessing: 0.25 on synthetic 1, 0.20 to 0.50 on synthetic 2." in accuracy_matrix(record(results)).note
+
+
+def test_relearning_is_told_in_counts_and_what_was_not_recovered_is_said(results: Content) -> None:
+    recovery = results["spurious"]["synthetic_1"]["recovery"]
+    tuned, last, again = (recovery["accuracy"][name]["correct"] for name in ("tuned", "last", "recovered"))
+    note = spurious_table(record(results)).note
+    assert f"the other 38 went from {last} to {again} correct ({tuned} after its own training)." in note
+    recovery["share"] = -0.5
+    assert "Nothing was recovered." in spurious_table(record(results)).note
 
 
 def test_forgetting_is_told_with_its_interval(results: Content) -> None:
@@ -85,25 +109,31 @@ def test_summaries_landscapes_and_comparisons_are_all_there(results: Content) ->
     surface = results["landscapes"]["after_task2"]["surfaces"]["synthetic_1"]
     metrics, rise = surface["metrics"], surface["mean_rise"]
     (row,) = (row for row in landscape.rows if "synthetic 1" in row[0] and "after task 2" in row[0])
-    assert row[1:5] == tuple(f"{metrics[k]:.2f}" for k in ("centre", "maximum", "standard_deviation", "range"))
+    assert row[2:5] == tuple(f"{metrics[k]:.2f}" for k in ("centre", "maximum", "standard_deviation"))
+    assert row[1] == str(len(surface["items"])) == "32"
+    assert row[5] == f"{metrics['range']:.2f}"
     (row,) = (row for row in flatness.rows if "synthetic 1" in row[0] and "after task 2" in row[0])
-    assert row[1] == value_and_error(metrics["curvature_centre"], metrics["curvature_centre_error"])
-    assert "±" in row[1]
-    assert row[2] == value_and_error(rise["value"], rise["stderr"])
-    assert row[4] == f"{100 * metrics['share_within']:.0f}%"
+    assert row[1:3] == ("32", value_and_error(metrics["curvature_centre"], metrics["curvature_centre_error"]))
+    assert "±" in row[2]
+    assert row[3] == value_and_error(rise["value"], rise["stderr"])
+    assert row[5] == f"{100 * metrics['share_within']:.0f}%"
     assert f"over {results['config']['landscape']['directions']} directions" in flatness.note
     compared = results["landscape_comparison"]
-    for entry, sharper in zip(compared, (True, False), strict=True):
-        entry["sharper"] = sharper
-    assert [row[-1] for row in comparison_table(record(results)).rows] == ["sharper", "flatter"]
-    compared[0]["sharper"] = None
-    assert "no difference" in comparison_table(record(results)).rows[0][-1]
+    for entry, verdict in zip(compared, ("no verdict: not a minimum", "flatter"), strict=True):
+        entry["verdict"] = verdict
+    table = comparison_table(record(results))
+    assert [row[-1] for row in table.rows] == ["no verdict: not a minimum", "flatter"]
+    scale, rise = compared[0]["relative_scale"], compared[0]["mean_rise"]
+    assert table.rows[0][1:4] == ("32", "4", f"{scale['before']:.2f} to {scale['after']:.2f}")
+    assert table.rows[0][4:6] == (f"{rise['before']:.3f}", f"{rise['after']:.3f}")
+    del compared[0]["verdict"]
+    assert comparison_table(record(results)).rows[0][-1] == "not judged (older run)"
 
 
 @pytest.mark.parametrize(
     ("relative", "text"),
-    [(0.0034, "0.3%"), (0.00034, "0.03%"), (0.01, "1%"), (0.0, "0%"), (0.0101, "1%, not converged"),
-     (0.2417, "24%, not converged"), ("nan", "nan%, not converged")],
+    [(0.0034, "0.4%"), (0.00034, "0.04%"), (0.01, "1%"), (0.0, "0.01%"), (0.0101, "1.1%, not converged"),
+     (0.2417, "25%, not converged"), ("nan", "nan%, not converged")],
 )  # fmt: skip
 def test_a_fitted_surface_says_what_it_cost_and_how_far_off_it_is(
     results: Content, relative: float | str, text: str
@@ -128,7 +158,7 @@ def test_a_grid_has_neither_error_and_says_so(results: Content) -> None:
     assert {row[-1] for row in landscape_table(record(results)).rows} == {"-"}
     assert "41 x 41 cells, each evaluated." in landscape_table(record(results)).note
     assert "fit" not in landscape_table(record(results)).note
-    assert {row[1] for row in flatness_table(record(results)).rows} == {"1.50"}
+    assert {row[2] for row in flatness_table(record(results)).rows} == {"1.50"}
 
 
 def test_one_grid_among_fits_is_explained(results: Content) -> None:
@@ -163,7 +193,7 @@ def test_a_basin_that_is_not_left_is_at_least_the_distance(results: Content) -> 
         landscape["distance"] = 0.5
         for found in landscape["surfaces"].values():
             found["lines"]["basin_radius"]["value"] = radius
-    assert [row[3] for row in flatness_table(record(results)).rows] == ["0.30", "0.30", "0.5 or more", "0.5 or more"]
+    assert [row[4] for row in flatness_table(record(results)).rows] == ["0.30", "0.30", "0.5 or more", "0.5 or more"]
 
 
 def test_barriers_and_the_best_compromise_are_told_per_path_and_task(results: Content) -> None:
@@ -295,6 +325,22 @@ def test_a_pipe_in_a_cell_does_not_end_it(results: Content) -> None:
     assert all("left\\|right" in row for row in rows)
 
 
+def test_the_set_up_stands_below_the_title_and_names_the_model_as_what_it_is(results: Content) -> None:
+    line = set_up(record(results))
+    assert line == (
+        "synthetic · synthetic interfering tasks · LoRA r = 8, alpha = 16 · learning rate 0.01, 12 epochs (36 + 36 steps), "
+        "batch 16 · 48 + 48 trained and 48 + 48 held-out items · seed 0"
+    )
+    assert results_markdown(record(results)).splitlines()[2] == line
+    page = run_page(record(results), ())
+    assert page.set_up == line
+    assert page.answers[0][1] == [results["answer"], landscape_sentence(record(results))]
+    results["model"]["name"] = "embedded"
+    assert set_up(record(results)).startswith("SmolLM2-135M-Instruct (Q4_1, dequantised) · ")
+    results["model"].update(name="/models/mine")
+    assert set_up(record(results)).startswith("mine · ")
+
+
 # --- the terminal -------------------------------------------------------------------------------------------------------------
 
 
@@ -308,9 +354,44 @@ def test_the_terminal_shows_the_answer_and_where_everything_is(results: Content,
     assert "outputs/experiment_x [draft]: results.md" in text
     shown, _, steps = text.partition("Everything is in")
     assert max(len(line) for line in shown.splitlines()) <= width
-    assert "\n  draw its report: llm-forgetting report 'outputs/experiment_x [draft]'\n" in steps  # whole, to be copied
-    for task in ("synthetic 1, trained", "synthetic 2, held-out"):
+    assert f"\n  draw its report: {program()} report 'outputs/experiment_x [draft]'\n" in steps  # whole, to be copied
+    for task in ("task 1, trained", "task 2, held-out"):
         assert task in " ".join(text.split()) or width == 60
+
+
+def test_three_tables_on_80_columns_break_no_value_and_the_answer_ends_with_the_landscape(results: Content) -> None:
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        Terminal(console).show_results(record(results), Path("run"))
+    text = capture.get()
+    tables = closing_tables(record(results))
+    assert [table.title for table in tables] == [
+        "Accuracy and forgetting", "Loss landscape (nats)", "Forecast from the landscape (nats)"
+    ]  # fmt: skip
+    for table in tables:
+        assert table.title in text
+        for row in table.rows:
+            assert any(all(cell in line for cell in row) for line in text.splitlines()), row
+    assert [title for title in ("Flatness", "Between", "Over all tasks", "What kind") if title in text] == []
+    flowing = " ".join(text.replace("│", " ").split())
+    assert set_up(record(results)) in flowing
+    sentence = landscape_sentence(record(results))
+    assert sentence.endswith("(4 directions, 32 items).")
+    assert f"{results['answer']} {sentence}" in flowing
+    assert (
+        counts(PairedProportionChange(10, 1, 1, 3, 5, 0.2, None, None, 0.6, None)) == "2 right before, 4 after, of 10"
+    )
+
+
+def test_a_repair_ends_with_what_was_kept_and_what_it_cost(results: Content) -> None:
+    accuracy = {"after_task2": proportion([False] * 3 + [True]), "repaired": proportion([True, False] * 2)}
+    first = RepairScore("synthetic_1", "train", ("a", "b", "c", "d"), accuracy, {}, None, None)  # type: ignore[arg-type]
+    second = replace(first, task="synthetic_2", accuracy=dict.fromkeys(accuracy, accuracy["repaired"]))
+    repair = RepairRecord(record(results).config, "after_task1", "after_task2", 0.5, "", 8, 0.0, "", (first, second))
+    assert repair_sentence(repair) == (
+        "Accuracy from after task 2 to the repaired adapter: synthetic 1 (4 trained items) 0.25 -> 0.50, "
+        "synthetic 2 (4 trained items) 0.50 -> 0.50."
+    )
 
 
 def test_names_of_groups_are_whole_on_a_narrow_terminal(results: Content) -> None:

@@ -114,9 +114,15 @@ def test_an_evaluation_says_its_accuracies_first(evaluation: Path) -> None:
         "Accuracy by subject"
     )
     for task in content["tasks"]:
-        accuracy = task["subjects"][0]["accuracy"]
-        assert f"{accuracy['correct']} of 50 items are answered right: accuracy {accuracy['value']:.2f}" in before
-        assert f"95% interval {accuracy['interval']['low']:.2f} to {accuracy['interval']['high']:.2f}" in before
+        apart = task["subjects"][0]["held_out"]
+        accuracy, of = (task["subjects"][0]["accuracy"], "") if apart is None else (apart, "held-out ")
+        right = (
+            f"{accuracy['correct']} of {accuracy['n']} {of}items are answered right: accuracy {accuracy['value']:.2f}"
+        )
+        assert right in before
+        if interval := accuracy["interval"]:
+            assert f"95% interval {interval['low']:.2f} to {interval['high']:.2f}" in before
+    assert [task["held_out"] is None for task in content["tasks"]] == [False, True]
     assert "only the first 50 rows of each subject" in before
     assert "--limit 50" in after
     assert "guessing" in after
@@ -141,6 +147,7 @@ def test_groups_and_many_tasks_are_told_with_their_errors(evaluation: Path) -> N
     group = copy.deepcopy(content["tasks"][0])
     group["subjects"] = [entry for task in content["tasks"] for entry in task["subjects"]]
     group["accuracy"] = {"value": 0.5, "stderr": 0.05, "n": 100}
+    group["trained"] = group["held_out"] = None
     text = text_of(evaluation_page(from_plain(EvaluationResults, {**content, "tasks": [group]}), []))
     assert "Accuracy on synthetic 1 is 0.50 ± 0.05 (± one standard error; 100 items of 2 subjects)" in text
     assert "items.jsonl is missing" in text
@@ -152,9 +159,11 @@ def test_groups_and_many_tasks_are_told_with_their_errors(evaluation: Path) -> N
 
 def test_few_items_have_no_interval_and_a_bare_backbone_is_named(evaluation: Path) -> None:
     content = read(evaluation, "evaluation.json")
-    content.update(adapter=None)
+    content.update(adapter=None, run=None, warnings=[])
     content["model"].update(name="/somewhere/deep/gpt-x", adapter_parameters=0)
     for task in content["tasks"]:
+        task.update(trained=None, held_out=None)
+        task["subjects"][0].update(trained=None, held_out=None)
         task["subjects"][0]["accuracy"].update(interval=None, stderr=None)
     text = text_of(evaluation_page(from_plain(EvaluationResults, content), []))
     assert "Test accuracy of gpt-x without an adapter" in text

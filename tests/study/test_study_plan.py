@@ -149,7 +149,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, changes: dict[str, Any], compl
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["[", "- a\n- b", ""])
+@pytest.mark.parametrize("text", ["[", "- a\n- b", "", "name: a\nname: b", "set: {lora: {alpha: 1e309}}", "[" * 10_000])
 def test_what_is_no_study_ends_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(UserError, match="must"):

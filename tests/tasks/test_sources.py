@@ -1,6 +1,7 @@
 """Local files and hub data sets give the same items, and say which row is bad."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from llm_forgetting.errors import UserError
 from llm_forgetting.tasks.mmlu import ROWS
 from llm_forgetting.tasks.prompts import render
+from llm_forgetting.tasks.record_files import read_records
 from llm_forgetting.tasks.sources import LoadedSource, load_tasks, open_source
 
 CSV_ROWS = {
@@ -305,3 +307,9 @@ def test_the_generator_is_a_source_too() -> None:
     source = open_source(source="synthetic")
     first, *_ = source.subjects()
     assert source.pool(first, (first,)).rows
+
+
+def test_a_pipe_is_no_file_of_records(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match=r"rows\.jsonl must be a regular file, and is a pipe or device"):
+        read_records(tmp_path / "rows.jsonl")

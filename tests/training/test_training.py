@@ -1,6 +1,7 @@
 """Fine-tuning: gradients and losses against plain torch, what may change, order, and going on after a kill."""
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,40 @@ def test_half_written_resume_files_are_not_resumed_from(llama_folder: Path, trai
     (tmp_path / "resume" / "checkpoint-2").mkdir(parents=True)
     (tmp_path / "resume" / "checkpoint-2" / "adapter_config.json").write_text("{")
     assert train(model, items, scratch=tmp_path / "resume") == expected
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, empty, Path.unlink], ids=["cut", "empty", "lost"])
+@pytest.mark.parametrize(
+    "name", ["trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"]
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    name: str, damage: Callable[[Path], None], llama_folder: Path, train: Train, tmp_path: Path
+) -> None:
+    items = make_encoded(load(llama_folder), 8)
+    whole = load(llama_folder)
+    expected = train(whole, items)
+    scratch = tmp_path / "resume"
+
+    def keep(steps: int, text: str) -> None:
+        if (scratch / "checkpoint-2").is_dir() and not (tmp_path / "first").exists():
+            shutil.copytree(scratch / "checkpoint-2", tmp_path / "first")
+
+    train(load(llama_folder), items, scratch=scratch, advance=keep)
+    shutil.copytree(tmp_path / "first", scratch / "checkpoint-2", dirs_exist_ok=True)
+    damage(scratch / "checkpoint-4" / name)
+    told: list[int] = []
+    model = load(llama_folder)
+    assert train(model, items, scratch=scratch, advance=lambda steps, text: told.append(steps)) == expected
+    assert sum(told) == 2
+    assert model.adapter_sha256() == whole.adapter_sha256()
 
 
 def test_gradient_checkpointing_only_saves_memory(any_folder: Path, train: Train) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from llm_forgetting.config.files import parse_config, parse_evaluate, parse_scan
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
-from llm_forgetting.progress import say
+from llm_forgetting.progress import program, say
 
 if TYPE_CHECKING:
     from llm_forgetting.report.terminal import Terminal
@@ -45,9 +46,8 @@ def landscape(arguments: list[str]) -> int:
         try:
             results = scan_adapter(config, adapters, folder, terminal)
         except KeyboardInterrupt:
-            again = " ".join(
-                ["llm-forgetting landscape", *arguments, *([] if options.resume else ["--resume", str(folder.path)])]
-            )
+            resume = [] if options.resume else ["--resume", str(folder.path)]
+            again = f"{program()} landscape {shlex.join([*arguments, *resume])}"
             say(f"\nstopped; nothing evaluated is lost. Go on with: {again}")
             return 130
         except UserError:
@@ -118,12 +118,24 @@ def evaluate(arguments: list[str]) -> int:
 
     terminal = Terminal()
     adapter = Path(options.adapter) if options.adapter else None
-    results, records = evaluate_adapter(config, adapter, options.limit, terminal)
+    # Before anything is scored: what could not be written is not computed.
     folder = RunFolder.create(Path(config.output.folder), prefix="evaluation")
     folder.phases.rmdir()
-    folder.write("items.jsonl", encode_lines(records))
-    folder.write("evaluation.json", encode(results))
+    try:
+        results, records = evaluate_adapter(config, adapter, options.limit, terminal)
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
+        raise
+    try:
+        folder.write("items.jsonl", encode_lines(records))
+        folder.write("evaluation.json", encode(results))
+    except OSError as error:
+        raise UserError(
+            f"{folder.path} could not be written: {error.strerror or error}; make room or choose another output.folder"
+        ) from error
     terminal.show_table(evaluation_table(results))
+    for warning in results.warnings:
+        terminal.warn(warning)
     page = _draw_report(folder.path, "evaluation.json", terminal)
     say(f"Everything is in {folder.path}: {page}evaluation.json and items.jsonl.")
     return 0
@@ -174,7 +186,7 @@ def repair(arguments: list[str]) -> int:
     config = parse_config(str(folder / "config.yaml"), [], resumed=True)
     if not (folder / "results.json").is_file():
         raise UserError(
-            f"{folder} must hold a finished run (results.json), go on with: llm-forgetting run --resume {folder}"
+            f"{folder} must hold a finished run (results.json), go on with: {program()} run --resume {shlex.quote(str(folder))}"
         )
     return _repair_in(folder, config, options)
 
@@ -186,7 +198,7 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     from llm_forgetting.experiment.repair import repair as repair_run
     from llm_forgetting.experiment.session import Session
     from llm_forgetting.files import encode
-    from llm_forgetting.report.tables.repair import repair_tables
+    from llm_forgetting.report.tables.repair import repair_sentence, repair_tables
     from llm_forgetting.report.terminal import Terminal
     from llm_forgetting.results import read_results
 
@@ -201,6 +213,7 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     say(
         f"The adapter is in {folder / record.adapter} (PeftModel.from_pretrained loads it), the numbers in repair.json."
     )
+    say(repair_sentence(record))
     return 0
 
 

@@ -1,6 +1,9 @@
 """The command line: `llm-forgetting run`, `repair`, `landscape`, `study`, `report`, `compare`, `evaluate`, `tasks`."""
 
 import argparse
+import codecs
+import difflib
+import io
 import os
 import shlex
 import sys
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from llm_forgetting import __version__
 from llm_forgetting.cli import adapters as cli_scan
 from llm_forgetting.cli import report as cli_report
 from llm_forgetting.cli import study as cli_study
@@ -17,9 +21,9 @@ from llm_forgetting.cli.parser import Parser, parse_dotted
 from llm_forgetting.config.files import DEFAULT_PRESET, PRESETS, parse_config
 from llm_forgetting.config.paths import SEEDS, to_dict
 from llm_forgetting.config.sections import ExperimentConfig
-from llm_forgetting.errors import UserError, is_out_of_memory
+from llm_forgetting.errors import UserError, is_out_of_memory, refusal
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
-from llm_forgetting.progress import say
+from llm_forgetting.progress import program, say
 
 if TYPE_CHECKING:
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
@@ -37,6 +41,9 @@ SHORT_FLAGS: dict[str, tuple[str, ...]] = {
     "--output_dir": ("output.folder",),
     "--seed": SEEDS,
 }
+
+# What signs of ours are where the terminal has none but ASCII.
+_PLAIN = {"±": "+/-", "−": "-", "–": "-", "×": "x", "≤": "<=", "≥": ">=", "…": "...", "Δ": "D", "·": ".", "→": "->"}
 
 _USAGE = """\
 usage: llm-forgetting COMMAND [options]
@@ -56,7 +63,10 @@ or `llm-forgetting run --config smoke` (under a minute, a toy)."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `llm-forgetting`; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(_command, list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _command(given: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run,
         "repair": cli_scan.repair,
@@ -70,21 +80,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         say(_USAGE)
         return 0 if given else 2
+    if given[0] in ("-V", "--version", "version"):
+        say(f"llm-forgetting {__version__}")
+        return 0
     command = commands.get(given[0])
     if command is None:
-        return _fail(f"a command is needed, one of {', '.join(commands)}; was {given[0]!r}")
-    return guarded(command, given[1:])
+        near = difflib.get_close_matches(given[0], commands, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"a command is needed, one of {', '.join(commands)}; was {given[0]!r}{hint}")
+    return command(given[1:])
 
 
 def run_main() -> int:
-    """Entry point of main.py: `run` with the program's own arguments."""
-    return guarded(run, sys.argv[1:])
+    """Entry point of main.py: any command; options without one are those of `run`."""
+    given = sys.argv[1:]
+    named = bool(given) and (not given[0].startswith("-") or given[0] in ("-V", "--version"))
+    return main(given if named else ["run", *given])
 
 
 def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a command; what the user can mend becomes one line on stderr and exit status 2."""
+    _prepare_streams()
     try:
-        return command(arguments)
+        try:
+            return command(arguments)
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -93,6 +114,26 @@ def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
         # The reader (head, less) has gone; give Python's own exit something to flush into.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _fail(refusal(error))
+
+
+def _prepare_streams() -> None:
+    """Let no stream that is closed, or knows no sign of ours, end a command."""
+    codecs.register_error("in_words", _in_words)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "backslashreplace"):
+            stream.reconfigure(errors="in_words")
+
+
+def _in_words(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    given = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(sign, "?") for sign in given), error.end
 
 
 def _fail(message: str) -> int:
@@ -126,18 +167,18 @@ def run(arguments: list[str]) -> int:
 
 
 def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> int:
-    again = f"llm-forgetting run --resume {shlex.quote(str(folder.path))}"
+    again = f"{program()} run --resume {shlex.quote(str(folder.path))}"
     try:
         say(f"writing to {folder.path}")
         results = _experiment_in(folder, config, terminal)
     except KeyboardInterrupt:
         say(f"\nstopped; nothing finished is lost. Go on with: {again}")
         return 130
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        remedy = again if (folder.path / "config.yaml").exists() else "start again"
-        raise UserError(
-            f"{folder.path} could not be written: {error.strerror or error}; make room, then {remedy}"
-        ) from error
+        then = again if (folder.path / "config.yaml").exists() else "start again"
+        raise UserError(f"{refusal(error, folder.path)}, then {then}") from error
     terminal.show_results(results, folder.path)
     return 0
 
@@ -256,7 +297,10 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
         if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
             raise UserError("--resume takes no other option: a run goes on with the configuration it was started with")
         return options, parse_config(str(Path(options.resume) / "config.yaml"), [], resumed=True)
-    if options.tasks is not None and (options.task1 or options.task2):
+    flags = [flag for flag in ("tasks", "task1", "task2") if getattr(options, flag) is not None]
+    if "tasks" in flags and len(flags) > 1:
         raise UserError("--tasks names all tasks; give either it or --task1 and --task2")
+    if flags and any(word.partition("=")[0] == "--data.tasks" for word in dotted):
+        raise UserError(f"--{flags[0]} and --data.tasks are one field; give one of them")
     named = None if options.tasks is None else [name.strip() for name in options.tasks.split(",")]
     return options, parse_config(options.config, dotted, tasks=named, task_at={0: options.task1, 1: options.task2})

@@ -82,10 +82,14 @@ def parse_dotted(
         fields = config_help(config)
         say(parser.format_help() + "\nevery field of the configuration, by its dotted path:\n\n" + fields)
         raise SystemExit(0)
+    named = {word.partition("=")[0] for word in dotted}
+    short = []
     for flag, paths in short_flags.items():
         value = getattr(options, flag.removeprefix("--"))
-        dotted += [f"--{path}={value}" for path in paths if value is not None]
-    return options, dotted
+        if value is not None and len(paths) == 1 and f"--{paths[0]}" in named:
+            raise UserError(f"{flag} and --{paths[0]} are one field; give one of them")
+        short += [f"--{path}={value}" for path in paths if value is not None]
+    return options, [*short, *dotted]  # --seed stands for all seeds but those that are given by themselves
 
 
 def positive(text: str) -> int:

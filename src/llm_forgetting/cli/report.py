@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llm_forgetting.cli.parser import Parser
 from llm_forgetting.errors import UserError
-from llm_forgetting.progress import say
+from llm_forgetting.progress import program, say
 
 if TYPE_CHECKING:
     from llm_forgetting.report.html.compare import Compared
@@ -70,9 +70,7 @@ def _not_a_folder(folder: Path) -> str:
     if not folder.is_dir():
         return f"{wanted} is no folder"
     if (folder / "phases").is_dir() and (folder / "config.yaml").is_file():
-        return (
-            f"{wanted} holds an unfinished run; finish it with: llm-forgetting run --resume {shlex.quote(str(folder))}"
-        )
+        return f"{wanted} holds an unfinished run; finish it with: {program()} run --resume {shlex.quote(str(folder))}"
     if (folder / "phases").is_dir() and (folder / "scan.json").is_file():
         return f"{wanted} holds an unfinished landscape; finish it by the same command with --resume {shlex.quote(str(folder))}"
     if (folder / "cells").is_dir():
@@ -123,11 +121,12 @@ def compare(arguments: list[str]) -> int:
     for table in compare_tables(runs):
         if table.rows:
             terminal.show_table(table)
+    replaced = output.exists()
     try:
         write_text(output, page)
     except OSError as error:
         raise UserError(f"--output must be writable, {output} is not ({error.strerror or error})") from error
-    say(f"The same as a page: {output}")
+    say(f"The same as a page: {output}{' (replaced the file that was there)' if replaced else ''}")
     return 0
 
 

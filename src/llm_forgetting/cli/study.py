@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llm_forgetting.cli.parser import Parser, positive
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
-from llm_forgetting.progress import say
+from llm_forgetting.progress import program, say
 
 if TYPE_CHECKING:
     from llm_forgetting.report.terminal import Terminal
@@ -40,7 +40,7 @@ def study(arguments: list[str]) -> int:
     quiet_libraries()
     from llm_forgetting.study.study import complete_study
 
-    command = f"llm-forgetting study {shlex.join(arguments)}"
+    command = f"{program()} study {shlex.join(arguments)}"
     try:
         computed_by = {name: getattr(options, name) for name in ("engine", "workers", "threads", "address")}
         content = complete_study(plan, folder, **computed_by, report=say)

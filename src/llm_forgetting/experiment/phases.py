@@ -11,7 +11,7 @@ from llm_forgetting.config.paths import to_dict
 from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.experiment import guards
 from llm_forgetting.experiment.analysis.forecast import analyse_forecast, forecast_evaluations
-from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations
+from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations, require_space
 from llm_forgetting.experiment.analysis.paths import analyse_between, path_objective
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
 from llm_forgetting.experiment.artifacts.item_records import (
@@ -51,6 +51,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
     require_known_names(session.config.training)
     require_trackers(session.config.output.trackers)
     tasks, model, encoded = session.tasks, session.model, session.encoded
+    require_space(model, session.config.landscape)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
     report = folder.once(GUARDS, lambda: guards.check(model, items))
     return RunSetup(
@@ -93,8 +94,8 @@ def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
     warnings = []
     if letter_mass < guards.LETTER_MASS_WARNING:
         warnings.append(
-            f"the base model gives the option letters {letter_mass:.2f} of its probability (below "
-            f"{guards.LETTER_MASS_WARNING}): it does not answer with a letter yet, so part of what is learnt is the format"
+            f"before training only {100 * letter_mass:.0f}% of the probability is on the option letters, so part of what is "
+            "learnt is the answer format"
         )
     shortened = sum(item.truncated for item in items)
     dropped = sum(item.shots_dropped for item in items)

@@ -63,16 +63,19 @@ def assemble(
 
 
 def publish(results: Results, lines: Sequence[Line], folder: RunFolder, progress: Progress) -> Results:
-    """Write items.jsonl, figures, results.md, results.json, model cards and report.html; tell the trackers.
+    """Write items.jsonl, results.json, figures, results.md, model cards and report.html; tell the trackers.
 
     No drawing and no server may lose a run: what is written after results.json ends in a warning where it fails.
     """
     output = results.config.output
-    if output.figures:
-        results = replace(results, figures=tuple(draw_landscapes(results, folder.path, dpi=output.dpi)))
     folder.write("items.jsonl", encode_lines(lines))
-    folder.write("results.md", results_markdown(results))
     folder.write("results.json", encode(results))
+    if output.figures:
+        drawn: list[str] = []
+        _extra("figures", lambda: drawn.extend(draw_landscapes(results, folder.path, dpi=output.dpi)), progress)
+        results = replace(results, figures=tuple(drawn))
+        folder.write("results.json", encode(results))
+    _extra("results.md", lambda: folder.write("results.md", results_markdown(results)), progress)
     _extra("model cards", lambda: write_cards(results, folder.path), progress)
     if output.figures:
         _extra("report.html", lambda: write_run_report(results, lines, folder.path), progress)
@@ -87,7 +90,7 @@ def _extra(what: str, write: Callable[[], object], progress: Progress) -> None:
         write()
     except Exception as error:
         log.exception("%s could not be written", what)
-        progress.warn(f"{what} could not be written ({error!r}); all numbers are in results.json and results.md")
+        progress.warn(f"{what} could not be written ({error!r}); all numbers are in results.json")
 
 
 def _late_warnings(

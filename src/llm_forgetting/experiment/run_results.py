@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm_forgetting.errors import UserError
@@ -147,6 +148,10 @@ class RunResults(WithReport):
     def checkpoint(self, after_task: int) -> Path:
         """The folder of the adapter after task number `after_task`, for `PeftModel.from_pretrained`."""
         return self.folder / f"checkpoint_after_task{after_task}"
+
+    def __repr__(self) -> str:
+        """The answer and the folder."""
+        return f"<RunResults in {self.folder}: {shorten(str(self.content.get('answer')), 200)}>"
 
     def _repr_html_(self) -> str:
         """The answer and what was forgotten, for notebooks."""

@@ -1,6 +1,6 @@
 """All that a run says about forgetting, from the lines of its items.jsonl alone: no model, no data, no torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from llm_forgetting.forgetting.records import (
 )
 from llm_forgetting.forgetting.scores import ItemScores, ScoreTable
 from llm_forgetting.forgetting.spurious import recovery, spurious_forgetting_probes
-from llm_forgetting.forgetting.verdict import detectable_drops, verdict
+from llm_forgetting.forgetting.verdict import detectable_drops, letters_learnt, verdict
 from llm_forgetting.seeding import derive_seed
 
 RECOVERED, FRESH = "recovered", "fresh"
@@ -40,10 +40,12 @@ def summarise(records: Sequence[Line], task_names: Sequence[str], *, seed: int) 
     train, test = (
         forgetting(score_table(records, task_names, split, checkpoints), seed=seed) for split in ("train", "test")
     )
+    spurious = spurious_forgetting(records, task_names)
+    letters = letters_learnt(spurious, {name: chance(_trained_items(records, name)) for name in spurious})
     return ForgettingSummary(
-        answer=verdict(train),
+        answer=" ".join(filter(None, [letters, verdict(train)])),
         forgetting=ForgettingBySplit(*(_of_split(records, measured, checkpoints) for measured in (train, test))),
-        spurious=spurious_forgetting(records, task_names),
+        spurious=spurious,
         text=text_drift(records, checkpoints, seed=seed),
     )
 
@@ -120,6 +122,11 @@ def _trained_items(records: Sequence[Line], task: str) -> dict[str, list[ItemRec
         if record.task == task:
             by_checkpoint.setdefault(record.checkpoint, []).append(record)
     return by_checkpoint
+
+
+def chance(items: Mapping[str, Sequence[ItemRecord]]) -> float:
+    """Accuracy of guessing: the mean of 1 / number of options over the items, which are the same at every checkpoint."""
+    return float(np.mean([1 / len(record.letter_logits) for record in next(iter(items.values()))]))
 
 
 def text_drift(records: Sequence[Line], checkpoints: Sequence[str], *, seed: int) -> TextDrift:

@@ -1,27 +1,70 @@
 """The answer of a run in one plain sentence."""
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
-from llm_forgetting.forgetting.intervals import Interval, PairedProportionChange, detectable_drop
+from llm_forgetting.forgetting.intervals import (
+    MINIMUM_ITEMS,
+    Interval,
+    PairedProportionChange,
+    detectable_drop,
+    wilson,
+)
 from llm_forgetting.forgetting.measures import Estimate, Forgetting
-from llm_forgetting.forgetting.records import DetectableDrop
+from llm_forgetting.forgetting.records import DetectableDrop, SpuriousForgetting, SpuriousForgettingProbes
 
 Outcome = Literal["too few items", "dropped", "rose", "nothing learnt", "no drop shown"]
 
 
 def verdict(result: Forgetting) -> str:
-    """The answer of the run in one sentence: what became of each earlier task; loss changes as value ± stderr."""
+    """What became of each earlier task, in one sentence; before it whether learning is not shown. Loss: value ± stderr."""
     names = result.task_names
     if len(names) == 1:
         return f"Only {names[0]} was fine-tuned, nothing came after it, so forgetting cannot be measured; one seed."
-    lead = f"After fine-tuning on {', then '.join(names[1:])}, "
+    lead = f"{_learning_not_shown(result)}After fine-tuning on {', then '.join(names[1:])}, "
     if len(names) == 2:
         text = _describe_task(result, 0)
         taught_nothing = _outcome(result, 0) == "nothing learnt"
         return (text[0].upper() + text[1:] if taught_nothing else lead + text) + "; one seed."
     earlier = "; ".join(_describe_task(result, k) for k in range(len(names) - 1))
     return f"{lead}{earlier}; {_describe_average(result)}; one seed."
+
+
+def letters_learnt(spurious: Mapping[str, SpuriousForgetting], chance: Mapping[str, float]) -> str:
+    """A sentence if a task was learnt as asked, but with its options rotated the model was at chance; else nothing.
+
+    Both are judged right after the task's own training: Wilson's interval of the accuracy as asked lies above chance, and
+    that of the accuracy with rotated options, on as many items, does not.
+    """
+    found = []
+    for task, probed in spurious.items():
+        tuned = next(iter(probed.probes.values()))
+        if _by_letters_only(tuned, chance[task]):
+            assert tuned.rotations is not None
+            found.append(f"{tuned.rotations.mean:.2f} on {task}, guessing {chance[task]:.2f}")
+    if not found:
+        return ""
+    return f"With the options rotated the model answers at chance ({'; '.join(found)}): it learnt letters, not answers."
+
+
+def _by_letters_only(tuned: SpuriousForgettingProbes, chance: float) -> bool:
+    rotations, asked = tuned.rotations, tuned.accuracy.interval
+    if rotations is None or asked is None or rotations.n < MINIMUM_ITEMS:
+        return False
+    return asked.low > chance >= wilson(round(rotations.mean * rotations.n), rotations.n).low
+
+
+def _learning_not_shown(result: Forgetting) -> str:
+    """A sentence for every earlier task that fine-tuning on it is not shown to have taught; empty if there is none."""
+    return "".join(
+        f"Learning of {learnt.name} is not shown: accuracy was {learnt.before:.2f} before fine-tuning on it and "
+        f"{learnt.after:.2f} after. "
+        for k, (learnt, loss) in enumerate(zip(result.accuracy.learning, result.loss.learning, strict=True))
+        if k < len(result.task_names) - 1
+        and not (learnt.shown or loss.shown)
+        and _outcome(result, k) != "nothing learnt"
+    )
 
 
 def _outcome(result: Forgetting, k: int) -> Outcome:
@@ -85,8 +128,8 @@ def detectable_drops(result: Forgetting) -> tuple[DetectableDrop, ...]:
         changed = (change.only_before + change.only_after) / change.n
         drop = detectable_drop(change.n, max(changed, 0.1))
         text = (
-            f"with {change.n} {_split_word(result.split)} {task.name} items a drop below {100 * drop:.0f} points "
-            "is seen in fewer than four runs of five"
+            f"with {change.n} {_split_word(result.split)} {task.name} items, drops under {100 * drop:.0f} points would be "
+            "missed more than 20% of the time"
         )
         drops.append(DetectableDrop(task.name, change.n, changed, drop, text))
     return tuple(drops)

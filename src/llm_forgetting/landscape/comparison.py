@@ -1,10 +1,14 @@
 """Changes of each task's loss surface from one checkpoint to the next; numbers only."""
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 
-from llm_forgetting.landscape.metrics import SurfaceMetrics
+from scipy import stats
+
+from llm_forgetting.landscape.metrics import MeanRise, SurfaceMetrics
 from llm_forgetting.landscape.records import (
+    ChangeVerdict,
     CheckpointLandscape,
     ComparedMetrics,
     LandscapeChange,
@@ -25,8 +29,7 @@ def compare_landscapes(landscapes: Mapping[str, CheckpointLandscape]) -> tuple[L
         landscapes: By checkpoint name, in order.
 
     Returns:
-        One entry per pair and task; `sharper` says whether the mean rise grew by more than two such errors (True), fell by
-        more (False), or neither (None): one random direction is one sample.
+        One entry per pair and task, with its verdict (`judge`).
     """
     return tuple(
         _change(task, first, second, landscapes[first], landscapes[second])
@@ -41,15 +44,47 @@ def _change(
     rise, later_rise = before.surfaces[task].mean_rise, after.surfaces[task].mean_rise
     change = later_rise.value - rise.value
     stderr = float((rise.stderr**2 + later_rise.stderr**2) ** 0.5)
+    metrics = _compared(before.surfaces[task].metrics, after.surfaces[task].metrics)
+    verdict = judge(rise, later_rise, metrics.curvature_centre.change)
     return LandscapeChange(
         task=task,
         before=first,
         after=second,
-        metrics=_compared(before.surfaces[task].metrics, after.surfaces[task].metrics),
+        metrics=metrics,
         mean_rise=MeanRiseChange(rise.value, later_rise.value, change, stderr, rise.directions),
-        sharper=True if change > 2 * stderr else False if change < -2 * stderr else None,
+        sharper={"sharper": True, "flatter": False}.get(verdict),
         relative_scale=ScaleChange(before.relative_scale, after.relative_scale),
+        verdict=verdict,
     )
+
+
+def judge(before: MeanRise, after: MeanRise, curvature: float) -> ChangeVerdict:
+    """Verdict on a change of the mean rise, where `curvature` is that of the curvature at the centre.
+
+    Returns:
+        No verdict where the rise is negative on either side, because the checkpoint is no minimum of the task. Else none is
+        shown where Welch's 95% t interval of the change covers 0: a random direction is one sample. Else none where the
+        curvature changed the other way. Else sharper or flatter.
+    """
+    if before.value < 0 or after.value < 0:
+        return "no verdict: not a minimum"
+    change, half = after.value - before.value, _half_width(before, after)
+    if not abs(change) > half:
+        return "no difference shown"
+    if change * curvature < 0:
+        return "no verdict: measures disagree"
+    return "sharper" if change > 0 else "flatter"
+
+
+def _half_width(before: MeanRise, after: MeanRise) -> float:
+    """Half of Welch's 95% interval, with Satterthwaite's degrees of freedom; NaN for a single direction."""
+    if min(before.directions, after.directions) < 2:
+        return math.nan
+    first, second = (rise.stderr * rise.stderr for rise in (before, after))
+    variance = first + second
+    spread = first * first / (before.directions - 1) + second * second / (after.directions - 1)
+    freedom = variance * variance / spread if spread > 0 else math.inf
+    return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
 
 
 def _compared(before: SurfaceMetrics, after: SurfaceMetrics) -> ComparedMetrics:

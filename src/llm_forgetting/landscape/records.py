@@ -198,10 +198,15 @@ class ScaleChange:
     after: float
 
 
+ChangeVerdict = Literal[
+    "sharper", "flatter", "no difference shown", "no verdict: not a minimum", "no verdict: measures disagree"
+]
+
+
 @dataclass(frozen=True)
 class LandscapeChange:
-    """Change of one task's surface between two successive checkpoints. `sharper`: the mean rise grew by more than two
-    stderrs (True), fell by more (False), or neither (None).
+    """Change of one task's surface between two successive checkpoints. `sharper`: True and False as `verdict` says
+    sharper or flatter, else None. `verdict` is None in runs older than it.
     """
 
     task: str
@@ -211,6 +216,7 @@ class LandscapeChange:
     mean_rise: MeanRiseChange
     sharper: bool | None
     relative_scale: ScaleChange
+    verdict: ChangeVerdict | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,7 +71,16 @@ class Evaluations:
 class _Scan(Saved):
     """A record with the evaluations that it rests on."""
 
+    losses: Floats
     evaluated: Evaluations
+
+    def __repr__(self) -> str:
+        """Shape, losses and error."""
+        shape = " x ".join(map(str, self.losses.shape))
+        finite = self.losses[np.isfinite(self.losses)]
+        losses = f"{finite.min():.4g} to {finite.max():.4g}" if finite.size else "none finite"
+        error = "" if self.error is None else f", error {self.error:.2g}"
+        return f"<{type(self).__name__} {shape}, losses {losses}{error}{'' if self.converged else ', not converged'}>"
 
     @property
     def evaluations(self) -> int:
@@ -89,7 +98,7 @@ class _Scan(Saved):
         return self.evaluated.converged
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Surface(_Scan):
     """losses[i, j] = L(theta + alphas[i] d + betas[j] e), mean loss (nats, if the loss is in nats) around a checkpoint theta.
 
@@ -129,7 +138,7 @@ class Surface(_Scan):
         return surface_metrics(self.alphas, self.betas, self.losses, tau=tau, curvature=curvature, coarser=coarser)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Line(_Scan):
     """losses[i] = L(theta + steps[i] d), mean loss along one direction through a checkpoint theta.
 
@@ -146,7 +155,7 @@ class Line(_Scan):
         return self.losses[cell]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckpointSurface(_Scan):
     """losses[i, j] = L(origin + alphas[i] u + betas[j] v) on the plane through three checkpoints; NaN outside their triangle.
 

@@ -12,14 +12,15 @@ from jinja2 import Environment, StrictUndefined
 
 from llm_forgetting.files import write_text
 from llm_forgetting.report.rows import Row, curvature_rows, forgetting_rows, landscape_rows, score_rows
+from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.run import display_name, value_and_error
 from llm_forgetting.results import Results
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-HUB_NAMES = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""Hub names of built-in backbones that have one."""
+BUILT_IN = ("embedded", "synthetic")
+"""Backbones that the package builds; the hub has no such weights."""
 
 MMLU = "cais/mmlu"
 SPLITS = {"train": "training items", "test": "held-out items"}
@@ -57,7 +58,7 @@ def card(results: Results, k: int) -> str:
 
 
 def _base(results: Results) -> str:
-    return HUB_NAMES.get(results.model.name, results.model.name)
+    return model_name(results.model)
 
 
 def _title(results: Results, k: int) -> str:
@@ -133,6 +134,7 @@ def _text(results: Results, k: int) -> str:
     ).render(
         title=_title(results, k),
         base=base,
+        built_in=results.model.name if results.model.name in BUILT_IN else "",
         backbone=base if _on_the_hub(base) else "path/to/the/backbone",
         learnt=_tasks_learnt(results, k),
         lora={**vars(lora), "alpha": f"{lora.alpha:g}"},

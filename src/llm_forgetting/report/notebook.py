@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_forgetting.errors import UserError
+from llm_forgetting.progress import program
 from llm_forgetting.report.tables.run import Table
 
 REPORT = "report.html"
@@ -21,7 +22,7 @@ class ReportFrame:
     def of(cls, report: Path, height: int) -> "ReportFrame":
         """The report that a run or study wrote; UserError where it wrote none."""
         if not report.is_file():
-            raise UserError(f"there is no {report}; draw it with: llm-forgetting report {report.parent}")
+            raise UserError(f"there is no {report}; draw it with: {program()} report {report.parent}")
         return cls(report.read_text(encoding="utf-8"), height)
 
     def _repr_html_(self) -> str:

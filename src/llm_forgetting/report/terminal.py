@@ -16,22 +16,17 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from llm_forgetting.progress import Advance, duration
-from llm_forgetting.report.tables.curvature import curvature_table, forecast_table
-from llm_forgetting.report.tables.run import (
-    Table,
-    accuracy_matrix,
-    between_table,
-    flatness_table,
-    forgetting_table,
-    landscape_table,
-)
-from llm_forgetting.report.tables.spurious import spurious_table
+from llm_forgetting.progress import Advance, duration, program
+from llm_forgetting.report.set_up import set_up
+from llm_forgetting.report.tables.closing import closing_tables, landscape_sentence
+from llm_forgetting.report.tables.run import Table
 from llm_forgetting.results import Results
 
 log = logging.getLogger(__name__)
 # Columns are three characters apart, and a table keeps one at each side.
 APART, SIDES = 3, 2
+# Characters of a first column into which names can still be broken.
+SHORTEST = 6
 
 
 class Terminal:
@@ -79,18 +74,16 @@ class Terminal:
         self.note(f"{label}: {done} steps in {duration(seconds)}{ending}")
 
     def show_results(self, results: Results, folder: Path) -> None:
-        """The closing tables, the answer, and where everything is."""
+        """The set-up, three tables, the answer, and where everything is; all other tables are in results.md."""
         self.console.print()
-        makers = [accuracy_matrix, forgetting_table, *([spurious_table] * bool(results.spurious))]
-        makers += [landscape_table, flatness_table]
-        makers += [between_table] * bool(results.paths or results.checkpoint_plane or results.between_notes)
-        makers += [forecast_table] * bool(results.forecasts) + [curvature_table] * bool(results.curvature)
-        for make in makers:
-            self.show_table(make(results))
+        self.console.print(escape(set_up(results)), style="dim")
+        self.console.print()
+        for table in closing_tables(results):
+            self.show_table(table)
             self.console.print()
         for warning in results.warnings:
             self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")
-        self.show_answer("answer", results.answer)
+        self.show_answer("answer", " ".join(filter(None, [results.answer, landscape_sentence(results)])))
         files = "results.md, results.json, items.jsonl, checkpoints"
         if results.figures:
             files += f", {results.figures[0]} and {len(results.figures) - 1} more figures"
@@ -116,7 +109,7 @@ class Terminal:
         for index, (name, width) in enumerate(zip(table.header, _widths(table, self.console.width), strict=True)):
             numeric = all(re.match(r"[-+.\d]|inf|nan", row[index]) for row in table.rows)
             justify: Literal["right", "left"] = "right" if index and numeric else "left"
-            drawn.add_column(escape(name), justify=justify, min_width=width, overflow="fold")
+            drawn.add_column(escape(name), justify=justify, width=width, overflow="fold")
         for row in table.rows:
             drawn.add_row(*(escape(cell) for cell in row))
         self.console.print(drawn)
@@ -124,24 +117,29 @@ class Terminal:
 
 def _next_steps(results: Results, folder: Path) -> Iterator[str]:
     """What to do with a finished run, each with its command."""
-    where = shlex.quote(str(folder))
+    where, ours = shlex.quote(str(folder)), program()
     if (folder / "report.html").is_file():
         yield f"look at it: open {folder / 'report.html'} in a browser"
     else:
-        yield f"draw its report: llm-forgetting report {where}"
+        yield f"draw its report: {ours} report {where}"
     if results.paths:
-        yield f"go part of the way back, where both tasks are kept: llm-forgetting repair {where}"
-    yield f"is it the seed? run it again with another --seed, then: llm-forgetting compare {where} OTHER_RUN"
+        yield f"interpolate to the point with the lowest mean loss: {ours} repair {where}"
+    yield f"is it the seed? run it again with another --seed, then: {ours} compare {where} OTHER_RUN"
 
 
-def _widths(table: Table, available: int) -> list[int]:
-    """The least width of every column: short values and words of headers are not broken over lines, nor, where there is room,
-    words of names.
+def _widths(table: Table, available: int) -> list[int | None]:
+    """The width of every column, None for whatever it takes: as it is where the table fits. Else headers are broken between
+    words, then names, then names within words and values after twelve characters; then everything.
     """
-    words = [max(map(len, name.split()), default=0) for name in table.header]
-    others = [
-        max(words[n], min(max((len(row[n]) for row in table.rows), default=0), 12)) for n in range(1, len(table.header))
-    ]
-    room = available - SIDES - APART * len(others) - sum(others)
-    word = max((len(word) for row in table.rows for word in row[0].split()), default=0)
-    return [max(min(word, room), 0), *others]
+    columns = list(zip(table.header, *table.rows, strict=True))
+    between = SIDES + APART * (len(columns) - 1)
+    if between + sum(max(map(len, column)) for column in columns) > available:
+        words = [max(map(len, name.split()), default=0) for name in table.header]
+        longest = [max(map(len, values), default=0) for _, *values in columns]
+        word = max((len(word) for label in columns[0] for word in label.split()), default=0)
+        for most, least in ((available, word), (12, SHORTEST)):
+            others = [max(words[n], min(longest[n], most)) for n in range(1, len(columns))]
+            room = available - between - sum(others)
+            if room >= least:
+                return [min(max(longest[0], words[0]), room), *others]
+    return [None] * len(columns)

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from llm_forgetting.study.measures import NATS, title
+from llm_forgetting.study.measures import MADE_AT_FIRST, NATS, title
 from llm_forgetting.study.plan import Analysis
 from llm_forgetting.study.records import CellRecord
 from llm_forgetting.study.statistics.association import Association, Associations, associate
@@ -37,6 +37,7 @@ OTHERS = (RETENTION, "observed")
 
 def runs_of(records: Sequence[CellRecord]) -> list[Run]:
     """The records as runs, the arm among the factors."""
+    checkpoints = first_checkpoints(records)
     return [
         Run(
             pair=record.pair,
@@ -44,9 +45,38 @@ def runs_of(records: Sequence[CellRecord]) -> list[Run]:
             measures=record.measures,
             outcomes=record.outcomes,
             stderrs=record.stderrs,
+            first_task=_first_task(record),
+            first_checkpoint=checkpoint,
+            at_first=MADE_AT_FIRST,
         )
-        for record in records
+        for record, checkpoint in zip(records, checkpoints, strict=True)
     ]
+
+
+def first_checkpoints(records: Sequence[CellRecord]) -> list[str]:
+    """A name for every record's first checkpoint, equal where it is shared.
+
+    Runs share it that agree in first task, factors and arm, and those of one first task in which all numbers made there are
+    equal (arms that act later).
+    """
+    names: dict[str, str] = {}
+    by_numbers: dict[str, str] = {}
+    for record in records:
+        place = _place(record)
+        if place not in names:
+            numbers = {**record.measures, **record.outcomes}
+            made = [numbers.get(name) for name in sorted(MADE_AT_FIRST)]
+            known = any(number is not None for number in made)
+            names[place] = by_numbers.setdefault(f"{_first_task(record)} {made}", place) if known else place
+    return [names[_place(record)] for record in records]
+
+
+def _place(record: CellRecord) -> str:
+    return f"{_first_task(record)} {sorted(record.factors.items(), key=str)} {record.arm}"
+
+
+def _first_task(record: CellRecord) -> str:
+    return record.tasks[0] if record.tasks else record.pair
 
 
 def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[str]) -> Content:
@@ -74,7 +104,9 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
     retention = associate(free, RETENTION, [analysis.primary], **settings)
     answers = content["answers"]
     primary = forgetting.measures[analysis.primary]
-    answers["flatness"] = describe_flatness(_named(primary), larger="sharper", outcome_is="forgetting")
+    learnt = tuple(each for each in primary.partial if set(each.given) <= MADE_AT_FIRST)
+    headline = _named(dataclasses.replace(primary, partial=learnt))
+    answers["flatness"] = describe_flatness(headline, larger="sharper", outcome_is="forgetting")
     content["associations"] = _table(forgetting)
     content["intraclass"] = dataclasses.asdict(intraclass_correlation(free, analysis.outcome))
     change = _if_possible(lambda: change_over_runs(free, "mean_rise", "mean_rise_after", seed=analysis.seed))
@@ -83,7 +115,11 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
         answers["change"] = describe_change(change, name=f"the {title('mean_rise')} (task 1's loss)")
     answers["relation"] = describe_relation(_named(retention.measures[analysis.primary]))
     content["effects"] = _effects(runs, analysis, arms)
-    answers["arms"] = [effect["said"] for effect in content["effects"] if effect["outcome"] == analysis.outcome]
+    answers["arms"] = [
+        effect["said"]
+        for effect in content["effects"]
+        if effect["outcome"] == analysis.outcome or (effect["outcome"] == analysis.primary and not effect["control"])
+    ]
     content["calibration"] = _calibration(free, analysis)
     if content["calibration"] is not None:
         answers["forecast"] = content["calibration"].pop("said")

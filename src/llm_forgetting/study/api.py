@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm_forgetting.errors import UserError
@@ -87,6 +88,11 @@ class StudyResults(WithReport):
                 for effect in self.content.get("effects", [])
             ]
         )
+
+    def __repr__(self) -> str:
+        """The first answer and the folder."""
+        said = " ".join(next(iter(self.answers.values()), ["no answer"]))
+        return f"<StudyResults of {self.content.get('name')} in {self.folder}: {shorten(said, 200)}>"
 
     def _repr_html_(self) -> str:
         """The answers and the table of measures, for notebooks."""

@@ -2,7 +2,8 @@
 
 All are read off a run's `Results`; losses and rises are in nats. They concern the first task: measures at the checkpoint
 after it, on its landscape items; what concerns the step to the next checkpoint (D, forecasts) from there to the one after
-task 2; outcomes at the last checkpoint. A reader returns None where the run did not measure its number.
+task 2; outcomes at the last checkpoint. Every row says where its number is made. A reader returns None where the run did not
+measure its number.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,11 @@ from llm_forgetting.landscape.records import TaskSurface
 from llm_forgetting.results import Results
 
 FIRST = checkpoint_name(1)
+Place = Literal["first checkpoint", "later"]
+AT_FIRST: Place = "first checkpoint"
+"""Made at the checkpoint after the first task: one number for all runs that share it, so that first tasks are the units."""
+LATER: Place = "later"
+"""Made at a later checkpoint, or on the way to it: a number of the task pair."""
 
 
 @dataclass(frozen=True)
@@ -135,43 +141,43 @@ def _rise_at_the_end(task: int) -> Reader:
     return reader
 
 
-MEASURES: dict[str, tuple[str, Reader]] = {
-    "mean_rise": ("mean rise of the loss", _of(_surface, lambda s: _number(s.mean_rise))),
-    "curvature_centre": ("curvature on the plane", _of(_metrics, lambda m: m.curvature_centre)),
-    "standard_deviation": ("s.d. of the plane's loss", _of(_metrics, lambda m: m.standard_deviation)),
-    "maximum_rise": ("largest rise on the plane", _of(_metrics, lambda m: m.maximum - m.centre)),
-    "centre_loss": ("loss at the checkpoint", _of(_metrics, lambda m: m.centre)),
-    "adapter_norm": ("|delta W| after task 1", _of(lambda r: r.landscapes.get(FIRST), lambda c: c.update_norm)),
-    "largest_eigenvalue": ("largest eigenvalue", _of(_spectrum, _largest)),
-    "trace": ("Hessian trace", _of(_spectrum, lambda s: _number(s.trace))),
-    "gradient_norm": ("gradient norm", _of(_spectrum, lambda s: s.gradient_norm)),
-    "average_sharpness": ("average-case sharpness", _of(_spectrum, lambda s: _number(s.sharpness.average_case))),
-    "worst_sharpness": ("worst-case (SAM) sharpness", _of(_spectrum, lambda s: s.sharpness.worst_case.ascent)),
-    "critical_sharpness": ("critical sharpness", _of(_spectrum, lambda s: s.sharpness.critical.value)),
-    "relative_critical_sharpness": ("relative critical sharpness", _relative_critical),
-    "update_norm": ("|D|", _of(_forecast, lambda f: f.update_norm)),
-    "divergence": ("KL on new items", _of(_forecast, lambda f: _number(f.divergence))),
-    "first_order": ("g.D", _of(_task_forecast, lambda f: f.first_order)),
-    "second_order": ("forecast g.D + D.HD / 2", _of(_task_forecast, lambda f: f.second_order)),
-    "curvature_along": ("D.HD", _of(_task_forecast, lambda f: f.curvature)),
-    "quadratic_bound": ("lambda_max |D|^2 / 2", _of(_rivals, lambda p: p.quadratic_bound)),
-    "average_rise": ("random step of |D|", _of(_rivals, lambda p: _number(p.average_rise))),
-    "alignment": ("alignment of D", _of(_rivals, lambda p: p.alignment)),
+MEASURES: dict[str, tuple[str, Place, Reader]] = {
+    "mean_rise": ("mean rise of the loss", AT_FIRST, _of(_surface, lambda s: _number(s.mean_rise))),
+    "curvature_centre": ("curvature on the plane", AT_FIRST, _of(_metrics, lambda m: m.curvature_centre)),
+    "standard_deviation": ("s.d. of the plane's loss", AT_FIRST, _of(_metrics, lambda m: m.standard_deviation)),
+    "maximum_rise": ("largest rise on the plane", AT_FIRST, _of(_metrics, lambda m: m.maximum - m.centre)),
+    "centre_loss": ("loss at the checkpoint", AT_FIRST, _of(_metrics, lambda m: m.centre)),
+    "adapter_norm": ("|delta W| after task 1", AT_FIRST, _of(lambda r: r.landscapes.get(FIRST), lambda c: c.update_norm)),
+    "largest_eigenvalue": ("largest eigenvalue", AT_FIRST, _of(_spectrum, _largest)),
+    "trace": ("Hessian trace", AT_FIRST, _of(_spectrum, lambda s: _number(s.trace))),
+    "gradient_norm": ("gradient norm", AT_FIRST, _of(_spectrum, lambda s: s.gradient_norm)),
+    "average_sharpness": ("average-case sharpness", AT_FIRST, _of(_spectrum, lambda s: _number(s.sharpness.average_case))),
+    "worst_sharpness": ("worst-case (SAM) sharpness", AT_FIRST, _of(_spectrum, lambda s: s.sharpness.worst_case.ascent)),
+    "critical_sharpness": ("critical sharpness", AT_FIRST, _of(_spectrum, lambda s: s.sharpness.critical.value)),
+    "relative_critical_sharpness": ("relative critical sharpness", LATER, _relative_critical),
+    "update_norm": ("|D|", LATER, _of(_forecast, lambda f: f.update_norm)),
+    "divergence": ("KL on new items", LATER, _of(_forecast, lambda f: _number(f.divergence))),
+    "first_order": ("g.D", LATER, _of(_task_forecast, lambda f: f.first_order)),
+    "second_order": ("forecast g.D + D.HD / 2", LATER, _of(_task_forecast, lambda f: f.second_order)),
+    "curvature_along": ("D.HD", LATER, _of(_task_forecast, lambda f: f.curvature)),
+    "quadratic_bound": ("lambda_max |D|^2 / 2", LATER, _of(_rivals, lambda p: p.quadratic_bound)),
+    "average_rise": ("random step of |D|", LATER, _of(_rivals, lambda p: _number(p.average_rise))),
+    "alignment": ("alignment of D", LATER, _of(_rivals, lambda p: p.alignment)),
 }  # fmt: skip
 
-OUTCOMES: dict[str, tuple[str, Reader]] = {
-    "forgetting_loss": ("forgetting", _forgetting("loss")),
-    "forgetting_accuracy": ("forgetting in accuracy", _forgetting("accuracy")),
-    "forgetting_test_loss": ("forgetting of held-out items", _forgetting("loss", "test")),
-    "observed": ("forgetting of the landscape items", _of(_task_forecast, lambda f: f.observed)),
-    "retention_loss": ("loss on task 1 at the end", _last("loss")),
-    "retention_accuracy": ("accuracy on task 1 at the end", _last("accuracy")),
-    "first_learning_loss": ("learning of task 1", _learning("loss", 0)),
-    "learning_loss": ("learning of the last task", _learning("loss", -1)),
-    "learning_accuracy": ("learning of the last task in accuracy", _learning("accuracy", -1)),
-    "text_drift": ("change of loss on unrelated text", _drift),
-    "mean_rise_after": ("mean rise of task 1's loss at the end", _rise_at_the_end(0)),
-    "mean_rise_new": ("mean rise of the last task's loss at the end", _rise_at_the_end(-1)),
+OUTCOMES: dict[str, tuple[str, Place, Reader]] = {
+    "forgetting_loss": ("forgetting", LATER, _forgetting("loss")),
+    "forgetting_accuracy": ("forgetting in accuracy", LATER, _forgetting("accuracy")),
+    "forgetting_test_loss": ("forgetting of held-out items", LATER, _forgetting("loss", "test")),
+    "observed": ("forgetting of the landscape items", LATER, _of(_task_forecast, lambda f: f.observed)),
+    "retention_loss": ("loss on task 1 at the end", LATER, _last("loss")),
+    "retention_accuracy": ("accuracy on task 1 at the end", LATER, _last("accuracy")),
+    "first_learning_loss": ("learning of task 1", AT_FIRST, _learning("loss", 0)),
+    "learning_loss": ("learning of the last task", LATER, _learning("loss", -1)),
+    "learning_accuracy": ("learning of the last task in accuracy", LATER, _learning("accuracy", -1)),
+    "text_drift": ("change of loss on unrelated text", LATER, _drift),
+    "mean_rise_after": ("mean rise of task 1's loss at the end", LATER, _rise_at_the_end(0)),
+    "mean_rise_new": ("mean rise of the last task's loss at the end", LATER, _rise_at_the_end(-1)),
 }  # fmt: skip
 
 
@@ -186,6 +192,10 @@ NATS = frozenset(
 """The measures and outcomes that are losses."""
 
 
+MADE_AT_FIRST = frozenset(name for name, (_, place, _) in {**MEASURES, **OUTCOMES}.items() if place == AT_FIRST)
+"""The measures and outcomes that are made at the first checkpoint."""
+
+
 def title(name: str) -> str:
     """Display name of a measure or outcome."""
     return {**MEASURES, **OUTCOMES}[name][0]
@@ -195,7 +205,7 @@ def numbers_of(results: Results) -> RunNumbers:
     """All measures and outcomes of a run, with their standard errors."""
     numbers = RunNumbers()
     for values, readers in ((numbers.measures, MEASURES), (numbers.outcomes, OUTCOMES)):
-        for name, (_, read) in readers.items():
+        for name, (_, _, read) in readers.items():
             number = read(results)
             if number is None:
                 continue

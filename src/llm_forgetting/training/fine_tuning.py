@@ -1,11 +1,13 @@
 """Fine-tuning on one task, through transformers' Trainer."""
 
 import difflib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch.utils.data import Sampler
@@ -17,6 +19,7 @@ from transformers.training_args import OptimizerNames
 from llm_forgetting.config.sections import TrainingConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import from_plain
+from llm_forgetting.models.adapter.saved_adapter import read_weights
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -228,9 +231,19 @@ def fine_tune(
 
 
 def _last_checkpoint(scratch: Path) -> str | None:
-    """The newest resume folder that was written whole (Trainer writes its state file last)."""
-    whole = [path for path in scratch.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    """The newest resume folder that was written whole: after a crash the one before it may still be there."""
+    whole = [path for path in scratch.glob("checkpoint-*") if _is_whole(path)]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether state, optimiser, schedule and adapter are there and none of them is cut off."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        read_weights(checkpoint)
+    except (OSError, ValueError, TypeError, KeyError, UserError):
+        return False
+    return all(is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"))
 
 
 def _checkpointing() -> dict[str, Any]:

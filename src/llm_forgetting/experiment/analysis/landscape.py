@@ -51,13 +51,19 @@ def space_of(model: LanguageModel, config: LandscapeConfig, factors: WeightUpdat
     if config.space == "raw":
         return RawSpace(written)
     if config.space == "weight":
-        if not model.can_merge:
-            raise UserError(
-                "landscape.space=weight needs adapted weights in float32 (model.dtype=float32) that no other module shares; in "
-                "lower precision a small step would be rounded away. Or use landscape.space=adapter"
-            )
+        require_space(model, config)
         return WeightSpace(written, model.weight_row_norms())
     return AdapterSpace(canonicalise(written))
+
+
+def require_space(model: LanguageModel, config: LandscapeConfig) -> None:
+    """UserError where the configured space cannot be measured on this model."""
+    if config.space == "weight" and not model.can_merge:
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise UserError(
+            f"landscape.space=weight needs adapted weights in float32 that no other module shares (in lower precision a small "
+            f"step would be rounded away), the model is in {dtype}: set model.dtype=float32, or use landscape.space=adapter"
+        )
 
 
 def objective_of(model: LanguageModel, items: Items, config: LandscapeConfig) -> LandscapeObjective:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_forgetting.config.sections import LoraConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.files import write_text
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter import perturbation
 from llm_forgetting.models.adapter.lora_options import refuse_uncovered_options
 from llm_forgetting.models.adapter.saved_adapter import (
+    CONFIG,
     PREFIX,
     Checkpoint,
     fitted,
@@ -115,8 +118,10 @@ def saved_options(folder: Path) -> Any:
     read_config(folder)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the adapter in {folder} has settings that this PEFT does not know: {error}") from error
+    except Exception as error:  # what PEFT says of settings that it cannot take is of any type
+        raise UserError(
+            f"the adapter in {folder} must have settings that this PEFT knows: {_one_line(error)}"
+        ) from error
     refuse_uncovered_options(config)
     return config
 
@@ -135,6 +140,8 @@ def attach_saved(backbone: Any, folder: Path) -> Any:
                 f"({targets if isinstance(targets, str) else ', '.join(sorted(targets))}) is there; "
                 f"its linear modules are {', '.join(_linear_names(backbone))}"
             ) from error
+        except Exception as error:  # as above
+            raise UserError(f"the adapter in {folder} must fit the backbone: {_one_line(error)}") from error
 
 
 class AdaptedModel:
@@ -277,6 +284,7 @@ class AdaptedModel:
     def save(self, folder: Path) -> None:
         """The adapter into an existing folder (safetensors, loadable by `PeftModel.from_pretrained`)."""
         self.peft_model.save_pretrained(folder, safe_serialization=True)
+        _sort_names(folder)
 
     def save_update(self, folder: Path, update: WeightUpdate) -> None:
         """Any delta W of this backbone, of whatever ranks, as an adapter like those of `save`; its scale s is 1."""
@@ -286,6 +294,7 @@ class AdaptedModel:
         settings.rank_pattern = settings.alpha_pattern = {n: rank for n, rank in ranks.items() if rank != settings.r}
         settings.use_rslora, settings.inference_mode = False, True
         settings.save_pretrained(str(folder))
+        _sort_names(folder)
         write_weights(folder, update)
 
     def load_adapter_weights(self, folder: Path) -> None:
@@ -305,6 +314,19 @@ class AdaptedModel:
 
     def _trained(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight
+
+
+def _sort_names(folder: Path) -> None:
+    """Module names of adapter_config.json in one order: PEFT keeps them as a set and writes them in hash order."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(config.get(name), list):
+            config[name] = sorted(config[name])
+    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _linear_names(backbone: Any) -> list[str]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.models.adapter.adapter_settings import settings_problems
 
 WEIGHTS, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -32,7 +33,9 @@ def weight_name(module: str, factor: str) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The adapter's own settings; UserError where `folder` holds no adapter, or one whose weights are a pickle."""
+    """The adapter's own settings; UserError where `folder` holds no adapter, one whose weights are a pickle, or settings of
+    wrong types or ranges.
+    """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             if name == WEIGHTS and (folder / PICKLE).is_file():
@@ -45,23 +48,46 @@ def read_config(folder: Path) -> dict[str, Any]:
             )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / CONFIG} must be a JSON file, it cannot be read: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
         raise UserError(
-            f"the adapter in {folder} must be plain LoRA (delta W = s B A), its peft_type is {kind}: "
+            f"the adapter in {folder} must be plain LoRA (delta W = s B A), its peft_type is {str(kind)[:60]}: "
             f"landscapes of it are not defined here"
         )
+    for problem in settings_problems(config, _largest_side(folder)):
+        raise UserError(f"{folder / CONFIG}: {problem}; save the adapter again, or mend the file")
     return config
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All weights of a saved adapter, by PEFT's names, on the CPU."""
+def _largest_side(folder: Path) -> int:
+    """Of all matrices of a saved adapter, none of which is read."""
     try:
-        return dict(load_file(folder / WEIGHTS))
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            names = file.keys()
+            return max((size for name in names for size in file.get_slice(name).get_shape()), default=1)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"the adapter in {folder} must be a whole {WEIGHTS}: {error}") from error
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(f"the adapter in {folder} must be a whole {WEIGHTS}: {error}")
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights of a saved adapter, by PEFT's names, on the CPU; UserError where one is no matrix of finite numbers."""
+    try:
+        weights = dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+    for name, tensor in weights.items():
+        if tensor.dim() != 2 or not tensor.numel() or not tensor.is_floating_point():
+            kind = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+            raise UserError(f"the adapter in {folder} must hold matrices of floating-point numbers, {name} is {kind}")
+        if not tensor.float().isfinite().all():
+            raise UserError(f"the adapter in {folder} must hold finite numbers, {name} has NaN or inf; train it again")
+    return weights
 
 
 def read_update(folder: Path) -> WeightUpdate:
@@ -94,6 +120,10 @@ def update_from(state: State, scale: Callable[[str, int], float], source: str) -
         raise UserError(
             f"{source} must hold both A and B of every module, of {alone[0] if alone else 'none'} it does not"
         )
+    for module, pair in parts.items():
+        shapes = tuple(pair["B"].shape), tuple(pair["A"].shape)
+        if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][0]:
+            raise UserError(f"{source} must hold B (d_out, r) and A (r, d_in), of {module} they are {shapes}")
     return WeightUpdate(
         {
             module: Factors(B=pair["B"] * scale(module, pair["A"].shape[0]), A=pair["A"].clone())

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,8 +152,9 @@ def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
     common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
+            output_loading_info=True,
             dtype=choose_dtype(config.dtype, device),
             attn_implementation=config.attention,
             # Straight onto the GPU: by way of the CPU, 7B would need its 13.5 GB twice.
@@ -162,8 +163,24 @@ def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"model.name={config.name!r} could not be loaded: {_reason(error)}") from error
+    model, report = loaded
+    _require_all_weights(config.name, report)
     tokenizer.padding_side = "left"
     return model.to(device), tokenizer
+
+
+def _require_all_weights(name: str, report: Mapping[str, Iterable[str]]) -> None:
+    """UserError where a model's files lack weights, which would be random, or hold others, which would be ignored.
+
+    `report` is transformers' own, in which tied weights count as there.
+    """
+    for what, kind in (("hold all its weights", "missing"), ("hold no other weights than its own", "unexpected")):
+        if names := sorted(report[f"{kind}_keys"]):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(
+                f"model.name={name!r} must {what}, {kind}: {names[0]}{more}; its config.json and its weights do not belong "
+                f"together, or it is no causal language model: copy or save it again"
+            )
 
 
 def _reason(error: Exception) -> str:

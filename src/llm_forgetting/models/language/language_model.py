@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llm_forgetting.config.sections import LoraConfig, ModelConfig
+from llm_forgetting.config.sections import EMBEDDED_MODEL, LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.models.adapter.adapted_model import (
@@ -109,7 +109,7 @@ class LanguageModel(AdaptedModel):
         dtype: torch.dtype = next(p.dtype for p in self.peft_model.parameters() if id(p) not in adapter)
         return dtype
 
-    def description(self) -> dict[str, str | int]:
+    def description(self) -> dict[str, Any]:
         """Name, architecture, sizes, precision and adapter, for the results."""
         update = self.adapter_factors()
         adapter = sum(pair.A.numel() + pair.B.numel() for pair in update.values())
@@ -123,6 +123,7 @@ class LanguageModel(AdaptedModel):
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "title": EMBEDDED_MODEL if self.source == "embedded" else None,
         }
 
     def answer_logits(self, batch: Batch) -> torch.Tensor:

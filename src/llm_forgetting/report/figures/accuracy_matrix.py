@@ -19,17 +19,18 @@ from llm_forgetting.report.views.captions import Caption
 LEFT, CELL_HEIGHT, READABLE = 0.85, 0.42, 0.6
 
 
-def matrix_figure(splits: Sequence[SplitForgetting]) -> Figure:
+def matrix_figure(splits: Sequence[SplitForgetting], chance: str = "") -> Figure:
     """A panel per split: colour and first line of a cell are the accuracy ± stderr, its second line the loss in nats.
 
-    The cell of a task at its own checkpoint is framed: what stands below it in the column is what became of that.
+    The cell of a task at its own checkpoint is framed: just trained. Below it: after later tasks. `chance` says in words
+    what guessing gives.
     """
     matrices = [accuracies(split) for split in splits]
     rows, columns = matrices[0].shape
     captions = {
         (0, n): Caption(
             f"{SPLIT_WORDS[split.split]} items",
-            (f"{items_text(split)} items a task; ± standard error; loss in nats",),
+            (f"{items_text(split)} items a task; ± standard error; loss in nats", *([chance] if chance else [])),
         )
         for n, split in enumerate(splits)
     }

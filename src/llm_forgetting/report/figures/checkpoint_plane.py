@@ -1,6 +1,7 @@
 """Figure of the plane through three checkpoints: every task's loss inside their triangle, and the training's path."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,10 +12,18 @@ from matplotlib.patches import FancyArrowPatch, Polygon
 from matplotlib.patheffects import withStroke
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.report.figures.contours import HATCH, colour_bar, draw_contours, own_levels, shared_norm
+from llm_forgetting.report.figures.contours import (
+    HATCH,
+    colour_bar,
+    draw_contours,
+    own_levels,
+    shared_norm,
+    step_between_lines,
+)
 from llm_forgetting.report.figures.layout import BAR, axis_label, lay_out, panel_width
 from llm_forgetting.report.figures.style import CHECKPOINT, SMALL, Style, ticks_between
 from llm_forgetting.report.tables.run import display_name, measured
+from llm_forgetting.report.views.captions import Caption, together
 from llm_forgetting.report.views.checkpoint_plane import PlaneView
 
 _HALO = withStroke(linewidth=2.2, foreground="white")
@@ -34,7 +43,7 @@ def plane_figure(planes: Sequence[PlaneView]) -> Figure:
     across, up = high - low
     first, second, *_ = planes[0].plane.checkpoints
     panels = lay_out(
-        {divmod(number, columns): view.caption for number, view in enumerate(planes)},
+        {divmod(number, columns): _with_step(view) for number, view in enumerate(planes)},
         aspect=float(up / across),
         x_label=axis_label(f"{display_name(first)} to {display_name(second)}", "Frobenius norm of ΔW", width),
         y_labels=[axis_label("across", "Frobenius norm of ΔW", width * up / across)] * -(-len(planes) // columns),
@@ -46,6 +55,11 @@ def plane_figure(planes: Sequence[PlaneView]) -> Figure:
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     colour_bar(panels.figure, norm, panels.bar_axes())
     return panels.figure
+
+
+def _with_step(view: PlaneView) -> Caption:
+    step = step_between_lines(view.surface.loss[view.plane.inside])
+    return replace(view.caption, facts=(*view.caption.facts, *map(together, step)))
 
 
 def _window(view: PlaneView, width: float) -> tuple[Floats, Floats]:

@@ -65,6 +65,17 @@ def own_levels(values: Floats) -> Floats:
     return coarse if len(coarse) > 3 else fine
 
 
+def step_between_lines(values: Floats) -> tuple[str, ...]:
+    """What lies between two lines of `own_levels`, as a fact for a caption; none where there are no two lines."""
+    levels = own_levels(values)
+    if len(levels) < 2:
+        return ()
+    steps = np.diff(levels)
+    if np.allclose(steps, steps[0]):
+        return (f"lines every {steps[0]:g} nats",)
+    return (f"lines at {levels[0]:g}, {levels[1]:g} to {levels[-1]:g} nats, not even",)
+
+
 def _between(locator: Locator, low: float, high: float) -> Floats:
     levels = np.asarray(locator.tick_values(low, high))
     return levels[(levels > low) & (levels < high)]

@@ -15,7 +15,7 @@ from llm_forgetting.report.figures.spectra import density_figure, trace_figure
 from llm_forgetting.report.figures.style import house_style, save
 from llm_forgetting.report.figures.surface_3d import single_3d
 from llm_forgetting.report.figures.surfaces import overview, single_contour
-from llm_forgetting.report.tables.run import Scanned
+from llm_forgetting.report.tables.run import Scanned, chance_text
 from llm_forgetting.report.views.checkpoint_plane import plane_views
 from llm_forgetting.report.views.lines import line_ensembles
 from llm_forgetting.report.views.paths import path_views
@@ -40,7 +40,7 @@ def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
     norm = shared_norm(surface.values for surface in surfaces)
     yield "landscape_overview", overview(surfaces, norm)
     if isinstance(results, Results):
-        yield "accuracy_matrix", matrix_figure(results.forgetting.splits)
+        yield "accuracy_matrix", matrix_figure(results.forgetting.splits, chance_text(results))
     if planes := plane_views(results):
         yield "landscape_checkpoint_plane", plane_figure(planes)
     if paths := path_views(results):

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from llm_forgetting.report.figures.contours import HATCH, colour_bar, draw_contours, own_levels
+from llm_forgetting.report.figures.contours import HATCH, colour_bar, draw_contours, own_levels, step_between_lines
 from llm_forgetting.report.figures.layout import BAR, Panels, axis_label, lay_out, panel_width, table_of
 from llm_forgetting.report.figures.style import CHECKPOINT, Style, direction_ticks
-from llm_forgetting.report.views.captions import step_unit
+from llm_forgetting.report.views.captions import Caption, step_unit, together
 from llm_forgetting.report.views.surfaces import SurfaceView
 
 _LEFT = 0.55
@@ -38,7 +38,7 @@ def _contours(surfaces: Mapping[tuple[int, int], SurfaceView], norm: Normalize) 
     columns = 1 + max(column for _, column in surfaces)
     unit = step_unit(next(iter(surfaces.values())).space)
     panels = lay_out(
-        {place: surface.caption for place, surface in surfaces.items()},
+        {place: _with_step(surface) for place, surface in surfaces.items()},
         aspect=1,
         x_label=axis_label("direction 1", unit, panel_width(columns, _LEFT + BAR)),
         y_labels=["direction 2"] * (1 + max(row for row, _ in surfaces)),
@@ -48,6 +48,10 @@ def _contours(surfaces: Mapping[tuple[int, int], SurfaceView], norm: Normalize) 
         _contour(panels.axes[place], surface, norm)
     colour_bar(panels.figure, norm, panels.bar_axes())
     return panels
+
+
+def _with_step(surface: SurfaceView) -> Caption:
+    return replace(surface.caption, facts=(*surface.caption.facts, *map(together, step_between_lines(surface.values))))
 
 
 def _contour(axes: Axes, surface: SurfaceView, norm: Normalize) -> None:

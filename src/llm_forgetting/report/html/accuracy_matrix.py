@@ -10,12 +10,10 @@ from llm_forgetting.report.tables.run import SPLIT_WORDS, display_name
 from llm_forgetting.report.views.accuracy_matrix import accuracies, cell_lines, items_text, row_names
 
 
-def heat_maps(forgetting: ForgettingBySplit) -> Heats:
-    """R of both splits."""
-    note = (
-        "Accuracy ± standard error, below it the loss in nats. Framed: a task right after its own training; what stands below "
-        "it is what became of that."
-    )
+def heat_maps(forgetting: ForgettingBySplit, chance: str = "") -> Heats:
+    """R of both splits, with what guessing gives in words."""
+    note = "Accuracy ± standard error, below it the loss in nats. Framed: just trained. Below: after later tasks."
+    note += f" {chance[:1].upper()}{chance[1:]}." if chance else ""
     return Heats([_heat_map(split) for split in forgetting.splits], note)
 
 

@@ -179,7 +179,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report. `answers`: question (or "") and its sentences, first of all."""
+    """A whole report. `answers`: question (or "") and its sentences, first of all; `set_up`: one line below the title."""
 
     title: str
     kicker: str
@@ -188,3 +188,4 @@ class Page:
     tiles: Sequence[Tile] = ()
     warnings: Sequence[str] = ()
     footer: Sequence[str] = field(default=())
+    set_up: str = ""

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from llm_forgetting.files import to_plain
 from llm_forgetting.forgetting.measures import Estimate
 from llm_forgetting.report.html.blocks import Block, Code, Numbers, Page, Prose, Section
+from llm_forgetting.report.set_up import set_up
 from llm_forgetting.report.tables.run import SPLIT_WORDS, Table, display_name, measured, number, value_and_error
 from llm_forgetting.results import Results
 
@@ -134,7 +135,7 @@ def _identity(runs: Sequence[Compared]) -> Table:
     header = ("what", *(run.name for run in runs))
     rows = (
         ("tasks", *(", ".join(map(display_name, run.results.task_names)) for run in runs)),
-        ("model", *(run.results.model.name for run in runs)),
+        ("set-up", *(set_up(run.results) for run in runs)),
         ("configuration, SHA-256", *(run.results.config_fingerprint[:16] for run in runs)),
         ("llm-forgetting", *(run.results.versions["llm-forgetting"] for run in runs)),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_forgetting.forgetting.evaluation import TaskEvaluation
 from llm_forgetting.forgetting.intervals import Interval
 from llm_forgetting.forgetting.records import ItemRecord, Line
 from llm_forgetting.report.html.axes import above, error_bars, upright
@@ -26,10 +27,11 @@ from llm_forgetting.report.html.blocks import (
     rounded,
 )
 from llm_forgetting.report.html.items import MOST_ITEMS
-from llm_forgetting.report.html.reproduction import configuration, model_name, versions, what_ran
+from llm_forgetting.report.html.reproduction import configuration, versions, what_ran
+from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.evaluation import evaluation_table
 from llm_forgetting.report.tables.run import Table, display_name, number, value_and_error
-from llm_forgetting.results import EvaluationResults, TaskEvaluation
+from llm_forgetting.results import EvaluationResults
 
 RIGHT, WRONG = "right", "wrong"
 # More tasks than this are answered by their range.
@@ -44,10 +46,10 @@ def evaluation_page(results: EvaluationResults, items: Sequence[Line]) -> Page:
     listing = _listing(answered) if answered else Prose("No items: items.jsonl is missing.", quiet=True)
     letters = [Numbers(_letters(answered))] if answered else []
     return Page(
-        title=f"Test accuracy of {what}",
+        title=f"{'Test accuracy' if results.is_test else 'Accuracy'} of {what}",
         kicker=f"llm-forgetting evaluate · {model_name(model)} · {model.parameters:,} parameters",
         answers=[("", _answers(results.tasks))],
-        warnings=_cut(results.limit),
+        warnings=[*results.warnings, *_cut(results.limit)],
         sections=[
             Section(
                 "accuracy",
@@ -66,29 +68,32 @@ def _answers(tasks: Sequence[TaskEvaluation]) -> list[str]:
     """A sentence for each task; of many tasks the worst and the best."""
     if len(tasks) <= MOST_NAMED:
         return [_answer(task) for task in tasks]
-    worst, *_, best = sorted(tasks, key=lambda task: task.accuracy.value)
+    worst, *_, best = sorted(tasks, key=lambda task: task.headline.value)
     ends = [f"{_accuracy(task)} on {display_name(task.name)}" for task in (worst, best)]
     return [f"Accuracy on {len(tasks)} tasks: from {ends[0]} to {ends[1]} (± one standard error over items)."]
 
 
 def _answer(task: TaskEvaluation) -> str:
-    n = task.accuracy.n
+    n, of = task.headline.n, "held-out items" if task.held_out else "items"
+    no_test = f" All {n} items were trained on, so this is no test." if task.trained and not task.held_out else ""
     if len(task.subjects) > 1:
         return (
-            f"Accuracy on {display_name(task.name)} is {_accuracy(task)} (± one standard error; {n} items of "
-            f"{len(task.subjects)} subjects)."
+            f"Accuracy on {display_name(task.name)} is {_accuracy(task)} (± one standard error; {n} {of} of "
+            f"{len(task.subjects)} subjects).{no_test}"
         )
     (subject,) = task.subjects
-    interval = subject.accuracy.interval
-    between = f"95% interval {number(interval.low)} to {number(interval.high)}; " if interval else ""
+    accuracy, loss = subject.headline, f"loss {value_and_error(subject.loss.value, subject.loss.stderr)} nats"
+    interval = accuracy.interval
+    between = f"95% interval {number(interval.low)} to {number(interval.high)}" if interval else ""
+    said = "; ".join(filter(None, [between, "" if task.held_out else loss]))
     return (
-        f"On {display_name(task.name)}, {subject.accuracy.correct} of {n} items are answered right: accuracy "
-        f"{number(subject.accuracy.value)} ({between}loss {value_and_error(subject.loss.value, subject.loss.stderr)} nats)."
+        f"On {display_name(task.name)}, {accuracy.correct} of {n} {of} are answered right: accuracy "
+        f"{number(accuracy.value)}{f' ({said})' if said else ''}.{no_test}"
     )
 
 
 def _accuracy(task: TaskEvaluation) -> str:
-    return value_and_error(task.accuracy.value, task.accuracy.stderr)
+    return value_and_error(task.headline.value, task.headline.stderr)
 
 
 def _cut(limit: int | None) -> list[str]:
@@ -100,8 +105,9 @@ def _cut(limit: int | None) -> list[str]:
 def accuracy_figure(results: EvaluationResults, items: Sequence[ItemRecord]) -> Figures:
     """A row per subject: accuracy with its interval, and where guessing would be if all items have as many options."""
     subjects = [subject for task in results.tasks for subject in task.subjects]
-    values = np.array([subject.accuracy.value for subject in subjects])
-    ends = np.array([_ends(subject.accuracy.interval, subject.accuracy.value) for subject in subjects])
+    accuracies = [subject.headline for subject in subjects]
+    values = np.array([accuracy.value for accuracy in accuracies])
+    ends = np.array([_ends(accuracy.interval, accuracy.value) for accuracy in accuracies])
     names = [display_name(subject.name) for subject in subjects]
     data: list[Spec] = [
         {
@@ -131,7 +137,8 @@ def accuracy_figure(results: EvaluationResults, items: Sequence[ItemRecord]) -> 
         "margin": {"l": 60, "r": 12, "t": 28, "b": 40},
     }
     texts = "; ".join(f"{name} {number(value)}" for name, value in zip(names, values, strict=True))
-    facts = ("bars: 95% intervals over items (Wilson)", *(["dotted: guessing"] if guessing else []))
+    apart = ["held-out items, where some were trained on"] if any(task.trained for task in results.tasks) else []
+    facts = ("bars: 95% intervals over items (Wilson)", *(["dotted: guessing"] if guessing else []), *apart)
     height = min(0.25 + 0.05 * len(names), 3.0)
     return Figures([Plot("Accuracy by subject", f"Accuracy: {texts}.", data, layout, facts, aspect=height)], 1)
 
@@ -174,7 +181,8 @@ def _listing(items: Sequence[ItemRecord]) -> Listing:
 
 
 _METHOD = (
-    "Every row of a subject's test split is scored, in file order, none taken out; sources without splits are scored whole.",
+    "Every row of a subject's test split is scored, in file order, none taken out; sources without splits are scored whole. "
+    "Rows that a run of this program trained the adapter on are recognised by the hash of their content and counted apart.",
     "The answer is the letter whose log-probability is highest after the prompt; accuracy is the share of right ones, its "
     "standard error sd / sqrt(n), groups weighted by size, as in lm-evaluation-harness 0.4.13.",
     "Loss is minus the log-probability of the right letter among all tokens.",

@@ -1,22 +1,16 @@
 """How to reproduce a result: what ran on what, versions, cost and configuration."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import yaml
 
 from llm_forgetting.files import to_plain
 from llm_forgetting.report.html.blocks import Folded, Numbers
+from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.run import Table
-from llm_forgetting.results import EvaluationResults, ModelDescription, Results, ScanResults, Timing
+from llm_forgetting.results import EvaluationResults, Results, ScanResults, Timing
 
 AnyResults = Results | ScanResults | EvaluationResults
-
-
-def model_name(model: ModelDescription) -> str:
-    """Name of the model in a headline: a folder by its last part, one of the hub in full."""
-    path = Path(model.name)
-    return path.name if path.is_absolute() else model.name
 
 
 def what_ran(results: AnyResults, *more: tuple[str, str]) -> Numbers:
@@ -24,7 +18,7 @@ def what_ran(results: AnyResults, *more: tuple[str, str]) -> Numbers:
     model, machine = results.model, results.environment
     adapter = f"LoRA on {model.adapted_modules} modules, {model.adapter_parameters:,} parameters"
     facts = (
-        ("model", f"{model.name} ({model.architecture}, {model.parameters:,} parameters, {model.dtype})"),
+        ("model", f"{model_name(model)} ({model.architecture}, {model.parameters:,} parameters, {model.dtype})"),
         ("adapter", adapter if model.adapter_parameters else "none"),
         ("machine", f"{machine.platform}, {model.threads} threads on {model.device}"),
         *more,

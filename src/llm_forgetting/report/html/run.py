@@ -16,10 +16,13 @@ from llm_forgetting.report.html.reproduction import configuration, cost, version
 from llm_forgetting.report.html.spectra import curvature_blocks
 from llm_forgetting.report.html.surfaces import landscape_blocks
 from llm_forgetting.report.html.training import training_blocks
+from llm_forgetting.report.set_up import model_name, set_up
+from llm_forgetting.report.tables.closing import landscape_sentence
 from llm_forgetting.report.tables.markdown import describe_interventions
 from llm_forgetting.report.tables.run import (
     SPLIT_WORDS,
     Table,
+    chance_text,
     comparison_table,
     counts,
     display_name,
@@ -27,6 +30,7 @@ from llm_forgetting.report.tables.run import (
     number,
     summary_table,
     value_and_error,
+    verdict_text,
 )
 from llm_forgetting.report.tables.spurious import spurious_table
 from llm_forgetting.results import Results
@@ -42,8 +46,9 @@ def run_page(results: Results, items: Sequence[Line], questions: Questions | Non
     model = results.model
     return Page(
         title=_title(results.task_names),
-        kicker=f"llm-forgetting run · {model.name} · {model.parameters:,} parameters",
-        answers=[("", [results.answer])],
+        kicker=f"llm-forgetting run · {model_name(model)} · {model.parameters:,} parameters",
+        set_up=set_up(results),
+        answers=[("", [results.answer, *filter(None, [landscape_sentence(results)])])],
         tiles=_tiles(results),
         warnings=[*([] if questions is None else [PRIVATE]), *results.warnings],
         sections=_sections(results, items, questions),
@@ -65,8 +70,8 @@ def _tiles(results: Results) -> list[Tile]:
     changes = [change for change in results.landscape_comparison if change.task == results.task_names[0]]
     for change in changes[:1]:
         label = f"Change of the mean rise around {display_name(change.task)}'s loss"
-        verdict = {True: "sharper", False: "flatter", None: "no difference shown"}[change.sharper]
-        tiles.append(Tile(label, f"{value_and_error(change.mean_rise.change, change.mean_rise.stderr)} nats", verdict))
+        value = f"{value_and_error(change.mean_rise.change, change.mean_rise.stderr)} nats"
+        tiles.append(Tile(label, value, f"{verdict_text(change)}; {change.mean_rise.directions} directions"))
     return tiles
 
 
@@ -81,7 +86,7 @@ def _forgotten(forgetting: MeasureForgetting, label: str, split: str) -> list[Ti
             note = f"95% interval {number(interval.low)} to {number(interval.high)}, {note}"
         else:
             few = counts(task.change) if isinstance(task.change, PairedProportionChange) else ""
-            note = f"{few} right, too few for an interval" if few else f"{note}, too few for an interval"
+            note = f"{few}; too few for an interval" if few else f"{note}, too few for an interval"
         value = f"{number(estimate.value)}{'' if forgetting.measure == 'accuracy' else ' nats'}"
         tiles.append(Tile(f"{label}, {display_name(task.name)}, {split}", value, note))
     return tiles
@@ -95,7 +100,10 @@ def _sections(results: Results, items: Sequence[Line], questions: Questions | No
         Section(
             "scores",
             "Accuracy and loss",
-            [heat_maps(results.forgetting), *_if_rows(forgetting_table(results), summary_table(results))],
+            [
+                heat_maps(results.forgetting, chance_text(results)),
+                *_if_rows(forgetting_table(results), summary_table(results)),
+            ],
         ),
         Section("landscape", "Loss landscape", [*landscape_blocks(results), *_if_rows(comparison_table(results))]),
         Section("directions", "Along random directions", lines_blocks(results)),

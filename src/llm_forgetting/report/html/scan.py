@@ -8,9 +8,10 @@ from llm_forgetting.report.html.blocks import Block, Code, Page, Points, Prose, 
 from llm_forgetting.report.html.checkpoint_plane import plane_blocks
 from llm_forgetting.report.html.lines import lines_blocks
 from llm_forgetting.report.html.paths import path_blocks
-from llm_forgetting.report.html.reproduction import configuration, cost, model_name, versions, what_ran
+from llm_forgetting.report.html.reproduction import configuration, cost, versions, what_ran
 from llm_forgetting.report.html.surfaces import landscape_blocks
-from llm_forgetting.report.tables.run import display_name, number, share, value_and_error
+from llm_forgetting.report.set_up import model_name
+from llm_forgetting.report.tables.run import display_name, number, percent_above, value_and_error
 from llm_forgetting.report.views.surfaces import split_word
 from llm_forgetting.results import ScanResults
 
@@ -56,7 +57,7 @@ def _unsure(surface: TaskSurface, landscape: CheckpointLandscape) -> str:
     """A warning on a surface whose fit did not reach its tolerance."""
     if surface.error is None or landscape.fit is None or surface.error.relative <= landscape.fit.tolerance:
         return ""
-    return f" The surface's fit did not converge (error {share(surface.error.relative)})."
+    return f" The surface's fit did not converge (error {percent_above(surface.error.relative)})."
 
 
 def _on_the_way(results: ScanResults) -> list[tuple[str, list[str]]]:

@@ -11,7 +11,7 @@ def study_page(study: StudyContent) -> Page:
     """Every question first; what the study did not measure is said in a sentence."""
     return Page(
         title=f"Study {study['name']}",
-        kicker=f"llm-forgetting study · {study['runs']} runs of {study['pairs']} task pairs",
+        kicker=f"llm-forgetting study · {_setting(study)}{study['runs']} runs of {study['pairs']} task pairs",
         answers=conclusions(study),
         tiles=_tiles(study),
         warnings=[f"{name} failed: {why}" for name, why in study["failures"].items()],
@@ -24,6 +24,11 @@ def study_page(study: StudyContent) -> Page:
         ],
         footer=["Every run is one seed of one small model on few items."],
     )
+
+
+def _setting(study: StudyContent) -> str:
+    """Model and tasks, where study.json names them."""
+    return f"{study['model']} · {study['tasks']} · " if "model" in study else ""
 
 
 def _tiles(study: StudyContent) -> list[Tile]:
@@ -116,7 +121,9 @@ def _arms(study: StudyContent) -> list[Block]:
 
 _METHOD = (
     "Correlations are centred within task pairs and tested by permuting within them; a correlation is no cause.",
-    "Intervals resample runs within pairs, or whole pairs; effects of arms are means over pairs.",
+    "Runs that share a first checkpoint are permuted and resampled together.",
+    "The units of a measure made at the first checkpoint are first tasks; of one made later, task pairs.",
+    "Intervals resample runs within pairs, or whole units; effects of arms are means over units.",
     "The primary measure was named before the study was run; the others are adjusted (Holm).",
     "Where runs or pairs are too few for a conclusion, the answer says so.",
 )

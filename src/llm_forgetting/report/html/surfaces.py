@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_forgetting.report.figures.contours import shared_norm
+from llm_forgetting.report.figures.contours import shared_norm, step_between_lines
 from llm_forgetting.report.html.blocks import Block, Figures, Plot, Prose, Spec, plain, rounded
 from llm_forgetting.report.html.colour_scale import Scale
 from llm_forgetting.report.html.contours import CHECKPOINT, contours, dots
@@ -160,7 +160,7 @@ def contour_plot(surface: SurfaceView, scale: Scale) -> Plot:
         _describe(surface),
         data,
         layout,
-        surface.caption.plain_facts,
+        (*surface.caption.plain_facts, *step_between_lines(surface.values)),
         tuple(map(breakable, surface.caption.alarms)),
         aspect=0.86,
     )

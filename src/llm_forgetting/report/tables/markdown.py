@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from llm_forgetting.report.set_up import model_name, set_up
+from llm_forgetting.report.tables.closing import landscape_sentence
 from llm_forgetting.report.tables.curvature import curvature_table, forecast_table
 from llm_forgetting.report.tables.run import (
     Table,
@@ -38,7 +40,8 @@ def all_tables(results: Results) -> list[Table]:
 
 def results_markdown(results: Results) -> str:
     """results.md: the answer, every table, the figures, the warnings, and how to do it again."""
-    parts = [f"# {results.answer}", ""]
+    parts = [f"# {results.answer}", "", set_up(results), ""]
+    parts += [said, ""] if (said := landscape_sentence(results)) else []
     for table in all_tables(results):
         parts += [f"## {table.title}", "", *markdown_rows(table), "", *([table.note, ""] if table.note else [])]
     if results.figures:
@@ -50,7 +53,7 @@ def results_markdown(results: Results) -> str:
         "## How",
         "",
         f"- Data: {results.source}",
-        f"- Model: {model.name} ({model.architecture}, {model.parameters:,} parameters, {model.dtype}), LoRA on "
+        f"- Model: {model_name(model)} ({model.architecture}, {model.parameters:,} parameters, {model.dtype}), LoRA on "
         f"{model.adapted_modules} modules ({model.adapter_parameters:,} parameters)",
         f"- {protocol.train_split}",
         f"- {protocol.optimizer}; {protocol.adapter}",

@@ -13,6 +13,16 @@ from llm_forgetting.report.tables.run import (
 from llm_forgetting.results import RepairRecord
 
 
+def repair_sentence(repair: RepairRecord) -> str:
+    """What the repaired adapter kept and what it cost: accuracy at the last checkpoint and there."""
+    parts = []
+    for score in repair.scores:
+        before, after = score.accuracy[repair.to], score.accuracy["repaired"]
+        place = f"{display_name(score.task)} ({len(score.items)} {SPLIT_WORDS[score.split]} items)"
+        parts.append(f"{place} {number(before.value)} -> {number(after.value)}")
+    return f"Accuracy from {display_name(repair.to)} to the repaired adapter: {', '.join(parts)}."
+
+
 def repair_tables(repair: RepairRecord) -> list[Table]:
     """Accuracy and loss of both ends, their average and the repaired adapter, on items that had no part in choosing it."""
     names, chosen = (repair.start, repair.to, "average", "repaired"), f"t = {repair.t:g}"

@@ -8,7 +8,8 @@ from llm_forgetting.arrays import settled
 from llm_forgetting.curvature.results import Eigenvalue
 from llm_forgetting.forgetting.intervals import MINIMUM_ITEMS, Interval, PairedProportionChange
 from llm_forgetting.forgetting.measures import Change, Estimate
-from llm_forgetting.landscape.records import CheckpointLandscape, FitError
+from llm_forgetting.landscape.metrics import SurfaceMetrics
+from llm_forgetting.landscape.records import CheckpointLandscape, FitError, LandscapeChange
 from llm_forgetting.results import Results, ScanResults
 
 Scanned = Results | ScanResults
@@ -30,6 +31,18 @@ class Table:
 def display_name(name: str) -> str:
     """A checkpoint's or task's name for people."""
     return {"initial": "base model"}.get(name, name.replace("after_task", "after task ").replace("_", " "))
+
+
+def chance_text(results: Results) -> str:
+    """`guessing: 0.25`, the share of right answers by chance, by task where they differ; empty if it is not known."""
+    by_task = {
+        display_name(task.name): " to ".join(number(1 / options) for options in sorted(set(task.options), reverse=True))
+        for task in results.tasks
+    }
+    values = set(by_task.values())
+    if len(values) <= 1:
+        return "".join(f"guessing: {value}" for value in values)
+    return f"guessing: {', '.join(f'{value} on {name}' for name, value in by_task.items())}"
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -72,7 +85,7 @@ def with_interval(value: float, interval: Interval | None) -> str:
     return number(value) + ("" if interval is None else f" [{number(interval.low)}, {number(interval.high)}]")
 
 
-def _estimate_text(estimate: Estimate) -> str:
+def estimate_text(estimate: Estimate) -> str:
     """A value with its interval, or else with its standard error."""
     if estimate.value is None:
         return "-"
@@ -90,7 +103,7 @@ def accuracy_matrix(results: Results) -> Table:
             cells = [f"{number(R[i][j].value)} / {number(L[i][j].value)}" for i in range(len(R))]
             rows.append((f"{display_name(name)}, {SPLIT_WORDS[scores.split]}", str(R[0][j].n), *cells))
     checkpoints = map(display_name, results.forgetting.train.checkpoints)
-    note = "trained items were fine-tuned on, held-out items never."
+    note = f"trained items were fine-tuned on, held-out items never. {sentence(chance_text(results))}".rstrip()
     return Table("Accuracy / loss in nats", ("task", "items", *checkpoints), tuple(rows), note)
 
 
@@ -103,22 +116,25 @@ def forgetting_table(results: Results) -> Table:
                 (
                     f"{display_name(accuracy.name)}, {SPLIT_WORDS[scores.split]}",
                     str(accuracy.n),
-                    counts(accuracy.change) or _estimate_text(accuracy.absolute),
+                    counts(accuracy.change) or estimate_text(accuracy.absolute),
                     _percent(accuracy.relative.value),
                     _percent(accuracy.normalised.value),
-                    number(loss.absolute.value) if _too_few(accuracy.n) else _estimate_text(loss.absolute),
+                    number(loss.absolute.value) if _too_few(accuracy.n) else estimate_text(loss.absolute),
                 )
             )
         detectable += [drop.said for drop in scores.detectable]
-    header = ("task", "items", "accuracy lost", "of level", "of learnt", "loss gained (nats)")
+    header = ("task", "items", "accuracy lost", "of its accuracy", "of its gain", "loss gained (nats)")
     note = (
         f"brackets: 95% interval over items; below {MINIMUM_ITEMS} items only counts of right answers, before and after; "
-        f"of learnt: share of the gain over the base model that was lost; one seed. {_sentence('; '.join(detectable))}"
+        f"of its accuracy: relative to accuracy after the task's own training; of its gain: relative to the gain over the base "
+        f"model; one seed. {sentence(chance_text(results))} "
+        f"{sentence('; '.join(detectable))}"
     )
     return Table("Forgetting", header, tuple(rows), note)
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """`text` with a capital and a full stop; nothing for nothing."""
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
@@ -127,10 +143,10 @@ def _too_few(items: int) -> bool:
 
 
 def counts(change: Change | None) -> str:
-    """`9 to 4 of 10` where there are too few items for an interval, else nothing."""
+    """`9 right before, 4 after, of 10` where there are too few items for an interval, else nothing."""
     if not isinstance(change, PairedProportionChange) or not _too_few(change.n):
         return ""
-    return f"{change.both + change.only_before} to {change.both + change.only_after} of {change.n}"
+    return f"{change.both + change.only_before} right before, {change.both + change.only_after} after, of {change.n}"
 
 
 def _percent(value: float | None) -> str:
@@ -150,9 +166,10 @@ def summary_table(results: Results) -> Table:
         few = any(_too_few(cell.n) for cell in scores.accuracy.cells[0])
         for key, label in names.items():
             estimates: tuple[Estimate, Estimate] = getattr(scores.accuracy, key), getattr(scores.loss, key)
-            cells = (number(estimate.value) if few else _estimate_text(estimate) for estimate in estimates)
+            cells = (number(estimate.value) if few else estimate_text(estimate) for estimate in estimates)
             rows.append((f"{label}, {SPLIT_WORDS[scores.split]}", *cells))
-    return Table("Over all tasks", ("measure", "accuracy", "loss (nats)"), tuple(rows))
+    note = sentence(chance_text(results))
+    return Table("Over all tasks", ("measure", "accuracy", "loss (nats)"), tuple(rows), note)
 
 
 def landscape_table(results: Scanned) -> Table:
@@ -165,11 +182,13 @@ def landscape_table(results: Scanned) -> Table:
             rows.append(
                 (
                     f"{display_name(task)}, {display_name(checkpoint)}",
-                    *map(measured, (m.centre, m.maximum, m.standard_deviation, m.range)),
+                    str(len(surface.items)),
+                    *map(measured, (m.centre, m.maximum, m.standard_deviation)),
+                    measured(m.range),
                     _fit_error(surface.error, tolerance),
                 )
             )
-    header = ("loss of", "centre", "max.", "s.d.", "range", "error")
+    header = ("loss of", "items", "centre", "max.", "s.d.", "range", "error")
     first = next(iter(results.landscapes.values()))
     notes = [
         f"{_SPACES[first.space]}, distance {first.distance:g}; {_cells_and_fits(results.landscapes.values())}.",
@@ -205,7 +224,16 @@ def _fit_error(error: FitError | None, tolerance: float | None) -> str:
     """`0.3%`, `24%, not converged`, or "-" where nothing was fitted."""
     if error is None or tolerance is None:
         return "-"
-    return f"{share(error.relative)}{'' if error.relative <= tolerance else ', not converged'}"
+    return f"{percent_above(error.relative)}{'' if error.relative <= tolerance else ', not converged'}"
+
+
+def percent_above(bound: float) -> str:
+    """An error of a fit in percent: rounded up, to one digit below 1% and to two above; no smaller than 0.01%."""
+    if not math.isfinite(bound):
+        return f"{bound}%"
+    percent = 100 * max(bound, 1e-4)
+    unit = 10.0 ** (math.floor(math.log10(percent)) - (percent > 1 + 1e-6))
+    return f"{math.ceil(percent / unit - 1e-6) * unit:g}%"
 
 
 def share(value: float) -> str:
@@ -216,17 +244,23 @@ def share(value: float) -> str:
     return f"{percent:.1f}%".replace(".0%", "%") if abs(percent) < 9.95 else f"{percent:.0f}%"
 
 
+def curvature_text(metrics: SurfaceMetrics) -> str:
+    """Curvature at the centre, with its error where it is of a fit."""
+    value, error = metrics.curvature_centre, metrics.curvature_centre_error
+    return measured(value) if error is None else value_and_error(value, error)
+
+
 def flatness_table(results: Scanned) -> Table:
     """What says how sharp every surface is at its checkpoint."""
     rows = []
     for checkpoint, landscape in results.landscapes.items():
         for task, surface in landscape.surfaces.items():
-            curvature, error = surface.metrics.curvature_centre, surface.metrics.curvature_centre_error
             radius = surface.lines.basin_radius.value
             rows.append(
                 (
                     f"{display_name(task)}, {display_name(checkpoint)}",
-                    measured(curvature) if error is None else value_and_error(curvature, error),
+                    str(len(surface.items)),
+                    curvature_text(surface.metrics),
                     value_and_error(surface.mean_rise.value, surface.mean_rise.stderr),
                     f"{landscape.distance:g} or more" if radius is None else number(radius),
                     share(surface.metrics.share_within),
@@ -234,12 +268,12 @@ def flatness_table(results: Scanned) -> Table:
             )
     first = next(iter(results.landscapes.values()))
     surface = next(iter(first.surfaces.values()))
-    header = ("loss of", "curvature", "mean rise", "basin radius", "share of plane")
+    header = ("loss of", "items", "curvature", "mean rise", "basin radius", "share of plane")
     note = (
-        f"curvature: largest |eigenvalue| at the centre, its error what the fit's last degree changed; mean rise at "
-        f"distance {first.distance:g} over {surface.mean_rise.directions} directions, with its standard error; basin "
+        f"curvature: largest |eigenvalue| at the centre, ± change between the last two polynomial degrees; mean rise at "
+        f"distance {first.distance:g} over {surface.mean_rise.directions} directions, ± standard error; basin "
         f"radius: how far their mean loss stays within {surface.lines.basin_radius.tau:g} nats of the centre's; share of "
-        f"plane: how much of it does."
+        f"plane: fraction of the square with loss within as much of the centre's."
     )
     return Table("Flatness (nats)", header, tuple(rows), note)
 
@@ -249,7 +283,7 @@ def between_table(results: Scanned) -> Table:
     rows = []
     notes = [
         "t = 0: the earlier checkpoint, t = 1: the later; barrier: the most that the loss rises above the straight line "
-        "between its two ends, and where."
+        "between its two ends, and at which t."
     ]
     for path in results.paths:
         best, ends = path.repair, f"{display_name(path.start)} to {display_name(path.to)}"
@@ -276,22 +310,38 @@ def between_table(results: Scanned) -> Table:
         names = ", ".join(map(display_name, plane.checkpoints))
         notes.append(f"plane through {names}: {plane.fit.evaluations} evaluations, error {errors}.")
     notes += [f"{sentence}." for sentence in results.between_notes]
-    header = ("loss of, on the way", "at t = 0", "at t*", "at t = 1", "barrier", "there", "error")
+    header = ("loss along the path", "at t = 0", "at t*", "at t = 1", "barrier", "at t", "error")
     return Table("Between the checkpoints (nats)", header, tuple(rows), " ".join(notes))
 
 
 def comparison_table(results: Results) -> Table:
-    """How every task's surface changed between checkpoints."""
-    verdicts = {True: "sharper", False: "flatter", None: "no difference shown"}
+    """How every task's surface changed between checkpoints, and what the comparison rests on."""
     rows = tuple(
         (
             f"{display_name(change.task)}, {display_name(change.before)} to {display_name(change.after)}",
+            str(len(results.landscapes[change.before].surfaces[change.task].items)),
+            str(change.mean_rise.directions),
+            f"{number(change.relative_scale.before)} to {number(change.relative_scale.after)}",
+            *(f"{number(rise, 3)}" for rise in (change.mean_rise.before, change.mean_rise.after)),
             value_and_error(change.mean_rise.change, change.mean_rise.stderr),
             measured(change.metrics.curvature_centre.change),
             measured(change.metrics.centre.change),
-            verdicts[change.sharper],
+            verdict_text(change),
         )
         for change in results.landscape_comparison
     )
-    header = ("surface", "mean rise", "curvature", "centre", "verdict (2 stderr)")
-    return Table("Change of the landscape (nats)", header, rows)
+    header = (
+        "surface", "items", "directions", "relative scale", "rise before", "rise after", "change of rise", "curvature",
+        "centre", "verdict",
+    )  # fmt: skip
+    note = (
+        "rise: mean rise; relative scale: the adapter's norm in units of the distance's; verdict: Welch's 95% t interval of "
+        "the change over the directions. No verdict where a rise is negative (not a minimum), or where the curvature moves "
+        "the other way (measures disagree)."
+    )
+    return Table("Change of the landscape (nats)", header, rows, note if rows else "")
+
+
+def verdict_text(change: LandscapeChange) -> str:
+    """The verdict; runs older than it were judged by two standard errors, which is not shown."""
+    return change.verdict or "not judged (older run)"

@@ -1,7 +1,14 @@
 """Table of what kind of forgetting it was: lost knowledge, or a changed habit of answering."""
 
 from llm_forgetting.forgetting.records import LetterCounts, Recovery, SpuriousForgettingProbes, TextDrift
-from llm_forgetting.report.tables.run import Table, display_name, number, value_and_error
+from llm_forgetting.report.tables.run import (
+    Table,
+    chance_text,
+    display_name,
+    number,
+    sentence,
+    value_and_error,
+)
 from llm_forgetting.results import Results
 
 
@@ -15,12 +22,12 @@ def spurious_table(results: Results) -> Table:
         if spurious.recovery is not None:
             notes.append(_describe_relearning(task, spurious.recovery))
     note = (
-        "prior-corrected: what the model prefers whatever the question is taken out; options rotated: every option in every "
+        "prior-corrected: the average preference for each letter is removed; options rotated: every option in every "
         "place, mean accuracy; summed over rotations: no preference of place is left; one answer throughout: the same option "
         "in every rotation."
     )
     header = ("trained items", "after itself", "after the last", "change")
-    notes = [note, *notes, *_describe_text(results.text)]
+    notes = [note, *filter(None, [sentence(chance_text(results))]), *notes, *_describe_text(results.text)]
     return Table("What kind of forgetting (accuracy)", header, tuple(rows), " ".join(notes))
 
 
@@ -50,11 +57,18 @@ def _describe_letters(task: str, letters: LetterCounts, checkpoint: str) -> str:
 def _describe_relearning(task: str, recovery: Recovery) -> str:
     accuracy = recovery.accuracy
     tuned, last, recovered = (accuracy[key].correct for key in ("tuned", "last", "recovered"))
-    share = "" if recovery.share is None else f", {100 * recovery.share:.0f}% of what was lost"
-    control = f"; from the base model they teach {accuracy['fresh'].correct}" if "fresh" in accuracy else ""
+    others = accuracy["last"].n
+    share = recovery.share
+    if share is None:
+        back = "Nothing had been lost"
+    elif share <= 0:
+        back = "Nothing was recovered"
+    else:
+        back = f"{100 * share:.0f}% of what was lost was recovered"
+    control = f" From the base model the same items teach {accuracy['fresh'].correct}." if "fresh" in accuracy else ""
     return (
-        f"{recovery.items} {display_name(task)} items learnt again bring the other {accuracy['last'].n} from {last} right to "
-        f"{recovered} (of {tuned} before{share}){control}."
+        f"Relearning {recovery.items} {display_name(task)} items: the other {others} went from {last} to {recovered} correct "
+        f"({tuned} after its own training). {back}.{control}"
     )
 
 

@@ -52,7 +52,8 @@ def measures_table(study: Study) -> Table:
     sizes = sizes_of(table)
     note = (
         f"Spearman's rho with {outcome}, 95% intervals; {sizes} runs. p: permutation within task pairs, Holm-adjusted over "
-        f"{table['tests']} measures but for the primary one (*), which was named beforehand. A correlation is no cause."
+        f"{table['tests']} measures but for the primary one (*), which was named beforehand. Runs that share a "
+        "first checkpoint are permuted together. A correlation is no cause."
     )
     header = ("measure", "within pairs", "p", "over all runs")
     return Table(f"What goes with {outcome} ({study['pairs']} task pairs)", header, tuple(rows), note)
@@ -80,8 +81,8 @@ def robustness_table(study: Study) -> Table:
     titles = [" and ".join(study["titles"].get(name, name) for name in names) for names in given]
     note = (
         "within pairs given other numbers, by the residual method on ranks: |D| and learning may be mediators, so no column "
-        "is nearer the truth. Unseen pairs: how much the mean absolute error of forecasting a task pair from the others falls "
-        "against taking their mean."
+        "is nearer the truth. Unseen pairs: how much the mean absolute error of forecasting a task pair (a first task, for "
+        "what is measured at the first checkpoint) from the others falls against taking their mean."
     )
     header = ("measure", *(f"given {title}" for title in titles), "unseen pairs")
     return Table("The same, given other numbers", header, tuple(rows), note)
@@ -102,19 +103,27 @@ def effects_table(study: Study) -> Table:
             (
                 f"{effect['arm']} instead of {effect['baseline']}" + (" (control)" if effect["control"] else ""),
                 study["titles"].get(effect["outcome"], effect["outcome"]),
-                f"{difference['n_runs']} of {difference['n_pairs']} pairs",
+                f"{difference['n_runs']} of {_units(difference)}",
                 _factor(difference) if effect.get("ratio") else by,
                 "-" if difference["test"] is None else _p(difference["test"]["p_value"]),
                 "-" if matched is None else _coefficient(matched["adjusted"]),
             )
         )
     note = (
-        "mean difference over task pairs of runs that are otherwise alike, 95% interval, sign-flip p over pairs; x: geometric "
-        "mean of their ratios; at matched learning: adjusted to equal learning of the last task, where both arms learnt alike. "
-        "A control shares its first checkpoint with the baseline."
+        "mean difference over task pairs of runs that are otherwise alike, 95% interval, sign-flip p over pairs; over first "
+        "tasks, and only from six of them, for what is measured at the first checkpoint; x: geometric mean of their ratios; "
+        "at matched learning: adjusted to equal learning of the last task, where both arms learnt alike. A control shares its "
+        "first checkpoint with the baseline."
     )
     header = ("arm", "changes", "runs", "by", "p", "at matched learning")
     return Table("Interventions", header, tuple(rows), note)
+
+
+def _units(numbers: Study) -> str:
+    """How many task pairs, or first tasks where the number is made at the first checkpoint."""
+    if numbers.get("unit") == "first task":
+        return f"{numbers['n_units']} first task{'s' * (numbers['n_units'] != 1)}"
+    return f"{numbers['n_pairs']} pairs"
 
 
 def _factor(difference: Study) -> str:
@@ -147,6 +156,8 @@ def _p(value: float) -> str:
 def study_markdown(study: Study) -> str:
     """study.md: the answers first, then tables, figures, what failed, and how to do it again."""
     parts = [f"# {study['name']}: {study['runs']} runs of {study['pairs']} task pairs", ""]
+    if "model" in study:
+        parts += [f"Model: {study['model']}. Tasks: {study['tasks']}.", ""]
     for question, sentences in conclusions(study):
         parts += [f"**{question}**", "", *(f"{sentence}\n" for sentence in sentences)]
     for table in study_tables(study):

@@ -9,6 +9,9 @@ correlated by 0.9). A correlation of 0.5 within pairs is found in 71% of such st
 test rejects in 4.8% where a common cause that is given makes the plain one reject in 53% (six pairs of eight runs).
 1000 studies each, 250 for the partial test: benchmarks/study_statistics.py.
 
+A measure made at the first checkpoint is one number for all task pairs that share it. Its units are first checkpoints within
+first tasks: they are permuted and resampled with all their runs, and refusals, degrees of freedom and power count them.
+
 A partial coefficient given |D| or learning is not nearer the truth than the plain one: |D| may be a mediator. Both are
 shown.
 """
@@ -38,13 +41,13 @@ from llm_forgetting.study.statistics.rank_correlation import (
     spearman,
 )
 from llm_forgetting.study.statistics.resampling import correlation_interval, runs_within_pairs, whole_pairs
-from llm_forgetting.study.statistics.runs import Columns, Floats, Indices, Run, columns
+from llm_forgetting.study.statistics.runs import TASK_PAIR, Columns, Floats, Indices, Run, columns
 
 LARGEST_DETECTABLE = 0.8
 """A study that would miss a correlation of this size more than one time in five draws no conclusion."""
 
 MINIMUM_PAIRS_OVER = 4
-"""Fewest task pairs for an interval that resamples whole pairs."""
+"""Fewest units (task pairs, or first tasks) for an interval that resamples whole ones."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Association:
     and within pairs, by the residual method on ranks; excluded: runs left out for missing, NaN or infinite numbers;
     p_value: of Spearman's rho within pairs; p_adjusted: Holm's, None for the primary measure; detectable: the
     correlation within pairs that a study of this size sees with 80% power, at the first Holm step for measures that are
-    not primary; refusal: why no conclusion is drawn, else None; coefficients that do not exist are None.
+    not primary; refusal: why no conclusion is drawn, else None; coefficients that do not exist are None; unit, n_units: where
+    the measure is made, a first task or a task pair, and how many distinct ones there are; n_points: distinct
+    measurements, first checkpoints or runs.
     """
 
     measure: str
@@ -82,6 +87,9 @@ class Association:
     p_value: float | None = None
     p_adjusted: float | None = None
     refusal: str | None = None
+    unit: str = TASK_PAIR
+    n_units: int = 0
+    n_points: int = 0
 
     @property
     def shown(self) -> bool:
@@ -147,11 +155,12 @@ def _associate(
 ) -> Association:
     data = columns(runs, [measure, outcome])
     empty = Association(measure, outcome, data.n_runs, data.n_pairs, data.excluded, primary)
+    empty = replace(empty, unit=data.unit, n_units=data.n_units, n_points=data.n_points)
     refusal = _not_comparable(data, (measure, outcome))
     if refusal:
         return replace(empty, refusal=refusal)
     x, y = (comparisons(column) for column in data.values.T)
-    orders = orders_within(data.pairs, seed=seed)
+    orders = orders_within(data.pairs, seed=seed, checkpoints=data.checkpoints)
     a, b = (_within_ranks(signs, data.pairs) for signs in (x, y))
     test = permutation_test(a, b, spearman_statistic(a, b), orders)
     ordinal = permutation_test(a, b, kendall_statistic(x, y, data.pairs), orders)
@@ -178,16 +187,17 @@ class _Estimator:
     covariates: int = 0
 
     def within_pairs(self, test: PermutationTest) -> Coefficient:
-        df = self.data.n_runs - self.data.n_pairs - 1 - self.covariates
-        weights = runs_within_pairs(self.data.pairs, seed=self.seed)
-        enough = detectable_correlation(self.data.n_runs - self.covariates, self.data.n_pairs) <= LARGEST_DETECTABLE
+        points, units = self.data.n_points, self.data.n_units
+        df = points - units - 1 - self.covariates
+        weights = runs_within_pairs(self.data.pairs, seed=self.seed, checkpoints=self.data.checkpoints)
+        enough = detectable_correlation(points - self.covariates, units) <= LARGEST_DETECTABLE
         return self._coefficient(self.data.pairs, weights if enough else None, df, "bootstrap within task pairs", test)
 
     def over_runs(self) -> Coefficient:
-        enough = self.data.n_pairs >= MINIMUM_PAIRS_OVER
-        weights = whole_pairs(self.data.pairs, seed=self.seed) if enough else None
+        units = self.data.n_units
+        weights = whole_pairs(self.data.units, seed=self.seed) if units >= MINIMUM_PAIRS_OVER else None
         together = np.zeros_like(self.data.pairs)
-        return self._coefficient(together, weights, self.data.n_pairs - 1, "bootstrap over task pairs", None)
+        return self._coefficient(together, weights, units - 1, f"bootstrap over {self.data.unit}s", None)
 
     def _coefficient(
         self, blocks: Indices, weights: Floats | None, df: int, method: str, test: PermutationTest | None
@@ -203,7 +213,7 @@ class _Estimator:
 def _partial(runs: Sequence[Run], measure: str, outcome: str, given: tuple[str, ...], seed: int) -> PartialAssociation:
     if measure in given or outcome in given or not given:
         return PartialAssociation(given, None, None, "a number is not compared given itself, or given nothing")
-    data = columns(runs, [measure, outcome, *given])
+    data = columns(runs, [measure, outcome, *given], of=[measure, outcome])
     refusal = _not_comparable(data, (measure, outcome, *given))
     if refusal:
         return PartialAssociation(given, None, None, refusal)
@@ -213,7 +223,7 @@ def _partial(runs: Sequence[Run], measure: str, outcome: str, given: tuple[str, 
         return partial_spearman([a, b, *others], weights, blocks)
 
     estimator = _Estimator(correlation, (x, y), data, seed, len(others))
-    test = _partial_test(x, y, others, orders_within(data.pairs, seed=seed))
+    test = _partial_test(x, y, others, orders_within(data.pairs, seed=seed, checkpoints=data.checkpoints))
     over_runs, within = estimator.over_runs(), None if test is None else estimator.within_pairs(test)
     if not np.isfinite(over_runs.value) or within is None or not np.isfinite(within.value):
         return PartialAssociation(given, None, None, "the ranks are a combination of those they are compared given")
@@ -235,8 +245,10 @@ def _within_ranks(signs: Floats, pairs: Indices) -> Floats:
 
 
 def _not_comparable(data: Columns, names: Sequence[str]) -> str | None:
-    if data.n_runs - data.n_pairs < 2:
-        return f"{data.n_runs} usable runs of {data.n_pairs} task pairs leave nothing to compare within pairs"
+    if data.n_points - data.n_units < 2:
+        what = f"{data.n_points} first checkpoints of {data.n_units} first tasks" if data.at_first else None
+        what = what or f"{data.n_runs} usable runs of {data.n_pairs} task pairs"
+        return f"{what} leave nothing to compare within pairs"
     for name, column in zip(names, data.values.T, strict=True):
         if all(np.ptp(column[data.pairs == pair]) == 0 for pair in range(data.n_pairs)):
             return f"{name} is the same in all runs of every task pair"
@@ -247,7 +259,7 @@ def _judged(association: Association, tests: int) -> Association:
     """The association with what it could have seen and, where it could have seen too little, the refusal."""
     if association.spearman_within_pairs is None or association.spearman_within_pairs.test is None:
         return association
-    size, steps = (association.n_runs, association.n_pairs), 1 if association.primary else tests
+    size, steps = (association.n_points, association.n_units), 1 if association.primary else tests
     smallest, level = association.spearman_within_pairs.test.smallest, SIGNIFICANCE / steps
     reason = None
     if smallest > level:

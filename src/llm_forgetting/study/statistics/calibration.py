@@ -46,12 +46,12 @@ def calibrate(runs: Sequence[Run], forecast: str, outcome: str, *, seed: int) ->
     if data.n_runs == 0:
         raise ValueError(f"no run has a finite {forecast} and a finite {outcome}")
     f, y = data.values.T
-    error, absolute, sign = fit_over_pairs(lambda rows: _errors(f[rows], y[rows]), data.pairs)
+    error, absolute, sign = fit_over_pairs(lambda rows: _errors(f[rows], y[rows]), data.units, unit=data.unit)
     sizes = (data.n_runs, data.n_pairs, data.excluded)
     about = (forecast, outcome, *sizes, error, _cut(absolute, 0.0, np.inf), _cut(sign, 0.0, 1.0))
     if data.n_runs < 3 or np.ptp(f) == 0 or np.ptp(y) == 0:
         return Calibration(*about, refusal="a line needs three runs whose forecasts and outcomes differ")
-    slope, intercept = fit_over_pairs(lambda rows: fit_line(f[rows], y[rows]), data.pairs)
+    slope, intercept = fit_over_pairs(lambda rows: fit_line(f[rows], y[rows]), data.units, unit=data.unit)
     rho = spearman_over_runs(data, seed=seed)
     r_squared = 1 - float(((y - f) ** 2).sum() / ((y - y.mean()) ** 2).sum())
     return Calibration(*about, slope, intercept, rho, r_squared)

@@ -4,6 +4,7 @@ Every sentence names the number of runs and of task pairs. An association is nev
 never called absent: what is said is how large it would have had to be.
 """
 
+import math
 from typing import Literal
 
 from llm_forgetting.arrays import settled
@@ -14,6 +15,7 @@ from llm_forgetting.study.statistics.calibration import Calibration
 from llm_forgetting.study.statistics.clusters import MeanOverPairs
 from llm_forgetting.study.statistics.power import SIGNIFICANCE
 from llm_forgetting.study.statistics.prediction import PairPrediction
+from llm_forgetting.study.statistics.runs import TASK_PAIR
 from llm_forgetting.study.statistics.trade_off import ArmEffect, MatchedEffect
 
 Larger = Literal["sharper", "flatter"]
@@ -28,10 +30,10 @@ def describe_flatness(
 
     larger: what a larger value of the measure means; outcome_is: what a larger value of the outcome means.
     """
-    within, size = association.spearman_within_pairs, _size(association.n_runs, association.n_pairs)
+    within, size = association.spearman_within_pairs, _association_size(association)
     if association.refusal is not None or within is None:
         return f"Nothing is concluded on {association.measure} and {association.outcome} from {size}: {association.refusal}."
-    numbers = f"{_describe_coefficients(association, within)}; {size}"
+    numbers = f"{_describe_coefficients(association, within)}{_describe_partials(association)}; {size}"
     if not association.shown:
         return (
             f"It is not shown that {association.measure} goes with {association.outcome} within task pairs: {numbers}; a "
@@ -50,7 +52,7 @@ def describe_relation(association: Association) -> str:
 
     The outcome is not the study's first one, so that the p-value of the primary measure is one of a second test.
     """
-    within, size = association.spearman_within_pairs, _size(association.n_runs, association.n_pairs)
+    within, size = association.spearman_within_pairs, _association_size(association)
     if association.refusal is not None or within is None:
         return f"Nothing is concluded on {association.measure} and {association.outcome} from {size}: {association.refusal}."
     direction = "higher" if within.value > 0 else "lower"
@@ -58,12 +60,6 @@ def describe_relation(association: Association) -> str:
     lead += _unless(within.interval)
     if not association.shown:
         lead = f"No relation between {association.measure} and {association.outcome} is shown within task pairs"
-    partials = "".join(
-        f"; given {' and '.join(partial.given)} {_figure(partial.within_pairs.value, '+.2f')}"
-        + _describe_interval(partial.within_pairs.interval, " (", ")")
-        for partial in association.partial
-        if partial.within_pairs is not None
-    )
     over = association.spearman_over_runs
     together = (
         ""
@@ -71,12 +67,12 @@ def describe_relation(association: Association) -> str:
         else f"; over all runs {_figure(over.value, '+.2f')}" + _describe_interval(over.interval, " (", ")")
     )
     numbers = _describe_coefficients(association, within, "primary measure, second outcome")
-    return f"{lead}: {numbers}{partials}{together}; {size}; {_NOT_A_CAUSE}."
+    return f"{lead}: {numbers}{_describe_partials(association)}{together}; {size}; {_NOT_A_CAUSE}."
 
 
 def describe_change(change: MeanOverPairs, *, name: str, over: str = "the new task") -> str:
     """How does a number of the landscape change with a new task?"""
-    size = _size(change.n_runs, change.n_pairs)
+    size = _mean_size(change)
     numbers = f"mean change {_describe_mean(change)}, it rose in {change.share_positive:.0%} of runs; {size}"
     if change.test is None:
         return f"Nothing is concluded on how {name} changes with {over}: {change.reason}; {numbers}."
@@ -90,9 +86,8 @@ def describe_change(change: MeanOverPairs, *, name: str, over: str = "the new ta
 def describe_arm(effect: ArmEffect, matched: MatchedEffect | None = None) -> str:
     """What does an intervention do to forgetting, as it is and at matched learning?"""
     difference, names = effect.difference, f"{effect.arm} instead of {effect.baseline}"
-    numbers = (
-        f"mean difference {_describe_mean(difference)}; {_size(difference.n_runs, difference.n_pairs, 'matched runs')}"
-    )
+    by = _describe_ratio(difference) if effect.ratio else f"mean difference {_describe_mean(difference)}"
+    numbers = f"{by}; {_mean_size(difference, 'matched runs')}"
     if difference.test is None:
         lead = f"Nothing is concluded on {names} and {effect.outcome}: {difference.reason}; {numbers}"
     elif _is_shown(difference):
@@ -140,8 +135,8 @@ def describe_prediction(prediction: PairPrediction) -> str:
     better = gain.test is not None and gain.value > 0 and _is_shown(gain)
     claim = "predicted" if better else "is not shown to predict"
     return (
-        f"{_capital(prediction.measure)} {claim} {prediction.outcome} of unseen task pairs better than the mean of the others: "
-        f"{numbers}; {size}."
+        f"{_capital(prediction.measure)} {claim} {prediction.outcome} of unseen {prediction.unit}s better than the mean of the "
+        f"others: {numbers}; {size}."
     )
 
 
@@ -182,6 +177,14 @@ def _describe_mean(mean: MeanOverPairs) -> str:
     return f"{_figure(mean.value, '+.3g')}{_describe_interval(mean.interval, ' (', ')', '.3g')}{test}"
 
 
+def _describe_ratio(mean: MeanOverPairs) -> str:
+    """A mean of logarithms, as the ratio that it is."""
+    ends = mean.interval
+    interval = None if ends is None else Interval(math.exp(ends.low), math.exp(ends.high), method=ends.method)
+    test = "" if mean.test is None else f", sign-flip p = {mean.test.p_value:.2g}"
+    return f"mean ratio {math.exp(mean.value):.2f}{_describe_interval(interval, ' (', ')')}{test}"
+
+
 def _describe_estimate(estimate: Estimate, style: str) -> str:
     value = "unknown" if estimate.value is None else _figure(estimate.value, style)
     return value + _describe_interval(estimate.interval, " (", ")", style.lstrip("+"))
@@ -219,6 +222,33 @@ def _is_shown(mean: MeanOverPairs) -> bool:
 def _size(n_runs: int, n_pairs: int, runs: str = "runs") -> str:
     pairs = "task pair" if n_pairs == 1 else "task pairs"
     return f"{n_runs} {runs if n_runs != 1 else runs.removesuffix('s')} of {n_pairs} {pairs}"
+
+
+def _mean_size(mean: MeanOverPairs, runs: str = "runs") -> str:
+    size = _size(mean.n_runs, mean.n_pairs, runs)
+    return size if mean.unit == TASK_PAIR else f"{size} and {_counted(mean.n_units, mean.unit)}"
+
+
+def _association_size(association: Association) -> str:
+    """The runs and pairs; for a measure of the first checkpoint also how many of those there are."""
+    size = _size(association.n_runs, association.n_pairs)
+    if association.unit == TASK_PAIR:
+        return size
+    checkpoints = _counted(association.n_points, "first checkpoint")
+    return f"{size}, with {checkpoints} of {_counted(association.n_units, association.unit)}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def _describe_partials(association: Association) -> str:
+    return "".join(
+        f"; given {' and '.join(partial.given)} {_figure(partial.within_pairs.value, '+.2f')}"
+        + _describe_interval(partial.within_pairs.interval, " (", ")")
+        for partial in association.partial
+        if partial.within_pairs is not None
+    )
 
 
 def _capital(name: str) -> str:

@@ -1,4 +1,8 @@
-"""Tests that hold for the runs at hand: outcomes permuted within task pairs, signs flipped per task pair."""
+"""Tests that hold for the runs at hand: outcomes permuted within task pairs, signs flipped per unit.
+
+Runs that share their first checkpoint are permuted together: what is measured there is one number, and their outcomes
+resemble one another.
+"""
 
 import itertools
 import math
@@ -8,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm_forgetting.seeding import generator
-from llm_forgetting.study.statistics.runs import Floats, Indices
+from llm_forgetting.study.statistics.runs import Floats, Indices, exchangeable
 
 ENUMERATED = 20_000
 """Up to so many arrangements all are enumerated, beyond it `PERMUTATIONS` are drawn."""
@@ -23,11 +27,15 @@ Statistic = Callable[[Indices], Floats]
 
 @dataclass(frozen=True, eq=False)
 class Orders:
-    """Orders of runs, rows (m, n), that keep every run in its block (n,); exact: all there are, each once."""
+    """Orders of runs, rows (m, n), that keep every run in its block (n,); exact: all there are, each once.
+
+    groups: of checkpoints that are exchanged, each (checkpoints, runs of one).
+    """
 
     rows: Indices
     blocks: Indices
     exact: bool
+    groups: tuple[Indices, ...]
 
 
 @dataclass(frozen=True)
@@ -45,28 +53,34 @@ class PermutationTest:
     exact: bool
 
 
-def orders_within(blocks: Indices, *, seed: int, draws: int = PERMUTATIONS) -> Orders:
-    """The orders of runs that keep every run in its block: all of them, or seeded draws."""
-    members = [np.flatnonzero(blocks == block) for block in np.unique(blocks)]
-    if math.prod(math.factorial(len(block)) for block in members) <= ENUMERATED:
-        rows = [_spliced(members, chosen) for chosen in itertools.product(*map(itertools.permutations, members))]
-        return Orders(np.array(rows, dtype=np.intp), blocks, True)
+def orders_within(
+    blocks: Indices, *, seed: int, draws: int = PERMUTATIONS, checkpoints: Indices | None = None
+) -> Orders:
+    """The orders of runs that keep every run in its block and move those of one checkpoint together: all, or seeded draws."""
+    groups = tuple(exchangeable(blocks, checkpoints))
+    if math.prod(math.factorial(len(group)) for group in groups) <= ENUMERATED:
+        rows = [
+            _spliced(groups, chosen)
+            for chosen in itertools.product(*(itertools.permutations(range(len(g))) for g in groups))
+        ]
+        return Orders(np.array(rows, dtype=np.intp), blocks, True, groups)
     rng = generator(seed, "permutations within task pairs")
     orders = np.empty((draws, len(blocks)), dtype=np.intp)
-    for block in members:
-        orders[:, block] = rng.permuted(np.tile(block, (draws, 1)), axis=1)
-    return Orders(orders, blocks, False)
+    for group in groups:
+        orders[:, group] = group[rng.permuted(np.tile(np.arange(len(group)), (draws, 1)), axis=1)]
+    return Orders(orders, blocks, False, groups)
 
 
 def permutation_test(x: Floats, y: Floats, statistic: Statistic, orders: Orders) -> PermutationTest:
     """The test of `statistic`, which maps orders of the runs' y (m, n) to numbers (m,) around 0.
 
-    x and y, shape (n,), tell which arrangements are the most extreme: both sorted alike, or oppositely.
+    x and y, shape (n,), tell which arrangements are the most extreme: both sorted alike, or oppositely; or one of those
+    that were tried, where checkpoints of several runs have no common order.
     """
     rows = orders.rows
     drawn = np.concatenate([statistic(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)])
     observed = abs(float(statistic(np.arange(x.size)[None, :])[0]))
-    most = float(np.abs(statistic(_extreme_orders(x, y, orders.blocks))).max())
+    most = max(float(np.abs(statistic(_extreme_orders(x, y, orders.groups))).max()), float(np.abs(drawn).max()))
     return _test(drawn, observed, most, orders.exact)
 
 
@@ -122,17 +136,17 @@ def sign_flip(values: Floats, *, seed: int, draws: int = PERMUTATIONS) -> Permut
     return _test(signs @ values, abs(float(values.sum())), float(np.abs(values).sum()), exact)
 
 
-def _spliced(members: list[Indices], chosen: Sequence[Sequence[np.intp]]) -> Indices:
-    order = np.empty(sum(map(len, members)), dtype=np.intp)
-    for block, permuted in zip(members, chosen, strict=True):
-        order[block] = permuted
+def _spliced(groups: Sequence[Indices], chosen: Sequence[Sequence[int]]) -> Indices:
+    order = np.empty(sum(group.size for group in groups), dtype=np.intp)
+    for group, permuted in zip(groups, chosen, strict=True):
+        order[group] = group[list(permuted)]
     return order
 
 
-def _extreme_orders(x: Floats, y: Floats, blocks: Indices) -> Indices:
+def _extreme_orders(x: Floats, y: Floats, groups: Sequence[Indices]) -> Indices:
     orders = np.empty((2, x.size), dtype=np.intp)
-    for block in (np.flatnonzero(blocks == number) for number in np.unique(blocks)):
-        by_x, by_y = block[np.argsort(x[block])], block[np.argsort(y[block])]
+    for group in groups:
+        by_x, by_y = (group[np.argsort(values[group].sum(axis=1))] for values in (x, y))
         orders[0, by_x], orders[1, by_x] = by_y, by_y[::-1]
     return orders
 

@@ -1,6 +1,7 @@
 """Does a measure predict forgetting for a task pair it has not seen?
 
-Each task pair in turn is left out; a line outcome = a + b measure is fitted to the others and predicts its runs. The
+Each task pair in turn is left out (each first task, for a measure made at the first checkpoint: a pair that shares it would
+tell its number); a line outcome = a + b measure is fitted to the others and predicts its runs. The
 rivals are the mean of the other pairs and, where one is named, a line in a baseline measure (|D|, say).
 """
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from llm_forgetting.study.statistics.calibration import fit_line
 from llm_forgetting.study.statistics.clusters import MeanOverPairs, mean_over_pairs
-from llm_forgetting.study.statistics.runs import Columns, Floats, Run, columns
+from llm_forgetting.study.statistics.runs import TASK_PAIR, Columns, Floats, Run, columns
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class PairPrediction:
     over that of the mean's, at most 1, negative where the mean is nearer; gain_over_mean and gain_over_baseline: mean
     over pairs of their absolute error less the line's, positive where the measure predicts better. The intervals treat
     the left-out pairs as independent, though their fits share runs: take them as a guide.
-    refusal: why there is no prediction, else None.
+    refusal: why there is no prediction, else None; unit: what is left out, a task pair or a first task.
     """
 
     measure: str
@@ -39,6 +40,7 @@ class PairPrediction:
     gain_over_mean: MeanOverPairs | None = None
     gain_over_baseline: MeanOverPairs | None = None
     refusal: str | None = None
+    unit: str = TASK_PAIR
 
 
 def predict_unseen_pairs(
@@ -49,17 +51,21 @@ def predict_unseen_pairs(
     Refused below three task pairs, or where the measure or the baseline is constant in the pairs of a fit.
     """
     names = [measure] if baseline is None or baseline == measure else [measure, baseline]
-    data = columns(runs, [*names, outcome])
+    data = columns(runs, [*names, outcome], of=[measure, outcome])
     about = (measure, outcome, names[1] if len(names) == 2 else None, data.n_runs, data.n_pairs, data.excluded)
-    if data.n_pairs < 3:
-        return PairPrediction(*about, refusal="prediction of unseen task pairs needs at least three")
+    if data.n_units < 3:
+        return PairPrediction(*about, refusal=f"prediction of unseen {data.unit}s needs at least three", unit=data.unit)
     predicted = [_left_out(data, column) for column in range(len(names))]
     if not np.isfinite(predicted).all():
-        return PairPrediction(*about, refusal="a line cannot be fitted to a constant measure")
+        return PairPrediction(*about, refusal="a line cannot be fitted to a constant measure", unit=data.unit)
     y = data.values[:, -1]
     errors = np.array([_left_out(data, None) - y, *(values - y for values in predicted)])
     absolute = np.abs(errors)
-    gains = [mean_over_pairs(absolute[rival] - absolute[1], data.pairs, seed=seed) for rival in range(len(errors))]
+    first_tasks = data.first_tasks if data.at_first else None
+    gains = [
+        mean_over_pairs(absolute[rival] - absolute[1], data.pairs, seed=seed, first_tasks=first_tasks)
+        for rival in range(len(errors))
+    ]
     return PairPrediction(
         *about,
         error=float(absolute[1].mean()),
@@ -68,15 +74,16 @@ def predict_unseen_pairs(
         skill=_skill(errors[1], errors[0]),
         gain_over_mean=gains[0],
         gain_over_baseline=gains[2] if len(names) == 2 else None,
+        unit=data.unit,
     )
 
 
 def _left_out(data: Columns, column: int | None) -> Floats:
-    """The prediction for every run from the other task pairs, by a line in a column or by their mean."""
+    """The prediction for every run from the other units, by a line in a column or by their mean."""
     predicted: Floats = np.empty(data.n_runs)
     y = data.values[:, -1]
-    for pair in range(data.n_pairs):
-        here = data.pairs == pair
+    for unit in range(data.n_units):
+        here = data.units == unit
         if column is None:
             predicted[here] = y[~here].mean()
         else:

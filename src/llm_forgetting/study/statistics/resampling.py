@@ -6,6 +6,9 @@ Two resamplings, for two questions:
   and weigh n_b / (n_b - 1) each, which mends the variance that small strata lose (Rao & Wu 1988, JASA 83:231);
 - `whole_pairs`, for what holds over pairs: k - 1 of the k task pairs are drawn with all their runs and weigh k / (k - 1).
 
+Runs that share a first checkpoint are drawn together. For a measure made there, n and k count first checkpoints and first
+tasks, and `whole_pairs` draws first tasks.
+
 Both give the interval tanh(atanh(r) +- t sd*(atanh r*)), with t of n - k - 1 - c degrees of freedom (n runs, k pairs,
 c covariates) within pairs and of k - 1 over pairs. Coverage of the coefficient's mean at nominal 0.95, intra-class
 correlation 0.5, normal values (500 studies each, +-0.02; benchmarks/study_statistics.py):
@@ -32,7 +35,7 @@ from scipy import stats
 from llm_forgetting.forgetting.intervals import LEVEL, Interval
 from llm_forgetting.seeding import generator
 from llm_forgetting.study.statistics.rank_correlation import membership
-from llm_forgetting.study.statistics.runs import Floats, Indices
+from llm_forgetting.study.statistics.runs import Floats, Indices, exchangeable
 
 RESAMPLES = 1999
 
@@ -44,14 +47,20 @@ _BATCH = 500
 Coefficients = Callable[[Floats], Floats]
 
 
-def runs_within_pairs(pairs: Indices, *, seed: int, resamples: int = RESAMPLES) -> Floats:
-    """Weights (resamples, n) of the rescaled bootstrap within pairs; a pair of one run keeps it."""
+def runs_within_pairs(
+    pairs: Indices, *, seed: int, resamples: int = RESAMPLES, checkpoints: Indices | None = None
+) -> Floats:
+    """Weights (resamples, n) of the rescaled bootstrap within pairs; a pair of one run keeps it.
+
+    Runs that share a checkpoint (n,) are drawn together.
+    """
     rng = generator(seed, "bootstrap within task pairs")
     weights: Floats = np.ones((resamples, pairs.size))
-    for members in (np.flatnonzero(pairs == pair) for pair in np.unique(pairs)):
-        n = members.size
+    for group in exchangeable(pairs, checkpoints):
+        n = len(group)
         if n > 1:
-            weights[:, members] = rng.multinomial(n - 1, np.full(n, 1 / n), resamples) * (n / (n - 1))
+            drawn = rng.multinomial(n - 1, np.full(n, 1 / n), resamples) * (n / (n - 1))
+            weights[:, group] = drawn[:, :, None]
     return weights
 
 

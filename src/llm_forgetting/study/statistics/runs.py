@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
+TASK_PAIR, FIRST_TASK = "task pair", "first task"
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +19,9 @@ class Run:
     pair: the task pair, the block within which runs resemble one another; factors: what was set (seed, learning rate,
     optimiser); measures: what might predict forgetting (sharpness, forecast, |D|); outcomes: what came out (forgetting
     in loss and in accuracy, learning of task 2); stderrs: standard errors of any measure or outcome, where known.
+    first_task: the task learnt first, None for a pair that shares it with no other; first_checkpoint: names the checkpoint
+    after it, equal for runs that share it, None for one of its own; at_first: the measures and outcomes that are made at that
+    checkpoint, which are one number for all runs that share it.
     The mappings are copied and read-only. Raises ValueError if a name is both a measure and an outcome.
     """
 
@@ -26,6 +30,9 @@ class Run:
     measures: Mapping[str, float | None] = field(default_factory=dict)
     outcomes: Mapping[str, float | None] = field(default_factory=dict)
     stderrs: Mapping[str, float | None] = field(default_factory=dict)
+    first_task: str | None = None
+    first_checkpoint: str | None = None
+    at_first: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name in ("factors", "measures", "outcomes", "stderrs"):
@@ -46,7 +53,9 @@ class Columns:
 
     values: (n_runs, n_names) in the order asked for; pairs: (n_runs,), the number of each run's task pair; rows: (n_runs,),
     the position of each run among those given; pair_names: (n_pairs,); excluded: how many runs were left out because a
-    number was missing, NaN or infinite.
+    number was missing, NaN or infinite; first_tasks and checkpoints: (n_runs,), the numbers of each run's first task and first
+    checkpoint; at_first: whether one of the columns is made at the first checkpoint, so that first tasks are the units and
+    not task pairs.
     """
 
     values: Floats
@@ -54,6 +63,9 @@ class Columns:
     rows: Indices
     pair_names: tuple[str, ...]
     excluded: int
+    first_tasks: Indices
+    checkpoints: Indices
+    at_first: bool
 
     @property
     def n_runs(self) -> int:
@@ -61,16 +73,36 @@ class Columns:
         return len(self.values)
 
     @property
+    def units(self) -> Indices:
+        """The unit of each run (n_runs,): its first task or its task pair."""
+        return self.first_tasks if self.at_first else self.pairs
+
+    @property
+    def unit(self) -> str:
+        """What a unit is."""
+        return FIRST_TASK if self.at_first else TASK_PAIR
+
+    @property
+    def n_units(self) -> int:
+        """Number of distinct units."""
+        return np.unique(self.units).size
+
+    @property
+    def n_points(self) -> int:
+        """Number of distinct measurements: first checkpoints or runs."""
+        return np.unique(self.checkpoints).size if self.at_first else self.n_runs
+
+    @property
     def n_pairs(self) -> int:
         """Number of task pairs."""
         return len(self.pair_names)
 
 
-def columns(runs: Sequence[Run], names: Sequence[str]) -> Columns:
+def columns(runs: Sequence[Run], names: Sequence[str], *, of: Sequence[str] | None = None) -> Columns:
     """The numbers `names` of all runs that have them.
 
-    Raises ValueError if there are no runs, or if no run knows one of the names (a misspelt name must not pass for
-    missing values).
+    The unit is the first task if one of `of` (all names, if not given) is made at the first checkpoint. Raises ValueError if
+    there are no runs, or if no run knows one of the names (a misspelt name must not pass for missing values).
     """
     if not runs:
         raise ValueError("a study needs at least one run")
@@ -79,8 +111,30 @@ def columns(runs: Sequence[Run], names: Sequence[str]) -> Columns:
             raise ValueError(f"no run has a measure or outcome called {name!r}")
     table = np.array([[run.number(name) for name in names] for run in runs], dtype=np.float64)
     kept = np.asarray(np.isfinite(table).all(axis=1))
-    pairs, pair_names = numbered([run.pair for run, keep in zip(runs, kept, strict=True) if keep])
-    return Columns(table[kept], pairs, np.flatnonzero(kept), pair_names, int((~kept).sum()))
+    rows = np.flatnonzero(kept)
+    some = [run for run, keep in zip(runs, kept, strict=True) if keep]
+    pairs, pair_names = numbered([run.pair for run in some])
+    first_tasks, _ = numbered([run.first_task or run.pair for run in some])
+    checkpoints, _ = numbered([run.first_checkpoint or f"of run {row}" for row, run in zip(rows, some, strict=True)])
+    at_first = any(name in run.at_first for run in some for name in (names if of is None else of))
+    return Columns(
+        table[kept], pairs, rows, pair_names, int((~kept).sum()), first_tasks, checkpoints, at_first=at_first
+    )
+
+
+def exchangeable(pairs: Indices, checkpoints: Indices | None = None) -> list[Indices]:
+    """Groups of checkpoints that may stand for one another: each (checkpoints, runs of one), of positions of runs.
+
+    Runs that share a checkpoint stay together. Checkpoints of one group have runs of the same task pairs, in the same order.
+    Without `checkpoints` every run has its own, and the groups are the task pairs.
+    """
+    groups: dict[tuple[int, ...], list[Indices]] = {}
+    labels = np.arange(pairs.size) if checkpoints is None else checkpoints
+    for label in np.unique(labels):
+        runs = np.flatnonzero(labels == label)
+        runs = runs[np.argsort(pairs[runs], kind="stable")]
+        groups.setdefault(tuple(pairs[runs].tolist()), []).append(runs)
+    return [np.array(groups[key], dtype=np.intp) for key in sorted(groups)]
 
 
 def numbered(labels: Sequence[str]) -> tuple[Indices, tuple[str, ...]]:

@@ -22,7 +22,8 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class ArmEffect:
-    """Arm less baseline in runs that agree in task pair and in the factors `matched_on`.
+    """Arm less baseline in runs that agree in task pair and in the factors `matched_on`; over first tasks for an outcome made
+    at the first checkpoint.
 
     unmatched: runs of either arm without a partner, or whose number is missing, NaN or infinite.
     ratio: the difference is one of natural logarithms, so that exp(difference) is the factor between arm and baseline: for
@@ -85,7 +86,7 @@ def compare_arms(
     Raises ValueError if no runs match, if two runs of one arm agree in pair and `matched_on` (name more factors), or if the
     logarithm of a number is wanted that is not positive.
     """
-    columns(runs, [outcome])
+    data = columns(runs, [outcome])
     groups = [_keyed(runs, outcome, factor, level, matched_on) for level in (baseline, arm)]
     shared = [key for key in groups[0] if key in groups[1]]
     if not shared:
@@ -96,7 +97,9 @@ def compare_arms(
         raise ValueError(f"ratios need positive numbers: {outcome} is {values.min():.3g} in a run")
     differences = np.subtract(*(np.log(values) if ratio else values))
     pairs, _ = numbered([str(key[0]) for key in shared])
-    mean = mean_over_pairs(differences, pairs, seed=seed)
+    of_pair = {run.pair: run.first_task or run.pair for run in runs}
+    first_tasks = numbered([of_pair[str(key[0])] for key in shared])[0] if data.at_first else None
+    mean = mean_over_pairs(differences, pairs, seed=seed, first_tasks=first_tasks)
     return ArmEffect(arm, baseline, outcome, tuple(matched_on), mean, total - 2 * len(shared), ratio)
 
 

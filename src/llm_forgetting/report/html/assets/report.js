@@ -14,7 +14,7 @@
   const START = { eye: { x: 1.15, y: -1.38, z: 0.85 }, center: { x: 0, y: 0, z: -0.17 }, up: { x: 0, y: 0, z: 1 } };
   // Few buttons, named one by one: plotly's own list has one that sends the data away.
   const config = (solid) => ({
-    displaylogo: false, responsive: true, showTips: false, plotlyServerURL: "", showSendToCloud: false, showEditInChartStudio: false,
+    scrollZoom: false, displaylogo: false, responsive: true, showTips: false, plotlyServerURL: "", showSendToCloud: false, showEditInChartStudio: false,
     modeBarButtons: [solid ? ["toImage"] : ["toImage", "zoom2d", "pan2d", "resetScale2d"]],
   });
   const root = document.documentElement;
@@ -96,6 +96,8 @@
     }
     Plotly.newPlot(plot, data, layout, config(Boolean(layout.scene)));
     if (layout.scene) {
+      // The wheel scrolls the page: plotly takes it from a surface even where it does not zoom.
+      plot.addEventListener("wheel", (event) => event.stopPropagation(), { capture: true });
       plot.on("plotly_relayouting", (event) => follow(plot, event["scene.camera"]));
       plot.on("plotly_relayout", (event) => follow(plot, event["scene.camera"]));
     }

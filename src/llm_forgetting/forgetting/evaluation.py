@@ -1,0 +1,54 @@
+"""Records of an adapter's evaluation: accuracy per subject and task, trained rows apart from held-out ones."""
+
+from dataclasses import dataclass
+
+from llm_forgetting.forgetting.intervals import Mean, Proportion
+
+
+@dataclass(frozen=True)
+class SubjectEvaluation:
+    """Evaluation of one subject on n rows: accuracy (share), loss (nats), mean letter mass, seconds; `shortened` rows
+    did not fit as they were. `trained` and `held_out` are the accuracies on the rows that the adapter was trained on and
+    on the others, None where there is no such row or no row was trained on.
+    """
+
+    name: str
+    n: int
+    shots: tuple[str, ...]
+    shortened: int
+    accuracy: Proportion
+    loss: Mean
+    letter_mass: float
+    seconds: float
+    trained: Proportion | None = None
+    held_out: Proportion | None = None
+
+    @property
+    def headline(self) -> Proportion:
+        """Accuracy on held-out rows where some were trained on, else on all."""
+        return self.held_out or self.accuracy
+
+
+@dataclass(frozen=True)
+class PooledAccuracy:
+    """Accuracy over all n rows of a task, with the harness's pooled stderr (None where a subject has one row)."""
+
+    value: float
+    stderr: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """Evaluation of one task, subject by subject; `trained` and `held_out` as of a subject."""
+
+    name: str
+    subjects: tuple[SubjectEvaluation, ...]
+    accuracy: PooledAccuracy
+    trained: PooledAccuracy | None = None
+    held_out: PooledAccuracy | None = None
+
+    @property
+    def headline(self) -> PooledAccuracy:
+        """Accuracy on held-out rows where some were trained on, else on all."""
+        return self.held_out or self.accuracy
