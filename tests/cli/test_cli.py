@@ -24,6 +24,7 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis.checkpoint_plane import plane_evaluations
 from llm_forgetting.experiment.analysis.landscape import evaluations
 from llm_forgetting.experiment.analysis.paths import path_evaluations
+from llm_forgetting.models.language.backbones import synthetic_backbone
 
 QUESTIONS = 12
 
@@ -316,10 +317,12 @@ def test_a_folder_that_another_process_writes_is_left_alone(shell: Shell, tmp_pa
 
 @pytest.mark.parametrize(("limit", "kept"), [(50_000, True), *([(500, False), (5_000, True)] if THOROUGH else [])])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
-    shell: Shell, tiny_run: Path, limit: int, kept: bool
+    shell: Shell, tiny_run: Path, limit: int, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """500 bytes do not hold config.yaml, 5,000 no phase artifact, 50,000 not Trainer's resume files (torch gives no reason)."""
     remedy = "that files may be written there" if limit == 50_000 else "allow larger files (ulimit -f)"
+    monkeypatch.setenv("LLM_FORGETTING_CACHE", str(shell.cache))
+    synthetic_backbone(print)  # is there before the disk is full
     full = shell.run_tiny(file_limit=limit)
     folder = max((shell.folder / "outputs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     assert f"{folder} could not be written: " in full.complaint
