@@ -4,9 +4,9 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,32 +44,63 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds either what it held before or all of `data`, whatever happens in between."""
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = _temporary(path)
     try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less what the umask takes away
         with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
         os.replace(partial, path)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `path` when the block ends well, and vanishes when it does not."""
+    """A scratch folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    What is in it is on the disk before it has its name, with the rights that the umask grants.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    scratch = _temporary(path)
+    scratch.mkdir()
     try:
         yield scratch
-        scratch.chmod(0o755)
+        rights = scratch.stat().st_mode & 0o666
+        for written in (file for file in scratch.rglob("*") if file.is_file()):
+            written.chmod(rights)
+            _sync(written)
+        _sync(scratch)
         if path.exists():
             shutil.rmtree(path)
         os.replace(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # where no folder can be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporary(folder: Path, name: str = "*") -> None:
+    """Remove what a killed process left in `folder` of files and folders called `name`; only for who holds its lock."""
+    for path in folder.glob(f".{name}.{'[0-9a-f]' * 8}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 Kind = TypeVar("Kind")

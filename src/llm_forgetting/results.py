@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from llm_forgetting.config.sections import EMBEDDED_MODEL, EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
-from llm_forgetting.files import OMITTED, decode_lines, read
+from llm_forgetting.files import OMITTED, decode, decode_lines
 from llm_forgetting.forgetting.evaluation import TaskEvaluation
 from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
 from llm_forgetting.forgetting.records import (
@@ -23,6 +23,7 @@ from llm_forgetting.landscape.records import (
     LandscapeChange,
     PathScan,
 )
+from llm_forgetting.manifest import checked, read_manifest
 from llm_forgetting.tasks.prompt_format import PromptFormat
 
 
@@ -356,21 +357,23 @@ class RepairRecord:
 
 
 def read_results(folder: Path) -> Results:
-    """results.json of a run's folder; UserError names the file and what is wrong in it."""
-    return read(Results, folder / "results.json")
+    """results.json of a run's folder; UserError names the file and what is wrong in it, also where it is damaged."""
+    return decode(Results, checked(folder, "results.json"), file=str(folder / "results.json"))
 
 
 def read_scan(folder: Path) -> ScanResults:
     """landscape.json of a scan's folder; UserError as `read_results`."""
-    return read(ScanResults, folder / "landscape.json")
+    return decode(ScanResults, checked(folder, "landscape.json"), file=str(folder / "landscape.json"))
 
 
 def read_evaluation(folder: Path) -> EvaluationResults:
     """evaluation.json of an evaluation's folder; UserError as `read_results`."""
-    return read(EvaluationResults, folder / "evaluation.json")
+    return decode(EvaluationResults, checked(folder, "evaluation.json"), file=str(folder / "evaluation.json"))
 
 
 def read_items(folder: Path) -> list[Line]:
-    """Lines of items.jsonl in a folder, none where the file is gone; UserError as `read_results`."""
+    """Lines of items.jsonl in a folder, none where none were written; UserError as `read_results`."""
     path = folder / "items.jsonl"
-    return decode_lines(list[Line], path.read_text(encoding="utf-8"), file=str(path)) if path.exists() else []
+    if not path.exists() and path.name not in read_manifest(folder).artifacts:
+        return []
+    return decode_lines(list[Line], checked(folder, path.name).decode(), file=str(path))

@@ -194,16 +194,21 @@ def repair(arguments: list[str]) -> int:
 def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespace) -> int:
     quiet_libraries()
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+    from llm_forgetting.experiment.experiment import require_same_configuration
     from llm_forgetting.experiment.repair import path_of
     from llm_forgetting.experiment.repair import repair as repair_run
     from llm_forgetting.experiment.session import Session
     from llm_forgetting.files import encode
+    from llm_forgetting.manifest import unchecked
     from llm_forgetting.report.tables.repair import repair_sentence, repair_tables
     from llm_forgetting.report.terminal import Terminal
     from llm_forgetting.results import read_results
 
     terminal, run = Terminal(), RunFolder(folder)
+    for line in unchecked(folder):
+        say(line)
     results = read_results(folder)
+    require_same_configuration(results.config_fingerprint, config, run)
     path, session = path_of(results), Session(config, folder, terminal, frozen_tasks=results.tasks)
     with run.locked(), log_file(folder / "run.log"):
         record = repair_run(session, path, rank=options.rank, t=options.t)

@@ -29,6 +29,7 @@ def report(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     folder = Path(options.folder)
+    _say_unchecked([folder])
     try:
         if options.questions:
             say(f"{_with_questions(folder)}: open it in a browser. It holds benchmark questions: do not publish it.")
@@ -39,16 +40,27 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def _say_unchecked(folders: list[Path]) -> None:
+    """A line per run that is older than checksums."""
+    from llm_forgetting.manifest import unchecked
+
+    for folder in folders:
+        for line in unchecked(folder):
+            say(line)
+
+
 def draw_report(folder: Path) -> Path:
     """report.html of whatever `folder` holds, from its artifacts; UserError where it holds none that can be read."""
-    from llm_forgetting.files import read_json
+    from llm_forgetting.files import decode
+    from llm_forgetting.manifest import checked
     from llm_forgetting.report.html import files
     from llm_forgetting.results import read_evaluation, read_items, read_results, read_scan
 
     if (folder / "results.json").is_file():
         return files.write_run_report(read_results(folder), read_items(folder), folder)
     if (folder / "study.json").is_file():
-        return files.write_study_report(read_json(folder / "study.json"), folder)
+        content = decode(dict, checked(folder, "study.json"), file=str(folder / "study.json"))
+        return files.write_study_report(content, folder)
     if (folder / "landscape.json").is_file():
         return files.write_scan_report(read_scan(folder), folder)
     if (folder / "evaluation.json").is_file():
@@ -110,6 +122,7 @@ def compare(arguments: list[str]) -> int:
     folders, output = [Path(run) for run in options.runs], Path(options.output)
     if len(folders) < 2:
         raise UserError("compare needs at least two runs, one was given")
+    _say_unchecked(folders)
     from llm_forgetting.files import write_text
     from llm_forgetting.report.html.compare import compare_page, compare_tables
     from llm_forgetting.report.html.page import render

@@ -12,11 +12,12 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.item_records import item_records
 from llm_forgetting.experiment.tasks import source_of
-from llm_forgetting.experiment.trained_items import TrainedItems, trained_items
+from llm_forgetting.experiment.trained_items import TrainedItems, require_whole_adapter, trained_items
 from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.evaluation import PooledAccuracy, SubjectEvaluation, TaskEvaluation
 from llm_forgetting.forgetting.intervals import Proportion, estimate_mean, pooled_stderr, proportion
 from llm_forgetting.forgetting.records import ItemRecord
+from llm_forgetting.manifest import unchecked
 from llm_forgetting.models.language.batches import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score
@@ -37,12 +38,16 @@ def evaluate_adapter(
     `adapter` None is the bare backbone. Rows that the adapter was trained on are counted apart, where it is of a run of ours.
     UserError for what the user can mend.
     """
+    if adapter is not None:
+        require_whole_adapter(adapter)
     source = source_of(config.data, progress.note)
     pools = [source.pool(name, subjects) for name, subjects in source.resolve(config.data.tasks)]
     chosen = [
         (pool.name, [subject_items(pool, subject, config.data, limit) for subject in pool.subjects]) for pool in pools
     ]
     trained = None if adapter is None else trained_items(adapter)
+    for line in unchecked(trained.run) if trained else ():
+        progress.note(line)
     model = (
         LanguageModel.load(config.model, LoraConfig(rank=1), seed=0, notify=progress.note)
         if adapter is None

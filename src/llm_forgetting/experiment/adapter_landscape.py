@@ -13,11 +13,15 @@ from llm_forgetting.experiment.analysis.paths import analyse_between, path_objec
 from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.phase_artifacts import BETWEEN, landscape_phase
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+from llm_forgetting.experiment.inputs import require_same_backbone, require_same_rows
 from llm_forgetting.experiment.session import choose_landscape_items
 from llm_forgetting.experiment.tasks import source_of, tasks_of
+from llm_forgetting.experiment.trained_items import require_whole_adapter
 from llm_forgetting.files import OMITTED, decode, encode, from_plain
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
+from llm_forgetting.manifest import file_digest, require_inputs
+from llm_forgetting.models.adapter.saved_adapter import CONFIG, WEIGHTS
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.batches import encode as encode_items
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -55,10 +59,13 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
     Every scan is kept in `folder` when it is done, every evaluation when it is made. Returns what landscape.json holds, before
     anything is drawn.
     """
+    folder.check(progress.note)
     if not (folder.path / IDENTITY).exists():
         folder.write(IDENTITY, encode(_identity(config, adapters)))
     model = LanguageModel.open_adapter(adapters[0], config.model)
-    items = _items(config, model, progress)
+    _require_same_adapters(folder, adapters)
+    require_same_backbone(folder.path, replace(config.model, name=model.source))
+    items = _items(config, model, folder, progress)
     updates = {name: model.update_of(adapter) for name, adapter in zip(NAMES, adapters, strict=False)}
     landscapes: dict[str, CheckpointLandscape] = {}
     warnings: list[str] = []
@@ -104,6 +111,16 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
     )
 
 
+def _require_same_adapters(folder: RunFolder, adapters: list[Path]) -> None:
+    checksums: dict[str, str] = {}
+    for name, adapter in zip(NAMES, adapters, strict=False):
+        require_whole_adapter(adapter)
+        checksums |= {
+            f"{file} of the adapter ({name})": file_digest(adapter / file) or "" for file in (CONFIG, WEIGHTS)
+        }
+    require_inputs(folder.path, "adapter", checksums)
+
+
 def refuse_other_scan(config: ScanConfig, adapters: list[Path], folder: RunFolder) -> None:
     """UserError where `folder` holds a scan of other adapters or of another configuration (its output aside)."""
     path = folder.path / IDENTITY
@@ -128,9 +145,11 @@ def _identity(config: ScanConfig, adapters: list[Path]) -> ScanIdentity:
     return decode(ScanIdentity, encode(identity))  # lists and tuples are the same to JSON
 
 
-def _items(config: ScanConfig, model: LanguageModel, progress: Progress) -> Items:
+def _items(config: ScanConfig, model: LanguageModel, folder: RunFolder, progress: Progress) -> Items:
     chosen = []
-    for task in tasks_of(config.data, source_of(config.data, progress.note)):
+    tasks = tasks_of(config.data, source_of(config.data, progress.note))
+    require_same_rows(folder.path, tasks)
+    for task in tasks:
         split = task.split(config.landscape.items)
         encoded = encode_items(model.tokenizer, split, task.shots, config.data.max_tokens)
         chosen.append((task.name, choose_landscape_items(encoded, task.name, config.landscape)))

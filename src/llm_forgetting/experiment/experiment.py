@@ -45,8 +45,9 @@ from llm_forgetting.experiment.session import Session
 from llm_forgetting.forgetting.summary import summarise
 from llm_forgetting.landscape.comparison import compare_landscapes
 from llm_forgetting.landscape.records import CheckpointLandscape
+from llm_forgetting.manifest import require_inputs
 from llm_forgetting.progress import Progress, Silent
-from llm_forgetting.results import Results, RunSetup, TrainingRecord
+from llm_forgetting.results import Results, TrainingRecord
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +60,13 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     """
     progress, few = progress or Silent(), config.evaluation.recovery_items
     phase = PhaseRunner(folder, progress, total=3 * len(config.data.tasks) + 4 + bool(few))
+    folder.check(progress.note)
+    require_inputs(folder.path, "config", {"config.yaml": config.fingerprint})
     earlier = folder.read(SETUP)
     session = Session(config, folder.path, progress, frozen_tasks=() if earlier is None else earlier.tasks)
 
     setup = phase(SETUP, set_up, session, folder)  # 1
-    _require_same_configuration(setup, config, folder)
+    require_same_configuration(setup.config_fingerprint, config, folder)
     for warning in setup.warnings:
         progress.warn(warning)
     scores = [phase(EVALUATE_INITIAL, evaluate, session, 0)]
@@ -132,8 +135,9 @@ def save_config(config: ExperimentConfig, folder: RunFolder) -> None:
     folder.write("config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
 
 
-def _require_same_configuration(setup: RunSetup, config: ExperimentConfig, folder: RunFolder) -> None:
-    if setup.config_fingerprint != config.fingerprint:
+def require_same_configuration(fingerprint: str, config: ExperimentConfig, folder: RunFolder) -> None:
+    """Raise UserError where `config` is not that of the run in `folder`, by its fingerprint."""
+    if fingerprint != config.fingerprint:
         files = [str(folder.path / "config.yaml"), *filter(None, [config.data.definitions])]
         raise UserError(
             f"{' or '.join(files)} was changed after the run was started, and phases of two configurations do "

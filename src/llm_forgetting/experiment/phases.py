@@ -30,13 +30,14 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import require_trackers, training_tracked
 from llm_forgetting.experiment.session import Session, choose_landscape_items, frozen_splits
-from llm_forgetting.files import from_plain, whole_folder
+from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.forgetting.summary import FRESH, RECOVERED
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
+from llm_forgetting.manifest import recorded_folder, require_whole
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.scoring import merged, score_tasks
 from llm_forgetting.models.language.text_loss import text_losses
@@ -125,9 +126,10 @@ def train(session: Session, k: int) -> TrainingRecord:
             trackers=session.config.output.trackers,
             advance=advance,
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
+            note=session.progress.note,
         )
     session.mark_checkpoint(k)
-    with whole_folder(session.checkpoint_folder(k)) as checkpoint:
+    with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)
         (checkpoint / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the finished run writes a card
         (checkpoint / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(session.config), sort_keys=False))
@@ -145,7 +147,7 @@ def _recorder(session: Session, k: int) -> Callable[[int], None]:
     """Keeps the adapter of every epoch until it is projected onto the checkpoint plane."""
 
     def record(epoch: int) -> None:
-        with whole_folder(session.trajectory_folder(k) / f"epoch_{epoch:03d}") as folder:
+        with recorded_folder(session.folder, f"phases/{session.trajectory_folder(k).name}/epoch_{epoch:03d}") as folder:
             write_update(folder / "update.safetensors", session.model.adapter_factors())
 
     return record
@@ -198,7 +200,8 @@ def _relearn(session: Session, name: str, start: int, chosen: list[EncodedItem],
     scratch = session.folder / "phases" / f"trainer_{name}"
     steps = optimizer_steps(len(chosen), config)
     with session.progress.bar(f"{len(chosen)} items of {task} again, from {checkpoint_name(start)}", steps) as advance:
-        fine_tune(model, chosen, config, stream=name, scratch=scratch, advance=advance)
+        note = session.progress.note
+        fine_tune(model, chosen, config, stream=name, scratch=scratch, advance=advance, note=note)
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -217,6 +220,9 @@ def scan_landscape(session: Session, k: int, reference_norm: float | None) -> Ch
 def scan_paths(session: Session) -> BetweenCheckpoints:
     """Paths between successive checkpoints, and the plane through the initial, the first and the last one."""
     last = len(session.config.data.tasks)
+    for k in range(1, last + 1) if session.config.landscape.trajectory else ():
+        again = f"remove phases/train_task*.json in {session.folder}: then --resume trains again"
+        require_whole(session.folder, f"phases/{session.trajectory_folder(k).name}", again)
     updates = {checkpoint_name(k): session.at(k).adapter_factors() for k in range(1, last + 1)}
     epochs = {
         f"task {k}, epoch {int(folder.name.removeprefix('epoch_'))}": folder

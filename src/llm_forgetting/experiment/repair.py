@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.phase_artifacts import checkpoint_name
 from llm_forgetting.experiment.session import Session
-from llm_forgetting.files import whole_folder
+from llm_forgetting.experiment.trained_items import REPAIRED
 from llm_forgetting.forgetting.intervals import estimate_mean, paired_mean_change, paired_proportion_change, proportion
 from llm_forgetting.forgetting.scores import SPLITS, Split
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.lowrank import truncated
 from llm_forgetting.landscape.path import interpolate, selection_mask
 from llm_forgetting.landscape.records import PathScan
+from llm_forgetting.manifest import recorded_folder
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.scoring import score_tasks
@@ -35,8 +36,7 @@ def repair(session: Session, path: PathScan, *, rank: int | None, t: float | Non
         ranks = {name: min(rank, pair.A.shape[0]) for name, pair in update.items()}
         cut = truncated(update, ranks)
         update, error = cut.update, cut.relative_error
-    folder = session.folder / "repaired_adapter"
-    with whole_folder(folder) as scratch:
+    with recorded_folder(session.folder, REPAIRED) as scratch:
         session.model.save_update(scratch, update)
     average = interpolate(first, second, AVERAGE)
     candidates = {path.start: first, path.to: second, "average": average, "repaired": update}
@@ -48,7 +48,7 @@ def repair(session: Session, path: PathScan, *, rank: int | None, t: float | Non
         chosen_by="landscape items, which do not judge it" if t is None else "the user",
         rank=max(pair.A.shape[0] for pair in update.values()),
         truncation_error=error,
-        adapter=folder.name,
+        adapter=REPAIRED,
         scores=_scores(session, candidates, path.to),
     )
 

@@ -9,9 +9,10 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import from_plain, read_json, to_plain
+from llm_forgetting.files import decode, from_plain, to_plain
 from llm_forgetting.forgetting.records import Line
 from llm_forgetting.landscape.results import Surface
+from llm_forgetting.manifest import checked
 from llm_forgetting.report import rows
 from llm_forgetting.report.notebook import WithReport, summary_html
 from llm_forgetting.report.tables.run import forgetting_table
@@ -162,7 +163,7 @@ def open_run(folder: str | os.PathLike[str]) -> RunResults:
     """The results of a finished run, from its folder; UserError where it holds none."""
     path = Path(folder)
     try:
-        return RunResults(read_json(path / "results.json"), path)
+        return RunResults(decode(dict, checked(path, "results.json"), file="results.json"), path)
     except UserError as error:
         raise UserError(
             f"open_run needs the folder of a finished run (results.json), {path} is not one: {error}"

@@ -8,6 +8,8 @@ from pathlib import Path
 from llm_forgetting.config.sections import ExperimentConfig, LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.phase_artifacts import checkpoint_name
+from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+from llm_forgetting.experiment.inputs import require_same_backbone, require_same_rows, require_same_text
 from llm_forgetting.experiment.tasks import source_of, tasks_of
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
@@ -71,6 +73,7 @@ class Session:
                     f"the items of task {task.name} and their prompt must be those that the run in {self.folder} was started "
                     "with, the data were changed since; undo the change, or start a new run"
                 )
+        require_same_rows(self.folder, tasks)
         return tasks
 
     @cached_property
@@ -80,6 +83,7 @@ class Session:
         model = LanguageModel.load(
             self.config.model, self.config.lora, seed=self.config.training.seed, notify=self.progress.note
         )
+        require_same_backbone(self.folder, self.config.model)
         self._initial = model.adapter_state()
         return model
 
@@ -102,6 +106,7 @@ class Session:
         model = self.model
         if self._live != after_task:
             if after_task:
+                RunFolder(self.folder).require_checkpoint(f"task{after_task}")
                 model.load_adapter_weights(self.checkpoint_folder(after_task))
             else:
                 model.set_adapter_state(self._initial)
@@ -142,14 +147,17 @@ class Session:
 
     @cached_property
     def passages(self) -> list[Passage]:
-        """Text that belongs to no task."""
+        """Text that belongs to no task; UserError where it is not that which the run was started with."""
         text = self.config.evaluation.text
         if text is None and self.config.data.source == "synthetic":
-            return [
+            read = [
                 Passage(f"passage/{n}", tuple(self.model.tokenizer(text)["input_ids"]))
                 for n, text in enumerate(fillers())
             ]
-        return passages(text, self.model.tokenizer, self.config.data.max_tokens)
+        else:
+            read = passages(text, self.model.tokenizer, self.config.data.max_tokens)
+        require_same_text(self.folder, read)
+        return read
 
     def journal(self, name: str) -> Path:
         """Where the evaluations of a scan that is not finished are kept."""

@@ -1,6 +1,7 @@
 """Evaluations that are made once: looked up in a journal first, so that a scan that was stopped goes on at its next point."""
 
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -33,7 +34,8 @@ class Objective(Protocol):
 
 
 class Journal:
-    """A text file with a line per evaluation, appended at once; a last line that was cut short is written anew.
+    """A text file with a line per evaluation and its CRC-32, appended at once; a last line that was cut short is written anew,
+    and a line that is damaged counts as not there.
 
     Numbers are written so that they come back bit for bit. Without a path nothing is kept.
     """
@@ -42,12 +44,14 @@ class Journal:
         self._path = path
         self._known: dict[str, Floats] = {}
         if path is not None and path.exists():
-            whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+            whole = path.read_bytes().rpartition(b"\n")[0]
             for line in whole.splitlines():
-                key, values = json.loads(line)
-                self._known[key] = np.array(values, dtype=np.float64)
+                text, _, checksum = line.rpartition(b"\t")
+                if checksum == _checksum(text):
+                    key, values = json.loads(text)
+                    self._known[key] = np.array(values, dtype=np.float64)
             with path.open("r+b") as file:  # cut in place: at no moment is what was evaluated not there
-                file.truncate(len(whole.encode()) + bool(whole))
+                file.truncate(len(whole) + bool(whole))
 
     def get(self, key: str) -> Floats | None:
         """The values kept under `key`."""
@@ -57,14 +61,19 @@ class Journal:
         """Keep `values` (m,)."""
         self._known[key] = values
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, values.tolist()]) + "\n")
+            text = json.dumps([key, values.tolist()]).encode()
+            with self._path.open("ab") as file:
+                file.write(text + b"\t" + _checksum(text) + b"\n")
 
     def clear(self) -> None:
         """Forget everything: the scan is finished and its result kept elsewhere."""
         self._known.clear()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _checksum(text: bytes) -> bytes:
+    return f"{zlib.crc32(text):08x}".encode()
 
 
 class CachedEvaluator:

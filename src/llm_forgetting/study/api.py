@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
-from llm_forgetting.files import read_json
+from llm_forgetting.files import decode
+from llm_forgetting.manifest import checked
 from llm_forgetting.progress import say
 from llm_forgetting.report.notebook import WithReport, summary_html
 from llm_forgetting.report.tables.run import Table
@@ -158,7 +159,7 @@ def open_study(folder: str | os.PathLike[str]) -> StudyResults:
     """Results of a study, from its folder; UserError where it holds none."""
     path = Path(folder)
     try:
-        return StudyResults(read_json(path / "study.json"), path)
+        return StudyResults(decode(dict, checked(path, "study.json"), file="study.json"), path)
     except UserError as error:
         raise UserError(f"open_study needs the folder of a study (study.json), {path} is not one: {error}") from error
 

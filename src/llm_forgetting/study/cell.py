@@ -60,19 +60,19 @@ def _run(job: CellJob, started: float) -> None:
         if job.base_scores is not None:
             copy_base_scores(job.folder, job.base_scores)
         results = run_experiment(config, folder)
-    numbers = numbers_of(results)
-    record = CellRecord(
-        **vars(job.place),
-        fingerprint=results.config_fingerprint,
-        measures=numbers.measures,
-        outcomes=numbers.outcomes,
-        stderrs=numbers.stderrs,
-        answer=results.answer,
-        versions=results.versions,
-        wall_seconds=time.perf_counter() - started,
-        shared_half=job.source_cell is not None,
-    )
-    write_text(job.folder / RECORD, encode(record))
+        numbers = numbers_of(results)
+        record = CellRecord(
+            **vars(job.place),
+            fingerprint=results.config_fingerprint,
+            measures=numbers.measures,
+            outcomes=numbers.outcomes,
+            stderrs=numbers.stderrs,
+            answer=results.answer,
+            versions=results.versions,
+            wall_seconds=time.perf_counter() - started,
+            shared_half=job.source_cell is not None,
+        )
+        folder.write(RECORD, encode(record))
 
 
 def _fail(job: CellJob, reason: str, trace: str = "") -> None:

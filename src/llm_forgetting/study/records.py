@@ -8,6 +8,7 @@ from typing import Annotated
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import OMITTED, decode, encode, read, write_bytes
+from llm_forgetting.manifest import checked
 from llm_forgetting.study.plan import Analysis, CellPlace
 
 RECORD, FAILURE, RECORDS = "record.json", "failure.json", "records.json.gz"
@@ -65,7 +66,7 @@ class StudyRecords:
 def read_record(folder: Path) -> CellRecord | None:
     """The record of a finished cell, from its folder; None where there is none, UserError where it is something else."""
     path = folder / RECORD
-    return read(CellRecord, path) if path.is_file() else None
+    return decode(CellRecord, checked(folder, RECORD), file=str(path)) if path.is_file() else None
 
 
 def read_failure(folder: Path) -> CellFailure | None:

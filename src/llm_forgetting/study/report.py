@@ -11,6 +11,7 @@ import yaml
 
 from llm_forgetting.config.files import PRESETS, parse_config
 from llm_forgetting.files import encode_json, write_text
+from llm_forgetting.manifest import write
 from llm_forgetting.report.figures.study import draw_study
 from llm_forgetting.report.html.files import write_study_report
 from llm_forgetting.report.tables.study import study_markdown
@@ -98,7 +99,7 @@ def write_report(stored: StudyRecords, folder: Path, report: Callable[[str], Non
     content["figures"] = draw_study(content, folder, dpi=160) if records else []
     study = yaml.safe_dump(stored.study, sort_keys=False, allow_unicode=True)
     write_text(folder / "study.yaml", study)
-    write_text(folder / "study.json", encode_json(content))
+    write(folder, "study.json", encode_json(content).encode())
     write_text(folder / "study.md", study_markdown(content))
     try:
         write_study_report(content, folder)

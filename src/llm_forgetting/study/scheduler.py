@@ -11,7 +11,8 @@ from filelock import FileLock, Timeout
 
 from llm_forgetting.config.paths import to_dict
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import encode, write_text
+from llm_forgetting.files import encode, remove_temporary, write_text
+from llm_forgetting.manifest import write
 from llm_forgetting.progress import duration
 from llm_forgetting.study.cell import CellJob
 from llm_forgetting.study.engines import Engine
@@ -45,7 +46,8 @@ class StudyFolder:
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "config.yaml"
         if not config.exists():
-            write_text(config, yaml.safe_dump(to_dict(cell.config), sort_keys=False, allow_unicode=True))
+            text = yaml.safe_dump(to_dict(cell.config), sort_keys=False, allow_unicode=True)
+            write(folder, config.name, text.encode())
         return folder
 
     def records(self, plan: Plan) -> list[CellRecord]:
@@ -58,7 +60,7 @@ class StudyFolder:
         by_cell = {record.cell: record for record in records}
         for cell in self.missing(plan):
             if cell.id in by_cell:
-                write_text(self.prepare(cell) / RECORD, encode(by_cell[cell.id]))
+                write(self.prepare(cell), RECORD, encode(by_cell[cell.id]).encode())
 
     def failures(self, plan: Plan) -> dict[str, str]:
         """Why cells of the plan failed, by their labels."""
@@ -68,6 +70,16 @@ class StudyFolder:
     def missing(self, plan: Plan) -> list[Cell]:
         """The plan's cells that have no record: never begun, stopped, or failed."""
         return [cell for cell in plan.cells if not (self.cell(cell) / RECORD).exists()]
+
+    def remove_damaged(self, plan: Plan, report: Callable[[str], None]) -> None:
+        """Remove records and failures that are not as they were written: those cells are computed again, as `report` hears."""
+        for cell in plan.cells:
+            for name, read in ((RECORD, read_record), (FAILURE, read_failure)):
+                try:
+                    read(self.cell(cell))
+                except UserError:
+                    (self.cell(cell) / name).unlink()
+                    report(f"{cell.label}: its {name} is damaged, and the cell is computed again")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -82,6 +94,7 @@ class StudyFolder:
         except Timeout as error:
             raise UserError(f"{self.path} is being written by another study; wait for it or end it first") from error
         try:
+            remove_temporary(self.path)
             yield
         finally:
             lock.release()

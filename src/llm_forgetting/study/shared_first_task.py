@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     EVALUATE_INITIAL,
     GUARDS,
     Phase,
-    artifact_kind,
     curvature_phase,
     landscape_phase,
     train_phase,
 )
+from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.tasks import source_of, tasks_of
-from llm_forgetting.files import encode, read, whole_folder, write_text
+from llm_forgetting.manifest import recorded_folder, take_inputs
 from llm_forgetting.study.measures import FIRST
 from llm_forgetting.tasks.sources import Source
 from llm_forgetting.tasks.task import Task
@@ -94,36 +93,43 @@ def first_task_phases(config: ExperimentConfig) -> Iterator[Phase[Any]]:
 
 def has_first_task(cell: Path, config: ExperimentConfig) -> bool:
     """Whether the cell's folder holds the first task's checkpoint and all its phases."""
-    return (cell / CHECKPOINT).is_dir() and all(_artifact(cell, phase).exists() for phase in first_task_phases(config))
+    return (cell / CHECKPOINT).is_dir() and all(map(RunFolder(cell).has, first_task_phases(config)))
 
 
 def has_base_scores(cell: Path) -> bool:
     """Whether the cell's folder holds the base model's checks and scores."""
-    return all(_artifact(cell, phase).exists() for phase in BASE_PHASES)
+    return all(map(RunFolder(cell).has, BASE_PHASES))
 
 
 def copy_base_scores(cell: Path, source_cell: Path) -> None:
-    """Copy the base model's checks and scores into the folder of a cell on the same tasks; what it has stays."""
+    """Copy the base model's checks and scores into the folder of a cell on the same tasks; what it has stays.
+
+    UserError where they are damaged.
+    """
+    take_inputs(cell, source_cell, ("backbone", "rows", "shots", "text"))
     _copy_phases(cell, source_cell, BASE_PHASES)
 
 
 def copy_first_task(cell: Path, source_cell: Path, config: ExperimentConfig) -> None:
-    """Copy the first task's checkpoint and phases into the folder of a cell with the same first task; what it has stays."""
+    """Copy the first task's checkpoint and phases into the folder of a cell with the same first task; what it has stays.
+
+    UserError where they are damaged.
+    """
+    source = RunFolder(source_cell)
+    source.require_checkpoint("task1")
+    if training := source.read(train_phase(1)):
+        take_inputs(cell, source_cell, ("backbone", "rows", "shots"), task=training.task)
     if not (cell / CHECKPOINT).exists():
-        with whole_folder(cell / CHECKPOINT) as scratch:
-            shutil.copytree(source_cell / CHECKPOINT, scratch, dirs_exist_ok=True)
+        with recorded_folder(cell, CHECKPOINT) as scratch:
+            card = shutil.ignore_patterns("README.md")  # the finished cell writes its own
+            shutil.copytree(source_cell / CHECKPOINT, scratch, ignore=card, dirs_exist_ok=True)
             (scratch / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     _copy_phases(cell, source_cell, first_task_phases(config))
 
 
-def _artifact(cell: Path, phase: Phase[Any]) -> Path:
-    return cell / "phases" / f"{phase.name}.json"
-
-
 def _copy_phases(cell: Path, source_cell: Path, phases: Iterable[Phase[Any]]) -> None:
     (cell / "phases").mkdir(exist_ok=True)
+    folder, source = RunFolder(cell), RunFolder(source_cell)
     for phase in phases:
-        if not _artifact(cell, phase).exists():
-            kind = artifact_kind(phase)
-            artifact = replace(read(kind, _artifact(source_cell, phase)), taken_from=source_cell.name)
-            write_text(_artifact(cell, phase), encode(artifact, kind))
+        if not folder.has(phase):
+            folder.take(phase, source)

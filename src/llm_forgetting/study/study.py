@@ -46,6 +46,7 @@ def complete_study(
     gpus = visible_gpus() if engine == "local" else []
     workers, threads = share_machine(workers, threads, plan, len(gpus))
     with folder.locked():
+        folder.remove_damaged(plan, report)
         missing = len(folder.missing(plan))
         report(f"{plan.name}: {len(plan.cells)} cells, {len(plan.cells) - missing} done; writing to {folder.path}")
         if missing:

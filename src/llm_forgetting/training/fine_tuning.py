@@ -1,13 +1,12 @@
 """Fine-tuning on one task, through transformers' Trainer."""
 
 import difflib
-import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from torch.utils.data import Sampler
@@ -16,10 +15,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from llm_forgetting import manifest
 from llm_forgetting.config.sections import TrainingConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import from_plain
-from llm_forgetting.models.adapter.saved_adapter import read_weights
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -161,6 +160,15 @@ class _EpochEnd(TrainerCallback):
         self._record(round(state.epoch))
 
 
+class _Checksums(TrainerCallback):
+    """Writes a manifest into every resume folder, when all else is in it."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        (checkpoint / manifest.MANIFEST).unlink(missing_ok=True)
+        manifest.record(checkpoint, manifest.folder_digests(checkpoint))
+
+
 def require_known_names(config: TrainingConfig) -> None:
     """Raise UserError for an optimiser or schedule that transformers does not know, before anything is loaded."""
     wanted: tuple[tuple[str, str, type[OptimizerNames] | type[SchedulerType]], ...] = (
@@ -194,6 +202,7 @@ def fine_tune(
     trackers: Sequence[str] = (),
     advance: Callable[[int, str], None] = lambda steps, text: None,
     record: Callable[[int], None] = lambda epoch: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> tuple[TrainingStep, ...]:
     """Train the live adapter on `items` with a fresh optimiser and schedule; returns the log, one entry per step.
 
@@ -202,7 +211,8 @@ def fine_tune(
     live adapter is what that epoch made of it.
 
     `stream` names the random stream of item order and dropout. `scratch` holds Trainer's private resume files (one per
-    epoch; optimiser and RNG states): a phase that was killed goes on from the last whole epoch. The caller deletes it.
+    epoch; optimiser and RNG states): a phase that was killed goes on from the last whole epoch, and `note` hears where the last
+    is damaged. The caller deletes it.
     """
     seed = derive_seed(config.seed, "training", stream) % 2**32
     sampler = LengthBucketSampler([len(item.input_ids) for item in items], config.batch_size, seed)
@@ -215,7 +225,7 @@ def fine_tune(
         packed=not config.gradient_checkpointing,
         interventions=interventions or Interventions(),
         data_collator=lambda batch: {"items": batch},
-        callbacks=[_Watch(advance), _EpochEnd(record)],
+        callbacks=[_Watch(advance), _EpochEnd(record), _Checksums()],
     )
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
@@ -224,26 +234,29 @@ def fine_tune(
     except (ImportError, TypeError, ValueError) as error:
         raise _unusable(config, "work without another package or further arguments", error) from error
     try:
-        trainer.train(resume_from_checkpoint=_last_checkpoint(scratch))
+        trainer.train(resume_from_checkpoint=_last_checkpoint(scratch, note))
     finally:
         model.peft_model.eval()
     return tuple(from_plain(TrainingStep, entry) for entry in trainer.state.log_history if "loss" in entry)
 
 
-def _last_checkpoint(scratch: Path) -> str | None:
-    """The newest resume folder that was written whole: after a crash the one before it may still be there."""
-    whole = [path for path in scratch.glob("checkpoint-*") if _is_whole(path)]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+def _last_checkpoint(scratch: Path, note: Callable[[str], None]) -> str | None:
+    """The newest resume folder that is as it was saved, None where there is none; those that are not are removed."""
+    saved = sorted(scratch.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    whole = [path for path in saved if _is_whole(path)]
+    if whole != saved:
+        start = f"goes on from {whole[-1].name}" if whole else "starts again"
+        note(f"a resume file in {scratch} is damaged or was not written whole: training {start}")
+    for path in set(saved) - set(whole):
+        shutil.rmtree(path)
+    return str(whole[-1]) if whole else None
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether state, optimiser, schedule and adapter are there and none of them is cut off."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        read_weights(checkpoint)
-    except (OSError, ValueError, TypeError, KeyError, UserError):
+        return (checkpoint / manifest.MANIFEST).is_file() and not manifest.damaged(checkpoint)
+    except UserError:
         return False
-    return all(is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"))
 
 
 def _checkpointing() -> dict[str, Any]:
@@ -272,7 +285,7 @@ def _arguments(  # noqa: PLR0917 -- one call, above
             logging_steps=1,
             logging_nan_inf_filter=False,
             save_strategy="epoch",
-            save_total_limit=1,
+            save_total_limit=2,  # the one before is there until the last is whole
             report_to=list(trackers) or "none",
             disable_tqdm=True,
             remove_unused_columns=False,

@@ -89,3 +89,19 @@ def phase_named(name: str) -> Phase[Any]:
         if name == phase.name or (phase.name.endswith("_") and name.startswith(phase.name)):
             return Phase(name, phase.kind)
     raise KeyError(name)
+
+
+_FOLLOWING = {
+    GUARDS.name: (SETUP.name,),
+    "train_": ("",),
+    "evaluate_": (FORGETTING.name,),
+    RECOVERY.name: (FORGETTING.name,),
+    "landscape_": ("landscape_", COMPARISON.name),
+    BETWEEN.name: (FORECAST.name,),
+}
+"""Beginnings of phases, and beginnings of the phases after them whose results theirs decide."""
+
+
+def follows_from(later: str, earlier: str) -> bool:
+    """Whether the result of phase `earlier` decides that of `later`, which is computed after it."""
+    return any(earlier.startswith(start) and later.startswith(ends) for start, ends in _FOLLOWING.items())

@@ -1,19 +1,30 @@
-"""The run folder: every artifact is written whole or not at all, and a phase whose artifact exists is not computed again."""
+"""The run folder: every artifact is written whole or not at all, and a phase whose artifact is whole is not computed again."""
 
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from llm_forgetting import manifest
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.meter import Meter
-from llm_forgetting.experiment.artifacts.phase_artifacts import Phase, PhaseArtifact, Result, artifact_kind
-from llm_forgetting.files import decode, encode, write_text
+from llm_forgetting.experiment.artifacts.phase_artifacts import (
+    Phase,
+    PhaseArtifact,
+    Result,
+    artifact_kind,
+    follows_from,
+)
+from llm_forgetting.files import decode, encode, remove_temporary
 from llm_forgetting.results import Timing
+
+WRITTEN_AGAIN = ("results.json", "items.jsonl", "results.md", "landscape.json")
+"""What the end of a run or scan writes, also where it is resumed with nothing left to compute."""
 
 
 class RunFolder:
@@ -23,6 +34,7 @@ class RunFolder:
         self.path = path
         self.phases = path / "phases"
         self._lock = FileLock(path / ".lock")
+        self._notify: Callable[[str], None] = lambda line: None
 
     @classmethod
     def create(cls, parent: Path, prefix: str = "experiment") -> "RunFolder":
@@ -56,15 +68,50 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process."""
+        """Hold the folder for this process; what a killed one left unfinished is removed."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(f"{self.path} is being written by another process; wait for it or end it first") from error
         try:
+            for folder in [self.path, *filter(Path.is_dir, self.path.rglob("*"))]:
+                remove_temporary(folder)
             yield
         finally:
             self._lock.release()
+
+    def check(self, notify: Callable[[str], None]) -> None:
+        """Compare every artifact with its checksum: a damaged phase is removed, and so computed again; `notify` hears of it.
+
+        UserError where the checkpoint of a task that need not be trained again is damaged; whether one that is gone is needed
+        shows later.
+        """
+        self._notify = notify
+        for line in manifest.unchecked(self.path):
+            notify(line)
+        damaged = [self.path / name for name in manifest.damaged(self.path)]
+        for path in (path for path in damaged if path.parent == self.phases):
+            self._remove(path, "is damaged or gone, and is computed again")
+        for path in damaged:
+            if path.name in WRITTEN_AGAIN and path.parent == self.path:
+                notify(f"{path.name} is damaged or gone, and is written again")
+            elif path == self.path / "config.yaml":
+                notify("config.yaml was changed since the run was started")
+            elif path.parent.name.startswith("checkpoint_after_"):
+                task = path.parent.name.removeprefix("checkpoint_after_")
+                if not path.exists():
+                    notify(f"{path.parent.name}/{path.name} is gone")
+                elif self._artifact(f"train_{task}").exists():
+                    self.require_checkpoint(task)
+
+    def require_checkpoint(self, task: str) -> None:
+        """Raise UserError where the checkpoint after `task1`, `task2`, ... is not there as it was written."""
+        again = f"put it back, or remove {self._artifact(f'train_{task}')}: then --resume trains it again"
+        manifest.require_whole(self.path, f"checkpoint_after_{task}", again)
+
+    def _remove(self, path: Path, why: str) -> None:
+        path.unlink(missing_ok=True)
+        self._notify(f"phases/{path.name} {why}")
 
     def remove_if_unused(self) -> None:
         """Remove the folder unless a phase was finished in it: a mistyped name leaves nothing behind."""
@@ -80,18 +127,44 @@ class RunFolder:
             with Meter() as meter:
                 result = compute()
             artifact = PhaseArtifact(phase=phase.name, **vars(meter.reading()), result=result)
-            write_text(self._artifact(phase.name), encode(artifact, artifact_kind(phase)))
+            found = manifest.digest(encode(result, phase.kind).encode())
+            self._remove_what_followed(phase.name, found)
+            self._write_phase(phase.name, encode(artifact, artifact_kind(phase)), found)
             for journal in self.phases.glob("*.journal"):  # what it held is in the artifact now
                 journal.unlink()
         return self._read(phase)
 
+    def take(self, phase: Phase[Result], source: "RunFolder") -> None:
+        """The artifact of `phase` out of another run's folder, which it names; UserError where it is damaged."""
+        kind = artifact_kind(phase)
+        artifact = decode(kind, source._bytes(phase), file=str(source._artifact(phase.name)))
+        found = manifest.digest(encode(artifact.result, phase.kind).encode())
+        self._write_phase(phase.name, encode(replace(artifact, taken_from=source.path.name), kind), found)
+
+    def _write_phase(self, name: str, text: str, found: str) -> None:
+        manifest.write(self.path, f"phases/{name}.json", text.encode(), {name: found})
+
+    def _remove_what_followed(self, name: str, found: str) -> None:
+        """Where a phase is computed again and finds something else, as another machine may: remove what followed from it."""
+        earlier = manifest.read_manifest(self.path).results
+        if earlier.get(name, found) == found:
+            return
+        order = list(earlier)
+        for later in order[order.index(name) + 1 :]:
+            if follows_from(later, name) and self._artifact(later).exists():
+                self._remove(self._artifact(later), f"follows from {name}, which came out differently: computed again")
+        for scratch in self.phases.glob("trainer_*"):
+            shutil.rmtree(scratch)
+
     def read(self, phase: Phase[Result]) -> Result | None:
-        """The result of `phase`, None where it has not been computed."""
+        """The result of `phase`, None where it has not been computed; UserError where its artifact is damaged."""
         return self._read(phase) if self.has(phase) else None
 
     def _read(self, phase: Phase[Result]) -> Result:
-        path = self._artifact(phase.name)
-        return decode(artifact_kind(phase), path.read_bytes(), file=path.name).result
+        return decode(artifact_kind(phase), self._bytes(phase), file=f"{phase.name}.json").result
+
+    def _bytes(self, phase: Phase[Any]) -> bytes:
+        return manifest.checked(self.path, f"phases/{phase.name}.json")
 
     def has(self, phase: Phase[Any]) -> bool:
         """Whether `phase` has been computed."""
@@ -106,6 +179,6 @@ class RunFolder:
         return {path.stem: decode(Timing, path.read_bytes(), file=path.name) for path in files}
 
     def write(self, name: str, text: str) -> Path:
-        """Write `text` to file `name` of the folder, atomically."""
-        write_text(self.path / name, text)
+        """Write `text` to file `name` of the folder, atomically, its checksum before it."""
+        manifest.write(self.path, name, text.encode())
         return self.path / name

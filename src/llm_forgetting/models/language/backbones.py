@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from llm_forgetting.config.sections import ModelConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import whole_folder
+from llm_forgetting.files import remove_temporary, whole_folder
 from llm_forgetting.seeding import derive_seed
 from llm_forgetting.tasks import embedded, synthetic
 
@@ -43,6 +43,7 @@ def _built_once(name: str, build: Callable[[Path, Notify], None], notify: Notify
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{name}.lock"):
             if not folder.is_dir():
+                remove_temporary(folder.parent, name)
                 with whole_folder(folder) as scratch:
                     build(scratch, notify)
     except (OSError, SafetensorError) as error:

@@ -1,0 +1,52 @@
+"""Inputs of a run by checksum: what it reads must be what it was begun with."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from llm_forgetting.config.sections import ModelConfig
+from llm_forgetting.manifest import digest, file_digest, require_inputs
+from llm_forgetting.models.language.backbones import backbone_location
+from llm_forgetting.models.language.text_loss import Passage
+from llm_forgetting.tasks.task import Item, Task
+
+_BACKBONE = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
+
+
+def require_same_rows(folder: Path, tasks: Sequence[Task]) -> None:
+    """Raise UserError where rows or few-shot rows are not, to the letter, those that the run in `folder` was begun with."""
+    require_inputs(folder, "rows", {task.name: _digest((*task.train, *task.test)) for task in tasks})
+    shots = {task.name: _digest(item for items in task.shots.values() for item in items) for task in tasks}
+    require_inputs(folder, "shots", shots)
+
+
+def _digest(items: Iterable[Item]) -> str:
+    return digest(json.dumps([asdict(item) for item in items]).encode())
+
+
+def require_same_text(folder: Path, passages: Sequence[Passage]) -> None:
+    """Raise UserError where the control text is not, token by token, that which the run in `folder` was begun with."""
+    tokens = json.dumps([asdict(passage) for passage in passages])
+    require_inputs(folder, "text", {"evaluation.text": digest(tokens.encode())})
+
+
+def require_same_backbone(folder: Path, config: ModelConfig) -> None:
+    """Raise UserError where a file of the backbone is not what it was when the run in `folder` was begun.
+
+    Files are weights, configuration and tokenizer, on this machine: of a folder, or of the snapshot of a hub's model.
+    """
+    place = _backbone_folder(config)
+    if place is not None:
+        files = sorted({path for pattern in _BACKBONE for path in place.glob(pattern)})
+        require_inputs(folder, "backbone", {path.name: file_digest(path) or "" for path in files})
+
+
+def _backbone_folder(config: ModelConfig) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    source = backbone_location(config.name, lambda message: None)
+    if Path(source).expanduser().is_dir():
+        return Path(source).expanduser()
+    cached = try_to_load_from_cache(source, "config.json", revision=config.revision)
+    return Path(cached).parent if isinstance(cached, str) else None
