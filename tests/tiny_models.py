@@ -54,15 +54,15 @@ def tiny_llama(**changes: Any) -> LlamaForCausalLM:
         return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
 
 
-def tiny_gpt2() -> GPT2LMHeadModel:
+def tiny_gpt2(**changes: Any) -> GPT2LMHeadModel:
     """Two layers, hidden size 16, absolute positions, Conv1D weights (d_in, d_out)."""
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=512, initializer_range=0.3,
-        bos_token_id=1, eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
+    settings = {
+        "vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 512, "initializer_range": 0.3,
+        "bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    }  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        return GPT2LMHeadModel(config).eval()
+        return GPT2LMHeadModel(GPT2Config(**{**settings, **changes})).eval()
 
 
 def load(folder: Path, *, seed: int = 0, dtype: Any = "float32", trained: bool = True, **lora: Any) -> LanguageModel:

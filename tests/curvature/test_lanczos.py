@@ -67,6 +67,36 @@ def test_residuals_bound_the_error_where_nothing_has_converged() -> None:
         assert float((true - found.value).abs().min()) <= found.residual
 
 
+def test_no_residual_is_below_the_rounding_of_the_products() -> None:
+    """Float32 runs that exhaust the space, where b_m s_m is 0: every true eigenvalue is within the residual."""
+    for seed in range(20):
+        H = symmetric(3.0 * torch.randn(N, generator=torch.Generator().manual_seed(seed)), seed)
+        true = torch.linalg.eigvalsh(H)
+        largest, smallest = extreme_eigenvalues(run(H.float(), N, seed), 5)
+        assert len(largest) == len(smallest) == 5
+        for found in (*largest, *smallest):
+            assert float((true - found.value).abs().min()) <= found.residual
+            assert 1e-7 < found.residual / float(true.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "count", "largest", "smallest"),
+    [
+        ([2.0, 2.0, 2.0, -1.0, -1.0, 0.0], 2, [2, 0], [-1]),
+        ([2.0, 2.0, 2.0, -1.0, -1.0, 0.0], 4, [2, 0], [-1]),
+        ([2.0, 2.0, 2.0, -1.0, -1.0, 0.0], 1, [2], [-1]),
+        ([3.0, 3.0, 3.0, 3.0], 2, [3], [3]),
+    ],
+)
+def test_equal_eigenvalues_are_given_once_and_in_one_of_the_lists(
+    spectrum: list[float], count: int, largest: list[float], smallest: list[float]
+) -> None:
+    H = symmetric(spectrum)
+    found = extreme_eigenvalues(run(H, len(spectrum)), count)
+    for values, expected in zip(found, (largest, smallest), strict=True):
+        assert [each.value for each in values] == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_no_eigenvalue_is_found_twice(dtype: torch.dtype) -> None:
     """Without re-orthogonalisation copies of converged eigenvalues appear, and densities count them."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from runs import THOROUGH
 from scipy.sparse.linalg import eigsh
-from small_models import Batch, draw_like, mean_loss, network, over_all, some_batches
+from small_models import Batch, Point, draw_like, mean_loss, network, over_all, some_batches
 from tiny_models import load
 from torch.func import functional_call
 
@@ -82,6 +82,23 @@ def test_a_few_products_come_close_and_say_how_close() -> None:
         true = torch.linalg.eigvalsh(H)
         assert float((true - found.largest[0].value).abs().min()) <= found.largest[0].residual + 1e-12
     assert np.mean(np.array(scores) < 3) >= 0.9
+
+
+def test_at_an_exact_minimum_a_forecast_is_all_curvature() -> None:
+    """3/2 |W - W_0|^2 at W_0: g = 0, six eigenvalues 3 and those of the bias 0; a step of 0.1 everywhere rises by 0.09."""
+    model = Point()
+    minimum = model.weight.detach().clone()
+
+    def loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return 1.5 * (model.weight - minimum).square().sum()  # type: ignore[operator, union-attr]
+
+    found = lf.forecast(model, loss, [torch.ones(1)], direction={"weight": torch.full((2, 3), 0.1)})
+    assert (found.first_order, found.second_order, found.observed) == pytest.approx((0.0, 0.09, 0.09))
+    spectrum = lf.hessian_spectrum(model, loss, [torch.ones(1)], eigenvalues=2)
+    assert spectrum.gradient_norm == 0
+    assert [entry.value for entry in (*spectrum.largest, *spectrum.smallest)] == pytest.approx([3.0, 0.0])
+    assert spectrum.note is not None
+    assert spectrum.note.startswith("2 different eigenvalues instead of 4")
 
 
 def test_only_the_parameters_that_are_asked_for() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCABULARY, fill_adapter, load, make_encoded, save, tiny_llama
+from tiny_models import VOCABULARY, fill_adapter, load, make_encoded, save, tiny_gpt2, tiny_llama
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -25,6 +25,7 @@ from transformers import (
 
 from llm_forgetting.config.sections import LoraConfig, ModelConfig
 from llm_forgetting.models.language import packing
+from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.packing import CannotPackError, Pack, common_prefix, packs, segments
@@ -346,6 +347,41 @@ def test_gradients_are_those_of_the_items_one_by_one(model: LanguageModel, case:
     for name, gradient in expected.items():
         assert float(gradient.abs().max()) > 1e-3
         assert float((found[name] - gradient).abs().max()) <= 1e-5 * float(gradient.abs().max())
+
+
+# Dropout of the backbone
+
+
+def losses_of(model: LanguageModel, items: Sequence[EncodedItem], packed: bool, training: bool = True) -> torch.Tensor:
+    model.peft_model.train(training)
+    with torch.no_grad():
+        return answer_losses(model, items, packed=packed)
+
+
+def test_attention_that_is_dropped_altogether_is_so_in_packs_too(tmp_path: Path) -> None:
+    """At a dropout of 1 nothing is random: every attention layer gives 0, whatever the pack."""
+    model = other(tmp_path, tiny_gpt2(attn_pdrop=1.0))
+    for case in ("shared prefix", "subjects mixed", "one item per subject"):
+        together, padded = (losses_of(model, CASES[case], packed) for packed in (True, False))
+        torch.testing.assert_close(together, padded, atol=1e-5, rtol=1e-5)
+        assert float((together - losses_of(model, CASES[case], packed=True, training=False)).abs().max()) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["attn_pdrop", "resid_pdrop", "embd_pdrop"])
+def test_dropout_changes_the_loss_of_packed_items_as_that_of_padded_ones(tmp_path: Path, kind: str) -> None:
+    """Mean and spread of every item's loss over 200 masks each, with a standard error."""
+    model = other(tmp_path, tiny_gpt2(**{kind: 0.5}))
+    torch.manual_seed(0)
+    items = CASES["nothing shared"] + CASES["shared prefix"]
+    together, padded = (
+        torch.stack([losses_of(model, items, packed) for _ in range(200)]) for packed in (True, False)
+    )
+    for statistic in (lambda losses: losses, lambda losses: (losses - losses.mean(dim=0)).square()):
+        x, y = statistic(together), statistic(padded)
+        stderr = ((x.var(dim=0) + y.var(dim=0)) / len(x)).sqrt()
+        assert float(((x.mean(dim=0) - y.mean(dim=0)) / stderr).abs().max()) < 4
+    assert float(together.std(dim=0).min()) > 0.01
 
 
 # The attention comes back

@@ -66,6 +66,21 @@ def test_first_step_is_the_mean_over_its_items(
     assert entry.step == 1
 
 
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 4), (1, 16), (5, 3)])
+def test_accumulation_is_the_training_of_one_large_batch(
+    batch_size: int, accumulation: int, llama_folder: Path, train: Train
+) -> None:
+    """The same items in every step, each of the same weight: the last step of 38 items holds 6 of them, in 4 + 2, or 8."""
+    large, small = load(llama_folder), load(llama_folder)
+    items = make_encoded(large, 38, [4, 2, 5])
+    settings: dict[str, Any] = {"num_epochs": 2, "optimizer": "sgd", "learning_rate": 0.1}
+    whole = train(large, items, batch_size=batch_size * accumulation, **settings)
+    split = train(small, items, batch_size=batch_size, gradient_accumulation_steps=accumulation, **settings)
+    assert [entry.loss for entry in split] == pytest.approx([entry.loss for entry in whole], rel=1e-4)
+    moved = adapter_of(large) - adapter_of(load(llama_folder))
+    assert float((adapter_of(small) - adapter_of(large)).norm()) < 1e-4 * float(moved.norm())
+
+
 def test_one_step_of_gradient_descent(llama_folder: Path, train: Train) -> None:
     """SGD without momentum: theta - lr g, exactly what plain torch computes."""
     model = load(llama_folder)

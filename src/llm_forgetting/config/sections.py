@@ -71,7 +71,7 @@ class TrainingConfig:
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
         weight_decay: Decoupled weight decay.
         max_grad_norm: Gradients are clipped to this norm; 0 turns clipping off.
-        gradient_accumulation_steps: Batches per optimiser step.
+        gradient_accumulation_steps: Batches per optimiser step. 4 batches of 4 hold the items of one batch of 16.
         gradient_checkpointing: Recompute activations in the backward pass: slower, far less memory.
         seed: Seeds the adapter's initial weights, the order of the items, and dropout.
     """

@@ -37,12 +37,14 @@ class Krylov:
         alphas: (m,), the diagonal of T.
         betas: (m,), the diagonal beside it, and beta_m.
         rest: (n,), the residual vector q, which is not in the basis; 0 where the space is exhausted.
+        rounding: How far Q^T H Q is from T, the largest of its columns: 0 but for the rounding of products.
     """
 
     basis: torch.Tensor
     alphas: Floats
     betas: Floats
     rest: torch.Tensor
+    rounding: float = 0.0
 
     def ritz(self) -> tuple[Floats, Floats]:
         """Eigenvalues (m,) of T, ascending, and its eigenvectors (m, m), in columns."""
@@ -76,31 +78,41 @@ def lanczos(
     basis = torch.empty(min(steps, len(start)), len(start), dtype=start.dtype, device=start.device)
     alphas, betas = [], []
     new = start / start.norm()
-    scale = 0.0
+    scale = noise = 0.0
     for m in range(len(basis)):
         basis[m] = new
         image = operator @ basis[m]
         advance()
         alphas.append(dot(basis[m], image))
         known = basis[: m + 1]
-        for _ in range(2):
-            image = image - known.T @ (known @ image)
+        overlaps = known @ image
+        of_T = [0.0] * (m - 1) + betas[-1:] + alphas[-1:]
+        noise = max(noise, float(np.linalg.norm(overlaps.double().cpu().numpy() - of_T)))
+        image = image - known.T @ overlaps
+        image = image - known.T @ (known @ image)
         betas.append(float(image.norm()))
         scale = max(scale, abs(alphas[-1]), betas[-1])
         rounding = max(EXHAUSTED, 10 * torch.finfo(start.dtype).eps)
         if betas[-1] <= rounding * scale:
             betas[-1] = 0.0
-            return Krylov(basis[: m + 1], np.array(alphas), np.array(betas), torch.zeros_like(start))
+            return Krylov(basis[: m + 1], np.array(alphas), np.array(betas), torch.zeros_like(start), noise)
         new = image / betas[-1]
-    return Krylov(basis, np.array(alphas), np.array(betas), new)
+    return Krylov(basis, np.array(alphas), np.array(betas), new, noise)
 
 
 def extreme_eigenvalues(krylov: Krylov, count: int) -> tuple[list[Eigenvalue], list[Eigenvalue]]:
-    """The `count` largest eigenvalues, descending, and the `count` smallest, ascending."""
+    """The `count` largest eigenvalues and the `count` smallest; no residual is below what rounding makes of the products.
+
+    Returns:
+        The largest, descending, and the smallest, ascending; fewer where the run has fewer than 2 `count` vectors. A Krylov
+        space holds every eigenvalue once, and none is in both lists unless it is the only one.
+    """
     values, vectors = krylov.ritz()
-    residuals = np.abs(krylov.betas[-1] * vectors[-1])
+    floor = max(krylov.rounding, torch.finfo(krylov.basis.dtype).eps * float(np.abs(values).max()))
+    residuals = np.maximum(np.abs(krylov.betas[-1] * vectors[-1]), floor)
     eigenvalues = [Eigenvalue(float(v), float(r)) for v, r in zip(values, residuals, strict=True)]
-    return eigenvalues[::-1][:count], eigenvalues[:count]
+    top = min(count, max(len(values) - 1, 1))
+    return eigenvalues[::-1][:top], eigenvalues[: min(count, max(len(values) - top, 1))]
 
 
 def eigenvector(krylov: Krylov, rank: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from llm_forgetting.landscape.results import Saved
 
 @dataclass(frozen=True)
 class Eigenvalue:
-    """A Ritz value; an eigenvalue is within `residual` = |H v - value v| of it."""
+    """A Ritz value; an eigenvalue is within `residual` = |H v - value v| of it, or what rounding makes of that."""
 
     value: float
     residual: float
@@ -62,7 +62,7 @@ class HessianSpectrum(Saved):
 
     `largest` and `smallest` eigenvalues with residuals |H v - value v|, `trace` +- one standard error, also of the diagonal
     block of every parameter or adapted module, and the spectral density as weights at eigenvalues. `description` says in
-    which `dimension` coordinates. `products` is what it took.
+    which `dimension` coordinates. `products` is what it took. `note` says why there are fewer eigenvalues than asked for.
     """
 
     largest: tuple[Eigenvalue, ...]
@@ -74,6 +74,7 @@ class HessianSpectrum(Saved):
     dimension: int
     description: str
     products: int
+    note: str | None = None
 
 
 @dataclass(frozen=True)

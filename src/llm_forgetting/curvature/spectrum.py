@@ -16,7 +16,7 @@ class Spectrum:
 
     Attributes:
         largest: The largest eigenvalues, descending.
-        smallest: The smallest eigenvalues, ascending.
+        smallest: The smallest eigenvalues, ascending, none of them in `largest` unless it is the only one.
         trace: Of the operator.
         trace_by_block: Of its diagonal blocks.
         density: The mean of the quadratures of all Lanczos runs.

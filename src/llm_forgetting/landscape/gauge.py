@@ -15,6 +15,11 @@ import torch
 import torch.nn.functional as F
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in float32, or as it is where that is more precise."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Factors:
     """delta W = B A of one module: B (d_out, r), A (r, d_in), any scale absorbed."""

@@ -33,8 +33,9 @@ BATCHES_PER_BUCKET = 4
 class LengthBucketSampler(Sampler[int]):
     """Item indices in a new order every epoch, neighbours of like length; a function of (seed, epoch) alone.
 
-    Shuffle, cut into runs of a few batches, sort each run by length, shuffle the batches. Trainer calls `set_epoch`, so a
-    resumed run sees the order of an uninterrupted one.
+    Shuffle, cut into runs of a few batches, sort each run by length, shuffle the batches. `batch_size` counts the items of
+    an optimiser step, however many micro-batches it is split into. Trainer calls `set_epoch`, so a resumed run sees the order
+    of an uninterrupted one.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -85,10 +86,17 @@ class AnswerTrainer(Trainer):
         self._anchor = interventions.anchor
         trained = [parameter for parameter in language_model.peft_model.parameters() if parameter.requires_grad]
         self._two_passes = TwoPasses(interventions.sam, trained) if interventions.sam is not None else None
-        # The loss is a mean per batch; without this Trainer would not divide it by the accumulation steps.
-        self.model_accepts_loss_kwargs = False
+        # The loss of a micro-batch comes as its share of the step's mean; Trainer is not to divide it again.
+        self.model_accepts_loss_kwargs = True
         self._language_model = language_model
         self._sampler = sampler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], int]:
+        """The micro-batches of an optimiser step, and how many items they hold together."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, sum(len(batch["items"]) for batch in batches)
 
     def compute_loss(
         self,
@@ -97,11 +105,14 @@ class AnswerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Mean over the batch of -log p(answer letter | prompt), and the anchor's penalty, nats."""
+        """Mean over the batch of -log p(answer letter | prompt), and the anchor's penalty, nats; times the share of the
+        `num_items_in_batch` items of the optimiser step that the batch holds.
+        """
         losses = answer_losses(self._language_model, inputs["items"], packed=self._packed)
         loss = losses.mean()
         if self._anchor is not None:
             loss = loss + self._anchor.penalty(self._language_model.live_factors())
+        loss = loss * (len(losses) / (num_items_in_batch or len(losses)))
         return (loss, losses) if return_outputs else loss
 
     def training_step(
@@ -215,7 +226,8 @@ def fine_tune(
     is damaged. The caller deletes it.
     """
     seed = derive_seed(config.seed, "training", stream) % 2**32
-    sampler = LengthBucketSampler([len(item.input_ids) for item in items], config.batch_size, seed)
+    per_step = config.batch_size * config.gradient_accumulation_steps
+    sampler = LengthBucketSampler([len(item.input_ids) for item in items], per_step, seed)
     steps = optimizer_steps(len(items), config)
     trainer = AnswerTrainer(
         model,

@@ -145,7 +145,7 @@ def _around_module(model: torch.nn.Module, losses: MeanLosses, count: int, optio
     length = options.unit or space.norm
     known = dict(model.named_parameters())
     leaves = [known[name].requires_grad_() for name in tensors]
-    gradient = losses.gradient(leaves)
+    gradient = _not_zero(losses.gradient(leaves))
     drawn = [FactorStep({name: _dense(-part) for name, part in zip(tensors, gradient, strict=True)})]
     drawn += [_dense_random(tensors, options.seed, index) for index in range(1, count)]
     vectors = [{name: part.B for name, part in d.factors.items()} for d in orthogonalised(drawn, length)]
@@ -157,6 +157,12 @@ def _around_module(model: torch.nn.Module, losses: MeanLosses, count: int, optio
         units=(length,) * count,
         cosine=0.0 if count > 1 else None,
     )
+
+
+def _not_zero(gradient: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    if not any(part.any() for part in gradient):
+        raise UserError("directions='gradient' needs a gradient, it is 0 here; take random directions")
+    return gradient
 
 
 def _then(count: int) -> str:
@@ -207,7 +213,7 @@ def _adapter_gradient(model: "AdaptedModel", adapter: CanonicalAdapter, losses: 
     point = WeightUpdate.canonical(adapter)
     leaves = [part.requires_grad_() for pair in point.values() for part in (pair.B, pair.A)]
     with model.unmerged() as move:
-        gradient = iter(losses.gradient(leaves, lambda: move([point])))
+        gradient = iter(_not_zero(losses.gradient(leaves, lambda: move([point]))))
     return FactorStep({name: Factors(B=-next(gradient), A=-next(gradient)) for name in point})
 
 

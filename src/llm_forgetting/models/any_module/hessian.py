@@ -46,7 +46,7 @@ def hessian_spectrum(
             spectrum then does not depend on how A and B are written). It is as before afterwards.
         loss: See `scan_plane`. Its kernels need second derivatives; attention is computed without the fused ones meanwhile.
         batches: See `scan_plane`.
-        eigenvalues: How many of the largest and of the smallest.
+        eigenvalues: How many of the largest and of the smallest; equal ones count once.
         lanczos_steps: Products of the run behind them and behind most of the trace; as many vectors are kept.
         density_runs: Further, shorter runs for the density.
         density_steps: Products of each of them.
@@ -79,10 +79,13 @@ def hessian_spectrum(
             seed=seed,
             advance=progress or (lambda: None),
         )
-    return _described(spectrum, gradient, hessian)
+    return _described(spectrum, gradient, hessian, eigenvalues)
 
 
-def _described(spectrum: Spectrum, gradient: torch.Tensor, hessian: "ModuleHessian") -> HessianSpectrum:
+def _described(
+    spectrum: Spectrum, gradient: torch.Tensor, hessian: "ModuleHessian", eigenvalues: int
+) -> HessianSpectrum:
+    known = len(spectrum.largest) + len(spectrum.smallest)
     return HessianSpectrum(
         largest=spectrum.largest,
         smallest=spectrum.smallest,
@@ -93,6 +96,10 @@ def _described(spectrum: Spectrum, gradient: torch.Tensor, hessian: "ModuleHessi
         dimension=len(gradient),
         description=hessian.description,
         products=hessian.products,
+        note=None
+        if known == 2 * eigenvalues
+        else f"{known} different eigenvalues instead of {2 * eigenvalues}: equal ones are given once, and a run of "
+        f"lanczos_steps products knows no more",
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from llm_forgetting.landscape.gauge import at_least_float32
 from llm_forgetting.models.language.batches import EncodedItem
 
 
@@ -189,14 +190,15 @@ def segment_attention(  # noqa: PLR0917 -- transformers' signature
 ) -> tuple[torch.Tensor, None]:
     """Attention of query (b, heads, T, d), key and value (b, groups, T, d) within the segments of the layout in use.
 
-    Returns (b, T, heads, d). Differentiable.
+    Returns (b, T, heads, d). Differentiable. `dropout` is the share of attention weights set to 0; what all items of a
+    pack share (their prefix) is dropped alike for all of them.
     """
     layout = layout_for(kwargs)
     if layout.kept and _ATTEND is not None and query.device.type == "cpu" and not torch.is_grad_enabled():
         return _attention_after_beginning(module, query, key, value, layout, scaling), None
     key, value = _with_beginning(module, key, value, layout.kept)
     b, heads, _, d = query.shape
-    grouped: Any = {"scale": scaling, "enable_gqa": key.shape[1] != heads}
+    grouped: Any = {"scale": scaling, "enable_gqa": key.shape[1] != heads, "dropout_p": dropout}
     n, longest = layout.queries.shape
 
     def gathered(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -318,5 +320,4 @@ def packed_answer_logits(model: Any, pack: Pack, rows: int = 1, prefix: PrefixCa
     finally:
         for variable, token in tokens:
             variable.reset(token)  # type: ignore[arg-type]
-    precise: torch.Tensor = logits if logits.dtype == torch.float64 else logits.float()
-    return precise
+    return at_least_float32(logits)
