@@ -58,6 +58,7 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
     if not (folder.path / IDENTITY).exists():
         folder.write(IDENTITY, encode(_identity(config, adapters)))
     model = LanguageModel.open_adapter(adapters[0], config.model)
+    model.arithmetic = config.landscape.arithmetic
     items = _items(config, model, progress)
     updates = {name: model.update_of(adapter) for name, adapter in zip(NAMES, adapters, strict=False)}
     landscapes: dict[str, CheckpointLandscape] = {}

@@ -80,6 +80,7 @@ class Session:
         model = LanguageModel.load(
             self.config.model, self.config.lora, seed=self.config.training.seed, notify=self.progress.note
         )
+        model.arithmetic = self.config.landscape.arithmetic
         self._initial = model.adapter_state()
         return model
 
