@@ -29,6 +29,7 @@ from llm_forgetting.files import decode_lines, encode, from_plain
 from llm_forgetting.forgetting.records import Line
 from llm_forgetting.forgetting.summary import summarise
 from llm_forgetting.models.adapter.adapted_model import AdaptedModel
+from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.progress import Silent
 from llm_forgetting.results import read_items
 from llm_forgetting.results import read_results as read_run
@@ -660,22 +661,23 @@ def test_what_cannot_be_drawn_is_a_warning_and_loses_no_results(
     assert (tmp_path / "items.jsonl").is_file()
 
 
-def test_weight_space_in_low_precision_is_refused_before_anything_is_trained(shell: Shell, tmp_path: Path) -> None:
-    low = ("--landscape.space", "weight", "--model.dtype", "bfloat16")
+def test_weight_space_in_low_arithmetic_is_refused_before_anything_is_trained(shell: Shell, tmp_path: Path) -> None:
+    low = ("--landscape.space", "weight", "--model.dtype", "bfloat16", "--landscape.arithmetic", "native")
     complaint = shell.run("--config", shell.tiny, "--output_dir", tmp_path, *low).complaint
-    assert "landscape.space=weight needs model.dtype=float32" in complaint
-    assert "was bfloat16; set model.dtype=float32, or use landscape.space=adapter" in complaint
+    assert "landscape.space=weight needs float32 arithmetic (in bfloat16 a small step is rounded away)" in complaint
+    assert "set it to float32, or use landscape.space=adapter" in complaint
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_without_a_weight_space_is_refused_in_the_first_phase(
+def test_low_arithmetic_that_only_the_model_shows_is_refused_in_the_first_phase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where model.dtype is auto, on a GPU, or where an adapted head is tied."""
+    """As where model.dtype is auto, on a GPU."""
     monkeypatch.setenv("LLM_FORGETTING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(AdaptedModel, "can_merge", False)
+    monkeypatch.setattr(AdaptedModel, "precision", torch.bfloat16)
+    monkeypatch.setattr(LanguageModel, "probe_packing", lambda model: setattr(model, "supports_packing", False))
     config = from_plain(ExperimentConfig, {**TINY, "landscape": {**TINY["landscape"], "space": "weight"}})
     folder = RunFolder.create(tmp_path)
-    with pytest.raises(UserError, match=r"needs adapted weights in float32 .* set model.dtype=float32, or use"):
+    with pytest.raises(UserError, match=r"needs float32 arithmetic .* set it to float32, or use"):
         run_experiment(config, folder)
     assert not list(folder.phases.iterdir())

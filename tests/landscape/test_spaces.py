@@ -255,12 +255,11 @@ def test_weights_of_a_moved_model_are_the_dense_ones(any_folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weight_space_is_refused_where_steps_would_be_rounded_away(dtype: str, llama_folder: Path) -> None:
-    config = LandscapeConfig(space="weight")
-    with pytest.raises(
-        UserError, match=f"needs adapted weights in float32.* the model is in {dtype}: set model.dtype=float32"
-    ):
-        landscape_analysis.space_of(load(llama_folder, dtype=dtype), config)
-    assert isinstance(landscape_analysis.space_of(load(llama_folder), config), WeightSpace)
+    config, model = LandscapeConfig(space="weight"), load(llama_folder, dtype=dtype)
+    assert isinstance(landscape_analysis.space_of(model, config), WeightSpace)
+    model.arithmetic = "native"
+    with pytest.raises(UserError, match=rf"needs float32 arithmetic \(in {dtype} .* set it to float32, or use"):
+        landscape_analysis.space_of(model, config)
 
 
 # Raw coordinates

@@ -209,8 +209,10 @@ def test_a_head_that_is_tied_to_the_embedding_is_not_merged() -> None:
     assert_untouched(model, before)
     with pytest.raises(lf.UserError, match="needs space='adapter'"):
         lf.scan_line(model, None, batches, space="weight", direction="gradient")
-    with pytest.raises(lf.UserError, match="float32 weights that no other module shares"):
-        lf.scan_line(model, None, batches, space="weight")
+    line = lf.scan_line(model, None, batches, space="weight", steps=[0.0, 0.1])
+    assert line[0] == pytest.approx(per_token(model, batches), rel=1e-5)
+    assert abs(line[1] - line[0]) > 1e-4
+    assert_untouched(model, before)
 
 
 def test_merged_weights_can_be_scanned_too() -> None:

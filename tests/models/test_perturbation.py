@@ -272,14 +272,21 @@ def test_beside_never_writes_a_weight(model: LanguageModel) -> None:
     assert {name: weight._version for name, weight in weights.items()} == versions
 
 
-def test_weight_space_is_refused_beside_the_weights(model: LanguageModel) -> None:
+def test_weight_space_is_the_same_beside_the_weights(model: LanguageModel) -> None:
     before = Everything(model.peft_model)
+    items = make_encoded(model, 3)
     space = WeightSpace(model.adapter_factors(), model.weight_row_norms())
     (d,) = space.directions(0, 1, space.norm)
-    with model.unmerged() as move:
-        move([space.point([(0.0, d)])])
-        with pytest.raises(TypeError, match="weight space has no low rank"):
-            move([updates(model, 0), space.point([(0.5, d)])])
+    surfaces = []
+    for way in (model.perturbed, one_beside):
+        with way(model) if way is one_beside else way() as move:
+            for step in (0.3, 0.0):
+                move(space.point([(step, d)]))
+                surfaces.append(score(model, items, 3).rest)
+    np.testing.assert_allclose(surfaces[:2], surfaces[2:], rtol=0, atol=2e-5)
+    assert np.abs(surfaces[0] - surfaces[1]).max() > 1e-2
+    with model.unmerged() as move_all, pytest.raises(ValueError, match="too many values"):
+        move_all([space.point([(0.5, d)]), updates(model, 0)])
     before.assert_same(model.peft_model)
 
 
@@ -305,19 +312,22 @@ def test_bfloat16_is_perturbed_beside_untouched_weights(any_folder: Path) -> Non
 
 
 def test_a_bfloat16_update_is_computed_in_single_precision(llama_folder: Path) -> None:
-    """B A far below the rounding of W itself still reaches the output of every layer."""
+    """B A far below the rounding of W itself still reaches the output of every layer; natively the sum is rounded."""
     model = load(llama_folder, dtype="bfloat16")
     name, layer = next(iter(target_layers(model.peft_model).items()))
     point = updates(model, 0, size=0.05)
     x = torch.randn(2, 3, layer.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
-    with model.unmerged() as move, torch.inference_mode():
-        move([{n: Factors(B=0 * pair.B, A=pair.A) for n, pair in point.items()}])
-        bare = layer(x)
-        move([point, updates(model, 1)])
-        moved = layer(x)[0]
     update = x[0].float() @ point[name].A.T @ point[name].B.T
-    assert torch.equal(moved, bare[0] + update.bfloat16())
-    assert moved.dtype == torch.bfloat16
+    for arithmetic in ("float32", "native"):
+        model.arithmetic = arithmetic
+        with model.unmerged() as move, torch.inference_mode():
+            move([{n: Factors(B=0 * pair.B, A=pair.A) for n, pair in point.items()}])
+            bare = layer(x)
+            move([point, updates(model, 1)])
+            moved = layer(x)[0]
+        expected = bare[0] + update.to(bare.dtype)
+        torch.testing.assert_close(moved, expected, rtol=0, atol=0 if arithmetic == "native" else 1e-6)
+        assert moved.dtype == model.precision
 
 
 def test_a_tied_head_is_perturbed_beside(tmp_path: Path) -> None:

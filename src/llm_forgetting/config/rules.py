@@ -91,10 +91,11 @@ def problems(config: "AnyConfig") -> Iterator[str]:
     yield from _data_problems(config.data)
     if not isinstance(config, EvaluateConfig):
         yield from _landscape_problems(config.data, config.landscape)
-        if config.landscape.space == "weight" and config.model.dtype in ("bfloat16", "float16"):
+        native = config.landscape.arithmetic == "native" and config.model.dtype in ("bfloat16", "float16")
+        if config.landscape.space == "weight" and native:
             yield (
-                f"landscape.space=weight needs model.dtype=float32 (in lower precision a small step would be rounded away), "
-                f"was {config.model.dtype}; set model.dtype=float32, or use landscape.space=adapter"
+                f"landscape.space=weight needs float32 arithmetic (in {config.model.dtype} a small step is rounded away), "
+                f"landscape.arithmetic was native; set it to float32, or use landscape.space=adapter"
             )
     if config.model.name == "synthetic" and config.data.source != "synthetic":
         yield f"model.name=synthetic knows only the words of data.source=synthetic, which is {config.data.source}"

@@ -13,6 +13,7 @@ from llm_forgetting.config.paths import fingerprint
 from llm_forgetting.config.rules import above, at_least, refuse_impossible
 from llm_forgetting.files import read_regular
 
+Arithmetic = Literal["float32", "tf32", "native"]
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
 """What the embedded backbone is: 4-bit weights as float32, not the weights on the hub."""
 
@@ -188,7 +189,7 @@ class LandscapeConfig:
 
     Args:
         space: `adapter`: the adapter's own reachable set in gauge-invariant coordinates. `weight`: the merged weights, with
-            filter-normalised directions; float32 only. `raw`: A and B as written, not comparable between adapters.
+            filter-normalised directions. `raw`: A and B as written, not comparable between adapters.
         method: `spectral`: smooth fits from few evaluations, with a measured error. `grid`: every cell evaluated.
         directions: Random directions; the first two span the plane, all of them enter the mean rise and its error.
         distance: Half the side of the plane, in units of the reference checkpoint's norm; null is 1 in adapter and raw
@@ -211,6 +212,9 @@ class LandscapeConfig:
         batch_size: Items per forward pass.
         points_per_forward: Points of a scan that share one forward pass of the backbone (low-rank spaces only); null is 1 on
             a CPU, 8 on a GPU.
+        arithmetic: Precision of everything that is measured around checkpoints, over weights of any precision. `float32`;
+            `tf32`: faster on a GPU, rough at about 1e-4 nats; `native`: the weights' own, in bfloat16 too rough for a
+            landscape.
         self_test_items: Items used to check that the numbers do not depend on the gauge of the adapter.
         seed: Seeds directions, check points and the choice of items.
     """
@@ -232,6 +236,7 @@ class LandscapeConfig:
     num_items: int = at_least(1, default=8)
     batch_size: int = at_least(1, default=16)
     points_per_forward: int | None = at_least(1, default=None)
+    arithmetic: Arithmetic = "float32"
     self_test_items: int = at_least(1, default=8)
     seed: int = at_least(0, default=0)
 

@@ -63,6 +63,7 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
     if not (folder.path / IDENTITY).exists():
         folder.write(IDENTITY, encode(_identity(config, adapters)))
     model = LanguageModel.open_adapter(adapters[0], config.model)
+    model.arithmetic = config.landscape.arithmetic
     _require_same_adapters(folder, adapters)
     require_same_backbone(folder.path, replace(config.model, name=model.source))
     items = _items(config, model, folder, progress)

@@ -84,6 +84,7 @@ class Session:
             self.config.model, self.config.lora, seed=self.config.training.seed, notify=self.progress.note
         )
         require_same_backbone(self.folder, self.config.model)
+        model.arithmetic = self.config.landscape.arithmetic
         self._initial = model.adapter_state()
         return model
 

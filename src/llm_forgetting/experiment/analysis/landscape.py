@@ -24,6 +24,7 @@ from llm_forgetting.landscape.records import (
 from llm_forgetting.landscape.scan import LINE_NODES, LineScan, PlaneScan, scan_lines, scan_plane
 from llm_forgetting.landscape.spaces import AdapterSpace, RawSpace, Space, WeightSpace
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, Fit, Rule, SpectralSurface, terms
+from llm_forgetting.models.adapter.widened import NARROW
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.objective import Items, LandscapeObjective
@@ -58,11 +59,10 @@ def space_of(model: LanguageModel, config: LandscapeConfig, factors: WeightUpdat
 
 def require_space(model: LanguageModel, config: LandscapeConfig) -> None:
     """UserError where the configured space cannot be measured on this model."""
-    if config.space == "weight" and not model.can_merge:
-        dtype = str(model.dtype).removeprefix("torch.")
+    if config.space == "weight" and model.precision in NARROW:
         raise UserError(
-            f"landscape.space=weight needs adapted weights in float32 that no other module shares (in lower precision a small "
-            f"step would be rounded away), the model is in {dtype}: set model.dtype=float32, or use landscape.space=adapter"
+            f"landscape.space=weight needs float32 arithmetic (in {str(model.precision).removeprefix('torch.')} a small step "
+            f"would be rounded away), landscape.arithmetic is native: set it to float32, or use landscape.space=adapter"
         )
 
 
@@ -213,8 +213,8 @@ def gauge_self_test(
     (value, second, centre), (value_other, second_other, _) = [
         (high, (low - 2 * centre + high) / h**2, centre) for low, centre, high in (losses[:3], losses[3:])
     ]
-    low = model.dtype in (torch.bfloat16, torch.float16)
-    precision = torch.finfo(model.dtype if low else torch.float32).eps
+    low = model.precision in NARROW
+    precision = torch.finfo(model.precision if low else torch.float32).eps
     tolerance = max(SELF_TEST_TOLERANCE, 4 * precision) if low else SELF_TEST_TOLERANCE
     rounding = (4 if low else 64) * precision * (abs(centre) + abs(value)) / h**2
     return GaugeSelfTest(

@@ -14,7 +14,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from llm_forgetting.config.sections import LoraConfig
+from llm_forgetting.config.sections import Arithmetic, LoraConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import write_text
 from llm_forgetting.landscape.factors import WeightUpdate
@@ -33,6 +33,7 @@ from llm_forgetting.models.adapter.saved_adapter import (
     weight_name,
     write_weights,
 )
+from llm_forgetting.models.adapter.widened import is_widened, widened
 from llm_forgetting.seeding import derive_seed
 
 
@@ -155,6 +156,38 @@ class AdaptedModel:
         refuse_uncovered(peft_model)
         self.peft_model = peft_model
         self.adapter: str = peft_model.active_adapters[0]
+        self.arithmetic: Arithmetic = "float32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the backbone's weights."""
+        adapter = {id(weight) for layer in target_layers(self.peft_model).values() for weight in self._trained(layer)}
+        dtype: torch.dtype = next(p.dtype for p in self.peft_model.parameters() if id(p) not in adapter)
+        return dtype
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Precision in which analyses compute: float32 or better, the backbone's own where `arithmetic` is native."""
+        return self.dtype if self.arithmetic == "native" else torch.promote_types(self.dtype, torch.float32)
+
+    @contextmanager
+    def analysed(self) -> Iterator[None]:
+        """Within the block the backbone computes in `precision`."""
+        if self.arithmetic == "native":
+            yield
+            return
+        with self.matrix_products(), widened(self.peft_model.get_base_model()):
+            yield
+
+    @contextmanager
+    def matrix_products(self) -> Iterator[None]:
+        """Within the block a GPU's float32 products have factors of 24 bits, of 11 where `arithmetic` is tf32."""
+        matmul = torch.backends.cuda.matmul
+        before, matmul.allow_tf32 = matmul.allow_tf32, self.arithmetic == "tf32"
+        try:
+            yield
+        finally:
+            matmul.allow_tf32 = before
 
     def adapter_factors(self) -> WeightUpdate:
         """delta W = B A of every target module, in float32 on the model's device; copies."""
@@ -231,7 +264,10 @@ class AdaptedModel:
         """Whether W + B A can be written into the backbone: float32 or float64 (not quantised), so that B A is not rounded
         away, and no adapted W that another module uses too (a head tied to the embedding), which would move as well.
         """
-        weights = [layer.get_base_layer().weight for layer in target_layers(self.peft_model).values()]
+        layers = [layer.get_base_layer() for layer in target_layers(self.peft_model).values()]
+        if any(map(is_widened, layers)):
+            return False
+        weights = [layer.weight for layer in layers]
         adapted = {id(weight) for weight in weights}
         places = [id(p) for _, p in self.peft_model.named_parameters(remove_duplicate=False) if id(p) in adapted]
         return len(places) == len(weights) and all(w.dtype in (torch.float32, torch.float64) for w in weights)
@@ -243,13 +279,13 @@ class AdaptedModel:
         A float32 backbone gets W + B A merged into the adapted modules, computed from a snapshot of W: the forward then is
         the bare model's. Where merging is not possible (`can_merge`), it is applied beside a backbone that is never written.
         Either way nothing drifts, also when the block raises or is interrupted.
-        Costs one copy of the adapted weights (merged) or nothing (beside).
+        Costs one copy of the adapted weights (merged) or one float32 weight at a time (beside narrow weights, see `widened`).
         """
         if not self.can_merge:
             with self.unmerged() as move_all:
                 yield lambda point: move_all([point])
             return
-        with self.without_adapter(), perturbation.merged(target_layers(self.peft_model)) as move:
+        with self.without_adapter(), self.analysed(), perturbation.merged(target_layers(self.peft_model)) as move:
             yield move
 
     @contextmanager
@@ -258,7 +294,7 @@ class AdaptedModel:
 
         With several points the batch must have as many rows; they then share one forward of the backbone.
         """
-        with self.without_adapter(), perturbation.unmerged(target_layers(self.peft_model)) as move:
+        with self.without_adapter(), self.analysed(), perturbation.unmerged(target_layers(self.peft_model)) as move:
             yield move
 
     @contextmanager

@@ -14,6 +14,7 @@ from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.spaces import NoisyUpdate
 from llm_forgetting.models.adapter.interrupts import defer_interrupts
+from llm_forgetting.models.adapter.widened import wide_weight
 
 
 def _weight(layer: Any) -> torch.Tensor:
@@ -23,8 +24,8 @@ def _weight(layer: Any) -> torch.Tensor:
 
 @torch.no_grad()
 def merged_weight(layer: Any, update: Factors) -> torch.Tensor:
-    """W + B A of one layer, (d_out, d_in), whichever way round the layer keeps W."""
-    weight = _weight(layer).detach()
+    """W + B A of one layer, (d_out, d_in), whichever way round the layer keeps W; float32 or better."""
+    weight = wide_weight(layer.get_base_layer())
     upright = weight.T if layer.fan_in_fan_out else weight
     return upright + (update.B @ update.A).to(upright)
 
@@ -64,28 +65,34 @@ def unmerged(layers: Mapping[str, Any]) -> Iterator[Callable[[Sequence[WeightUpd
     """A setter that adds (x A_p^T) B_p^T to what every layer makes of row p of the batch; W is never written.
 
     One point serves every row. Several points are one batch with a row for each, so they share one forward of the backbone.
+    A point of weight space comes alone; its noise is drawn again, some rows at a time, in every forward.
     """
     stacks: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    noise: dict[str, NoisyUpdate] = {}
 
     def move(points: Sequence[WeightUpdate]) -> None:
+        noise.clear()
         for name, layer in layers.items():
             device = _weight(layer).device
             updates = [point[name] for point in points]
-            if any(isinstance(update, NoisyUpdate) for update in updates):
-                raise TypeError("a step of weight space has no low rank, it cannot be applied beside the weights")
+            if isinstance(updates[0], NoisyUpdate):
+                (noise[name],) = updates
             rank = max(update.A.shape[0] for update in updates)
             A = torch.stack([F.pad(update.A, (0, 0, 0, rank - update.A.shape[0])) for update in updates])
             B = torch.stack([F.pad(update.B, (0, rank - update.B.shape[1])) for update in updates])
             stacks[name] = (A.to(device), B.to(device))
 
-    def low_rank(name: str, x: torch.Tensor) -> torch.Tensor:
+    def added(name: str, x: torch.Tensor) -> torch.Tensor:
         A, B = stacks[name]
         x = x.to(A.dtype)
-        if len(A) == 1:
-            return F.linear(F.linear(x, A[0]), B[0])
-        return torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
+        if len(A) > 1:
+            return torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
+        y = F.linear(F.linear(x, A[0]), B[0])
+        if name in noise:
+            y += torch.cat([F.linear(x, block.to(x)) for _, block in noise[name].blocks()], dim=-1)
+        return y
 
-    with adding(layers, low_rank):
+    with adding(layers, added):
         yield move
 
 

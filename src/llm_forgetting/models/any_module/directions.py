@@ -115,8 +115,6 @@ def _around_adapter(model: "AdaptedModel", losses: MeanLosses, count: int, optio
     if options.space == "weight":
         if options.directions == "gradient":
             raise UserError("directions='gradient' of an adapter needs space='adapter', was 'weight'")
-        if not model.can_merge:
-            raise UserError("space='weight' needs float32 weights that no other module shares; take space='adapter'")
         name = "the merged weights, row norms of W + delta W"
         return _random(WeightSpace(factors, model.weight_row_norms()), model.perturbed, count, options, name)
     adapter = canonicalise(factors)

@@ -17,6 +17,7 @@ from llm_forgetting.curvature.operators import DirectionalDerivatives, LossOpera
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter.adapted_model import target_layers
+from llm_forgetting.models.adapter.widened import NARROW
 from llm_forgetting.models.hessian.coordinates import Coordinates
 from llm_forgetting.models.hessian.difference_products import DifferenceProducts
 from llm_forgetting.models.hessian.graph_products import GraphProducts, flat
@@ -98,6 +99,7 @@ def products_at(
             yield stack.enter_context(_tangent(model, batches, factors))
             return
         stack.enter_context(model.without_adapter())
+        stack.enter_context(model.analysed())
         if method == "graph":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         exact = GraphProducts(model, batches, factors)
@@ -107,14 +109,15 @@ def products_at(
 @contextmanager
 def _tangent(model: LanguageModel, batches: MicroBatches, factors: WeightUpdate) -> Iterator[TangentProducts]:
     layers = {name: layer.get_base_layer() for name, layer in target_layers(model.peft_model).items()}
-    passed = TangentPass(model.peft_model.get_base_model(), layers)
+    passed = TangentPass(model.peft_model.get_base_model(), layers, model.precision)
     with ExitStack() as stack:
         if model.can_merge:
             stack.enter_context(model.perturbed())(factors)
         else:
             stack.enter_context(model.without_adapter())
-            passed.beside = {name: Factors(f.B.to(model.dtype), f.A.to(model.dtype)) for name, f in factors.items()}
-        yield TangentProducts(passed, stack.enter_context(passed.stacked()), batches, factors, model.dtype)
+            stack.enter_context(model.matrix_products())
+            passed.beside = {n: Factors(f.B.to(model.precision), f.A.to(model.precision)) for n, f in factors.items()}
+        yield TangentProducts(passed, stack.enter_context(passed.stacked()), batches, factors, model.precision)
 
 
 def supports_tangent_pass(model: LanguageModel) -> bool:
@@ -145,7 +148,7 @@ def _probe(model: LanguageModel) -> bool:
         log.info("second derivatives are taken of the graph: %s", error)
         return False
     difference = float((images[0] - images[1]).norm() / images[1].norm().clamp(min=1e-30))
-    if not difference <= (PROBE_TOLERANCE if model.dtype in (torch.float32, torch.float64) else 0.1):
+    if not difference <= (0.1 if model.arithmetic == "native" and model.dtype in NARROW else PROBE_TOLERANCE):
         log.info("second derivatives are taken of the graph: those of the tangent pass differ by %.2g", difference)
         return False
     return True

@@ -6,6 +6,7 @@ derivative gives a Hessian-vector product (reverse over forward): one backward p
 no graph of a graph. Nothing is kept but inputs; what can be recomputed cheaply is.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -43,13 +44,15 @@ class Linear(torch.autograd.Function):
         ctx: Context,
         x: torch.Tensor,
         anchor: torch.Tensor,
-        weight: torch.Tensor,
+        weight: Callable[[], torch.Tensor],
         bias: torch.Tensor | None,
         beside: Factors | None,
         tangent: WeightTangent | None,
     ) -> torch.Tensor:
-        """x (2, T, d_in) -> (2, T, d_out). `anchor` is any scalar that wants a gradient, so that there is a graph at all."""
-        y = F.linear(x, weight)
+        """x (2, T, d_in) -> (2, T, d_out). `weight` gives W, in both passes, so that none that was widened is kept; `anchor`
+        is any scalar that wants a gradient, so that there is a graph at all.
+        """
+        y = F.linear(x, weight())
         if beside is not None:
             y += F.linear(F.linear(x, beside.A), beside.B)
         if bias is not None:
@@ -64,7 +67,7 @@ class Linear(torch.autograd.Function):
     def backward(ctx: Context, *grads: torch.Tensor) -> Any:
         """Gradients of Phi, the directional derivative of the objective."""
         grad = grads[0]
-        grad_x = grad @ ctx.weight if ctx.needs_input_grad[0] else None
+        grad_x = grad @ ctx.weight() if ctx.needs_input_grad[0] else None
         if grad_x is not None and ctx.beside is not None:
             grad_x += grad @ ctx.beside.B @ ctx.beside.A
         if ctx.tangent is not None:

@@ -6,12 +6,14 @@ not linear are exchanged for `tangent_operations` meanwhile. Which models can do
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.models.adapter.widened import is_quantised, wide_weight
 from llm_forgetting.models.hessian.tangent_operations import Linear, RMSNorm, SegmentAttention, SwiGLU, WeightTangent
 from llm_forgetting.models.language.packing import Pack, layout_for, packed_answer_logits, segments
 
@@ -21,10 +23,14 @@ class NoTangentPassError(Exception):
 
 
 class TangentPass:
-    """A backbone whose linear layers `names` may have tangents. Everything is as before when `stacked` is left."""
+    """A backbone whose linear layers `names` may have tangents, computing in `dtype`.
 
-    def __init__(self, backbone: Any, layers: Mapping[str, nn.Linear]) -> None:
+    Everything is as before when `stacked` is left.
+    """
+
+    def __init__(self, backbone: Any, layers: Mapping[str, nn.Linear], dtype: torch.dtype) -> None:
         self._backbone = backbone
+        self._dtype = dtype
         self._names = {id(layer): name for name, layer in layers.items()}
         self.tangents: Mapping[str, WeightTangent] = {}
         self.beside: Mapping[str, Factors] = {}
@@ -63,17 +69,19 @@ class TangentPass:
     def _exchange(self, module: Any) -> Callable[..., torch.Tensor] | None:
         if isinstance(module, nn.Linear):
             name = self._names.get(id(module), "")
+            native = module.weight.dtype == self._dtype and not is_quantised(module)
+            weight = partial(getattr, module, "weight") if native else partial(wide_weight, module)
             return lambda x: Linear.apply(  # type: ignore[no-untyped-call]
-                x, self._anchor, module.weight, module.bias, self.beside.get(name), self.tangents.get(name)
+                x, self._anchor, weight, module.bias, self.beside.get(name), self.tangents.get(name)
             )
         if isinstance(module, nn.Embedding):
             plain = module.forward
-            return lambda ids: _constant(plain(ids))
+            return lambda ids: _constant(plain(ids).to(self._dtype))
         if type(module).__name__.endswith("RMSNorm"):
             eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
             if eps is None:
                 raise NoTangentPassError(f"{type(module).__name__} does not say its eps")
-            scale = _scale_of(module, float(eps))
+            scale = _scale_of(module, float(eps), self._dtype)
             return lambda x: RMSNorm.apply(x, scale, float(eps))  # type: ignore[no-untyped-call]
         if _is_gated(module):
             if not isinstance(module.act_fn, nn.SiLU) and type(module.act_fn).__name__ != "SiLUActivation":
@@ -92,10 +100,9 @@ def _constant(embedded: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _scale_of(module: Any, eps: float) -> torch.Tensor:
+def _scale_of(module: Any, eps: float, dtype: torch.dtype) -> torch.Tensor:
     """c of a module that computes c x / sqrt(mean x^2 + eps), whatever it makes of its parameters."""
-    weight = module.weight
-    ones = torch.ones_like(weight)
+    ones = torch.ones_like(module.weight, dtype=dtype)
     scale: torch.Tensor = module(ones) * (1 + eps) ** 0.5
     return scale
 

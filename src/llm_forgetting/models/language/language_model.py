@@ -17,7 +17,6 @@ from llm_forgetting.models.adapter.adapted_model import (
     attach_lora,
     attach_saved,
     saved_options,
-    target_layers,
 )
 from llm_forgetting.models.language.backbones import built_in_name, load_backbone
 from llm_forgetting.models.language.batches import ROUNDING, Batch, EncodedItem, answer_position_logits, collate
@@ -102,13 +101,6 @@ class LanguageModel(AdaptedModel):
         device: torch.device = next(self.peft_model.parameters()).device
         return device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the backbone's weights."""
-        adapter = {id(weight) for layer in target_layers(self.peft_model).values() for weight in self._trained(layer)}
-        dtype: torch.dtype = next(p.dtype for p in self.peft_model.parameters() if id(p) not in adapter)
-        return dtype
-
     def description(self) -> dict[str, Any]:
         """Name, architecture, sizes, precision and adapter, for the results."""
         update = self.adapter_factors()
@@ -152,7 +144,7 @@ class LanguageModel(AdaptedModel):
         if not {"position_ids", "logits_to_keep"} <= self._accepted:
             return False
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.analysed():
                 (pack,) = packs(probes, len(probes))
                 together = self.packed_logits([pack])[0][0]
                 prefix = self.prefix_cache(probes[0].input_ids[:6])
@@ -162,7 +154,7 @@ class LanguageModel(AdaptedModel):
             log.info("items are padded, not packed: %s", error)
             return False
         difference = float(torch.stack([together - alone, after - alone]).abs().max())
-        if not difference <= ROUNDING[self.dtype]:
+        if not difference <= ROUNDING[self.precision]:
             log.info("items are padded, not packed: packed logits differ by %.2g", difference)
             return False
         return True
