@@ -198,6 +198,19 @@ class _Sabotage:
 
         os.replace = sabotaged
 
+    def file_operation(self) -> None:
+        """Before operation `count` (0: never) on a file or folder below one whose path holds `what`; each is told on stderr."""
+        changing = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.chmod")
+
+        def heard(event: str, arguments: Any) -> None:
+            writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            where = str(arguments[0]) if writes or event in changing else ""
+            if self.moment.what in where and not where.endswith(".log"):
+                os.write(2, f"operation: {event} {where}\n".encode())
+                self._count(where)
+
+        sys.addaudithook(heard)
+
     def training_step(self) -> None:
         """After `count` optimiser steps of this process."""
         from llm_forgetting.training import fine_tuning as training

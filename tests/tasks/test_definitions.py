@@ -517,7 +517,8 @@ def test_a_run_on_two_and_five_options_and_what_may_change_before_it_goes_on(
     text, table = file.read_text(), data.read_text()
     file.write_text(text + "# a remark\n")
     assert (
-        f"config.yaml or {file} was changed after the run was started" in shell.run("--resume", done.folder).complaint
+        "the configuration (config.yaml, and the file of data.definitions) must be the same as when"
+        in shell.run("--resume", done.folder).complaint
     )
     file.write_text(text)
     data.write_text(table.replace("?", " then?"))

@@ -1,5 +1,6 @@
 """Fine-tuning: gradients and losses against plain torch, what may change, order, and going on after a kill."""
 
+import itertools
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_manifest import flip
 from tiny_models import adapter_of, load, make_encoded, plain_losses
 
 from llm_forgetting.config.sections import TrainingConfig
@@ -335,25 +337,27 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [cut, empty, Path.unlink], ids=["cut", "empty", "lost"])
-@pytest.mark.parametrize(
-    "name", ["trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"]
-)
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    name: str, damage: Callable[[Path], None], llama_folder: Path, train: Train, tmp_path: Path
+def test_a_damaged_resume_file_is_passed_over_for_the_one_before_and_a_line_says_so(
+    llama_folder: Path, train: Train, tmp_path: Path
 ) -> None:
     items = make_encoded(load(llama_folder), 8)
-    whole = load(llama_folder)
-    expected = train(whole, items)
     scratch = tmp_path / "resume"
-
-    def keep(steps: int, text: str) -> None:
-        if (scratch / "checkpoint-2").is_dir() and not (tmp_path / "first").exists():
-            shutil.copytree(scratch / "checkpoint-2", tmp_path / "first")
-
-    train(load(llama_folder), items, scratch=scratch, advance=keep)
-    shutil.copytree(tmp_path / "first", scratch / "checkpoint-2", dirs_exist_ok=True)
-    damage(scratch / "checkpoint-4" / name)
+    whole = load(llama_folder)
+    expected = train(whole, items, scratch=scratch)
+    names = {path.name for path in (scratch / "checkpoint-4").iterdir()}
+    assert names > {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"}
+    for name, damage in itertools.product(sorted(names), (cut, empty, flip, Path.unlink)):
+        said: list[str] = []
+        copy = shutil.copytree(scratch, tmp_path / "copy")
+        damage(copy / "checkpoint-4" / name)
+        assert training._last_checkpoint(copy, said.append) == str(copy / "checkpoint-2"), (name, damage)
+        (line,) = said
+        assert line.endswith("is damaged or was not written whole: training goes on from checkpoint-2")
+        damage(copy / "checkpoint-2" / name)
+        assert training._last_checkpoint(copy, said.append) is None
+        assert said[1].endswith("training starts again")
+        shutil.rmtree(copy)
+    flip(scratch / "checkpoint-4" / "optimizer.pt")
     told: list[int] = []
     model = load(llama_folder)
     assert train(model, items, scratch=scratch, advance=lambda steps, text: told.append(steps)) == expected

@@ -1,0 +1,72 @@
+"""A process that dies before a file operation, the next one at another, and so on: the results of a run that nothing stopped.
+
+In CI the n-th process dies before its n-th operation, for every n until one is done; else at every sixteenth.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from runs import THOROUGH, Moment, Shell, read_results, same_results
+from test_artifact_integrity import SMALLEST
+
+STEP = 1 if THOROUGH else 16
+TIMES = ("wall_seconds", "peak_memory_bytes", "peak_gpu_memory_bytes")
+# What holds times or names the folder, besides the JSON files whose times are known.
+DIFFERENT = (".lock", "run.log", "report.html", "results.md", "manifest.json")
+
+
+def comparable(path: Path, folder: Path) -> Any:
+    """What a file holds, without its times and the folder of the run."""
+    if path.parent.name == "phases":
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {key: value for key, value in content.items() if key not in TIMES}
+    text = path.read_bytes().replace(str(folder.parent).encode(), b"OUTPUTS")
+    return {**json.loads(text), "timings": None} if path.name == "results.json" else text
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in files}
+
+
+def test_a_run_that_dies_before_one_file_operation_after_the_other_ends_like_one_that_does_not(
+    shell: Shell, tmp_path: Path
+) -> None:
+    (tmp_path / "smallest.yaml").write_text(yaml.safe_dump(SMALLEST))
+    start = ("--config", tmp_path / "smallest.yaml", "--output_dir")
+    whole = shell.run(*start, tmp_path / "whole")
+    assert whole.status == 0, whole.stderr
+    folder: Path | None = None
+    crashes: list[str] = []
+    for count in range(STEP, 500, STEP):
+        moment = Moment("file_operation", f"{tmp_path / 'killed'}/experiment_", count)
+        arguments = (*start, tmp_path / "killed") if folder is None else ("--resume", folder)
+        done = shell.run(*arguments, moment=moment)
+        if done.status == 0:
+            break
+        assert done.status == -9, (crashes, done.stdout + done.stderr)
+        assert "Traceback" not in done.stderr
+        crashes.append(done.stderr.splitlines()[-1])
+        if folder is None and (done.folder / "config.yaml").exists():
+            folder = done.folder
+    else:
+        raise AssertionError(crashes)
+    assert folder is not None
+    assert len(crashes) > (15 if THOROUGH else 3)
+    assert same_results(read_results(folder), read_results(whole.folder))
+    one, other = contents(folder), contents(whole.folder)
+    assert set(one) == set(other)
+    assert [name for name in one if Path(name).name.startswith(".")] == [".lock"]
+    for name in sorted(set(one) - set(DIFFERENT)):
+        assert comparable(one[name], folder) == comparable(other[name], whole.folder), name
+
+
+def test_two_equal_runs_are_equal_in_every_byte_but_times(shell: Shell, tiny_run: Path) -> None:
+    again = shell.run_tiny()
+    assert again.status == 0, again.stderr
+    one, other = contents(again.folder), contents(tiny_run)
+    assert set(one) == set(other)
+    for name in sorted(set(one) - set(DIFFERENT)):
+        assert comparable(one[name], again.folder) == comparable(other[name], tiny_run), name
