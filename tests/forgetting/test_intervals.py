@@ -23,6 +23,7 @@ from llm_forgetting.forgetting.intervals import (
     paired_mean_change,
     paired_proportion_change,
     proportion,
+    skewness_corrected,
     wilson,
 )
 
@@ -196,6 +197,39 @@ def test_bootstrap_t_covers_skewed_losses_better_than_bca(draw, truth):
     covered = (bca.confidence_interval.low <= truth) & (truth <= bca.confidence_interval.high)
     assert 0.93 <= studentised <= 0.975
     assert studentised > covered.mean()
+
+
+def test_the_skewness_correction_is_the_root_of_halls_cubic():
+    x = np.random.default_rng(1).exponential(1.0, 50) * (np.random.default_rng(2).uniform(size=50) < 0.2)
+    n, s = 50, x.std(ddof=1)
+    a = stats.skew(x) * (x.std() / s) ** 3 / 3
+    for limit, sign in zip(_limits(skewness_corrected(x)), (1, -1), strict=True):
+        T = (x.mean() - limit) / s
+        assert math.sqrt(n) * (T + a * T**2 + a**2 * T**3 / 3 + a / (2 * n)) == pytest.approx(
+            sign * stats.t.ppf(0.975, 49)
+        )
+    symmetric = np.concatenate([x, -x])
+    t = stats.ttest_1samp(symmetric, 0.0).confidence_interval(0.95)
+    assert _limits(skewness_corrected(symmetric)) == pytest.approx((t.low, t.high))
+
+
+def test_where_few_items_carry_the_change_the_correction_covers_better():
+    """1,000 samples of 40 items, of which one in ten changes, by an exponential amount."""
+    rng = np.random.default_rng(0)
+    samples = rng.exponential(1.0, (1000, 40)) * (rng.uniform(size=(1000, 40)) < 0.1)
+    corrected = [_limits(skewness_corrected(sample)) for sample in samples]
+    assert np.mean([low <= 0.1 <= high for low, high in corrected]) >= 0.9
+    studentised = [_limits(bootstrap_t(sample, seed=0, resamples=199)) for sample in samples[:300]]
+    assert np.mean([low <= 0.1 <= high for low, high in studentised]) <= 0.87
+
+
+def test_the_interval_of_a_mean_is_the_wider_at_each_end():
+    x = np.random.default_rng(0).exponential(1.0, 60) * (np.arange(60) % 10 == 0)
+    mean = estimate_mean(x, seed=3).interval
+    both = _limits(bootstrap_t(x, seed=3)), _limits(skewness_corrected(x))
+    assert _limits(mean) == (min(low for low, _ in both), max(high for _, high in both))
+    assert "Hall" in mean.method
+    assert estimate_mean(np.full(50, 0.3), seed=0).interval == bootstrap_t(np.full(50, 0.3), seed=0)
 
 
 def test_bootstrap_t_agrees_with_student_on_normal_values():
