@@ -244,4 +244,4 @@ def test_what_could_have_been_detected_is_said() -> None:
     (detectable,) = summarise(run_of_two(), ("trees", "birds"), seed=0).forgetting.train.detectable
     assert detectable.n == 4
     assert detectable.drop == 1.0  # four items can show nothing less
-    assert detectable.said.startswith("with 4 trained trees items, drops under 100 points would be missed")
+    assert detectable.said.startswith("with 4 trained trees items, drops under 100 points")

@@ -320,11 +320,18 @@ def test_a_flat_surface_is_called_flat() -> None:
     metrics = measured(axis, axis, np.full((5, 5), 0.7))
     assert metrics.flat
     assert metrics.range == metrics.standard_deviation == metrics.curvature_centre == 0
-    rounding = np.full((5, 5), 0.7)
-    rounding[2, 3] += 9e-6
-    assert measured(axis, axis, rounding).flat
-    rounding[2, 3] += 2e-6
-    assert not measured(axis, axis, rounding).flat
+    assert not measured(axis, axis, np.full((5, 5), np.nan)).flat
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e6])
+def test_flat_is_what_rounding_alone_makes_in_whatever_unit(unit: float) -> None:
+    axis = np.linspace(-1, 1, 5)
+    values = unit * np.full((5, 5), 0.7)
+    values[2, 3] *= 1 + 3e-7
+    assert measured(axis, axis, values).flat
+    values[2, 3] *= 1 + 1e-6
+    assert not measured(axis, axis, values).flat
+    assert surface_metrics(axis, axis, values, tau=TAU, flat_below=unit * 1e-5).flat
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])

@@ -27,6 +27,8 @@ from small_models import (
 )
 
 import llm_forgetting as lf
+from llm_forgetting.landscape.domains import random_points
+from llm_forgetting.seeding import generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -328,6 +330,25 @@ def test_where_the_loss_is_not_finite_every_cell_is_evaluated() -> None:
     assert plane.evaluated.note
     assert np.isnan(plane[-1]).all()
     assert np.isfinite(plane[0]).all()
+
+
+def test_a_hole_between_the_cells_is_not_called_converged() -> None:
+    """One check point is not finite; none of the 7 x 7 cells that are then evaluated is near it."""
+    hole = random_points("square", generator(0, "check points", 0), 8)[2]
+
+    def loss(model: Any, batch: Any) -> tuple[torch.Tensor, int]:
+        place = torch.stack([model.weight.sum() - Point().weight.sum(), model.bias[0] - 0.5])
+        value = 3 + place.square().sum()
+        return torch.where((place - torch.tensor(hole)).norm() < 0.05, torch.nan, value), 1
+
+    directions = {"weight": torch.full((2, 3), 1 / 6, dtype=DOUBLE)}, {"bias": torch.tensor([1.0, 0.0], dtype=DOUBLE)}
+    plane = lf.scan_plane(Point(), loss, [None], directions=directions)
+    assert plane.losses.shape == (7, 7)
+    assert np.isfinite(plane.losses).all()
+    assert not plane.converged
+    assert "not converged" in repr(plane)
+    assert "1 of 8 points are not finite" in str(plane.evaluated.note)
+    assert lf.scan_plane(Point(), loss, [None], directions=directions, method="grid").converged
 
 
 def test_flatness_of_a_quadratic_in_closed_form() -> None:

@@ -14,6 +14,7 @@ from tiny_models import fill_adapter, tiny_llama
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaForTokenClassification
 
 import llm_forgetting as lf
+from llm_forgetting.landscape.directions import random_direction
 from llm_forgetting.landscape.gauge import canonicalise, regauged
 from llm_forgetting.models.adapter.adapted_model import AdaptedModel, target_layers
 
@@ -96,6 +97,21 @@ def rewritten(model: Any) -> Any:
         layer.lora_A["default"].weight.data = factors[name].A
         layer.lora_B["default"].weight.data = factors[name].B / layer.scaling["default"]
     return other
+
+
+def test_a_float64_adapter_is_measured_in_float64() -> None:
+    model = adapted().double()
+    expected = {}
+    for name, layer in target_layers(model).items():
+        A, B = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+        B.mul_(1 / 3)
+        expected[name] = 2.0 * B @ A
+    factors = AdaptedModel(model).adapter_factors()
+    canonical = canonicalise(factors)
+    for name, delta in expected.items():
+        for pair in (factors[name], canonical[name].factors):
+            assert float((pair.B @ pair.A - delta).abs().max()) < 1e-14
+    assert {part.dtype for part in vars(random_direction(canonical, 0, 0)[name]).values()} == {torch.float64}
 
 
 @pytest.mark.parametrize("directions", ["random", "gradient"])

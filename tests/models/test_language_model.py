@@ -14,13 +14,13 @@ import pytest
 import torch
 from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors.torch import load_file
-from tiny_models import fill_adapter, llama2_tokenizer, load, make_encoded, tiny_gpt2, tiny_llama
-from transformers import AutoModelForCausalLM
+from tiny_models import VOCABULARY, fill_adapter, llama2_tokenizer, load, make_encoded, tiny_gpt2, tiny_llama
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from llm_forgetting.config.sections import LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged
-from llm_forgetting.models.adapter.adapted_model import target_layers
+from llm_forgetting.models.adapter.adapted_model import attach_lora, target_layers
 from llm_forgetting.models.language.backbones import choose_device, choose_dtype
 from llm_forgetting.models.language.batches import collate
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -232,6 +232,14 @@ def otherwise_named() -> Any:
     return model
 
 
+def tiny_mixtral() -> MixtralForCausalLM:
+    config = MixtralConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return MixtralForCausalLM(config)
+
+
 def ia3() -> Any:
     config = peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
     return peft.get_peft_model(tiny_llama(), config)
@@ -255,7 +263,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "target_parameters": (
         lambda: peft.get_peft_model(tiny_llama(), plain_lora(target_parameters=["mlp.gate_proj.weight"])),
-        "target_parameters=.* is not covered",
+        r"target_parameters \(mlp.gate_proj.weight\) is not covered",
+    ),
+    "all-linear of experts": (
+        lambda: attach_lora(tiny_mixtral(), LoraConfig(rank=2), 0),
+        r"name linear modules as target_modules: q_proj, k_proj, v_proj, o_proj",
     ),
     "replicated layers": (
         lambda: wrapped(plain_lora(layer_replication=[[0, 2], [1, 2]])),
@@ -280,6 +292,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+def test_the_advice_for_experts_can_be_followed() -> None:
+    settings = LoraConfig(rank=2, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
+    model = LanguageModel(attach_lora(tiny_mixtral(), settings, 0).eval(), llama2_tokenizer(), "tiny")
+    assert len(model.adapter_factors()) == 4
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys:RuntimeWarning")
 @pytest.mark.parametrize("variant", REFUSED)
 def test_adapters_that_are_not_one_low_rank_product_are_refused_by_name(variant: str) -> None:
     make, reason = REFUSED[variant]

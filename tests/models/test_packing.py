@@ -374,9 +374,7 @@ def test_dropout_changes_the_loss_of_packed_items_as_that_of_padded_ones(tmp_pat
     model = other(tmp_path, tiny_gpt2(**{kind: 0.5}))
     torch.manual_seed(0)
     items = CASES["nothing shared"] + CASES["shared prefix"]
-    together, padded = (
-        torch.stack([losses_of(model, items, packed) for _ in range(200)]) for packed in (True, False)
-    )
+    together, padded = (torch.stack([losses_of(model, items, packed) for _ in range(200)]) for packed in (True, False))
     for statistic in (lambda losses: losses, lambda losses: (losses - losses.mean(dim=0)).square()):
         x, y = statistic(together), statistic(padded)
         stderr = ((x.var(dim=0) + y.var(dim=0)) / len(x)).sqrt()

@@ -1,6 +1,7 @@
 """Gradients and Hessian-vector products of the landscape objective against a dense Hessian in float64."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,43 @@ def test_differences_of_gradients_say_how_good_they_are(case: Any) -> None:
         with products_at(model, items, factors, method=method) as products:
             images.append(torch.cat([part.flatten() for part in products.weight_hessian(V).values()]))
     assert float((images[0] - images[1]).norm() / images[1].norm()) < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_error_of_a_curvature_by_differences_covers_the_true_one(dtype: str, tmp_path: Path) -> None:
+    """Against exact products in float64 with the same weights, on random models smooth and rough, along short, long and random
+    directions: the claimed error covers in nine cases of ten, and is no excuse where float32 knows better.
+    """
+    ratios, claims = [], []
+    for seed, roughness in itertools.product(range(2), (0.1, 1.0)):
+        folder = save(tmp_path / f"{seed} {roughness}", tiny_llama(initializer_range=roughness))
+        model, exact = (load(folder, seed=seed, dtype=dtype) for _ in range(2))
+        doubled(exact)
+        items, factors = make_encoded(model, 3, seed=seed), model.adapter_factors()
+        generator = torch.Generator().manual_seed(seed)
+        directions = [random_update(factors, seed, 0, 16)]
+        for size in (0.3, 3.0):
+            drawn = {
+                name: Factors(
+                    size * torch.randn(f.B.shape, generator=generator), torch.randn(f.A.shape, generator=generator)
+                )
+                for name, f in factors.items()
+            }
+            directions.append(WeightUpdate(drawn))
+        with products_at(exact, items, in_double(factors), method="graph") as products:
+            true = [products.along_update(in_double(direction)) for direction in directions]
+        with products_at(model, items, factors, method="differences") as products:
+            measured = [products.along_update(direction) for direction in directions]
+        for along, expected in zip(measured, true, strict=True):
+            assert along.curvature_error is not None
+            assert expected.curvature_error is None
+            if dtype == "float32":
+                assert along.slope == pytest.approx(expected.slope, rel=0.01, abs=0.01)
+            ratios.append(abs(along.curvature - expected.curvature) / along.curvature_error)
+            claims.append(along.curvature_error / abs(expected.curvature))
+    assert np.mean(np.array(ratios) <= 1) >= 0.9
+    assert np.median(claims) < {"float32": 0.01, "bfloat16": 3}[dtype]
 
 
 def test_eigsh_of_scipy_gives_the_extremes_of_the_dense_hessian(case: Any) -> None:

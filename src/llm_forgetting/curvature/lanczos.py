@@ -76,7 +76,8 @@ def lanczos(
         The Krylov space of `start`.
     """
     basis = torch.empty(min(steps, len(start)), len(start), dtype=start.dtype, device=start.device)
-    alphas, betas = [], []
+    alphas: list[float] = []
+    betas: list[float] = []
     new = start / start.norm()
     scale = noise = 0.0
     for m in range(len(basis)):

@@ -76,11 +76,15 @@ class LossOperator(SymmetricOperator):
 
 @dataclass(frozen=True)
 class DirectionalDerivatives:
-    """Derivatives along a direction v at theta: `loss` f (nats), `slope` g.v and `curvature` v.Hv."""
+    """Derivatives along a direction v at theta: `loss` f (nats), `slope` g.v and `curvature` v.Hv.
+
+    `curvature_error` is the error of v.Hv where it comes from differences; None: it is exact but for rounding.
+    """
 
     loss: float
     slope: float
     curvature: float
+    curvature_error: float | None = None
 
     @property
     def second_order(self) -> float:

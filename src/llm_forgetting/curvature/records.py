@@ -11,6 +11,7 @@ from pydantic import Field
 
 from llm_forgetting.arrays import Floats1
 from llm_forgetting.curvature.results import Eigenvalue, SpectralDensity, Trace
+from llm_forgetting.files import OMITTED
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class PathForecast:
 @dataclass(frozen=True)
 class TaskForecast:
     """Forecast of one task's change of loss, and what happened: loss at the start, g.D, D.HD, g.D + D.HD / 2 and the
-    observed change, all nats. `path` is None where the path of these items was not measured.
+    observed change, all nats. `path` is None where the path of these items was not measured. `curvature_error`: of D.HD
+    from differences of slopes, nats; that of the second order is half of it; absent where D.HD is exact.
     """
 
     items: tuple[str, ...]
@@ -140,6 +142,7 @@ class TaskForecast:
     second_order: float
     observed: float
     path: PathForecast | None
+    curvature_error: Annotated[float | None, OMITTED] = None
 
 
 @dataclass(frozen=True)

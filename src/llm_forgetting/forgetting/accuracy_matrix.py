@@ -41,11 +41,16 @@ def backward_transfer(R: _Matrix, *, base_row: bool = True) -> float:
 def forgetting_measure(R: _Matrix, *, base_row: bool = True) -> float:
     """mean_{j<T} (max_{1<=l<T} R[l, j] - R[T, j]), Chaudhry et al. 2018. R as in `absolute_forgetting`, T >= 2.
 
-    The maximum runs over all checkpoints after fine-tuning but the last, so the value can be negative.
+    The maximum runs over all checkpoints after fine-tuning but the last, so the value can be negative. Where R is lower
+    triangular, all above its diagonal NaN, it runs over those that were measured, j <= l < T.
     """
     after = _after_tasks(R, base_row)
     _require_two_tasks(R)
-    return float(np.mean((after[:-1].max(axis=0) - after[-1])[:-1]))
+    candidates = after[:-1].copy()
+    above = np.triu_indices_from(candidates, 1)
+    if np.isnan(candidates[above]).all():
+        candidates[above] = -np.inf
+    return float(np.mean((candidates.max(axis=0) - after[-1])[:-1]))
 
 
 def forward_transfer(R: _Matrix) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_forgetting.arrays import Floats, standard_error
+from llm_forgetting.arrays import Floats
 from llm_forgetting.forgetting.accuracy_matrix import (
     average_accuracy,
     backward_transfer,
@@ -25,6 +25,7 @@ from llm_forgetting.forgetting.intervals import (
     PairedMeanChange,
     PairedProportionChange,
     Proportion,
+    error_of_mean,
     estimate_mean,
     paired_mean_change,
     paired_proportion_change,
@@ -55,9 +56,9 @@ class TaskForgetting:
     absolute: R[j, j] - R[T, j], in loss L[T, j] - L[j, j] (nats);
     relative: absolute / R[j, j], in loss absolute / L[j, j]; no value if the denominator is 0;
     normalised: absolute / learning, the share of what was learnt that was lost; no value where nothing was learnt
-    (learning <= 0, exact McNemar p > 0.05, or in loss learning below 2 stderr);
+    (learning <= 0, p > 0.05, or in loss learning below 2 stderr, of several subjects an interval that holds 0);
     change: the paired change from checkpoint j to T as it is measured (after minus before), None for losses that are
-    not finite. Stderrs of the ratios are by linearisation: sd(d_i - ratio b_i) / (sqrt(n) |mean b|).
+    not finite. Stderrs of the ratios are by linearisation: that of d_i - ratio b_i, over |mean b|.
     """
 
     task: int
@@ -157,7 +158,8 @@ def _cell(table: ScoreTable, measure: Measure, i: int, j: int, seed: int) -> Pro
         return proportion(cell.correct)
     if not np.isfinite(cell.loss).all():
         return Mean(item_mean(cell.loss), None, cell.n, None)
-    return estimate_mean(cell.loss, seed=derive_seed(seed, "mean loss", table.split, i, j))
+    stream = derive_seed(seed, "mean loss", table.split, i, j)
+    return estimate_mean(cell.loss, seed=stream, clusters=cell.subjects)
 
 
 def _change(table: ScoreTable, measure: Measure, j: int, steps: tuple[int, int], seed: int) -> Change | None:
@@ -193,6 +195,8 @@ def _is_learning_shown(estimate: Estimate, change: Change | None) -> bool:
         return False
     if isinstance(change, PairedProportionChange):
         return change.p_value <= 0.05
+    if change.clustered_stderr is not None and estimate.interval is not None:
+        return estimate.interval.low > 0
     return change.stderr is not None and estimate.value >= 2 * change.stderr
 
 
@@ -204,8 +208,9 @@ def _task_forgetting(table: ScoreTable, measure: Measure, learnt: TaskLearning, 
     if change is None:
         relative = normalised = Estimate(None, reason=_NOT_FINITE)
     else:
-        relative = _ratio(lost, tuned, f"{measure} after fine-tuning on the task is 0")
-        normalised = _ratio(lost, sign * (tuned - base), "") if learnt.shown else _refused(learnt)
+        subjects = table.scores[0, j].subjects
+        relative = _ratio(lost, tuned, subjects, f"{measure} after fine-tuning on the task is 0")
+        normalised = _ratio(lost, sign * (tuned - base), subjects, "") if learnt.shown else _refused(learnt)
     absolute = _signed(change, -sign, item_mean(lost))
     return TaskForgetting(j, learnt.name, learnt.n, absolute, relative, normalised, change)
 
@@ -218,19 +223,22 @@ def _refused(learnt: TaskLearning) -> Estimate:
     return Estimate(None, reason=f"nothing was learnt that could be forgotten: {why}")
 
 
-def _ratio(numerators: Floats, denominators: Floats, reason_if_zero: str) -> Estimate:
+def _ratio(numerators: Floats, denominators: Floats, subjects: Sequence[str], reason_if_zero: str) -> Estimate:
     denominator = item_mean(denominators)
     if denominator == 0:
         return Estimate(None, reason=reason_if_zero)
     ratio = item_mean(numerators) / denominator
-    residual = standard_error(numerators - ratio * denominators)
+    residual = error_of_mean(numerators - ratio * denominators, subjects)
     return Estimate(0.0 + ratio, None if residual is None else residual / abs(denominator))
 
 
 def _summaries(table: ScoreTable, measure: Measure) -> tuple[Estimate, Estimate, Estimate, Estimate]:
     """Average, backward transfer, forgetting measure, forward transfer."""
     T, matrix = table.n_tasks, table.matrix(measure)
-    average = _combined(average_accuracy(matrix), [table.scores[T, j].values(measure) for j in range(1, T + 1)])
+    subjects = [table.scores[0, j].subjects for j in range(1, T + 1)]
+    average = _combined(
+        average_accuracy(matrix), [table.scores[T, j].values(measure) for j in range(1, T + 1)], subjects
+    )
     if T == 1:
         missing = Estimate(None, reason="needs at least two tasks")
         return average, missing, missing, missing
@@ -242,16 +250,17 @@ def _summaries(table: ScoreTable, measure: Measure) -> tuple[Estimate, Estimate,
 
     return (
         average,
-        _combined(backward_transfer(gains), [difference(j, j, T) for j in range(1, T)]),
-        _combined(forgetting_measure(gains), [difference(j, int(best[j - 1]), T) for j in range(1, T)]),
-        _combined(forward_transfer(gains), [difference(j, 0, j - 1) for j in range(2, T + 1)]),
+        _combined(backward_transfer(gains), [difference(j, j, T) for j in range(1, T)], subjects),
+        _combined(forgetting_measure(gains), [difference(j, int(best[j - 1]), T) for j in range(1, T)], subjects),
+        _combined(forward_transfer(gains), [difference(j, 0, j - 1) for j in range(2, T + 1)], subjects[1:]),
     )
 
 
-def _combined(value: float, groups: Sequence[Floats]) -> Estimate:
+def _combined(value: float, groups: Sequence[Floats], subjects: Sequence[Sequence[str]]) -> Estimate:
     if not all(np.isfinite(group).all() for group in groups):
         return Estimate(value, reason=_NOT_FINITE)
-    stderrs = [stderr for group in groups if (stderr := standard_error(group)) is not None]
+    known = [error_of_mean(group, own) for group, own in zip(groups, subjects, strict=False)]
+    stderrs = [stderr for stderr in known if stderr is not None]
     if len(stderrs) < len(groups):
         return Estimate(value, reason="a task has only one item")
     return Estimate(value, math.hypot(*stderrs) / len(groups))

@@ -108,7 +108,7 @@ def _describe_task(result: Forgetting, k: int) -> str:
                 f"from {learnt.before:.2f} to {learnt.after:.2f}, and it ended at {final.value:.2f}"
             )
         case "no drop shown":
-            smallest = 100 * detectable_drop(change.n, (change.only_before + change.only_after) / change.n)
+            smallest = 100 * detectable_drop(_independent_items(change), _share_changed(change))
             return (
                 f"no drop could be shown in {where} ({span}, a drop of {drop.value:.2f}, {_describe_interval(drop.interval)}; "
                 f"{loss}); with {change.n} items a drop below {smallest:.0f} points cannot be seen reliably"
@@ -119,20 +119,31 @@ def detectable_drops(result: Forgetting) -> tuple[DetectableDrop, ...]:
     """Per task but the last the smallest drop in accuracy that its items could have shown, and that in words.
 
     McNemar's test at 5%, power 80%, with the share of items that changed as it was measured; at least one item in ten is
-    supposed to change.
+    supposed to change. Items of several subjects count as so many independent ones as have their stderr.
     """
     drops = []
     for task in result.accuracy.tasks:
         change = task.change
         assert isinstance(change, PairedProportionChange)
-        changed = (change.only_before + change.only_after) / change.n
-        drop = detectable_drop(change.n, max(changed, 0.1))
+        changed = _share_changed(change)
+        drop = detectable_drop(_independent_items(change), max(changed, 0.1))
         text = (
             f"with {change.n} {_split_word(result.split)} {task.name} items, drops under {100 * drop:.0f} points would be "
             "missed more than 20% of the time"
         )
         drops.append(DetectableDrop(task.name, change.n, changed, drop, text))
     return tuple(drops)
+
+
+def _share_changed(change: PairedProportionChange) -> float:
+    return (change.only_before + change.only_after) / change.n
+
+
+def _independent_items(change: PairedProportionChange) -> int:
+    """How many independent items would have the change's stderr: fewer than n where those of one subject are alike."""
+    if not change.stderr:
+        return change.n
+    return 1 + round((_share_changed(change) - change.value**2) / change.stderr**2)
 
 
 def _split_word(split: str) -> str:

@@ -160,7 +160,7 @@ def scan_checkpoint_plane(
             if fallback_cells is None:
                 raise
             grid = Cells.of(domain, fallback_cells)
-            note = f"{error}, so {len(grid.places)} cells were evaluated instead of a fit"
+            note = f"{error}, so {len(grid.places)} cells were evaluated instead of a fit; more may lie between"
         values = evaluate(grid.places) if surface is None else surface.fit(grid.places)
         true = objective.losses(evaluate(corners))
         visited = enumerate((trajectory or {}).items())

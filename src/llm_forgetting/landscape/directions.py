@@ -39,8 +39,7 @@ def _module_direction(module: ModuleSvd, name: str, seed: int, index: int) -> Fa
     dA = torch.zeros(len(root), columns)
     for block, gaussian in gaussian_chunks(derive_seed(seed, "direction", index, name, "A"), rows, columns):
         dA += U[block].T @ gaussian
-    device = module.U.device
-    return Factors(B=(dB * root / rows**0.5).to(device), A=(root[:, None] * dA / columns**0.5).to(device))
+    return Factors(B=(dB * root / rows**0.5).to(module.U), A=(root[:, None] * dA / columns**0.5).to(module.U))
 
 
 def random_direction(adapter: CanonicalAdapter, seed: int, index: int) -> FactorStep:

@@ -7,7 +7,10 @@ import numpy as np
 
 from llm_forgetting.arrays import Floats
 
+# Losses of language models are differences of float32 logits of the size of 20: a smaller range is rounding, nats.
 FLAT_RANGE = 1e-5
+# A float32 number that was computed in many steps is right to a few units of its last digit.
+LAST_DIGITS = 4 * float(np.finfo(np.float32).eps)
 # A larger range than this does not excuse a larger error: two nats are all that separates certainty from a guess among seven.
 RANGE_CAP = 2.0
 # Second differences of a fitted surface are taken over this share of the distance: it is smooth to float64's last digits.
@@ -58,11 +61,12 @@ def surface_metrics(
     tau: float,
     curvature: Curvature | None = None,
     coarser: Curvature | None = None,
+    flat_below: float | None = None,
 ) -> SurfaceMetrics:
     """Metrics of values[i, j] at (alphas[i], betas[j]) on a uniform odd grid centred at 0.
 
     `curvature` of the function behind the values, and of a `coarser` fit to it, where there is one; else second differences
-    over whole grid steps.
+    over whole grid steps. A range below `flat_below` is rounding; None: below the `rounding` of the values.
 
     Returns:
         Numbers of the surface, nats; curvatures in nats per squared distance.
@@ -85,9 +89,14 @@ def surface_metrics(
         range=spread,
         centre_eigenvalues=second.centre_eigenvalues,
         share_within=float(weights[within].sum() / weights.sum()),
-        flat=spread < FLAT_RANGE,
+        flat=spread < (rounding(values) if flat_below is None else flat_below) or spread == 0,
         non_finite_cells=int((~finite).sum()),
     )
+
+
+def rounding(values: Floats) -> float:
+    """Rounding error of `values`, of any shape, computed in float32: a few units of the last digit of the largest one."""
+    return LAST_DIGITS * float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
 def fitted_curvature(loss: Callable[[Floats], Floats], distance: float) -> Curvature:

@@ -23,7 +23,8 @@ SURFACES = ("loss", "four_way_loss", "accuracy", "letter_mass")
 @dataclass(frozen=True)
 class FitSummary:
     """Fit of a surface or a path: its polynomial degree, points evaluated, how many of them were check points, the
-    largest error allowed as a share of the loss's range (of 2 nats, if the range is larger), and whether it was met.
+    largest error allowed as a share of the loss's range (of 2 nats, if the range is larger), and whether it was met at
+    the check points, which are all that was checked.
     """
 
     degree: int
@@ -149,7 +150,7 @@ class CheckpointLandscape:
                 error=None if error is None else error.largest,
                 relative_error=None if error is None else error.relative,
                 tolerance=0.0 if fit is None else fit.tolerance,
-                converged=fit is None or fit.converged,
+                converged=self.note is None if fit is None else fit.converged,
                 note=self.note,
             ),
             along=ScanAxes(

@@ -53,8 +53,9 @@ class Evaluations:
 
     `points` (p, axes) and `losses` (p,) are all evaluations, in order. A fit of total degree `degree` was made to them; None:
     every cell was evaluated. `error` is the fit's largest error (nats) at `checks` fresh random points, the last ones, which no
-    coefficient has seen; `relative_error` is its share of min(range, 2 nats), `converged` whether that is at most `tolerance`.
-    `note` says why there is no fit where one was asked for.
+    coefficient has seen; `relative_error` is its share of min(range, 2 nats), `converged` whether that is at most `tolerance`:
+    what was checked is these points and no others. `note` says why there is no fit where one was asked for: values that are
+    not finite, between which a grid can miss others, so it is not `converged`.
     """
 
     points: Floats
@@ -94,7 +95,7 @@ class _Scan(Saved):
 
     @property
     def converged(self) -> bool:
-        """Whether that error is within the tolerance; True where every cell was evaluated."""
+        """Whether that error is within the tolerance at those points; True where every cell was evaluated, as asked."""
         return self.evaluated.converged
 
 

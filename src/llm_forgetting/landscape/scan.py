@@ -68,7 +68,7 @@ def scan_plane(
             surface = fit_surface(lambda places: nodes.at(family, places, point), losses, square(distance), rule)
         except NotSmoothError as error:
             cells = max(5, 2 * ((int(rule.budget**0.5) - 1) // 2) + 1)
-            note = f"{error}, so a grid of {cells} x {cells} cells was evaluated instead of a fit"
+            note = f"{error}, so a grid of {cells} x {cells} cells was evaluated instead of a fit; more may lie between"
         else:
             values = surface.fit(_mesh(steps)).reshape(cells, cells, -1)
             # The checkpoint is the first node; a least-squares fit need not pass through it.

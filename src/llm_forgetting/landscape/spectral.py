@@ -11,7 +11,7 @@ n + 1, so a surface that needs more wastes nothing.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import comb
 
@@ -21,7 +21,7 @@ from scipy.linalg import lu_factor
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.domains import Domain, mesh, random_points
-from llm_forgetting.landscape.metrics import FLAT_RANGE, RANGE_CAP
+from llm_forgetting.landscape.metrics import RANGE_CAP, rounding
 from llm_forgetting.seeding import generator
 
 HIGHEST_DEGREE = 14
@@ -162,8 +162,8 @@ class SpectralSurface:
 
     @property
     def relative_error(self) -> Floats:
-        """(K,) error over min(range, 2 nats); 0 for a flat loss."""
-        return _relative(self.error, self.ranges)
+        """(K,) error over min(range, 2 nats); 0 for a loss whose range is within the rounding of the values."""
+        return _relative(self.error, self.ranges, rounding(self.values))
 
 
 def fit_surface(
@@ -220,10 +220,10 @@ def fit_surface(
             checks=rule.checks,
             error=error,
             ranges=ranges,
-            converged=bool((_relative(error, ranges) <= rule.tolerance).all()),
+            converged=False,
         )
-        if surface.converged:
-            return surface
+        if (surface.relative_error <= rule.tolerance).all():
+            return replace(surface, converged=True)
         tried, tried_values = np.concatenate([tried, checks]), np.concatenate([tried_values, measured])
         attempt += 1
 
@@ -254,7 +254,8 @@ def _forecast(domain: Domain, degree: int, nodes: Floats, values: Floats, losses
     for lower in (degree - 2, degree - 1):
         own, reach = (terms(d, nodes.shape[1]) for d in (lower, lower + 1))
         predicted = losses(fit(domain, nodes[:own], values[:own], lower)(nodes[own:reach]))
-        errors.append(float(_relative(np.abs(predicted - truth[own:reach]).max(axis=0), np.ptp(truth, axis=0)).max()))
+        error, ranges = np.abs(predicted - truth[own:reach]).max(axis=0), np.ptp(truth, axis=0)
+        errors.append(float(_relative(error, ranges, rounding(values)).max()))
     return errors[1] * float(np.clip(errors[1] / errors[0], *RATES)) if errors[0] > 0 else errors[1]
 
 
@@ -265,6 +266,6 @@ def _finite(losses: Floats) -> Floats:
     return losses
 
 
-def _relative(error: Floats, ranges: Floats) -> Floats:
-    flat = ranges < FLAT_RANGE
+def _relative(error: Floats, ranges: Floats, flat_below: float) -> Floats:
+    flat = (ranges < flat_below) | (ranges == 0)
     return np.asarray(np.where(flat, 0.0, error / np.where(flat, 1.0, np.minimum(ranges, RANGE_CAP))))

@@ -72,6 +72,7 @@ def analyse_forecast(
                 second_order=derivatives.second_order,
                 observed=loss - derivatives.loss,
                 path=_on_the_path(path, task, items, derivatives, tau),
+                curvature_error=derivatives.curvature_error,
             )
             advance(1, "")
     kl = _divergence(model, (before, after), new, batch_size)

@@ -10,7 +10,14 @@ from llm_forgetting.config.sections import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import canonicalise, regauged, update_norm
-from llm_forgetting.landscape.metrics import Curvature, basin_radius, fitted_curvature, mean_rise, surface_metrics
+from llm_forgetting.landscape.metrics import (
+    FLAT_RANGE,
+    Curvature,
+    basin_radius,
+    fitted_curvature,
+    mean_rise,
+    surface_metrics,
+)
 from llm_forgetting.landscape.nodes import cached
 from llm_forgetting.landscape.records import (
     BasinRadius,
@@ -174,6 +181,7 @@ def _surface(
             tau=config.tau,
             curvature=None if surface is None else curvature(surface.fit),
             coarser=None if surface is None else curvature(surface.previous),
+            flat_below=FLAT_RANGE,
         ),
         mean_rise=mean_rise(float(loss[half, half]), profiles[:, [0, -1]]),
         lines=LineProfiles(

@@ -18,7 +18,7 @@ from llm_forgetting.config.sections import Arithmetic, LoraConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import write_text
 from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.landscape.gauge import Factors, at_least_float32
 from llm_forgetting.models.adapter import perturbation
 from llm_forgetting.models.adapter.lora_options import refuse_uncovered_options
 from llm_forgetting.models.adapter.saved_adapter import (
@@ -190,7 +190,7 @@ class AdaptedModel:
             matmul.allow_tf32 = before
 
     def adapter_factors(self) -> WeightUpdate:
-        """delta W = B A of every target module, in float32 on the model's device; copies."""
+        """delta W = B A of every target module, in float32 or better on the model's device; copies."""
         return WeightUpdate(
             {n: Factors(B=p.B.detach(), A=p.A.detach().clone()) for n, p in self.live_factors().items()}
         )
@@ -199,7 +199,7 @@ class AdaptedModel:
         """`adapter_factors` as functions of the trained weights: what is computed from them has a gradient."""
         return WeightUpdate(
             {
-                name: Factors(B=B.float() * layer.scaling[self.adapter], A=A.float())
+                name: Factors(B=at_least_float32(B) * layer.scaling[self.adapter], A=at_least_float32(A))
                 for name, layer in target_layers(self.peft_model).items()
                 for A, B in [self._trained(layer)]
             }

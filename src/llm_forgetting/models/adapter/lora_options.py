@@ -25,6 +25,11 @@ def refuse_uncovered_options(config: Any) -> None:
         raise UserError(
             f"the adapter must be plain LoRA (delta W = s B A), was {config.peft_type}: landscapes of it are not defined here"
         )
+    if config.target_parameters:
+        raise UserError(
+            f"LoRA option target_parameters ({', '.join(sorted(config.target_parameters))}) is not covered; where all-linear "
+            f"of a mixture of experts means them, name linear modules as target_modules: q_proj, k_proj, v_proj, o_proj"
+        )
     defaults = type(config)()
     for option in dataclasses.fields(config):
         value = getattr(config, option.name)

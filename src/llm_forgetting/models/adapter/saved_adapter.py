@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.landscape.gauge import Factors, at_least_float32
 from llm_forgetting.models.adapter.adapter_settings import settings_problems
 
 WEIGHTS, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
@@ -91,7 +91,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_update(folder: Path) -> WeightUpdate:
-    """delta W = B A of every module of a saved adapter, its own scale absorbed, in float32."""
+    """delta W = B A of every module of a saved adapter, its own scale absorbed, in float32 or better."""
     config = read_config(folder)
     return update_from(read_weights(folder), lambda module, rank: saved_scale(config, module, rank), str(folder))
 
@@ -114,7 +114,7 @@ def update_from(state: State, scale: Callable[[str, int], float], source: str) -
         match = _NAME.fullmatch(name)
         if match is None:
             raise UserError(f"{source} must hold the A and B of a LoRA adapter and nothing else, it holds {name}")
-        parts.setdefault(match["module"], {})[match["factor"]] = tensor.detach().float()
+        parts.setdefault(match["module"], {})[match["factor"]] = at_least_float32(tensor.detach())
     alone = [module for module, pair in parts.items() if len(pair) != 2]
     if alone or not parts:
         raise UserError(

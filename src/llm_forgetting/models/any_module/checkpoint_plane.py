@@ -11,8 +11,8 @@ from llm_forgetting.landscape.results import CheckpointSurface
 from llm_forgetting.models.any_module.checkpoints import Checkpoints, named, plane_checkpoints
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import (
+    CHECKS,
     GRID_CELLS,
-    PLANE_CHECKS,
     FitOptions,
     Measured,
     Method,
@@ -82,7 +82,7 @@ def checkpoint_plane(
     """
     if margin < 0:
         raise UserError(f"margin must be at least 0, was {margin}")
-    wanted = rule(tolerance, max_evaluations, PLANE_CHECKS, 2, seed)
+    wanted = rule(tolerance, max_evaluations, CHECKS, 2, seed)
     cells = cells_of(method, resolution)
     names = named(checkpoints)
     with measuring(model, loss, batches) as losses:

@@ -22,8 +22,8 @@ from llm_forgetting.models.any_module.directions import (
 )
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import (
+    CHECKS,
     GRID_CELLS,
-    LINE_CHECKS,
     FitOptions,
     Measured,
     ModuleObjective,
@@ -64,7 +64,7 @@ def scan_line(
     steps: Sequence[float] | Floats | None = None,
     resolution: int = LINE_STEPS,
     tolerance: float = 0.01,
-    max_evaluations: int = 30,
+    max_evaluations: int = 40,
     seed: int = 0,
     space: SpaceName | None = None,
     parameters: Sequence[str] | None = None,
@@ -81,7 +81,7 @@ def scan_line(
         The line, or one by task where `batches` are by task.
     """
     refuse_distance(distance)
-    wanted = rule(tolerance, max_evaluations, LINE_CHECKS, 1, seed)
+    wanted = rule(tolerance, max_evaluations, CHECKS, 1, seed)
     options = DirectionOptions(direction, seed, space, parameters, normalise, reference_norm)
     with measuring(model, loss, batches) as losses:
         around = scan_directions(model, losses, 1, options)
@@ -121,7 +121,7 @@ def _fitted(nodes: CachedEvaluator, around: ScanDirections, distance: float, cel
             wanted,
         )
     except NotSmoothError as error:
-        note = f"{error}, so {GRID_CELLS} steps were evaluated instead of a fit"
+        note = f"{error}, so {GRID_CELLS} steps were evaluated instead of a fit; more may lie between"
         return _stepwise(nodes, around, axis(distance, GRID_CELLS), note)
     steps = axis(distance, cells)
     return _LineScan(steps, fitted.fit(steps[:, None]), Measured(fitted.points, fitted.values, fitted))

@@ -12,7 +12,7 @@ from llm_forgetting.landscape.scan import scan_plane as scan_engine
 from llm_forgetting.models.any_module.directions import DirectionOptions, Directions, SpaceName, scan_directions
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import (
-    PLANE_CHECKS,
+    CHECKS,
     FitOptions,
     Measured,
     Method,
@@ -95,7 +95,7 @@ def scan_plane(
         The surface, or one by task where `batches` are by task. What does not fit raises UserError, in one line.
     """
     refuse_distance(distance)
-    cells, wanted = cells_of(method, resolution), rule(tolerance, max_evaluations, PLANE_CHECKS, 2, seed)
+    cells, wanted = cells_of(method, resolution), rule(tolerance, max_evaluations, CHECKS, 2, seed)
     options = DirectionOptions(directions, seed, space, parameters, normalise, reference_norm)
     with measuring(model, loss, batches) as losses:
         around = scan_directions(model, losses, 2, options)

@@ -25,6 +25,7 @@ class GraphProducts:
         self._model = model
         self._items = items
         self.factors = factors
+        self.dtype = model.dtype
 
     def _losses(self, change: Change | None = None, factors: WeightUpdate | None = None) -> Iterator[torch.Tensor]:
         """The share of every micro-batch in the objective, with factors and further changes that may want gradients."""
@@ -38,11 +39,6 @@ class GraphProducts:
 
         with adding(target_layers(self._model.peft_model), product), torch.enable_grad():
             yield from self._items.losses()
-
-    @torch.no_grad()
-    def loss(self, at: WeightUpdate) -> float:
-        """The objective at other factors."""
-        return sum(float(part.detach()) for part in self._losses(factors=at))
 
     def gradient(self, at: WeightUpdate | None = None) -> FactorStep:
         """Gradient in the factors, at other ones if given."""
@@ -64,14 +60,24 @@ class GraphProducts:
 
     def along_update(self, update: WeightUpdate) -> DirectionalDerivatives:
         """Two derivatives for t of the loss with t times the update added."""
-        t = torch.zeros((), dtype=next(iter(update.values())).B.dtype, device=self._model.device, requires_grad=True)
+        t, parts = self._along(update, 0.0)
         one = torch.ones_like(t, requires_grad=False)
         loss = slope = curvature = 0.0
-        for part in self._losses(lambda name, x: t * F.linear(F.linear(x, update[name].A), update[name].B)):
+        for part in parts:
             value = float(part.detach())
             (first,), (second,) = double_backward(part, [t], [one])
             loss, slope, curvature = loss + value, slope + _number(first), curvature + _number(second)
         return DirectionalDerivatives(loss, slope, curvature)
+
+    def slope(self, update: WeightUpdate, at: float) -> tuple[float, float]:
+        """The loss with t = `at` times the update added, and its derivative for t."""
+        t, parts = self._along(update, at)
+        pairs = [(float(part.detach()), *map(_number, _gradient(part, [t]))) for part in parts]
+        return sum(loss for loss, _ in pairs), sum(slope for _, slope in pairs)
+
+    def _along(self, update: WeightUpdate, at: float) -> tuple[torch.Tensor, Iterator[torch.Tensor]]:
+        t = torch.tensor(at, dtype=next(iter(update.values())).B.dtype, device=self._model.device, requires_grad=True)
+        return t, self._losses(lambda name, x: t * F.linear(F.linear(x, update[name].A), update[name].B))
 
     def weight_hessian(self, direction: Weights) -> Weights:
         """H V by a graph of the gradient in the merged weights per micro-batch."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.gauge import at_least_float32
 from llm_forgetting.tasks.prompts import fit
 from llm_forgetting.tasks.task import Item
 
@@ -129,7 +130,7 @@ def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def answer_position_logits(model: Any, batch: Batch, accepted: frozenset[str]) -> torch.Tensor:
-    """(n, vocabulary) float32 logits that follow `Answer:`.
+    """(n, vocabulary) logits, float32 or better, that follow `Answer:`.
 
     `accepted` names the arguments that the model's forward takes: position ids matter to models with absolute
     positions, and `logits_to_keep=1` spares the vocabulary projection everywhere else.
@@ -137,7 +138,7 @@ def answer_position_logits(model: Any, batch: Batch, accepted: frozenset[str]) -
     optional: dict[str, Any] = {"position_ids": batch.position_ids, "logits_to_keep": 1, "use_cache": False}
     kwargs = {name: value for name, value in optional.items() if name in accepted}
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **kwargs).logits
-    return logits[:, -1].float()  # type: ignore[no-any-return]
+    return at_least_float32(logits[:, -1])
 
 
 def split_logits(logits: torch.Tensor, letter_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

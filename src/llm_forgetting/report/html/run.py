@@ -135,8 +135,8 @@ def _method(results: Results) -> list[Block]:
             (
                 "Forgetting of a task: its accuracy after its own training minus that after the last task, and likewise in "
                 "loss, on the same items; loss is minus the log-probability of the right letter among all tokens.",
-                "Intervals are over items, paired: Bonett and Price's for accuracy, bootstrap-t for loss. They say nothing of "
-                "other seeds.",
+                "Intervals are paired, over items (over subjects, if a task has several): Bonett and Price's for accuracy, "
+                "bootstrap-t or Hall's for loss. They say nothing of other seeds.",
                 "Landscapes are of items that were "
                 f"{split}, the same at every point, along random directions in coordinates that do not depend on how LoRA "
                 "happens to write its update.",

@@ -1,6 +1,6 @@
 """Tables of what the landscape at a checkpoint forecasts, and of its curvature."""
 
-from llm_forgetting.curvature.records import RivalPredictors, Validity
+from llm_forgetting.curvature.records import RivalPredictors, TaskForecast, Validity
 from llm_forgetting.report.tables.run import (
     SPLIT_WORDS,
     Table,
@@ -24,7 +24,9 @@ def forecast_table(results: Results) -> Table:
                     (
                         f"{display_name(task)}, {SPLIT_WORDS[split]}, {ends}",
                         str(len(forecast.items)),
-                        *map(measured, (forecast.first_order, forecast.second_order, forecast.observed)),
+                        measured(forecast.first_order),
+                        _second_order(forecast),
+                        measured(forecast.observed),
                         "-" if forecast.path is None else _holds_until(forecast.path.validity),
                     )
                 )
@@ -41,6 +43,11 @@ def forecast_table(results: Results) -> Table:
     )
     header = ("forecast of forgetting", "items", "1st order", "2nd order", "observed", "holds until")
     return Table("Forecast from the landscape (nats)", header, tuple(rows), " ".join([note, *notes]))
+
+
+def _second_order(forecast: TaskForecast) -> str:
+    error = forecast.curvature_error
+    return measured(forecast.second_order) if error is None else value_and_error(forecast.second_order, error / 2)
 
 
 def _holds_until(validity: Validity) -> str:
