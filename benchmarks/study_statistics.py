@@ -2,10 +2,11 @@
 
     python benchmarks/study_statistics.py                       the numbers of the docstrings, four minutes on one core
     python benchmarks/study_statistics.py --replications 100    a quick look
-    python benchmarks/study_statistics.py --only shared_checkpoints     one part; the other numbers stay
+    python benchmarks/study_statistics.py --only shared         one part; the other numbers stay
 
 Every number of a study is sqrt(icc) times an effect of its task pair plus sqrt(1 - icc) times one of its run, icc = 0.5, both
-standard normal ("skewed": exponential of it). Written to benchmarks/results/study_statistics.json.
+standard normal ("skewed": exponential of it). Written to benchmarks/results/study_statistics.json; the part `shared` also as
+tables, study_statistics.md: levels and coverages where runs share first checkpoints and settings, beside a naive peer's.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import study_sharing
 from scipy import stats
 
 from llm_forgetting.forgetting.intervals import Interval
@@ -23,8 +25,9 @@ from llm_forgetting.study.statistics import association, resampling
 from llm_forgetting.study.statistics.association import associate
 from llm_forgetting.study.statistics.calibration import calibrate
 from llm_forgetting.study.statistics.clusters import mean_over_pairs
+from llm_forgetting.study.statistics.exchangeability import orders_within
 from llm_forgetting.study.statistics.intraclass import intraclass_correlation
-from llm_forgetting.study.statistics.permutation import orders_within, permutation_test, spearman_statistic
+from llm_forgetting.study.statistics.permutation import arrange, kendall_statistic, spearman_statistic
 from llm_forgetting.study.statistics.rank_correlation import comparisons, kendall, spearman
 from llm_forgetting.study.statistics.runs import Run
 from llm_forgetting.study.statistics.trade_off import compare_at_matched_learning
@@ -53,13 +56,14 @@ def main() -> None:
         matched,
         calibrations,
         intraclass,
-        shared_checkpoints,
+        study_sharing.shared,
     )
     for part in (part for part in parts if only in (None, part.__name__)):
         for name, value in part(replications):
             record[name] = round(float(value), 3)
             print(f"{record[name]:6.3f}  {name}", flush=True)
     RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    study_sharing.write_tables(record)
 
 
 def two_columns(rng: Generator, pairs: int, runs: int, within: float, between: float = 0.0) -> tuple[np.ndarray, ...]:
@@ -84,7 +88,7 @@ def tests_within(replications: int) -> Iterator[tuple[str, float]]:
             a, b = (association._within_ranks(comparisons(v), labels) for v in (x, y))
             orders = orders_within(labels, seed=k, draws=499)
             rejected += [
-                permutation_test(a, b, spearman_statistic(a, b), orders).p_value <= 0.05,
+                arrange(spearman_statistic(a, b), orders).test().p_value <= 0.05,
                 stats.spearmanr(x, y).pvalue <= 0.05,
             ]
         name = f"{pairs} pairs x {runs} runs, correlation {within} within and {between} between pairs"
@@ -120,11 +124,13 @@ def _correlation(
             return COEFFICIENTS[name](*signs, weights, blocks)
 
         values.append(float(coefficients(np.ones((1, x.size)))[0]))
-        if k < replications // 2:
-            draw = resampling.runs_within_pairs if within else resampling.whole_pairs
-            weights = draw(labels, seed=k, resamples=299)
-            df = x.size - size[0] - 1 if within else size[0] - 1
-            intervals.append(resampling.correlation_interval(coefficients, weights, df=df, method=""))
+        if k < replications // 2 and within:
+            ranks = [association._within_ranks(each, labels) for each in signs]
+            statistic = spearman_statistic(*ranks) if name == "Spearman" else kendall_statistic(*signs, labels)
+            intervals.append(arrange(statistic, orders_within(labels, seed=k, draws=499)).interval(""))
+        elif k < replications // 2:
+            weights = resampling.whole_units(labels, seed=k, resamples=299)
+            intervals.append(resampling.correlation_interval(coefficients, weights, df=size[0] - 1, method=""))
     label = (
         f"{name} {'within' if within else 'over'} pairs: {size[0]} pairs x {size[1]} runs, correlations {correlations}"
     )
@@ -218,71 +224,6 @@ def intraclass(replications: int) -> Iterator[tuple[str, float]]:
             study = [Run(f"{p}", {}, {"x": a}) for p, a in zip(labels, x, strict=True)]
             intervals.append(intraclass_correlation(study, "x").interval)
         yield f"coverage, intra-class correlation: {pairs} pairs x {runs} runs", covered(intervals, ICC)
-
-
-def shared_checkpoints(replications: int) -> Iterator[tuple[str, float]]:
-    """Three (for means: six) first tasks of two pairs and eight checkpoints, which both pairs share.
-
-    The outcomes of two runs of one checkpoint correlate; no measure has an effect. A measure is made at the checkpoint, or
-    later, where it is as alike as the outcomes are. "by run": permuted as if runs did not share their checkpoints.
-    """
-    pairs, n = np.repeat(np.arange(6), 8), 2 * replications
-    points = np.tile(np.arange(8), 6) + 8 * (pairs // 2)
-    designs = {"": orders_within(pairs, seed=0, draws=999, checkpoints=points)}
-    designs[", by run"] = orders_within(pairs, seed=0, draws=999)
-    within = resampling.runs_within_pairs(pairs, seed=0, resamples=299, checkpoints=points)
-    over = resampling.whole_pairs(np.repeat(np.arange(6), 16), seed=0, resamples=299)
-    for alike in (0.0, 0.3, 0.5, 0.8):
-        rng, rejected, intervals = np.random.default_rng(8), dict[str, int](), dict[str, list[Interval | None]]()
-
-        def tested(name: str, p: float, rejected: dict[str, int] = rejected) -> None:
-            rejected[name] = rejected.get(name, 0) + (p <= 0.05)
-
-        def kept(name: str, interval: Interval | None, intervals: dict = intervals) -> None:
-            intervals.setdefault(name, []).append(interval)
-
-        for k in range(n):
-            y, later, z = (_alike(rng, 3, alike) for _ in range(3))
-            x, learnt = (rng.normal(size=24)[points] for _ in range(2))
-            ranks = [association._within_ranks(comparisons(v), pairs) for v in (x, y, later)]
-            for how, orders in designs.items():
-                for made, a in (("first checkpoint", ranks[0]), ("later", ranks[2])):
-                    test = permutation_test(a, ranks[1], spearman_statistic(a, ranks[1]), orders)
-                    tested(f"permutation, measure made at {made}{how}", test.p_value)
-            signs = [comparisons(v) for v in (x + learnt, z + learnt, learnt)]
-            if k < n // 4:
-                test = association._partial_test(*signs[:2], signs[2:], designs[""])
-                tested("partial permutation given a common cause of the checkpoint", test.p_value if test else 1.0)
-                signs = [comparisons(v) for v in (x, y)]
-                kept("Spearman within pairs", _interval(signs, pairs, within, 20))
-            wide, first = _alike(rng, 6, alike), np.repeat(np.arange(6), 16)
-            checkpoint = rng.normal(size=48)[np.tile(np.arange(8), 12) + 8 * (np.repeat(np.arange(12), 8) // 2)]
-            if k < n // 4:
-                signs = [comparisons(v) for v in (checkpoint, wide)]
-                kept("Spearman over all runs, six first tasks", _interval(signs, np.zeros(96, dtype=int), over, 5))
-            for name, values, labels, firsts in (
-                ("mean over first tasks, made at the first checkpoint", checkpoint, np.repeat(np.arange(12), 8), first),
-                ("mean over pairs, made later, three first tasks", y, pairs, None),
-                ("mean over pairs, made later, six first tasks", wide, np.repeat(np.arange(12), 8), None),
-                ("mean over first tasks, made later, six first tasks", wide, np.repeat(np.arange(12), 8), first),
-            ):
-                mean = mean_over_pairs(values, labels, seed=0, first_tasks=firsts)
-                tested(f"sign-flip, {name}", mean.test.p_value if mean.test else 1.0)
-                kept(name, mean.interval)
-        for name, count in rejected.items():
-            yield f"rejected, shared checkpoints alike by {alike}: {name}", count / (n // 4 if "partial" in name else n)
-        for name, found in intervals.items():
-            yield f"coverage, shared checkpoints alike by {alike}: {name}", covered(found, 0.0)
-
-
-def _alike(rng: Generator, first_tasks: int, correlation: float) -> np.ndarray:
-    """Numbers of runs by first task, pair and checkpoint, flattened, alike for the runs of one checkpoint."""
-    common, own = rng.normal(size=(first_tasks, 1, 8)), rng.normal(size=(first_tasks, 2, 8))
-    return np.asarray(math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own).ravel()
-
-
-def _interval(signs: list[np.ndarray], blocks: np.ndarray, weights: np.ndarray, df: int) -> Interval | None:
-    return resampling.correlation_interval(lambda w: spearman(*signs, w, blocks), weights, df=df, method="")
 
 
 if __name__ == "__main__":

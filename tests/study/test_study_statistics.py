@@ -10,12 +10,12 @@ import pytest
 from scipy import stats
 
 from llm_forgetting.study.statistics.association import associate
+from llm_forgetting.study.statistics.exchangeability import orders_within
 from llm_forgetting.study.statistics.multiplicity import holm
 from llm_forgetting.study.statistics.permutation import (
+    arrange,
     kendall_statistic,
-    orders_within,
     partial_statistic,
-    permutation_test,
     sign_flip,
     spearman_statistic,
 )
@@ -27,7 +27,7 @@ from llm_forgetting.study.statistics.rank_correlation import (
     partial_spearman,
     spearman,
 )
-from llm_forgetting.study.statistics.resampling import correlation_interval, runs_within_pairs, whole_pairs
+from llm_forgetting.study.statistics.resampling import correlation_interval, whole_units
 from llm_forgetting.study.statistics.runs import Run, columns
 
 
@@ -65,7 +65,7 @@ def within_ranks(x, labels):
 
 def permuted(x, y, labels, seed=0, draws=499):
     a, b = within_ranks(x, labels), within_ranks(y, labels)
-    return permutation_test(a, b, spearman_statistic(a, b), orders_within(labels, seed=seed, draws=draws))
+    return arrange(spearman_statistic(a, b), orders_within(labels, seed=seed, draws=draws)).test()
 
 
 # Rank correlations
@@ -166,7 +166,7 @@ def test_exact_p_values_enumerate_within_pairs_only():
     found = permuted(x, y, labels)
     assert (found.p_value, found.arrangements, found.exact) == (expected, 576, True)
     signs = comparisons(x), comparisons(y)
-    tau = permutation_test(a, b, kendall_statistic(*signs, labels), orders_within(labels, seed=0))
+    tau = arrange(kendall_statistic(*signs, labels), orders_within(labels, seed=0)).test()
     taus = [abs(kendall(signs[0], comparisons(y[order]), ones(8), labels)[0]) for order in orders]
     assert tau.p_value == np.mean(np.array(taus) >= taus[0] - 1e-9)
 
@@ -259,8 +259,8 @@ def test_the_detectable_correlation_inverts_the_power():
 # Intervals
 
 
-@pytest.mark.parametrize(("draw", "blocked"), [(runs_within_pairs, True), (whole_pairs, False)])
-def test_intervals_cover(draw, blocked):
+@pytest.mark.parametrize("blocked", [True, False])
+def test_intervals_cover(blocked):
     """Six pairs of eight runs, intra-class correlation 0.5, correlations 0.5 within and 0.3 between pairs."""
     rng, values, intervals = np.random.default_rng(7), [], []
     for k in range(1500):
@@ -268,29 +268,26 @@ def test_intervals_cover(draw, blocked):
         blocks = labels if blocked else np.zeros_like(labels)
         signs = comparisons(x), comparisons(y)
         values.append(spearman(*signs, ones(48), blocks)[0])
-        if k < 300:
-            intervals.append(
-                correlation_interval(
-                    lambda w, s=signs, b=blocks: spearman(*s, w, b),
-                    draw(labels, seed=k, resamples=199),
-                    df=41 if blocked else 5,
-                    method="bootstrap",
-                )
-            )
+        if k < 300 and blocked:
+            ranks = [within_ranks(v, labels) for v in (x, y)]
+            arranged = arrange(spearman_statistic(*ranks), orders_within(labels, seed=k, draws=199))
+            assert arranged.observed == pytest.approx(values[-1])
+            intervals.append(arranged.interval("permutation"))
+        elif k < 300:
+            weights = whole_units(labels, seed=k, resamples=199)
+            interval = correlation_interval(lambda w, s=signs, b=blocks: spearman(*s, w, b), weights, df=5, method="")
+            intervals.append(interval)
     truth = np.mean(values)
     assert 0.915 <= np.mean([i.low <= truth <= i.high for i in intervals]) <= 0.985
 
 
-def test_resamples_keep_the_size_of_every_pair_or_whole_pairs():
+def test_resamples_keep_whole_units():
     labels = np.repeat([0, 1, 2], [1, 4, 6])
-    weights = runs_within_pairs(labels, seed=0, resamples=50)
-    assert (weights[:, 0] == 1).all()
-    assert np.allclose([weights[:, labels == p].sum(axis=1) for p in (1, 2)], [[4], [6]])
-    whole = whole_pairs(labels, seed=0, resamples=50)
+    whole = whole_units(labels, seed=0, resamples=50)
     assert all((np.ptp(whole[:, labels == p], axis=1) == 0).all() for p in range(3))
     assert np.allclose(whole[:, [0, 1, 5]].sum(axis=1), 3)
     with pytest.raises(ValueError, match="at least two"):
-        whole_pairs(np.zeros(4, dtype=int), seed=0)
+        whole_units(np.zeros(4, dtype=int), seed=0)
 
 
 def test_no_interval_where_resamples_are_degenerate():
@@ -353,8 +350,8 @@ def test_level_of_the_partial_test_given_a_common_cause():
         a, b, c = (within_ranks(v, labels) for v in (x, y, z))
         e, f = (r - c * (r @ c) / (c @ c) for r in (a, b))
         orders = orders_within(labels, seed=k, draws=199)
-        rejected[0] += permutation_test(e, f, partial_statistic(e, f, c[:, None]), orders).p_value <= 0.05
-        rejected[1] += permutation_test(a, b, spearman_statistic(a, b), orders).p_value <= 0.05
+        rejected[0] += arrange(partial_statistic(e, f, c[:, None]), orders).test().p_value <= 0.05
+        rejected[1] += arrange(spearman_statistic(a, b), orders).test().p_value <= 0.05
     assert 0.025 <= rejected[0] / n <= 0.08
     assert rejected[1] / n > 0.2
 

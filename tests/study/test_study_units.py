@@ -1,26 +1,29 @@
-"""The unit of a number is where it is made: a measure of the first checkpoint is one number for all pairs that share it."""
+"""Pairs that share a first task are one unit: they share its checkpoints, and what is made later is alike."""
 
 import itertools
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from runs import ROOT
 from scipy import stats
 
+from llm_forgetting.cli.main import main
 from llm_forgetting.study.analysis import analyse, first_checkpoints, runs_of
-from llm_forgetting.study.measures import AT_FIRST, LATER, MADE_AT_FIRST, MEASURES, OUTCOMES
-from llm_forgetting.study.plan import Analysis
+from llm_forgetting.study.measures import AT_FIRST, LATER, MEASURES, OUTCOMES
+from llm_forgetting.study.plan import Analysis, Plan, read_plan
 from llm_forgetting.study.records import CellRecord, read_records
 from llm_forgetting.study.statistics.association import associate
 from llm_forgetting.study.statistics.clusters import change_over_runs, mean_over_pairs
 from llm_forgetting.study.statistics.conclusions import describe_arm, describe_flatness
-from llm_forgetting.study.statistics.permutation import orders_within
+from llm_forgetting.study.statistics.exchangeability import orders_within
 from llm_forgetting.study.statistics.power import detectable_correlation
 from llm_forgetting.study.statistics.prediction import predict_unseen_pairs
-from llm_forgetting.study.statistics.resampling import runs_within_pairs
 from llm_forgetting.study.statistics.runs import Run
 from llm_forgetting.study.statistics.trade_off import compare_arms
+from llm_forgetting.study.study import too_few_first_tasks
 
 PUBLISHED = ROOT / "docs/results/flatness/records.json.gz"
 
@@ -35,7 +38,6 @@ def shared(x, y, first_tasks=3, pairs=2, *, known=True):
             {"forgetting": y[first][pair][point]},
             first_task=f"{first}" if known else None,
             first_checkpoint=f"{first} {point}" if known else None,
-            at_first=frozenset({"sharpness"}) if known else frozenset(),
         )
         for first in range(first_tasks)
         for pair in range(pairs)
@@ -75,35 +77,8 @@ def test_checkpoints_are_permuted_with_all_their_runs_exactly():
 
 def test_a_checkpoint_with_other_pairs_is_not_exchanged():
     pairs, checkpoints = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1])
-    orders = orders_within(pairs, seed=0, checkpoints=checkpoints)
+    orders = orders_within(pairs, seed=0, first_tasks=np.zeros(5, dtype=int), checkpoints=checkpoints)
     assert sorted(map(tuple, orders.rows)) == [(0, 1, 2, 3, 4), (1, 0, 2, 4, 3)]
-
-
-def test_checkpoints_are_resampled_with_all_their_runs():
-    pairs, checkpoints = np.repeat([0, 1], 4), np.tile(np.arange(4), 2)
-    weights = runs_within_pairs(pairs, seed=0, resamples=50, checkpoints=checkpoints)
-    assert (weights[:, :4] == weights[:, 4:]).all()
-    assert np.allclose(weights.sum(axis=1), 8)
-    assert np.ptp(weights[:, 0]) > 0
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.8])
-def test_the_level_holds_where_pairs_share_first_checkpoints(correlation):
-    rng, n, rejected = np.random.default_rng(1), 250, np.zeros(2)
-    for k in range(n):
-        x, y = draw(rng, correlation)
-        for column, known in enumerate((True, False)):
-            runs = shared(x, y, known=known)
-            pairs = np.repeat(np.arange(6), 8)
-            points = np.tile(np.arange(8), 6) + 8 * (pairs // 2) if known else None
-            values = [stats.rankdata([run.number(name) for run in runs]) for name in ("sharpness", "forgetting")]
-            a, b = (v - np.array([v[pairs == p].mean() for p in pairs]) for v in values)
-            orders = orders_within(pairs, seed=k, draws=199, checkpoints=points).rows
-            drawn = np.abs(b[orders] @ a)
-            rejected[column] += (1 + (drawn >= abs(a @ b) - 1e-9).sum()) / 200 <= 0.05
-    assert 0.02 <= rejected[0] / n <= 0.085
-    if correlation:
-        assert rejected[1] / n > 0.1
 
 
 def test_refusals_count_checkpoints_and_first_tasks():
@@ -131,7 +106,6 @@ def arms(first_tasks, pairs):
             {"forgetting": float(pair)},
             first_task=f"{first}",
             first_checkpoint=f"{first} {arm}",
-            at_first=frozenset({"sharpness"}),
         )
         for first in range(first_tasks)
         for pair in range(pairs)
@@ -149,13 +123,15 @@ def test_six_pairs_of_three_first_tasks_are_three_units():
     assert reason in describe_arm(compare_arms(arms(3, 2), "sharpness", **how))
     assert compare_arms(arms(6, 1), "sharpness", **how).difference.test.p_value == 2 / 64
     later = compare_arms(arms(3, 2), "forgetting", **how).difference
-    assert (later.unit, later.n_units) == ("task pair", 6)
+    assert (later.unit, later.n_units, later.reason) == ("first task", 3, reason.replace("0.25", "1.0"))
+    of_each = compare_arms(arms(6, 1), "forgetting", **how).difference
+    assert (of_each.unit, of_each.n_units) == ("task pair", 6)
 
 
 def test_a_mean_over_first_tasks_counts_each_once():
     values, firsts = np.array([1.0, 1, 1, 5]), np.array([0, 0, 0, 1])
     assert mean_over_pairs(values, np.arange(4), seed=0, first_tasks=firsts).value == 3.0
-    rise = [Run(r.pair, {}, r.measures, {"after": 9.0}, {}, r.first_task, None, r.at_first) for r in arms(3, 2)]
+    rise = [Run(r.pair, {}, r.measures, {"after": 9.0}, {}, r.first_task) for r in arms(3, 2)]
     assert change_over_runs(rise, "sharpness", "after", seed=0).n_units == 3
 
 
@@ -163,7 +139,7 @@ def test_prediction_leaves_out_the_first_task():
     """First tasks a, b, c at x = 0, 1, 2 with y = 0, 2, 2, twice each: as with one pair each, predicted 2, 1, 4."""
     points = zip("aabbcc", (0.0, 0, 1, 1, 2, 2), (0.0, 0, 2, 2, 2, 2), strict=True)
     runs = [
-        Run(f"{first} > {n}", {}, {"x": x}, {"forgetting": y}, {}, first, first, frozenset({"x"}))
+        Run(f"{first} > {n}", {}, {"x": x}, {"forgetting": y}, {}, first, first)
         for n, (first, x, y) in enumerate(points)
     ]
     prediction = predict_unseen_pairs(runs, "forgetting", "x", seed=0)
@@ -206,7 +182,7 @@ def test_arms_that_act_later_share_the_first_checkpoint():
     names = first_checkpoints(records)
     assert len(set(names)) == 4
     assert names[0] == names[1] == names[2]
-    assert runs_of(records)[0].at_first == MADE_AT_FIRST
+    assert [run.first_task for run in runs_of(records)] == ["a", "a", "a", "a", "b", "a"]
 
 
 def test_the_headline_is_given_how_well_task_1_was_learnt():
@@ -239,3 +215,23 @@ def test_the_sentence_says_how_many_checkpoints_there_are():
     x, y = draw(np.random.default_rng(4), 0.5)
     said = describe_flatness(found(shared(x, y)), larger="sharper", outcome_is="forgetting")
     assert "48 runs of 6 task pairs, with 24 first checkpoints of 3 first tasks" in said
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_that_six_first_tasks_are_needed(tmp_path, capsys, monkeypatch):
+    """Six pairs of four first tasks; of six there is nothing to say."""
+    monkeypatch.chdir(tmp_path)
+    tasks = [[f"synthetic_{a}", f"synthetic_{b}"] for a, b in ((1, 2), (1, 3), (2, 3), (2, 4), (3, 4), (4, 1))]
+    (tmp_path / "study.yaml").write_text(json.dumps({"base": "smoke", "vary": {"data.tasks": tasks}}))
+    assert main(["study", "study.yaml", "--dry_run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "At least 6 first tasks are needed for intervals and p-values of what an arm changes, and the cells have 4"
+        in said
+    )
+    one = read_plan(tmp_path / "study.yaml").cells[0]
+    six = [
+        replace(one, config=replace(one.config, data=replace(one.config.data, tasks=(f"{k}", "b")))) for k in range(6)
+    ]
+    assert too_few_first_tasks(Plan("six", tuple(six), ("default",))) == []
+    assert len(too_few_first_tasks(Plan("five", tuple(six[:5]), ("default",)))) == 1

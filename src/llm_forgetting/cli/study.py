@@ -87,6 +87,7 @@ def _dry_run(plan: "Plan", folder: "StudyFolder", options: argparse.Namespace, t
     from llm_forgetting.report.tables.run import Table
     from llm_forgetting.study.records import read_failure, read_record
     from llm_forgetting.study.shared_first_task import Tasks, first_task_key
+    from llm_forgetting.study.study import too_few_first_tasks
 
     tasks = Tasks()
     rows, first_tasks, recorded = [], dict[str, int](), []
@@ -114,6 +115,7 @@ def _dry_run(plan: "Plan", folder: "StudyFolder", options: argparse.Namespace, t
         f"{len(plan.cells)} cells, {len(missing)} to compute; {len(first_tasks)} different trainings on a first task (column "
         f"half), each made once; {cost}."
     )
+    note = " ".join([note, *too_few_first_tasks(plan)])
     terminal.show_table(Table(plan.name, ("cell", "what", "half", "state"), tuple(rows), note))
     return 0
 

@@ -47,7 +47,6 @@ def runs_of(records: Sequence[CellRecord]) -> list[Run]:
             stderrs=record.stderrs,
             first_task=_first_task(record),
             first_checkpoint=checkpoint,
-            at_first=MADE_AT_FIRST,
         )
         for record, checkpoint in zip(records, checkpoints, strict=True)
     ]

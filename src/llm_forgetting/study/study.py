@@ -12,6 +12,7 @@ from llm_forgetting.study.engines import Engine, LocalEngine, RayEngine, visible
 from llm_forgetting.study.plan import Plan
 from llm_forgetting.study.report import write_study
 from llm_forgetting.study.scheduler import StudyFolder, run_study
+from llm_forgetting.study.statistics.clusters import MINIMUM_PAIRS
 
 
 def complete_study(
@@ -49,6 +50,8 @@ def complete_study(
         folder.remove_damaged(plan, report)
         missing = len(folder.missing(plan))
         report(f"{plan.name}: {len(plan.cells)} cells, {len(plan.cells) - missing} done; writing to {folder.path}")
+        for line in too_few_first_tasks(plan):
+            report(line)
         if missing:
             cell_engine = _engine(engine, workers, threads, address, gpus)
             where = f"{engine}, {len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else engine
@@ -58,6 +61,17 @@ def complete_study(
             finally:
                 cell_engine.close()
         return write_study(plan, folder, report)
+
+
+def too_few_first_tasks(plan: Plan) -> list[str]:
+    """A sentence that says what the first tasks of `plan` are too few for; none where they suffice."""
+    n = len({cell.config.data.tasks[0] for cell in plan.cells})
+    if n >= MINIMUM_PAIRS:
+        return []
+    return [
+        f"At least {MINIMUM_PAIRS} first tasks are needed for intervals and p-values of what an arm changes, and the cells "
+        f"have {n}: task pairs that share one count as one. Correlations within task pairs need fewer."
+    ]
 
 
 def share_machine(workers: int | None, threads: int | None, plan: Plan, gpus: int = 0) -> tuple[int, int]:

@@ -121,9 +121,9 @@ def _arms(study: StudyContent) -> list[Block]:
 
 _METHOD = (
     "Correlations are centred within task pairs and tested by permuting within them; a correlation is no cause.",
-    "Runs that share a first checkpoint are permuted and resampled together.",
-    "The units of a measure made at the first checkpoint are first tasks; of one made later, task pairs.",
-    "Intervals resample runs within pairs, or whole units; effects of arms are means over units.",
+    "Runs that share a first checkpoint or a setting are permuted together; intervals within pairs are of these permutations.",
+    "Task pairs that share a first task are one unit: they share its checkpoints.",
+    "Other intervals are over units, and effects of arms are means over them; both need six.",
     "The primary measure was named before the study was run; the others are adjusted (Holm).",
     "Where runs or pairs are too few for a conclusion, the answer says so.",
 )

@@ -58,6 +58,11 @@ def measured(value: float) -> str:
     return f"{value:.2g}" if 0 < abs(value) < 0.095 else number(value)
 
 
+def p_text(p: float) -> str:
+    """A p-value to two digits, to be read after "p": "= 0.47", "< 0.001"."""
+    return "< 0.001" if p < 0.001 else f"= {p:#.2g}"
+
+
 def value_and_error(value: float, stderr: float | None) -> str:
     """`0.038 ± 0.006`: one digit of the error (two if it begins with 1), and the value to the same decimal.
 

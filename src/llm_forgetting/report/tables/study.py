@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_forgetting.report.tables.markdown import markdown_rows
-from llm_forgetting.report.tables.run import Table, number
+from llm_forgetting.report.tables.run import Table, p_text
 
 Study = Mapping[str, Any]
 """What study.json holds, or an object in it."""
@@ -52,8 +52,8 @@ def measures_table(study: Study) -> Table:
     sizes = sizes_of(table)
     note = (
         f"Spearman's rho with {outcome}, 95% intervals; {sizes} runs. p: permutation within task pairs, Holm-adjusted over "
-        f"{table['tests']} measures but for the primary one (*), which was named beforehand. Runs that share a "
-        "first checkpoint are permuted together. A correlation is no cause."
+        f"{table['tests']} measures but for the primary one (*), which was named beforehand. Values of a setting are "
+        "permuted with all runs that have them. A correlation is no cause."
     )
     header = ("measure", "within pairs", "p", "over all runs")
     return Table(f"What goes with {outcome} ({study['pairs']} task pairs)", header, tuple(rows), note)
@@ -81,8 +81,8 @@ def robustness_table(study: Study) -> Table:
     titles = [" and ".join(study["titles"].get(name, name) for name in names) for names in given]
     note = (
         "within pairs given other numbers, by the residual method on ranks: |D| and learning may be mediators, so no column "
-        "is nearer the truth. Unseen pairs: how much the mean absolute error of forecasting a task pair (a first task, for "
-        "what is measured at the first checkpoint) from the others falls against taking their mean."
+        "is nearer the truth. Unseen pairs: how much the mean absolute error of forecasting the pairs of a first task from the "
+        "others falls against taking their mean."
     )
     header = ("measure", *(f"given {title}" for title in titles), "unseen pairs")
     return Table("The same, given other numbers", header, tuple(rows), note)
@@ -110,8 +110,8 @@ def effects_table(study: Study) -> Table:
             )
         )
     note = (
-        "mean difference over task pairs of runs that are otherwise alike, 95% interval, sign-flip p over pairs; over first "
-        "tasks, and only from six of them, for what is measured at the first checkpoint; x: geometric mean of their ratios; "
+        "mean difference of runs that are otherwise alike, 95% interval, sign-flip p, over first tasks (task pairs, where no "
+        "two share a first task), and only from six of them; x: geometric mean of their ratios; "
         "at matched learning: adjusted to equal learning of the last task, where both arms learnt alike. A control shares its "
         "first checkpoint with the baseline."
     )
@@ -120,7 +120,7 @@ def effects_table(study: Study) -> Table:
 
 
 def _units(numbers: Study) -> str:
-    """How many task pairs, or first tasks where the number is made at the first checkpoint."""
+    """How many task pairs, or first tasks where pairs share them."""
     if numbers.get("unit") == "first task":
         return f"{numbers['n_units']} first task{'s' * (numbers['n_units'] != 1)}"
     return f"{numbers['n_pairs']} pairs"
@@ -150,7 +150,7 @@ def _gain(prediction: Study | None) -> str:
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else number(value, 3)
+    return p_text(value).removeprefix("= ")
 
 
 def study_markdown(study: Study) -> str:
@@ -177,7 +177,7 @@ def study_markdown(study: Study) -> str:
         f"- Primary measure, named before the study: {study['titles'].get(primary, primary)}",
         f"- Versions: {', '.join(f'{name} {version}' for name, version in study['versions'].items())}",
         "- Every run is one seed of one small model on few items; the runs of a task pair resemble one another, so the tests "
-        "are within pairs and the intervals of effects over pairs.",
+        "are within pairs and the intervals of effects over first tasks.",
         "- Again: `llm-forgetting study study.yaml` with the `study.yaml` beside this file; from the stored records alone, in "
         "seconds: `llm-forgetting study --records records.json.gz`",
         "",

@@ -22,14 +22,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llm_forgetting.forgetting.intervals import Interval
+from llm_forgetting.study.statistics.exchangeability import Orders, orders_within
 from llm_forgetting.study.statistics.multiplicity import holm
 from llm_forgetting.study.statistics.permutation import (
-    Orders,
+    Arrangements,
     PermutationTest,
+    arrange,
     kendall_statistic,
-    orders_within,
     partial_statistic,
-    permutation_test,
     spearman_statistic,
 )
 from llm_forgetting.study.statistics.power import SIGNIFICANCE, detectable_correlation
@@ -40,8 +40,8 @@ from llm_forgetting.study.statistics.rank_correlation import (
     partial_spearman,
     spearman,
 )
-from llm_forgetting.study.statistics.resampling import correlation_interval, runs_within_pairs, whole_pairs
-from llm_forgetting.study.statistics.runs import TASK_PAIR, Columns, Floats, Indices, Run, columns
+from llm_forgetting.study.statistics.resampling import correlation_interval, whole_units
+from llm_forgetting.study.statistics.runs import FIRST_TASK, TASK_PAIR, Columns, Floats, Indices, Run, columns
 
 LARGEST_DETECTABLE = 0.8
 """A study that would miss a correlation of this size more than one time in five draws no conclusion."""
@@ -145,9 +145,8 @@ def associate(
 
 
 def spearman_over_runs(data: Columns, *, seed: int) -> Coefficient:
-    """Spearman's rho of the first two columns over all runs, with an interval that resamples whole pairs."""
-    signs = comparisons(data.values[:, 0]), comparisons(data.values[:, 1])
-    return _Estimator(spearman, signs, data, seed).over_runs()
+    """Spearman's rho of the first two columns over all runs, with an interval that resamples whole units."""
+    return _over_runs(spearman, [comparisons(column) for column in data.values.T[:2]], data, seed)
 
 
 def _associate(
@@ -160,60 +159,50 @@ def _associate(
     if refusal:
         return replace(empty, refusal=refusal)
     x, y = (comparisons(column) for column in data.values.T)
-    orders = orders_within(data.pairs, seed=seed, checkpoints=data.checkpoints)
     a, b = (_within_ranks(signs, data.pairs) for signs in (x, y))
-    test = permutation_test(a, b, spearman_statistic(a, b), orders)
-    ordinal = permutation_test(a, b, kendall_statistic(x, y, data.pairs), orders)
-    rho, tau = _Estimator(spearman, (x, y), data, seed), _Estimator(kendall, (x, y), data, seed)
+    orders = _orders(data, seed)
+    rho = arrange(spearman_statistic(a, b), orders)
     return replace(
         empty,
-        spearman_over_runs=rho.over_runs(),
-        spearman_within_pairs=rho.within_pairs(test),
-        kendall_over_runs=tau.over_runs(),
-        kendall_within_pairs=tau.within_pairs(ordinal),
+        spearman_over_runs=_over_runs(spearman, (x, y), data, seed),
+        spearman_within_pairs=_within_pairs(rho, data),
+        kendall_over_runs=_over_runs(kendall, (x, y), data, seed),
+        kendall_within_pairs=_within_pairs(arrange(kendall_statistic(x, y, data.pairs), orders), data),
         partial=tuple(_partial(runs, measure, outcome, tuple(names), seed) for names in given),
-        p_value=test.p_value,
+        p_value=rho.test().p_value,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Estimator:
-    """A rank correlation of comparisons, with its intervals over all runs and within pairs."""
+def _within_pairs(arranged: Arrangements, data: Columns, covariates: int = 0) -> Coefficient:
+    enough = detectable_correlation(data.n_points - covariates, data.n_units) <= LARGEST_DETECTABLE
+    interval = arranged.interval("permutation within task pairs, Fisher z") if enough else None
+    return Coefficient(arranged.observed, interval, arranged.test())
 
-    correlation: Callable[[Floats, Floats, Floats, Indices], Floats]
-    signs: tuple[Floats, Floats]
-    data: Columns
-    seed: int
-    covariates: int = 0
 
-    def within_pairs(self, test: PermutationTest) -> Coefficient:
-        points, units = self.data.n_points, self.data.n_units
-        df = points - units - 1 - self.covariates
-        weights = runs_within_pairs(self.data.pairs, seed=self.seed, checkpoints=self.data.checkpoints)
-        enough = detectable_correlation(points - self.covariates, units) <= LARGEST_DETECTABLE
-        return self._coefficient(self.data.pairs, weights if enough else None, df, "bootstrap within task pairs", test)
+def _over_runs(
+    correlation: Callable[[Floats, Floats, Floats, Indices], Floats], signs: Sequence[Floats], data: Columns, seed: int
+) -> Coefficient:
+    def coefficients(weights: Floats) -> Floats:
+        return correlation(signs[0], signs[1], weights, np.zeros_like(data.pairs))
 
-    def over_runs(self) -> Coefficient:
-        units = self.data.n_units
-        weights = whole_pairs(self.data.units, seed=self.seed) if units >= MINIMUM_PAIRS_OVER else None
-        together = np.zeros_like(self.data.pairs)
-        return self._coefficient(together, weights, units - 1, f"bootstrap over {self.data.unit}s", None)
+    value, interval = float(coefficients(np.ones((1, data.n_runs)))[0]), None
+    if data.n_units >= MINIMUM_PAIRS_OVER:
+        weights = whole_units(data.first_tasks, seed=seed)
+        interval = correlation_interval(
+            coefficients, weights, df=data.n_units - 1, method=f"bootstrap over {data.unit}s"
+        )
+    return Coefficient(value, interval)
 
-    def _coefficient(
-        self, blocks: Indices, weights: Floats | None, df: int, method: str, test: PermutationTest | None
-    ) -> Coefficient:
-        def coefficients(rows: Floats) -> Floats:
-            return self.correlation(*self.signs, rows, blocks)
 
-        value = float(coefficients(np.ones((1, self.data.n_runs)))[0])
-        interval = None if weights is None else correlation_interval(coefficients, weights, df=df, method=method)
-        return Coefficient(value, interval, test)
+def _orders(data: Columns, seed: int) -> Orders:
+    firsts, points = data.first_tasks, data.checkpoints
+    return orders_within(data.pairs, seed=seed, first_tasks=firsts, checkpoints=points, settings=data.settings)
 
 
 def _partial(runs: Sequence[Run], measure: str, outcome: str, given: tuple[str, ...], seed: int) -> PartialAssociation:
     if measure in given or outcome in given or not given:
         return PartialAssociation(given, None, None, "a number is not compared given itself, or given nothing")
-    data = columns(runs, [measure, outcome, *given], of=[measure, outcome])
+    data = columns(runs, [measure, outcome, *given])
     refusal = _not_comparable(data, (measure, outcome, *given))
     if refusal:
         return PartialAssociation(given, None, None, refusal)
@@ -222,22 +211,24 @@ def _partial(runs: Sequence[Run], measure: str, outcome: str, given: tuple[str, 
     def correlation(a: Floats, b: Floats, weights: Floats, blocks: Indices) -> Floats:
         return partial_spearman([a, b, *others], weights, blocks)
 
-    estimator = _Estimator(correlation, (x, y), data, seed, len(others))
-    test = _partial_test(x, y, others, orders_within(data.pairs, seed=seed, checkpoints=data.checkpoints))
-    over_runs, within = estimator.over_runs(), None if test is None else estimator.within_pairs(test)
-    if not np.isfinite(over_runs.value) or within is None or not np.isfinite(within.value):
+    over_runs, arranged = (
+        _over_runs(correlation, (x, y), data, seed),
+        partial_arrangements(x, y, others, _orders(data, seed)),
+    )
+    if not np.isfinite(over_runs.value) or arranged is None:
         return PartialAssociation(given, None, None, "the ranks are a combination of those they are compared given")
-    return PartialAssociation(given, over_runs, within)
+    return PartialAssociation(given, over_runs, _within_pairs(arranged, data, len(others)))
 
 
-def _partial_test(x: Floats, y: Floats, others: list[Floats], orders: Orders) -> PermutationTest | None:
-    covariates = np.stack([_within_ranks(signs, orders.blocks) for signs in others], axis=1)
-    if np.linalg.matrix_rank(covariates) < len(others):
+def partial_arrangements(x: Floats, y: Floats, others: Sequence[Floats], orders: Orders) -> Arrangements | None:
+    """The partial correlation within blocks of comparisons (n, n) given others; None where theirs combine to x or y."""
+    first, second, *given = (_within_ranks(signs, orders.blocks) for signs in (x, y, *others))
+    covariates = np.stack(given, axis=1)
+    if any(np.linalg.matrix_rank(np.column_stack([covariates, rank])) <= len(given) for rank in (first, second)):
         return None
     basis = np.linalg.qr(covariates)[0]
-    ranks = [_within_ranks(signs, orders.blocks) for signs in (x, y)]
-    a, b = (rank - basis @ (basis.T @ rank) for rank in ranks)
-    return permutation_test(a, b, partial_statistic(a, b, covariates), orders)
+    a, b = (rank - basis @ (basis.T @ rank) for rank in (first, second))
+    return arrange(partial_statistic(a, b, covariates), orders)
 
 
 def _within_ranks(signs: Floats, pairs: Indices) -> Floats:
@@ -246,8 +237,9 @@ def _within_ranks(signs: Floats, pairs: Indices) -> Floats:
 
 def _not_comparable(data: Columns, names: Sequence[str]) -> str | None:
     if data.n_points - data.n_units < 2:
-        what = f"{data.n_points} first checkpoints of {data.n_units} first tasks" if data.at_first else None
-        what = what or f"{data.n_runs} usable runs of {data.n_pairs} task pairs"
+        what = f"{data.n_runs} usable runs of {data.n_pairs} task pairs"
+        if data.unit == FIRST_TASK:
+            what = f"{data.n_points} first checkpoints of {data.n_units} first tasks"
         return f"{what} leave nothing to compare within pairs"
     for name, column in zip(names, data.values.T, strict=True):
         if all(np.ptp(column[data.pairs == pair]) == 0 for pair in range(data.n_pairs)):

@@ -21,7 +21,7 @@ class Calibration:
     `resampling`; mean_error: mean(f - y);
     mean_absolute_error: mean |f - y|; sign_right: share of runs in which f and y have the same sign;
     r_squared: 1 - sum (y - f)^2 / sum (y - mean y)^2, of the forecast as it stands against the mean of all runs, which it
-    was not told; negative where the mean is nearer. Intervals: jackknife over task pairs (`clusters.fit_over_pairs`).
+    was not told; negative where the mean is nearer. Intervals: jackknife over units (`clusters.fit_over_pairs`).
     refusal: why slope, intercept and r_squared are missing, else None.
     """
 
@@ -46,12 +46,12 @@ def calibrate(runs: Sequence[Run], forecast: str, outcome: str, *, seed: int) ->
     if data.n_runs == 0:
         raise ValueError(f"no run has a finite {forecast} and a finite {outcome}")
     f, y = data.values.T
-    error, absolute, sign = fit_over_pairs(lambda rows: _errors(f[rows], y[rows]), data.units, unit=data.unit)
+    error, absolute, sign = fit_over_pairs(lambda rows: _errors(f[rows], y[rows]), data.first_tasks, unit=data.unit)
     sizes = (data.n_runs, data.n_pairs, data.excluded)
     about = (forecast, outcome, *sizes, error, _cut(absolute, 0.0, np.inf), _cut(sign, 0.0, 1.0))
     if data.n_runs < 3 or np.ptp(f) == 0 or np.ptp(y) == 0:
         return Calibration(*about, refusal="a line needs three runs whose forecasts and outcomes differ")
-    slope, intercept = fit_over_pairs(lambda rows: fit_line(f[rows], y[rows]), data.units, unit=data.unit)
+    slope, intercept = fit_over_pairs(lambda rows: fit_line(f[rows], y[rows]), data.first_tasks, unit=data.unit)
     rho = spearman_over_runs(data, seed=seed)
     r_squared = 1 - float(((y - f) ** 2).sum() / ((y - y.mean()) ** 2).sum())
     return Calibration(*about, slope, intercept, rho, r_squared)

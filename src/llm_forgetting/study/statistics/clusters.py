@@ -1,14 +1,13 @@
-"""A mean, or any fit, over runs that come in task pairs: the pair is the unit of replication.
+"""A mean, or any fit, over runs that come in task pairs: the first task is the unit of replication.
 
-The unit of a number made at the first checkpoint is the first task, as pairs that share it repeat that number. Below
-`MINIMUM_PAIRS` distinct units there is no interval and no p-value: the least p-value of a sign-flip test of k pairs is
-2 / 2^k, which reaches 0.05 at k = 6.
+Pairs that share a first task share its checkpoints, so that their numbers are alike; where no two pairs share one, the units
+are the pairs. Below `MINIMUM_PAIRS` units there is no interval and no p-value: the least p-value of a sign-flip test of k units
+is 2 / 2^k, which reaches 0.05 at k = 6.
 
 Coverage at nominal 0.95 with 6 / 8 / 12 pairs of 8 runs, intra-class correlation 0.5 (benchmarks/study_statistics.py): a
 mean of normal values 0.953 / 0.939 / 0.956, of log-normal ones 0.884 / 0.885 / 0.912 (take logarithms of what spans orders
 of magnitude); the slope of a calibration 0.956 (6 pairs) and 0.956 (12); an effect at matched learning 0.927 and 0.948.
-Sign-flip tests of means reject in 3.1% / 5.7% / 4.5% of studies without an effect. Pairs that share a first task are not
-independent: where their outcomes correlate by 0.5, six pairs of three first tasks reject in 7.9% and cover 0.884.
+Sign-flip tests of means reject in 3.1% / 5.7% / 4.5% of studies without an effect.
 """
 
 import math
@@ -23,7 +22,7 @@ from llm_forgetting.forgetting.intervals import LEVEL, Interval
 from llm_forgetting.forgetting.measures import Estimate
 from llm_forgetting.study.statistics.permutation import PermutationTest, sign_flip
 from llm_forgetting.study.statistics.power import POWER
-from llm_forgetting.study.statistics.runs import FIRST_TASK, TASK_PAIR, Floats, Indices, Run, columns
+from llm_forgetting.study.statistics.runs import TASK_PAIR, Floats, Indices, Run, columns, unit_of
 
 MINIMUM_PAIRS = 6
 
@@ -60,13 +59,14 @@ class MeanOverPairs:
 def mean_over_pairs(
     values: Floats, pairs: Indices, *, seed: int, excluded: int = 0, first_tasks: Indices | None = None
 ) -> MeanOverPairs:
-    """The mean of values (n,) of runs in pairs (n,), each pair counting once. Raises ValueError without values.
+    """The mean of values (n,) of runs in pairs (n,), each unit counting once. Raises ValueError without values.
 
-    first_tasks: (n,), the units instead of the pairs, for numbers made at the first checkpoint.
+    first_tasks: (n,), the units; without them every pair has its own.
     """
     if values.size == 0:
         raise ValueError("no run has the numbers asked for")
-    unit, units = (TASK_PAIR, pairs) if first_tasks is None else (FIRST_TASK, first_tasks)
+    units = pairs if first_tasks is None else first_tasks
+    unit = unit_of(pairs, units)
     means = np.array([values[units == label].mean() for label in np.unique(units)])
     k, value, positive = means.size, float(means.mean()), float((values > ROUNDING).mean())
     stderr = standard_error(means)
@@ -75,7 +75,7 @@ def mean_over_pairs(
     )
     if stderr is None or k < MINIMUM_PAIRS:
         p = sign_flip(means, seed=seed).p_value
-        return replace(mean, reason=f"{too_few(unit)} (signs flipped over {k} would give {p:.2g})")
+        return replace(mean, reason=f"{too_few(unit)} (signs flipped over {k} would give {p:#.2g})")
     detectable = (_t_quantile(k) + float(stats.t.ppf(POWER, k - 1))) * stderr
     interval = _t_interval(value, stderr, k, f"Student t of the means of {unit}s")
     return replace(mean, interval=interval, test=sign_flip(means, seed=seed), detectable=detectable)
@@ -87,34 +87,33 @@ def change_over_runs(runs: Sequence[Run], before: str, after: str, *, seed: int)
     For a number that spans orders of magnitude give its logarithm: the change is then that of its ratio.
     """
     data = columns(runs, [before, after])
-    first_tasks = data.first_tasks if data.at_first else None
     change = data.values[:, 1] - data.values[:, 0]
-    return mean_over_pairs(change, data.pairs, seed=seed, excluded=data.excluded, first_tasks=first_tasks)
+    return mean_over_pairs(change, data.pairs, seed=seed, excluded=data.excluded, first_tasks=data.first_tasks)
 
 
 def fit_over_pairs(
-    fit: Callable[[Indices], Sequence[float]], pairs: Indices, *, unit: str = TASK_PAIR
+    fit: Callable[[Indices], Sequence[float]], units: Indices, *, unit: str = TASK_PAIR
 ) -> tuple[Estimate, ...]:
     """The numbers that `fit` computes from the runs with the given indices, each with an interval.
 
-    Jackknife over k pairs: stderr^2 = (k - 1) / k sum_j (theta_(-j) - mean)^2, theta_(-j) without pair j, and
-    theta +- t_(k - 1) stderr. Errors of runs of one pair may depend on one another in any way. A number that is not
-    finite, with all pairs or without one of them, has no interval.
+    Jackknife over k units: stderr^2 = (k - 1) / k sum_j (theta_(-j) - mean)^2, theta_(-j) without unit j, and
+    theta +- t_(k - 1) stderr. Errors of runs of one unit may depend on one another in any way. A number that is not
+    finite, with all units or without one of them, has no interval.
     """
-    whole = [float(number) for number in fit(np.arange(pairs.size))]
-    labels = np.unique(pairs)
+    whole = [float(number) for number in fit(np.arange(units.size))]
+    labels = np.unique(units)
     if labels.size < MINIMUM_PAIRS:
         return tuple(Estimate(value, reason=too_few(unit)) for value in whole)
-    without = np.array([fit(np.flatnonzero(pairs != label)) for label in labels], dtype=np.float64)
-    return tuple(_jackknifed(value, column) for value, column in zip(whole, without.T, strict=True))
+    without = np.array([fit(np.flatnonzero(units != label)) for label in labels], dtype=np.float64)
+    return tuple(_jackknifed(value, column, unit) for value, column in zip(whole, without.T, strict=True))
 
 
-def _jackknifed(value: float, without: Floats) -> Estimate:
+def _jackknifed(value: float, without: Floats, unit: str) -> Estimate:
     k = without.size
     if not (math.isfinite(value) and np.isfinite(without).all()):
-        return Estimate(value if math.isfinite(value) else None, reason="not defined without every task pair")
+        return Estimate(value if math.isfinite(value) else None, reason=f"not defined without every {unit}")
     stderr = math.sqrt((k - 1) / k * float(((without - without.mean()) ** 2).sum()))
-    return Estimate(value, stderr, _t_interval(value, stderr, k, "jackknife over task pairs, Student t"))
+    return Estimate(value, stderr, _t_interval(value, stderr, k, f"jackknife over {unit}s, Student t"))
 
 
 def _t_interval(value: float, stderr: float, k: int, method: str) -> Interval:

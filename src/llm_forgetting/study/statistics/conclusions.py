@@ -10,7 +10,8 @@ from typing import Literal
 from llm_forgetting.arrays import settled
 from llm_forgetting.forgetting.intervals import Interval
 from llm_forgetting.forgetting.measures import Estimate
-from llm_forgetting.study.statistics.association import Association, Coefficient
+from llm_forgetting.report.tables.run import p_text
+from llm_forgetting.study.statistics.association import Association, Coefficient, PartialAssociation
 from llm_forgetting.study.statistics.calibration import Calibration
 from llm_forgetting.study.statistics.clusters import MeanOverPairs
 from llm_forgetting.study.statistics.power import SIGNIFICANCE
@@ -28,7 +29,8 @@ def describe_flatness(
 ) -> str:
     """Does a flatter landscape go with less forgetting, or with more retention?
 
-    larger: what a larger value of the measure means; outcome_is: what a larger value of the outcome means.
+    larger: what a larger value of the measure means; outcome_is: what a larger value of the outcome means. A claim says
+    whether it holds at equal values of what is given, too.
     """
     within, size = association.spearman_within_pairs, _association_size(association)
     if association.refusal is not None or within is None:
@@ -43,7 +45,7 @@ def describe_flatness(
     flatter_has = ("less" if sharper_has_more else "more") + f" {outcome_is}"
     return (
         f"Within task pairs, runs with a flatter landscape (by {association.measure}) had {flatter_has} ({association.outcome})"
-        f"{_unless(within.interval)}: {numbers}; {_NOT_A_CAUSE}."
+        f"{_unless(within.interval)}{_at_equal(association, within)}: {numbers}; {_NOT_A_CAUSE}."
     )
 
 
@@ -102,22 +104,22 @@ def describe_calibration(calibration: Calibration) -> str:
     """Are forecasts of forgetting right in size?"""
     size = _size(calibration.n_runs, calibration.n_pairs)
     errors = (
-        f"mean absolute error {_describe_estimate(calibration.mean_absolute_error, '.3g')}, right in sign in "
+        f"mean absolute error {_describe_estimate(calibration.mean_absolute_error)}, right in sign in "
         f"{calibration.sign_right.value:.0%} of runs"
     )
     if calibration.slope is None or calibration.intercept is None or calibration.r_squared is None:
         return f"The calibration of {calibration.forecast} cannot be told: {calibration.refusal}; {errors}; {size}."
-    nearer = "nearer to" if calibration.r_squared > 0 else "no nearer to"
     ranks = calibration.rank_correlation
     if ranks is not None:
         errors += (
             f"; Spearman over all runs {_figure(ranks.value, '+.2f')}{_describe_interval(ranks.interval, ' (', ')')}"
         )
-    lead = f"{_capital(calibration.forecast)} was {nearer} {calibration.outcome} than the mean of all runs"
+    lead = f"was nearer to {calibration.outcome} than the mean of all runs (R2 {calibration.r_squared:.2f})"
+    if calibration.r_squared <= 0:
+        lead = f"was worse than the mean of all runs at forecasting {calibration.outcome}"
     return (
-        f"{lead} (R2 {_two_digits(calibration.r_squared)}): "
-        f"slope {_describe_estimate(calibration.slope, '.2f')}, intercept {_describe_estimate(calibration.intercept, '.2g')}, "
-        f"where 1 and 0 would be calibrated; {errors}; {size}."
+        f"{_capital(calibration.forecast)} {lead}: slope {_describe_estimate(calibration.slope)}, intercept "
+        f"{_describe_estimate(calibration.intercept)}, where 1 and 0 would be calibrated; {errors}; {size}."
     )
 
 
@@ -126,8 +128,9 @@ def describe_prediction(prediction: PairPrediction) -> str:
     size, gain = _size(prediction.n_runs, prediction.n_pairs), prediction.gain_over_mean
     if gain is None or prediction.error is None or prediction.mean_error is None:
         return f"Nothing is said on predicting {prediction.outcome} by {prediction.measure} from {size}: {prediction.refusal}."
+    style = _style(gain.value, gain.interval)
     numbers = (
-        f"mean absolute error {_figure(prediction.error, '.3g')} against {_figure(prediction.mean_error, '.3g')}, gain "
+        f"mean absolute error {_figure(prediction.error, style)} against {_figure(prediction.mean_error, style)}, gain "
         f"{_describe_mean(gain)}"
     )
     if prediction.baseline is not None and prediction.gain_over_baseline is not None:
@@ -147,10 +150,26 @@ def _describe_matched(matched: MatchedEffect) -> str:
     if matched.adjusted is None or matched.test is None:
         return f"no comparison at matched {matched.learning}: {matched.refusal} ({used} overlap)"
     return (
-        f"at matched {matched.learning} the difference is {_describe_estimate(matched.adjusted, '+.3g')}, "
-        f"p = {matched.test.p_value:.2g} ({used}; unmatched, {matched.learning} differs by "
-        f"{_figure(matched.learning_difference.value, '+.3g')})"
+        f"at matched {matched.learning} the difference is {_describe_estimate(matched.adjusted, '+')}, "
+        f"p {p_text(matched.test.p_value)} ({used}; unmatched, {matched.learning} differs by "
+        f"{_figure(matched.learning_difference.value, '+' + _style(matched.learning_difference.value, None))})"
     )
+
+
+def _at_equal(association: Association, within: Coefficient) -> str:
+    """Which of the numbers given leave the claim as it is, and which do not."""
+
+    def holds(partial: PartialAssociation) -> bool:
+        given = partial.within_pairs
+        shown = given is not None and given.test is not None and given.test.p_value <= SIGNIFICANCE
+        return shown and given is not None and given.value * within.value > 0
+
+    held, lost = (
+        [f"at equal {' and '.join(partial.given)}" for partial in association.partial if holds(partial) == kept]
+        for kept in (True, False)
+    )
+    also = f", also {' and '.join(held)}" if held else ""
+    return also + (f", but this is not shown {' or '.join(lost)}" if lost else "")
 
 
 def _unless(interval: Interval | None) -> str:
@@ -168,26 +187,29 @@ def _describe_coefficients(association: Association, within: Coefficient, how_pr
     return (
         numbers
         + ("" if tau is None else f", Kendall {_figure(tau.value, '+.2f')}")
-        + f", permutation p = {p:.2g} ({how})"
+        + ("" if p is None else f", permutation p {p_text(p)} ({how})")
     )
 
 
 def _describe_mean(mean: MeanOverPairs) -> str:
-    test = "" if mean.test is None else f", sign-flip p = {mean.test.p_value:.2g}"
-    return f"{_figure(mean.value, '+.3g')}{_describe_interval(mean.interval, ' (', ')', '.3g')}{test}"
+    test = "" if mean.test is None else f", sign-flip p {p_text(mean.test.p_value)}"
+    style = _style(mean.value, mean.interval)
+    return f"{_figure(mean.value, '+' + style)}{_describe_interval(mean.interval, ' (', ')', style)}{test}"
 
 
 def _describe_ratio(mean: MeanOverPairs) -> str:
     """A mean of logarithms, as the ratio that it is."""
     ends = mean.interval
     interval = None if ends is None else Interval(math.exp(ends.low), math.exp(ends.high), method=ends.method)
-    test = "" if mean.test is None else f", sign-flip p = {mean.test.p_value:.2g}"
+    test = "" if mean.test is None else f", sign-flip p {p_text(mean.test.p_value)}"
     return f"mean ratio {math.exp(mean.value):.2f}{_describe_interval(interval, ' (', ')')}{test}"
 
 
-def _describe_estimate(estimate: Estimate, style: str) -> str:
-    value = "unknown" if estimate.value is None else _figure(estimate.value, style)
-    return value + _describe_interval(estimate.interval, " (", ")", style.lstrip("+"))
+def _describe_estimate(estimate: Estimate, sign: Literal["", "+"] = "") -> str:
+    if estimate.value is None:
+        return "unknown"
+    style = _style(estimate.value, estimate.interval)
+    return _figure(estimate.value, sign + style) + _describe_interval(estimate.interval, " (", ")", style)
 
 
 def _describe_interval(interval: Interval | None, before: str, after: str, style: str = ".2f") -> str:
@@ -197,15 +219,17 @@ def _describe_interval(interval: Interval | None, before: str, after: str, style
     return f"{before}{100 * interval.level:.0f}% interval {ends}{after}"
 
 
+def _style(value: float, interval: Interval | None) -> str:
+    """As many decimals for a number and its interval as show two digits of half its width, or of the number without one."""
+    size = settled(abs(value) if interval is None else (interval.high - interval.low) / 2)
+    decimals = 1 - math.floor(math.log10(size)) if size and math.isfinite(size) else 2
+    return f".{max(0, decimals)}f"
+
+
 def _figure(value: float, style: str) -> str:
-    """A number in the style `.3g` or `+.3g`; what is of rounding's size is 0."""
+    """A number in the style `.2f` or `+.2f`; what is of rounding's size is 0."""
     sign = "+" if style.startswith("+") else ""
     return format(settled(value), f"{sign}z{style.removeprefix('+')}")
-
-
-def _two_digits(value: float) -> str:
-    """Two digits and no power of ten: 0.43, -72,000."""
-    return f"{float(f'{value:.2g}'):,.10g}"
 
 
 def _describe_detectable(mean: MeanOverPairs) -> str:
@@ -230,7 +254,7 @@ def _mean_size(mean: MeanOverPairs, runs: str = "runs") -> str:
 
 
 def _association_size(association: Association) -> str:
-    """The runs and pairs; for a measure of the first checkpoint also how many of those there are."""
+    """The runs and pairs; where pairs share a first task also how many of those, and of their checkpoints, there are."""
     size = _size(association.n_runs, association.n_pairs)
     if association.unit == TASK_PAIR:
         return size
@@ -246,6 +270,7 @@ def _describe_partials(association: Association) -> str:
     return "".join(
         f"; given {' and '.join(partial.given)} {_figure(partial.within_pairs.value, '+.2f')}"
         + _describe_interval(partial.within_pairs.interval, " (", ")")
+        + ("" if partial.within_pairs.test is None else f", p {p_text(partial.within_pairs.test.p_value)}")
         for partial in association.partial
         if partial.within_pairs is not None
     )

@@ -1,41 +1,23 @@
-"""Tests that hold for the runs at hand: outcomes permuted within task pairs, signs flipped per unit.
-
-Runs that share their first checkpoint are permuted together: what is measured there is one number, and their outcomes
-resemble one another.
-"""
+"""Tests that hold for the runs at hand: outcomes permuted within task pairs, signs flipped per unit."""
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from llm_forgetting.forgetting.intervals import LEVEL, Interval
 from llm_forgetting.seeding import generator
-from llm_forgetting.study.statistics.runs import Floats, Indices, exchangeable
-
-ENUMERATED = 20_000
-"""Up to so many arrangements all are enumerated, beyond it `PERMUTATIONS` are drawn."""
-
-PERMUTATIONS = 9999
+from llm_forgetting.study.statistics.exchangeability import ENUMERATED, PERMUTATIONS, Orders
+from llm_forgetting.study.statistics.runs import Floats, Indices
 
 _ROUNDING = 1e-9
 _BATCH = 500
+# Beyond this the z of an arrangement that happens to agree perfectly would decide the width alone.
+_LARGEST = 0.999
 
 Statistic = Callable[[Indices], Floats]
-
-
-@dataclass(frozen=True, eq=False)
-class Orders:
-    """Orders of runs, rows (m, n), that keep every run in its block (n,); exact: all there are, each once.
-
-    groups: of checkpoints that are exchanged, each (checkpoints, runs of one).
-    """
-
-    rows: Indices
-    blocks: Indices
-    exact: bool
-    groups: tuple[Indices, ...]
 
 
 @dataclass(frozen=True)
@@ -53,54 +35,67 @@ class PermutationTest:
     exact: bool
 
 
-def orders_within(
-    blocks: Indices, *, seed: int, draws: int = PERMUTATIONS, checkpoints: Indices | None = None
-) -> Orders:
-    """The orders of runs that keep every run in its block and move those of one checkpoint together: all, or seeded draws."""
-    groups = tuple(exchangeable(blocks, checkpoints))
-    if math.prod(math.factorial(len(group)) for group in groups) <= ENUMERATED:
-        rows = [
-            _spliced(groups, chosen)
-            for chosen in itertools.product(*(itertools.permutations(range(len(g))) for g in groups))
-        ]
-        return Orders(np.array(rows, dtype=np.intp), blocks, True, groups)
-    rng = generator(seed, "permutations within task pairs")
-    orders = np.empty((draws, len(blocks)), dtype=np.intp)
-    for group in groups:
-        orders[:, group] = group[rng.permuted(np.tile(np.arange(len(group)), (draws, 1)), axis=1)]
-    return Orders(orders, blocks, False, groups)
+@dataclass(frozen=True, eq=False)
+class Arrangements:
+    """A statistic of the data, and of all their arrangements (m,) or a seeded draw of them."""
+
+    observed: float
+    drawn: Floats
+    exact: bool
+
+    def test(self) -> PermutationTest:
+        """The two-sided test."""
+        most = max(float(np.abs(self.drawn).max()), abs(self.observed))
+        return PermutationTest(
+            self._share(abs(self.observed), most), self._share(most, most), self.drawn.size, self.exact
+        )
+
+    def interval(self, method: str) -> Interval | None:
+        """The interval of a correlation that excludes 0 exactly where the test rejects; None where it never could.
+
+        tanh(atanh r +- z), z the largest |atanh r*| of an arrangement that the test does not reject: the arrangements show how
+        far r strays from 0, and Fisher's transformation that it strays as far from any other value.
+        """
+        sizes = np.sort(np.abs(self.drawn))[::-1]
+        significant = math.floor((1 - LEVEL) * sizes.size if self.exact else (1 - LEVEL) * (sizes.size + 1) - 1)
+        if sizes[significant] > sizes[0] - _ROUNDING:
+            return None
+        z, centre = (math.atanh(min(max(r, -_LARGEST), _LARGEST)) for r in (float(sizes[significant]), self.observed))
+        low, high = math.tanh(centre - z), math.tanh(centre + z)
+        return Interval(min(low, self.observed), max(high, self.observed), method=method)
+
+    def _share(self, bound: float, most: float) -> float:
+        extreme = int((np.abs(self.drawn) >= bound - _ROUNDING * most).sum())
+        return extreme / self.drawn.size if self.exact else (extreme + 1) / (self.drawn.size + 1)
 
 
-def permutation_test(x: Floats, y: Floats, statistic: Statistic, orders: Orders) -> PermutationTest:
-    """The test of `statistic`, which maps orders of the runs' y (m, n) to numbers (m,) around 0.
-
-    x and y, shape (n,), tell which arrangements are the most extreme: both sorted alike, or oppositely; or one of those
-    that were tried, where checkpoints of several runs have no common order.
-    """
+def arrange(statistic: Statistic, orders: Orders) -> Arrangements:
+    """`statistic`, which maps orders of the runs' outcomes (m, n) to numbers (m,) around 0, of the data and of all orders."""
     rows = orders.rows
     drawn = np.concatenate([statistic(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)])
-    observed = abs(float(statistic(np.arange(x.size)[None, :])[0]))
-    most = max(float(np.abs(statistic(_extreme_orders(x, y, orders.groups))).max()), float(np.abs(drawn).max()))
-    return _test(drawn, observed, most, orders.exact)
+    observed = float(statistic(np.arange(rows.shape[1])[None, :])[0])
+    return Arrangements(observed, drawn, orders.exact)
 
 
 def spearman_statistic(x: Floats, y: Floats) -> Statistic:
-    """Spearman's rho up to a constant, of centred ranks x and y (n,)."""
-    return lambda orders: np.asarray(y[orders] @ x)
+    """Spearman's rho within blocks, of ranks x and y (n,) centred within blocks."""
+    scale = np.linalg.norm(x) * np.linalg.norm(y)
+    return lambda orders: np.asarray(y[orders] @ x / scale)
 
 
 def kendall_statistic(x: Floats, y: Floats, blocks: Indices) -> Statistic:
-    """Kendall's tau-b within blocks up to a constant: concordant less discordant comparisons; x, y (n, n)."""
+    """Kendall's tau-b within blocks, of comparisons x and y (n, n)."""
     members = [np.flatnonzero(blocks == block) for block in np.unique(blocks)]
+    scale = math.prod(math.sqrt(sum((s[np.ix_(b, b)] ** 2).sum() for b in members)) for s in (x, y))
 
-    def counted(orders: Indices) -> Floats:
+    def correlated(orders: Indices) -> Floats:
         total: Floats = np.zeros(len(orders))
         for block in members:
             rows = orders[:, block]
             total += np.einsum("ij,mij->m", x[np.ix_(block, block)], y[rows[:, :, None], rows[:, None, :]])
-        return total
+        return total / scale
 
-    return counted
+    return correlated
 
 
 def partial_statistic(x: Floats, y: Floats, covariates: Floats) -> Statistic:
@@ -133,27 +128,4 @@ def sign_flip(values: Floats, *, seed: int, draws: int = PERMUTATIONS) -> Permut
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=k)))
     else:
         signs = generator(seed, "sign flips").choice([-1.0, 1.0], (draws, k))
-    return _test(signs @ values, abs(float(values.sum())), float(np.abs(values).sum()), exact)
-
-
-def _spliced(groups: Sequence[Indices], chosen: Sequence[Sequence[int]]) -> Indices:
-    order = np.empty(sum(group.size for group in groups), dtype=np.intp)
-    for group, permuted in zip(groups, chosen, strict=True):
-        order[group] = group[list(permuted)]
-    return order
-
-
-def _extreme_orders(x: Floats, y: Floats, groups: Sequence[Indices]) -> Indices:
-    orders = np.empty((2, x.size), dtype=np.intp)
-    for group in groups:
-        by_x, by_y = (group[np.argsort(values[group].sum(axis=1))] for values in (x, y))
-        orders[0, by_x], orders[1, by_x] = by_y, by_y[::-1]
-    return orders
-
-
-def _test(drawn: Floats, observed: float, most: float, exact: bool) -> PermutationTest:
-    def share(bound: float) -> float:
-        extreme = int((np.abs(drawn) >= bound - _ROUNDING * most).sum())
-        return extreme / len(drawn) if exact else (extreme + 1) / (len(drawn) + 1)
-
-    return PermutationTest(share(observed), share(most), len(drawn), exact)
+    return Arrangements(float(values.sum()), signs @ values, exact).test()

@@ -1,8 +1,8 @@
 """Does a measure predict forgetting for a task pair it has not seen?
 
-Each task pair in turn is left out (each first task, for a measure made at the first checkpoint: a pair that shares it would
-tell its number); a line outcome = a + b measure is fitted to the others and predicts its runs. The
-rivals are the mean of the other pairs and, where one is named, a line in a baseline measure (|D|, say).
+Each first task in turn is left out with all its pairs (a pair that shares it would tell its numbers); a line outcome = a + b
+measure is fitted to the others and predicts its runs. The rivals are the mean of the others and, where one is named, a line in
+a baseline measure (|D|, say).
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ class PairPrediction:
     """How well a line in `measure` predicts the outcome of task pairs that were left out of its fit.
 
     error, mean_error, baseline_error: mean absolute error, in the unit of the outcome, of the line, of the mean of the
-    other pairs and of the line in the baseline measure, in the same runs; skill: 1 - sum of squares of the line's errors
+    other units and of the line in the baseline measure, in the same runs; skill: 1 - sum of squares of the line's errors
     over that of the mean's, at most 1, negative where the mean is nearer; gain_over_mean and gain_over_baseline: mean
-    over pairs of their absolute error less the line's, positive where the measure predicts better. The intervals treat
-    the left-out pairs as independent, though their fits share runs: take them as a guide.
+    over units of their absolute error less the line's, positive where the measure predicts better. The intervals treat
+    the left-out units as independent, though their fits share runs: take them as a guide.
     refusal: why there is no prediction, else None; unit: what is left out, a task pair or a first task.
     """
 
@@ -46,12 +46,12 @@ class PairPrediction:
 def predict_unseen_pairs(
     runs: Sequence[Run], outcome: str, measure: str, *, baseline: str | None = None, seed: int
 ) -> PairPrediction:
-    """Leave-one-pair-out prediction of `outcome` by `measure`.
+    """Leave-one-unit-out prediction of `outcome` by `measure`.
 
-    Refused below three task pairs, or where the measure or the baseline is constant in the pairs of a fit.
+    Refused below three units, or where the measure or the baseline is constant in the units of a fit.
     """
     names = [measure] if baseline is None or baseline == measure else [measure, baseline]
-    data = columns(runs, [*names, outcome], of=[measure, outcome])
+    data = columns(runs, [*names, outcome])
     about = (measure, outcome, names[1] if len(names) == 2 else None, data.n_runs, data.n_pairs, data.excluded)
     if data.n_units < 3:
         return PairPrediction(*about, refusal=f"prediction of unseen {data.unit}s needs at least three", unit=data.unit)
@@ -61,9 +61,8 @@ def predict_unseen_pairs(
     y = data.values[:, -1]
     errors = np.array([_left_out(data, None) - y, *(values - y for values in predicted)])
     absolute = np.abs(errors)
-    first_tasks = data.first_tasks if data.at_first else None
     gains = [
-        mean_over_pairs(absolute[rival] - absolute[1], data.pairs, seed=seed, first_tasks=first_tasks)
+        mean_over_pairs(absolute[rival] - absolute[1], data.pairs, seed=seed, first_tasks=data.first_tasks)
         for rival in range(len(errors))
     ]
     return PairPrediction(
@@ -83,7 +82,7 @@ def _left_out(data: Columns, column: int | None) -> Floats:
     predicted: Floats = np.empty(data.n_runs)
     y = data.values[:, -1]
     for unit in range(data.n_units):
-        here = data.units == unit
+        here = data.first_tasks == unit
         if column is None:
             predicted[here] = y[~here].mean()
         else:

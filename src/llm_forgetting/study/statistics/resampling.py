@@ -35,7 +35,7 @@ from scipy import stats
 from llm_forgetting.forgetting.intervals import LEVEL, Interval
 from llm_forgetting.seeding import generator
 from llm_forgetting.study.statistics.rank_correlation import membership
-from llm_forgetting.study.statistics.runs import Floats, Indices, exchangeable
+from llm_forgetting.study.statistics.runs import Floats, Indices
 
 RESAMPLES = 1999
 
@@ -47,29 +47,12 @@ _BATCH = 500
 Coefficients = Callable[[Floats], Floats]
 
 
-def runs_within_pairs(
-    pairs: Indices, *, seed: int, resamples: int = RESAMPLES, checkpoints: Indices | None = None
-) -> Floats:
-    """Weights (resamples, n) of the rescaled bootstrap within pairs; a pair of one run keeps it.
-
-    Runs that share a checkpoint (n,) are drawn together.
-    """
-    rng = generator(seed, "bootstrap within task pairs")
-    weights: Floats = np.ones((resamples, pairs.size))
-    for group in exchangeable(pairs, checkpoints):
-        n = len(group)
-        if n > 1:
-            drawn = rng.multinomial(n - 1, np.full(n, 1 / n), resamples) * (n / (n - 1))
-            weights[:, group] = drawn[:, :, None]
-    return weights
-
-
-def whole_pairs(pairs: Indices, *, seed: int, resamples: int = RESAMPLES) -> Floats:
-    """Weights (resamples, n) of the rescaled bootstrap over pairs. Raises ValueError for a single pair."""
-    members = membership(pairs)
+def whole_units(units: Indices, *, seed: int, resamples: int = RESAMPLES) -> Floats:
+    """Weights (resamples, n) of the rescaled bootstrap over units (n,). Raises ValueError for a single unit."""
+    members = membership(units)
     k = members.shape[1]
     if k < 2:
-        raise ValueError("a bootstrap over task pairs needs at least two")
+        raise ValueError("a bootstrap over units needs at least two")
     drawn = generator(seed, "bootstrap over task pairs").multinomial(k - 1, np.full(k, 1 / k), resamples)
     return np.asarray(drawn @ members.T * (k / (k - 1)))
 

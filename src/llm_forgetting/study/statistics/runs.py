@@ -20,8 +20,7 @@ class Run:
     optimiser); measures: what might predict forgetting (sharpness, forecast, |D|); outcomes: what came out (forgetting
     in loss and in accuracy, learning of task 2); stderrs: standard errors of any measure or outcome, where known.
     first_task: the task learnt first, None for a pair that shares it with no other; first_checkpoint: names the checkpoint
-    after it, equal for runs that share it, None for one of its own; at_first: the measures and outcomes that are made at that
-    checkpoint, which are one number for all runs that share it.
+    after it, equal for runs that share it, None for one of its own.
     The mappings are copied and read-only. Raises ValueError if a name is both a measure and an outcome.
     """
 
@@ -32,7 +31,6 @@ class Run:
     stderrs: Mapping[str, float | None] = field(default_factory=dict)
     first_task: str | None = None
     first_checkpoint: str | None = None
-    at_first: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name in ("factors", "measures", "outcomes", "stderrs"):
@@ -54,8 +52,8 @@ class Columns:
     values: (n_runs, n_names) in the order asked for; pairs: (n_runs,), the number of each run's task pair; rows: (n_runs,),
     the position of each run among those given; pair_names: (n_pairs,); excluded: how many runs were left out because a
     number was missing, NaN or infinite; first_tasks and checkpoints: (n_runs,), the numbers of each run's first task and first
-    checkpoint; at_first: whether one of the columns is made at the first checkpoint, so that first tasks are the units and
-    not task pairs.
+    checkpoint; settings: (n_runs, n_factors), the numbers of what was set. The units are the first tasks: pairs that share one
+    share its checkpoints, and their numbers are alike.
     """
 
     values: Floats
@@ -65,7 +63,7 @@ class Columns:
     excluded: int
     first_tasks: Indices
     checkpoints: Indices
-    at_first: bool
+    settings: Indices
 
     @property
     def n_runs(self) -> int:
@@ -73,24 +71,19 @@ class Columns:
         return len(self.values)
 
     @property
-    def units(self) -> Indices:
-        """The unit of each run (n_runs,): its first task or its task pair."""
-        return self.first_tasks if self.at_first else self.pairs
-
-    @property
     def unit(self) -> str:
         """What a unit is."""
-        return FIRST_TASK if self.at_first else TASK_PAIR
+        return unit_of(self.pairs, self.first_tasks)
 
     @property
     def n_units(self) -> int:
-        """Number of distinct units."""
-        return np.unique(self.units).size
+        """Number of distinct first tasks."""
+        return np.unique(self.first_tasks).size
 
     @property
     def n_points(self) -> int:
-        """Number of distinct measurements: first checkpoints or runs."""
-        return np.unique(self.checkpoints).size if self.at_first else self.n_runs
+        """Number of distinct first checkpoints."""
+        return np.unique(self.checkpoints).size
 
     @property
     def n_pairs(self) -> int:
@@ -98,11 +91,11 @@ class Columns:
         return len(self.pair_names)
 
 
-def columns(runs: Sequence[Run], names: Sequence[str], *, of: Sequence[str] | None = None) -> Columns:
+def columns(runs: Sequence[Run], names: Sequence[str]) -> Columns:
     """The numbers `names` of all runs that have them.
 
-    The unit is the first task if one of `of` (all names, if not given) is made at the first checkpoint. Raises ValueError if
-    there are no runs, or if no run knows one of the names (a misspelt name must not pass for missing values).
+    Raises ValueError if there are no runs, or if no run knows one of the names (a misspelt name must not pass for missing
+    values).
     """
     if not runs:
         raise ValueError("a study needs at least one run")
@@ -116,25 +109,16 @@ def columns(runs: Sequence[Run], names: Sequence[str], *, of: Sequence[str] | No
     pairs, pair_names = numbered([run.pair for run in some])
     first_tasks, _ = numbered([run.first_task or run.pair for run in some])
     checkpoints, _ = numbered([run.first_checkpoint or f"of run {row}" for row, run in zip(rows, some, strict=True)])
-    at_first = any(name in run.at_first for run in some for name in (names if of is None else of))
-    return Columns(
-        table[kept], pairs, rows, pair_names, int((~kept).sum()), first_tasks, checkpoints, at_first=at_first
-    )
+    factors = sorted({name for run in some for name in run.factors})
+    settings = np.zeros((len(some), len(factors)), dtype=np.intp)
+    for column, name in enumerate(factors):
+        settings[:, column] = numbered([repr(run.factors.get(name)) for run in some])[0]
+    return Columns(table[kept], pairs, rows, pair_names, int((~kept).sum()), first_tasks, checkpoints, settings)
 
 
-def exchangeable(pairs: Indices, checkpoints: Indices | None = None) -> list[Indices]:
-    """Groups of checkpoints that may stand for one another: each (checkpoints, runs of one), of positions of runs.
-
-    Runs that share a checkpoint stay together. Checkpoints of one group have runs of the same task pairs, in the same order.
-    Without `checkpoints` every run has its own, and the groups are the task pairs.
-    """
-    groups: dict[tuple[int, ...], list[Indices]] = {}
-    labels = np.arange(pairs.size) if checkpoints is None else checkpoints
-    for label in np.unique(labels):
-        runs = np.flatnonzero(labels == label)
-        runs = runs[np.argsort(pairs[runs], kind="stable")]
-        groups.setdefault(tuple(pairs[runs].tolist()), []).append(runs)
-    return [np.array(groups[key], dtype=np.intp) for key in sorted(groups)]
+def unit_of(pairs: Indices, first_tasks: Indices) -> str:
+    """What a unit is: a first task where pairs share one, else a task pair."""
+    return FIRST_TASK if np.unique(first_tasks).size < np.unique(pairs).size else TASK_PAIR
 
 
 def numbered(labels: Sequence[str]) -> tuple[Indices, tuple[str, ...]]:

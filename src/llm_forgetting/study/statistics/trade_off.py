@@ -22,8 +22,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class ArmEffect:
-    """Arm less baseline in runs that agree in task pair and in the factors `matched_on`; over first tasks for an outcome made
-    at the first checkpoint.
+    """Arm less baseline in runs that agree in task pair and in the factors `matched_on`.
 
     unmatched: runs of either arm without a partner, or whose number is missing, NaN or infinite.
     ratio: the difference is one of natural logarithms, so that exp(difference) is the factor between arm and baseline: for
@@ -43,14 +42,15 @@ class ArmEffect:
 class MatchedEffect:
     """Arm less baseline in outcome at equal learning, by analysis of covariance within task pairs.
 
-        value = mean over pairs p of  (mean y_arm,p - mean y_base,p) - b (mean l_arm,p - mean l_base,p)
+        value = mean over units, and over the pairs p of each, of
+                (mean y_arm,p - mean y_base,p) - b (mean l_arm,p - mean l_base,p)
         b = sum (l - mean l)(y - mean y) / sum (l - mean l)^2,  means over the runs of one arm in one pair
 
     in the runs whose learning l lies in the range that both arms reach in their pair. The line is taken to be straight
     there and the same for both arms; noise in l flattens b, so that too little is adjusted for. adjusted: jackknife over
-    pairs; test: sign-flip of the pairs' adjusted differences, b taken as given; learning_difference: of all runs, one
-    value per pair, before any run is left out; runs_used of n_runs, pairs_overlapping of n_pairs: how well the learning
-    could be matched at all; adjusted speaks of the overlapping pairs only.
+    units (first tasks, or pairs where none share one); test: sign-flip of the units' adjusted differences, b taken as given;
+    learning_difference: of all runs, one value per pair, before any run is left out; runs_used of n_runs, pairs_overlapping of
+    n_pairs: how well the learning could be matched at all; adjusted speaks of the overlapping pairs only.
     refusal: why there is no adjusted difference, else None.
     """
 
@@ -86,7 +86,6 @@ def compare_arms(
     Raises ValueError if no runs match, if two runs of one arm agree in pair and `matched_on` (name more factors), or if the
     logarithm of a number is wanted that is not positive.
     """
-    data = columns(runs, [outcome])
     groups = [_keyed(runs, outcome, factor, level, matched_on) for level in (baseline, arm)]
     shared = [key for key in groups[0] if key in groups[1]]
     if not shared:
@@ -98,7 +97,7 @@ def compare_arms(
     differences = np.subtract(*(np.log(values) if ratio else values))
     pairs, _ = numbered([str(key[0]) for key in shared])
     of_pair = {run.pair: run.first_task or run.pair for run in runs}
-    first_tasks = numbered([of_pair[str(key[0])] for key in shared])[0] if data.at_first else None
+    first_tasks, _ = numbered([of_pair[str(key[0])] for key in shared])
     mean = mean_over_pairs(differences, pairs, seed=seed, first_tasks=first_tasks)
     return ArmEffect(arm, baseline, outcome, tuple(matched_on), mean, total - 2 * len(shared), ratio)
 
@@ -108,7 +107,7 @@ def compare_at_matched_learning(
 ) -> MatchedEffect:
     """The effect of `arm` on `outcome` at equal `learning`; see `MatchedEffect`.
 
-    Refused where fewer than `MINIMUM_PAIRS` task pairs have runs of both arms that learnt alike, or where the learning
+    Refused where fewer than `MINIMUM_PAIRS` units have runs of both arms that learnt alike, or where the learning
     of those runs does not vary. Raises ValueError if no task pair has both arms.
     """
     chosen = [run for run in runs if run.factors.get(factor) in (arm, baseline)]
@@ -117,8 +116,9 @@ def compare_at_matched_learning(
     both = [pair for pair in range(data.n_pairs) if len(set(is_arm[data.pairs == pair])) == 2]
     if not both:
         raise ValueError(f"no task pair has runs with {factor} = {arm!r} and with {factor} = {baseline!r}")
-    arms = _Arms(data.values[:, 0], data.values[:, 1], data.pairs, is_arm)
+    arms = _Arms(data.values[:, 0], data.values[:, 1], data.pairs, data.first_tasks, is_arm)
     kept = np.isin(data.pairs, both)
+    learnt = arms.take(kept)
     effect = MatchedEffect(
         arm=arm,
         baseline=baseline,
@@ -130,7 +130,7 @@ def compare_at_matched_learning(
         runs_used=0,
         pairs_overlapping=0,
         learning_difference=mean_over_pairs(
-            arms.take(kept).differences(arms.learning[kept]), np.array(both), seed=seed
+            learnt.differences(learnt.learning), np.array(both), seed=seed, first_tasks=learnt.units
         ),
     )
     return _adjusted(effect, arms.take(arms.in_common_range()), seed)
@@ -138,15 +138,22 @@ def compare_at_matched_learning(
 
 @dataclass(frozen=True, eq=False)
 class _Arms:
-    """Learning, outcome, task pair and arm of runs, each (n,)."""
+    """Learning, outcome, task pair, first task and arm of runs, each (n,)."""
 
     learning: Floats
     outcome: Floats
     pairs: Indices
+    first_tasks: Indices
     is_arm: NDArray[np.bool_]
 
     def take(self, kept: NDArray[np.bool_] | Indices) -> "_Arms":
-        return _Arms(self.learning[kept], self.outcome[kept], self.pairs[kept], self.is_arm[kept])
+        learning, outcome, is_arm = self.learning[kept], self.outcome[kept], self.is_arm[kept]
+        return _Arms(learning, outcome, self.pairs[kept], self.first_tasks[kept], is_arm)
+
+    @property
+    def units(self) -> Indices:
+        """The first task of each pair, (n_pairs,)."""
+        return self.first_tasks[np.unique(self.pairs, return_index=True)[1]]
 
     def in_common_range(self) -> NDArray[np.bool_]:
         """The runs whose learning both arms reach in their task pair, of pairs where that leaves runs of both arms."""
@@ -176,14 +183,18 @@ class _Arms:
         return float(x @ y) / spread if spread > _ROUNDING * float(self.learning @ self.learning) else math.nan
 
     def adjusted_differences(self) -> Floats:
-        return self.differences(self.outcome) - self.slope() * self.differences(self.learning)
+        """The adjusted difference of each unit, (n_units,), the mean over its pairs."""
+        of_pair = self.differences(self.outcome) - self.slope() * self.differences(self.learning)
+        return np.array([of_pair[self.units == unit].mean() for unit in np.unique(self.units)])
 
 
 def _adjusted(effect: MatchedEffect, arms: _Arms, seed: int) -> MatchedEffect:
-    overlapping = np.unique(arms.pairs).size
-    effect = replace(effect, runs_used=arms.learning.size, pairs_overlapping=overlapping)
+    effect = replace(effect, runs_used=arms.learning.size, pairs_overlapping=np.unique(arms.pairs).size)
+    overlapping, unit = np.unique(arms.first_tasks).size, effect.learning_difference.unit
     if overlapping < MINIMUM_PAIRS:
-        reason = f"both arms learnt alike in {overlapping} task pair{'s' * (overlapping != 1)}, and {MINIMUM_PAIRS} are needed"
+        reason = (
+            f"both arms learnt alike in {overlapping} {unit}{'s' * (overlapping != 1)}, and {MINIMUM_PAIRS} are needed"
+        )
         return replace(effect, refusal=reason)
     if not math.isfinite(arms.slope()):
         return replace(effect, refusal="learning does not vary among the runs of one arm in one task pair")
@@ -192,7 +203,7 @@ def _adjusted(effect: MatchedEffect, arms: _Arms, seed: int) -> MatchedEffect:
         some = arms.take(rows)
         return float(some.adjusted_differences().mean()), some.slope()
 
-    adjusted, slope = fit_over_pairs(fit, arms.pairs)
+    adjusted, slope = fit_over_pairs(fit, arms.first_tasks, unit=unit)
     return replace(effect, adjusted=adjusted, slope=slope, test=sign_flip(arms.adjusted_differences(), seed=seed))
 
 
