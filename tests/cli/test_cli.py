@@ -446,12 +446,12 @@ def test_a_dry_run_counts_what_will_be_scanned(shell: Shell) -> None:
     for words in (
         f"landscape of 3 checkpoints ({7 * 7 + 3 * 4} points each)",
         "paths between them (2 of 21 points or more)",
-        f"the way of the training ({3 * 12} points)",
+        f"the training trajectory ({3 * 12} points)",
     ):
         assert words in done.stdout
     done = shell.run("--config", "smoke", "--dry_run", "--landscape.checkpoint_plane", "false")
     assert "plane through" not in done.stdout
-    assert "the way of the training" not in done.stdout
+    assert "the training trajectory" not in done.stdout
 
 
 def test_a_dry_run_counts_what_interventions_cost(shell: Shell) -> None:

@@ -113,6 +113,20 @@ def test_the_wheel_over_a_surface_scrolls_the_page_and_leaves_the_surface(run_re
     assert run_report.cameras() == before
 
 
+def test_a_switch_puts_all_surfaces_on_one_scale_and_back(run_report: Opened) -> None:
+    page = run_report.page
+    heights = (
+        "() => [...document.querySelectorAll('[data-link]')].map((plot) => plot._fullLayout.scene.zaxis.range.join())"
+    )
+    assert len(set(page.evaluate(heights))) == 4
+    switch = page.get_by_label("One scale for all surfaces")
+    switch.check()
+    page.wait_for_function(f"() => new Set(({heights})()).size === 1")
+    switch.uncheck()
+    page.wait_for_function(f"() => new Set(({heights})()).size === 4")
+    assert run_report.complaints == []
+
+
 def test_surfaces_turn_together(run_report: Opened) -> None:
     page, first = run_report.page, run_report.page.locator("[data-link]").first
     first.scroll_into_view_if_needed()
@@ -219,6 +233,11 @@ def test_nothing_sticks_out_of_a_narrow_window(browser: Any, smoke_run: SmokeRun
     opened.open(smoke_run.path / "report.html")
     assert opened.page.evaluate("() => document.documentElement.dataset.theme") == "dark"
     assert opened.page.evaluate("() => document.documentElement.scrollWidth") <= 380
+    cut = "() => [...document.querySelectorAll('.wide, nav ul')].filter((box) => box.scrollWidth > box.clientWidth + 2)"
+    assert opened.page.evaluate(f"() => ({cut})().length") > 2
+    assert opened.page.evaluate(f"() => ({cut})().every((box) => 'more' in box.dataset)")
+    opened.page.evaluate(f"() => ({cut})().forEach((box) => {{ box.scrollLeft = 1e6; }})")
+    opened.page.wait_for_function(f"() => !({cut})().some((box) => 'more' in box.dataset)")
     assert opened.complaints == []
     context.close()
 
@@ -229,6 +248,16 @@ def test_it_prints_in_light_and_comes_back(run_report: Opened) -> None:
     assert len(pdf) > 100_000
     assert run_report.page.evaluate("() => 'printing' in document.documentElement.dataset") is False
     assert run_report.complaints == []
+
+
+def test_folded_numbers_are_printed_and_folded_again(run_report: Opened) -> None:
+    page, folded = run_report.page, "() => document.querySelectorAll('details:not([open]) table').length"
+    before = page.evaluate(folded)
+    assert before > 2
+    page.evaluate("() => window.dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(folded) == 0
+    page.evaluate("() => window.dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(folded) == before
 
 
 def test_a_study_opens_and_asks_for_nothing(browser: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ warnings are errors here."""
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from llm_forgetting.report.figures.run import draw_landscapes, figures, slug
 from llm_forgetting.report.figures.style import house_style
 from llm_forgetting.report.figures.surface_3d import single_3d
 from llm_forgetting.report.figures.surfaces import overview, single_contour
+from llm_forgetting.report.views.accuracy_matrix import cell_lines
 from llm_forgetting.report.views.captions import Caption
 from llm_forgetting.report.views.checkpoint_plane import plane_views
 from llm_forgetting.report.views.fit_quality import surface_quality
@@ -299,15 +301,16 @@ def test_a_flat_surface_has_a_scale_around_it(ripple: float) -> None:
     assert norm.vmax == pytest.approx(2.5)
 
 
-def test_one_scale_is_used_for_every_surface(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    norms = []
-    for name in ("overview", "single_contour", "single_3d"):
-        monkeypatch.setattr(run, name, lambda what, norm, *more: norms.append(norm))
-    assert len(dict(figures(record(results)))) == len(norms) + 3
-    assert len(norms) == 1 + 2 * 4
-    assert len({id(norm) for norm in norms}) == 1
-    values = [surface["loss"] for entry in results["landscapes"].values() for surface in entry["surfaces"].values()]
-    assert norms[0].vmax == np.max(values)
+def test_every_surface_has_a_colour_scale_of_its_own(results: Results) -> None:
+    figure = overview(surface_views(record(results)))
+    assert len(figure.axes) == 2 * 4
+    entries = [surface["loss"] for entry in results["landscapes"].values() for surface in entry["surfaces"].values()]
+    for panel, bar in zip(figure.axes[:4], figure.axes[4:], strict=True):
+        assert bar.get_position().x0 > panel.get_position().x1
+    limits = [bar.get_ylim() for bar in figure.axes[4:]]
+    assert limits == [pytest.approx((np.min(loss), np.max(loss))) for loss in entries]
+    assert len({*limits}) == 4
+    assert [bar.get_ylabel() for bar in figure.axes[4:]] == ["", "", "loss (nats per item)", "loss (nats per item)"]
 
 
 def test_lines_are_black_on_light_and_white_on_dark() -> None:
@@ -334,7 +337,7 @@ def test_contour_lines_stand_at_round_losses_of_the_surface_s_own(low: float, hi
 
 def test_the_first_direction_points_to_the_right() -> None:
     """values[i, j] belongs to alphas[i], betas[j]; a surface that rises along the first axis is brighter on the right."""
-    figure = single_contour(a_view(np.repeat(AXIS[:, None], 5, axis=1)), Normalize(-1, 1))
+    figure = single_contour(a_view(np.repeat(AXIS[:, None], 5, axis=1)))
     places = ((-0.9, 0.3), (0.9, 0.3), (0.1, 0.9), (0.1, -0.9))
     image = drawn(figure)
     left, right, up, down = (pixel(image, figure.axes[0], *at).sum() for at in places)
@@ -346,72 +349,63 @@ def test_the_first_direction_points_to_the_right() -> None:
 def test_cells_that_are_not_finite_are_hatched_and_not_coloured(wrong: float) -> None:
     values = np.full((5, 5), 1.0) + np.add.outer(AXIS, AXIS)
     values[4, 4] = wrong
-    figure = single_contour(a_view(values), Normalize(-1, 3))
+    figure = single_contour(a_view(values))
     assert figure.axes[0].patch.get_hatch()
     image = drawn(figure)
     # viridis has no grey; the ground on which hatches are drawn is.
     assert np.ptp(pixel(image, figure.axes[0], 0.95, 0.95)) < 15
     assert np.ptp(pixel(image, figure.axes[0], -0.95, -0.95)) > 40
-    whole = single_contour(a_view(np.add.outer(AXIS, AXIS)), Normalize(-2, 2))
+    whole = single_contour(a_view(np.add.outer(AXIS, AXIS)))
     assert not whole.axes[0].patch.get_hatch()
 
 
 def test_in_three_dimensions_cells_with_a_corner_that_is_not_finite_stay_open() -> None:
     values = np.add.outer(AXIS, AXIS)
     values[0, 0], values[2, 2] = np.nan, np.inf
-    (relief,) = single_3d(a_view(values), Normalize(-2, 2), 4.0).findobj(Poly3DCollection)
+    (relief,) = single_3d(a_view(values)).findobj(Poly3DCollection)
     assert len(relief.get_facecolor()) == 16 - 1 - 4  # type: ignore[union-attr]
 
 
-def test_one_nat_is_equally_high_in_every_figure() -> None:
-    steep, gentle = np.add.outer(AXIS, AXIS), 5 + 0.1 * np.add.outer(AXIS, AXIS)
-    limits = [single_3d(a_view(values), Normalize(0, 5), 4.0).axes[1].get_zlim() for values in (steep, gentle)]  # type: ignore[attr-defined]
-    assert np.ptp(limits[0]) == pytest.approx(np.ptp(limits[1]))
-    assert 1.2 * 4 < np.ptp(limits[0]) < 1.6 * 4
-    for (low, high), values in zip(limits, (steep, gentle), strict=True):
+def test_every_surface_fills_its_box() -> None:
+    for values in (np.add.outer(AXIS, AXIS), 5 + 0.1 * np.add.outer(AXIS, AXIS)):
+        low, high = single_3d(a_view(values)).axes[1].get_zlim()  # type: ignore[attr-defined]
         assert low < values.min() < values.max() < high
-
-
-def test_the_steepest_surface_fills_its_box(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    rises = []
-    monkeypatch.setattr(run, "single_3d", lambda surface, norm, rise: rises.append(rise))
-    list(figures(record(results)))
-    assert set(rises) == {np.ptp(results["landscapes"]["after_task1"]["surfaces"]["algebra"]["loss"])}
+        assert 1.2 < (high - low) / np.ptp(values) < 1.6
 
 
 def test_mesh_lines_behind_the_surface_are_hidden() -> None:
     axis = np.linspace(-1, 1, 21)
 
-    def hidden(values: Any, rise: float) -> int:
-        lines = single_3d(a_view(values), Normalize(0, 8), rise).findobj(Line3D)
+    def hidden(values: Any) -> int:
+        lines = single_3d(a_view(values)).findobj(Line3D)
         return sum(int(np.isnan(np.asarray(line.get_data_3d()[2], dtype=float)).sum()) for line in lines)  # type: ignore[attr-defined]
 
-    assert hidden(np.zeros((21, 21)), 1.0) == 0
-    assert hidden(np.add.outer(axis, axis), 4.0) == 0
+    assert hidden(np.zeros((21, 21))) == 0
+    assert hidden(np.add.outer(axis, axis)) == 0
     # So steep towards the camera that it is seen from below, and nothing is in front of it.
-    assert hidden(np.add.outer(axis, -axis), 0.5) == 0
-    assert hidden(4 * np.add.outer(axis**2, axis**2), 8.0) > 50
-    assert hidden(-4 * np.add.outer(axis**2, axis**2), 8.0) > 50
+    assert hidden(np.add.outer(axis, -axis)) == 0
+    assert hidden(4 * np.add.outer(axis**2, axis**2)) > 50
+    assert hidden(-4 * np.add.outer(axis**2, axis**2)) > 50
 
 
 def test_checkpoints_are_marked_at_the_centre_of_every_surface(results: Results) -> None:
     surfaces = surface_views(record(results))
-    figure = overview(surfaces, shared_norm(s.values for s in surfaces))
+    figure = overview(surfaces)
     panels = figure.axes[:4]
     assert [markers(axes) for axes in panels] == [[(0, 0)]] * 4
     for axes in panels:
         assert axes.get_window_extent().width == pytest.approx(axes.get_window_extent().height)
     centre = results["landscapes"]["after_task1"]["surfaces"]["algebra"]["loss"][4][4]
-    dots = [line for line in single_3d(surfaces[0], Normalize(0, 3), 1.0).findobj(Line3D) if line.get_marker() == "o"]  # type: ignore[attr-defined]
+    dots = [line for line in single_3d(surfaces[0]).findobj(Line3D) if line.get_marker() == "o"]  # type: ignore[attr-defined]
     assert [[float(x[0]) for x in dot.get_data_3d()] for dot in dots] == [[0, 0, centre]]  # type: ignore[attr-defined]
 
 
 def test_rows_are_tasks_and_columns_are_checkpoints(results: Results) -> None:
     del results["landscapes"]["after_task2"]["surfaces"]["algebra"]
     surfaces = surface_views(record(results))
-    figure = overview(surfaces, shared_norm(s.values for s in surfaces))
+    figure = overview(surfaces)
     first, below, aside = (axes.get_position() for axes in figure.axes[:3])
-    assert len(figure.axes) == 3 + 1
+    assert len(figure.axes) == 3 + 3
     assert below.x0 == first.x0
     assert below.y1 < first.y0
     assert aside.x0 > first.x1
@@ -421,7 +415,7 @@ def test_rows_are_tasks_and_columns_are_checkpoints(results: Results) -> None:
 
 def test_every_contour_label_is_whole_and_on_its_panel(results: Results) -> None:
     surfaces = surface_views(record(results))
-    figure = overview(surfaces, shared_norm(s.values for s in surfaces))
+    figure = overview(surfaces)
     drawn(figure)
     for axes in figure.axes[:4]:
         labels = [text for text in axes.texts if text.get_rotation() or text.get_text()[0].isdigit()]
@@ -474,12 +468,7 @@ def test_every_kind_of_coarse_grid_is_drawn(results: Results, kind: str) -> None
         steps=AXIS.tolist(), losses=values, mean=values[2], stderr=values[2], basin_radius={"tau": 0.1, "value": None}
     )
     (drawing,) = surface_views(record(results))
-    norm = shared_norm([drawing.values])
-    for figure in (
-        single_contour(drawing, norm),
-        single_3d(drawing, norm, drawing.rise),
-        lines_figure(line_ensembles(record(results))),
-    ):
+    for figure in (single_contour(drawing), single_3d(drawing), lines_figure(line_ensembles(record(results)))):
         drawn(figure)
         assert "grid, 25 evaluations" in words(figure)
 
@@ -539,6 +528,14 @@ def test_errors_are_bounds_rounded_up_or_alarms(relative: float, spread: float, 
     assert surface_quality(None, None, np.ones((3, 3))).fact == "grid, 9 evaluations"
 
 
+def test_an_error_above_one_percent_is_marked_even_where_it_was_allowed() -> None:
+    error = FitError(largest=0.0, relative=0.05, wrong_letters=0.0)
+    quality = surface_quality(FitSummary(**{**FIT, "tolerance": 0.1}), error, np.array([1.0, 2.0]))
+    assert quality.fact == "23 evaluations"
+    (alarm,) = quality.alarms
+    assert alarm.replace("\N{NO-BREAK SPACE}", " ") == "error 5% of the range (accepted up to 10%)"
+
+
 def test_a_surface_is_titled_with_its_items(results: Results) -> None:
     views = surface_views(record(results))
     assert len(views) == 4
@@ -574,8 +571,8 @@ def test_long_names_are_neither_cut_nor_written_over_each_other(
     results["paths"] = [path, path, path]
     views = surface_views(record(results))
     drawings = {
-        "overview": overview(views, shared_norm(view.values for view in views)),
-        "contour": single_contour(views[0], Normalize(0, 3)),
+        "overview": overview(views),
+        "contour": single_contour(views[0]),
         "plane": the_plane(results),
         "path": the_path(results),
         "lines": lines_figure(line_ensembles(record(results))),
@@ -645,6 +642,19 @@ def test_the_way_leads_from_the_base_model_to_the_last_checkpoint(results: Resul
         assert ends == [[first, second], [second, last]]
         tracks = [line.get_xydata().tolist() for line in axes.get_lines() if len(line.get_xydata()) == 2]  # type: ignore[union-attr]
         assert tracks == [[[2.0, 0.5], [9.0, 0.25]]] * 2
+
+
+def test_a_plane_has_its_zero_and_says_what_is_not_drawn(results: Results) -> None:
+    whole = the_plane(results)
+    assert all(0 in axes.get_xticks() for axes in whole.axes[:2])
+    assert "arrows: from each checkpoint to the next" in running(whole)
+    assert "left out" not in running(whole)
+    plane = results["checkpoint_plane"]
+    first, second, last = plane["outline"]
+    plane["outline"] = [[first[0] + 2, first[1]], second, last, [first[0] + 1, first[1] + 2]]
+    cut = the_plane(results)
+    assert all(0 in axes.get_xticks() for axes in cut.axes[:2])
+    assert "left out: the corner at the base model" in running(cut)
 
 
 def test_both_tasks_are_on_one_scale_in_equal_units(results: Results) -> None:
@@ -732,6 +742,20 @@ def test_a_path_s_dots_are_the_measured_values(results: Results) -> None:
     assert all(task in words(figure) for task in TASKS)
 
 
+def test_a_path_ends_at_its_checkpoints_and_its_legend_names_every_look(results: Results) -> None:
+    path = results["paths"][0]
+    path["nodes"][0] = -0.1
+    figure = the_path(results)
+    dots = [line for axes in figure.axes for line in axes.get_lines() if line.get_linestyle() == "None"]
+    assert [list(dot.get_xdata()) for dot in dots] == [path["nodes"][1:]] * 4  # type: ignore[arg-type]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*TASKS, "dots: measured"]
+    views = path_views(record(results))
+    forecast = replace(views[0].profiles[0], quadratic=views[0].scan.steps)
+    (legend,) = paths_figure([replace(views[0], profiles=(forecast,))]).legends
+    assert [text.get_text() for text in legend.get_texts()] == [TASKS[0], "dots: measured", "thin: quadratic forecast"]
+
+
 def test_the_repair_and_the_barrier_are_marked(results: Results) -> None:
     figure = the_path(results)
     upper, lower = figure.axes
@@ -794,6 +818,17 @@ def test_lines_show_every_direction_their_mean_and_its_error(results: Results) -
     assert len({axes.get_ylim() for axes in figure.axes}) == 1
     assert "basin radius 0.4" in running(figure)
     assert "basin wider than 1" in running(figure)
+
+
+def test_a_basin_is_in_the_legend_only_where_one_is_drawn(results: Results) -> None:
+    assert "basin: mean rise" in words(lines_figure(line_ensembles(record(results))))
+    for entry in results["landscapes"].values():
+        for surface in entry["surfaces"].values():
+            surface["lines"]["basin_radius"]["value"] = None
+            surface["mean_rise"]["value"] = -0.25
+    text = running(lines_figure(line_ensembles(record(results))))
+    assert "basin" not in text
+    assert "not a minimum" in text
 
 
 def test_rises_are_counted_from_the_checkpoint(results: Results) -> None:
@@ -871,5 +906,8 @@ def test_contours_say_what_lies_between_two_lines() -> None:
     assert step_between_lines(np.full((5, 5), np.nan)) == ()
 
 
-def test_the_figure_of_accuracies_says_what_guessing_gives() -> None:
-    assert "guessing: 0.25" in running(matrix_figure(small_results().forgetting.splits, "guessing: 0.25"))
+def test_the_figure_of_accuracies_has_counts_or_intervals_and_says_what_guessing_gives() -> None:
+    splits = small_results().forgetting.splits
+    text = running(matrix_figure(splits, "guessing: 0.25"))
+    assert "guessing: 0.25" in text
+    assert cell_lines(splits[0], 1, 0)[:2] == ("1.00", "[0.88, 1.06]")

@@ -12,14 +12,10 @@ from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.report.html.axes import ticks_of
 from llm_forgetting.report.html.blocks import Figures, Numbers, Prose
-from llm_forgetting.report.html.forecasts import (
-    ComparedForecast,
-    compared_forecasts,
-    forecast_blocks,
-    forecast_plot,
-    forecast_scale,
-)
+from llm_forgetting.report.html.forecasts import forecast_blocks, forecast_plot, forecast_scale
+from llm_forgetting.report.tables.markdown import results_markdown
 from llm_forgetting.report.views.axis_scale import AxisScale
+from llm_forgetting.report.views.forecasts import ComparedForecast, compared_forecasts, forecast_sentence
 from llm_forgetting.results import Results, read_items
 
 
@@ -32,12 +28,12 @@ def entry(
     first: float, second: float, observed: float, stderr: float | None = None, split: str = "train"
 ) -> ComparedForecast:
     return ComparedForecast(
-        "maths, trained, one to two", split, {"first_order": first, "second_order": second}, observed, stderr
+        "maths, trained, one to two", split, {"first_order": first, "second_order": second}, observed, stderr, 8
     )
 
 
 def test_every_forecast_is_a_dot_at_its_numbers(results: Results, smoke_run: SmokeRun) -> None:
-    figures, table = forecast_blocks(results, read_items(smoke_run.path))
+    *_, figures, table = forecast_blocks(results, read_items(smoke_run.path))
     assert isinstance(figures, Figures)
     assert isinstance(table, Numbers)
     (plot,) = figures.plots
@@ -63,6 +59,23 @@ def test_bars_are_of_paired_differences_over_the_same_items(results: Results, sm
     assert compared_forecasts(results, [])[0].stderr is None
     bare = forecast_plot(compared_forecasts(results, []))
     assert not any("standard error" in fact for fact in bare.facts)
+
+
+def test_a_forecast_outside_of_the_observed_interval_failed_and_that_is_said(
+    results: Results, smoke_run: SmokeRun
+) -> None:
+    # Student's t of seven degrees of freedom: 2.3646, so the interval of 0.87 reaches from 0.40 to 1.34.
+    holds, fails, unknown = entry(0.1, 1.33, 0.87, 0.2), entry(0.1, 1.35, 0.87, 0.2), entry(0.1, 99.0, 0.87)
+    assert [each.failed for each in (holds, fails, unknown)] == [False, True, False]
+    assert forecast_sentence([holds, unknown]) == ""
+    said = "The forecast failed (maths, trained, one to two: second order 1.35, observed 0.9 ± 0.2 nats)."
+    assert forecast_sentence([holds, fails]) == said
+    items = [
+        replace(item, loss=0.0) if isinstance(item, ItemRecord) and item.checkpoint == "after_task2" else item
+        for item in read_items(smoke_run.path)
+    ]
+    assert "The forecast failed (synthetic 1, trained" in results_markdown(results, items)
+    assert "The forecast failed" not in results_markdown(results)
 
 
 def test_an_axis_is_even_until_a_forecast_lies_far_out() -> None:

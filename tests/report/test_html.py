@@ -22,19 +22,24 @@ from llm_forgetting.experiment import publish
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.experiment import run_experiment
 from llm_forgetting.files import encode, from_plain, to_plain
+from llm_forgetting.forgetting.differences import independent_difference
+from llm_forgetting.forgetting.intervals import wilson
 from llm_forgetting.forgetting.records import ItemRecord, Line
 from llm_forgetting.progress import Silent
 from llm_forgetting.report.figures import run as figures
-from llm_forgetting.report.html.blocks import Figures, Heats, Listing, Page, Section, plain
-from llm_forgetting.report.html.compare import Compared, compare_tables, distinct_names
+from llm_forgetting.report.html.blocks import Figures, Heats, Listing, Page, Points, Section, plain
 from llm_forgetting.report.html.files import write_run_report
 from llm_forgetting.report.html.items import MOST_ITEMS, item_listing
 from llm_forgetting.report.html.page import render
 from llm_forgetting.report.html.run import run_page
 from llm_forgetting.report.html.study import study_page
 from llm_forgetting.report.html.surfaces import MOST_IN_3D
+from llm_forgetting.report.tables.compare import Compared, Quantity, compare_tables, difference_text
+from llm_forgetting.report.tables.run import value_and_error
+from llm_forgetting.report.tables.study import LEVEL, QUESTIONS, conclusions, verdict
 from llm_forgetting.results import Results, read_items
 from llm_forgetting.study.report import write_report
+from llm_forgetting.study.statistics.power import SIGNIFICANCE
 
 Content = dict[str, Any]
 HOSTILE = "<script>alert('1')</script>&\"%{x}"
@@ -209,12 +214,25 @@ def test_every_table_cell_of_r_is_coloured_and_written_out(results: Content) -> 
     assert sum("hatched" in (entry.get("class") or "") for entry in page_of(results).of("td")) == 1
 
 
-def test_surfaces_share_height_and_colour(results: Content) -> None:
-    solid = [
-        plot for figures in blocks_of(run_page(record(results), []), Figures) for plot in figures.plots if plot.link
-    ]
-    assert len({json.dumps(plot.layout["scene"]) for plot in solid}) == 1
-    assert len({(plot.data[0]["cmin"], plot.data[0]["cmax"]) for plot in solid}) == 1
+def test_surfaces_have_their_own_scale_and_one_of_all(results: Content) -> None:
+    solid, flat = blocks_of(run_page(record(results), []), Figures)[:2]
+    assert solid.scales
+    assert len({json.dumps(plot.layout["scene"]["zaxis"]["range"]) for plot in solid.plots}) == 4
+    assert len({(plot.data[0]["cmin"], plot.data[0]["cmax"]) for plot in solid.plots}) == 4
+    alike = [plot.alike for plot in solid.plots]
+    assert len({json.dumps(plot.layout["scene"]) for plot in alike}) == 1
+    assert len({(plot.data[0]["cmin"], plot.data[0]["cmax"]) for plot in alike}) == 1
+    own, shared = (
+        [next(trace for trace in plot.data if trace["type"] == "heatmap") for plot in plots]
+        for plots in (flat.plots, [plot.alike for plot in flat.plots])
+    )
+    assert [heat["customdata"] for heat in own] == [heat["customdata"] for heat in shared]
+    assert [len({(heat["zmin"], heat["zmax"]) for heat in heats}) for heats in (own, shared)] == [4, 1]
+    landscape = results["landscapes"].pop("after_task2")
+    for entry in (landscape, results["landscapes"]["after_task1"]):
+        entry["surfaces"].pop("synthetic_2")
+    results["landscape_comparison"] = []
+    assert not blocks_of(run_page(record(results), []), Figures)[0].scales
 
 
 def test_what_did_not_converge_says_so_at_the_figure(results: Content) -> None:
@@ -368,6 +386,33 @@ def test_a_study_answers_its_questions_first(study: tuple[Path, Content]) -> Non
 
 
 @pytest.mark.slow
+def test_a_study_opens_with_a_word_its_model_and_a_picture(study: tuple[Path, Content]) -> None:
+    content = {**study[1], "model": "a random two-layer network", "tasks": "synthetic tasks"}
+    page = study_page(content)
+    assert page.set_up == "Model: a random two-layer network. Tasks: synthetic tasks."
+    ((question, (word, said)),) = page.answers
+    assert question == QUESTIONS["flatness"]
+    assert word == f"{verdict(content)}."
+    assert said == content["answers"]["flatness"]
+    assert isinstance(page.sections[0].blocks[0], Figures)
+    assert [block.heading for block in page.sections[1].blocks if isinstance(block, Points)] == [
+        asked for asked, _ in conclusions(content)[1:]
+    ]
+
+
+def test_the_verdict_of_a_study_is_a_word() -> None:
+    def said(**primary: Any) -> str:
+        given = {"refusal": None, "p_value": 0.01, "spearman_within_pairs": {"value": 0.5}, **primary}
+        return verdict({"associations": {"primary": "trace", "measures": {"trace": given}}})
+
+    assert LEVEL == SIGNIFICANCE
+    assert said() == "Yes, in these runs"
+    assert said(spearman_within_pairs={"value": -0.5}) == "No: in these runs flatter ones forgot more"
+    refused = ({"p_value": 0.06}, {"p_value": None}, {"refusal": "too few"}, {"spearman_within_pairs": None})
+    assert {said(**each) for each in refused} == {"Not shown"} == {verdict({})}
+
+
+@pytest.mark.slow
 def test_a_study_without_numbers_says_so(study: tuple[Path, Content]) -> None:
     content = {
         key: value for key, value in study[1].items() if key not in ("associations", "effects", "calibration", "points")
@@ -460,32 +505,52 @@ def test_compare_sets_runs_side_by_side(
     assert "dpi" not in said
     assert "training.seed" not in said
     elements = Elements(page.read_text(encoding="utf-8"))
-    assert not any("plotly.js v" in script for script in elements.scripts)
+    headings = [heading for heading in elements.text.splitlines() if heading.endswith("loss of synthetic 1")]
+    assert headings[:2] == ["A, after task 1: loss of synthetic 1", "B, after task 1: loss of synthetic 1"]
     assert elements.text.count(smoke_run.results["answer"]) == 2
     lost = smoke_run.results["forgetting"]["train"]["accuracy"]["tasks"][0]["absolute"]
-    interval = f"{lost['value']:.2f} [{lost['interval']['low']:.2f}, {lost['interval']['high']:.2f}]"
-    assert elements.text.count(interval) >= 2
+    assert elements.text.count(value_and_error(lost["value"], lost["stderr"])) >= 2
+    assert f"A: {one}\nB: {other}\n" in said
 
 
 def test_a_measure_that_one_run_lacks_is_a_dash(results: Content) -> None:
     runs = [
-        Compared("a", record(results), {"trace": (3.0, 0.5), "largest": (31.6253, 2e-13)}),
-        Compared("b", record(results), {"trace": (None, None), "largest": (104048.3, None)}),
+        Compared("A", "a", record(results), {"trace": Quantity(3.0, 0.5), "largest": Quantity(31.6253, 2e-13)}),
+        Compared("B", "b", record(results), {"trace": Quantity(None), "largest": Quantity(104048.3)}),
     ]
-    table = compare_tables(runs)[2]
-    assert table.rows == (("trace", "3.0 ± 0.5", "-"), ("largest", "31.63", "104,048"))
+    table = compare_tables(runs)[3]
+    assert table.header == ("number", "A", "B", "B - A")
+    assert table.rows == (("trace", "3.0 ± 0.5", "-", "-"), ("largest", "31.63", "104,048", "+104,017"))
+    assert [len(row) for row in compare_tables([*runs, runs[0]])[3].rows] == [4, 4]
 
 
-@pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        ([["x", "a"], ["x", "b"]], ["a", "b"]),
-        ([["x", "a"], ["y", "a"]], ["x/a", "y/a"]),
-        ([["x", "a"], ["x", "a"]], ["x/a (1)", "x/a (2)"]),
-    ],
-)
-def test_runs_are_named_by_what_tells_them_apart(paths: list[list[str]], names: list[str]) -> None:
-    assert distinct_names(paths) == names
+def test_a_difference_has_the_error_that_both_runs_know_of() -> None:
+    # Newcombe 1998, table II, method 10: 56 of 70 against 48 of 80.
+    interval = independent_difference(48 / 80, 56 / 70, wilson(48, 80), wilson(56, 70))
+    assert (interval.low, interval.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    first, second = (Quantity(n / of, 0.05, interval=wilson(n, of)) for n, of in ((48, 80), (56, 70)))
+    assert difference_text(first, second) == "+0.20 [+0.05, +0.33]"
+    assert difference_text(second, first) == "-0.20 [-0.33, -0.05]"
+    # Welch: both of variance 0.01 from four directions, so 6 degrees of freedom, 2.4469 * sqrt(0.02) = 0.3460.
+    assert difference_text(Quantity(0.5, 0.1, 4), Quantity(0.9, 0.1, 4)) == "+0.40 [+0.05, +0.75]"
+    assert difference_text(Quantity(0.5, 0.3), Quantity(0.2, 0.4)) == "-0.3 ± 0.5"
+    assert difference_text(Quantity(0.5), Quantity(0.75, 0.4)) == "+0.25"
+
+
+def test_a_comparison_fits_80_columns_and_breaks_no_value(
+    smoke_run: SmokeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folders = [str(copied(smoke_run, tmp_path / name)) for name in ("one", "two")]
+    assert main(["compare", *folders, "--output", str(tmp_path / "side.html")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line for line in lines if str(tmp_path) not in line]
+    assert max(map(len, shown)) <= 80
+    runs = [Compared(letter, letter, record(smoke_run.results), {}) for letter in "AB"]
+    for table in compare_tables(runs)[:3]:
+        for row in table.rows:
+            assert any(all(cell in line for cell in row[1:]) for line in shown), row
+    assert sum("+0.00 [" in line for line in shown) >= 16
 
 
 def test_compare_refuses_what_it_cannot_compare(

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def test_a_fitted_surface_says_what_it_cost_and_how_far_off_it_is(
     table = landscape_table(record(results))
     assert table.header[-1] == "error"
     assert [row[-1] for row in table.rows] == [text] * 4
-    for words in ("41 x 41 cells from a fit to 31 or 32 evaluations", "not seen (8 or more)", "asked for 1%"):
+    for words in ("41 x 41 cells from a fit to 31 or 32 evaluations", "not seen (8 or more)", "tolerance 1%"):
         assert words in table.note
 
 
@@ -381,6 +382,24 @@ def test_three_tables_on_80_columns_break_no_value_and_the_answer_ends_with_the_
     assert (
         counts(PairedProportionChange(10, 1, 1, 3, 5, 0.2, None, None, 0.6, None)) == "2 right before, 4 after, of 10"
     )
+
+
+def test_a_note_is_printed_once_and_the_time_is_told(results: Content) -> None:
+    results["warnings"] = ["said before", "found at the end"]
+    seconds = sum(timing["wall_seconds"] for timing in results["timings"].values())
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        terminal = Terminal(console)
+        terminal.warn("said before")
+        terminal.show_results(record(results), Path("run"))
+    text = capture.get()
+    assert text.count("said before") == text.count("found at the end") == 1
+    assert f"All phases took {duration(seconds)}." in text
+
+
+def test_a_run_of_two_tasks_has_ten_phases(smoke_run: SmokeRun) -> None:
+    numbered = re.findall(r"^\[ *(\d+)/(\d+)\]", smoke_run.stdout, re.MULTILINE)
+    assert numbered == [(str(n), "10") for n in range(1, 11)]
 
 
 def test_a_repair_ends_with_what_was_kept_and_what_it_cost(results: Content) -> None:

@@ -85,7 +85,7 @@ def test_one_adapter_has_nothing_between(scan: Path) -> None:
     text = text_of(scan_page(from_plain(ScanResults, content)))
     assert "Between the adapters" not in text
     assert "straight path" not in text
-    assert "on the way to" not in text
+    assert "on the path to" not in text
 
 
 def test_what_a_scan_could_not_tell_is_said(scan: Path) -> None:

@@ -88,13 +88,13 @@ def parse_landscape(arguments: list[str]) -> tuple[argparse.Namespace, ScanConfi
         add_help=False,
         usage="llm-forgetting landscape ADAPTER_DIR --task NAME [--task NAME ...] [--to ADAPTER_DIR] [--DOTTED.PATH VALUE ...]",
         description="The loss landscape around a saved PEFT LoRA adapter, on any tasks: with --to also the path to another "
-        "adapter on the same backbone, and the plane through both and the backbone itself.",
+        "adapter on the same base model, and the plane through both and the base model.",
     )
     parser.add_argument("adapter", nargs="?", metavar="ADAPTER_DIR", help="a folder with adapter_model.safetensors")
     main_options = parser.add_argument_group("main options")
     main_options.add_argument("-h", "--help", action="store_true", help="show this help and stop")
     main_options.add_argument("--task", action="append", default=[], metavar="NAME", help="see `llm-forgetting tasks`")
-    main_options.add_argument("--to", metavar="ADAPTER_DIR", help="a second adapter on the same backbone")
+    main_options.add_argument("--to", metavar="ADAPTER_DIR", help="a second adapter on the same base model")
     main_options.add_argument("--resume", metavar="DIR", help="go on with a scan that was stopped, options as before")
     main_options.add_argument("--model_name", metavar="NAME", help="model.name; default: what the adapter names itself")
     main_options.add_argument("--output_dir", metavar="DIR", help="output.folder")
@@ -147,7 +147,7 @@ def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, Evaluate
         "llm-forgetting evaluate",
         add_help=False,
         usage="llm-forgetting evaluate [ADAPTER_DIR] --task NAME [--task NAME ...] [--few_shot K] [--DOTTED.PATH VALUE ...]",
-        description="Accuracy and loss on every test row of any tasks, of the bare backbone or of a saved PEFT LoRA adapter, "
+        description="Accuracy and loss on every test row of any tasks, of the base model or of a saved PEFT LoRA adapter, "
         "with the prompts, few-shot examples, accuracies and standard errors of lm-evaluation-harness 0.4.13.",
     )
     # Not a positional of the parser: it would take the value of the first dotted option for the adapter.
@@ -169,8 +169,8 @@ def repair(arguments: list[str]) -> int:
     """`llm-forgetting repair`: export and score the adapter at t* of a finished run."""
     parser = Parser(
         "llm-forgetting repair",
-        description="Export the adapter part of the way from one checkpoint to the next at which both tasks are kept best, as "
-        "the run's path phase found it, and score it on items that had no part in choosing it.",
+        description="Export the adapter on the straight path from one checkpoint to the next that has the lowest mean loss of "
+        "both tasks, as the run's path phase found it, and score it on items that had no part in choosing it.",
     )
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
     parser.add_argument(

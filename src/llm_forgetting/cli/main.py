@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llm_forgetting.report.terminal import Terminal
     from llm_forgetting.results import Results
 
-# The short flags of the documents, and the dotted paths they stand for.
+# The short flags of the original specification, and the dotted paths they stand for.
 SHORT_FLAGS: dict[str, tuple[str, ...]] = {
     "--batch_size": ("training.batch_size",),
     "--num_epochs": ("training.num_epochs",),
@@ -49,7 +49,7 @@ _USAGE = """\
 usage: llm-forgetting COMMAND [options]
 
   run        fine-tune on each task in turn, measure forgetting and the loss landscape   (the main job)
-  repair     go part of the way back: the adapter between two checkpoints that keeps both tasks
+  repair     interpolate between two checkpoints to the lowest mean loss of both tasks, and score that adapter
   landscape  the loss landscape of anyone's saved LoRA adapter, on any tasks
   study      many runs that answer the question, with error bars over runs
   report     report.html of a finished run, study, landscape or evaluation, drawn again from its folder in seconds

@@ -27,7 +27,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("llm-forgetting landscape before --to after --task anatomy", "also the path and the plane to another"),
     ),
     "evaluate": (
-        ("llm-forgetting evaluate --task anatomy --few_shot 5", "the bare backbone"),
+        ("llm-forgetting evaluate --task anatomy --few_shot 5", "the base model"),
         (
             "llm-forgetting evaluate my_adapter --task anatomy --limit 50",
             "an adapter, the first 50 rows of each subject",

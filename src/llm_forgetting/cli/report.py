@@ -9,7 +9,7 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.progress import program, say
 
 if TYPE_CHECKING:
-    from llm_forgetting.report.html.compare import Compared
+    from llm_forgetting.report.tables.compare import Compared, Quantity
     from llm_forgetting.results import Results
 
 
@@ -124,16 +124,20 @@ def compare(arguments: list[str]) -> int:
         raise UserError("compare needs at least two runs, one was given")
     _say_unchecked(folders)
     from llm_forgetting.files import write_text
-    from llm_forgetting.report.html.compare import compare_page, compare_tables
+    from llm_forgetting.report.html.compare import compare_page
     from llm_forgetting.report.html.page import render
+    from llm_forgetting.report.tables.compare import compare_tables
     from llm_forgetting.report.terminal import Terminal
 
     runs = _compared(folders)
     page = render(compare_page(runs, f"llm-forgetting compare {shlex.join(options.runs)}"))
+    for run in runs:
+        say(f"{run.letter}: {run.folder}")
     terminal = Terminal()
     for table in compare_tables(runs):
         if table.rows:
             terminal.show_table(table)
+            terminal.console.print()
     replaced = output.exists()
     try:
         write_text(output, page)
@@ -144,20 +148,27 @@ def compare(arguments: list[str]) -> int:
 
 
 def _compared(folders: list[Path]) -> "list[Compared]":
-    from llm_forgetting.report.html.compare import Compared, distinct_names
+    from llm_forgetting.report.tables.compare import Compared
     from llm_forgetting.results import read_results
 
     for folder in folders:
         if not (folder / "results.json").is_file():
             raise UserError(f"compare needs folders of finished runs (results.json), {folder} is not one")
-    names = distinct_names([folder.resolve().parts for folder in folders])
+    letters = (chr(ord("A") + n) if n < 26 else str(n + 1) for n in range(len(folders)))
     runs = [read_results(folder) for folder in folders]
-    return [Compared(name, results, _measures(results)) for name, results in zip(names, runs, strict=True)]
+    return [
+        Compared(letter, str(folder), results, _measures(results))
+        for letter, folder, results in zip(letters, folders, runs, strict=True)
+    ]
 
 
-def _measures(results: "Results") -> dict[str, tuple[float | None, float | None]]:
-    """What a study would keep of this run, by its title."""
+def _measures(results: "Results") -> "dict[str, Quantity]":
+    """What a study would keep of this run, by its title; the mean rise is over directions."""
+    from llm_forgetting.report.tables.compare import Quantity
     from llm_forgetting.study.measures import numbers_of, title
 
-    numbers = numbers_of(results)
-    return {title(name): (value, numbers.stderrs.get(name)) for name, value in numbers.measures.items()}
+    numbers, directions = numbers_of(results), {"mean_rise": results.config.landscape.directions}
+    return {
+        title(name): Quantity(value, numbers.stderrs.get(name), directions.get(name))
+        for name, value in numbers.measures.items()
+    }

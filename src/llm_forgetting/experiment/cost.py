@@ -236,7 +236,7 @@ def _scans(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
         work.append(scan(f"plane through three of them ({plane} points or more)", plane))
     if landscape.trajectory:
         epochs = config.training.num_epochs * checkpoints
-        work.append(scan(f"the way of the training ({epochs} points)", epochs))
+        work.append(scan(f"the training trajectory ({epochs} points)", epochs))
     return work
 
 

@@ -59,7 +59,7 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     the same folder goes on from it.
     """
     progress, few = progress or Silent(), config.evaluation.recovery_items
-    phase = PhaseRunner(folder, progress, total=3 * len(config.data.tasks) + 4 + bool(few))
+    phase = PhaseRunner(folder, progress, total=3 * len(config.data.tasks) + 4)
     folder.check(progress.note)
     require_inputs(folder.path, "config", {"config.yaml": config.fingerprint})
     earlier = folder.read(SETUP)
@@ -81,12 +81,11 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
         landscapes[after] = phase(landscape_phase(after), scan_landscape, session, k, unit)  # 4, 7
         if config.curvature.spectrum and (k == 1 or config.curvature.checkpoints == "all"):
             spectra[after] = phase(curvature_phase(after), estimate_spectrum, session, k)
-    if few:
-        title = f"what {few} items of each earlier task bring back of it"
-        scores.append(phase(replace(RECOVERY, title=title), relearning_probe, session))
+    if few:  # what they bring back belongs to the phase that counts
+        scores.append(phase(replace(RECOVERY, title=FORGETTING.title), relearning_probe, session))
     lines = [line for evaluation in scores for line in evaluation]
     count = partial(summarise, lines, setup.task_names, seed=config.training.seed)
-    forgetting = phase(FORGETTING, count)  # 8
+    forgetting = phase(replace(FORGETTING, title="" if few else FORGETTING.title), count)  # 8
     between = phase(BETWEEN, scan_paths, session)  # 9
     _remove_trajectories(session)
     forecasts = phase(FORECAST, forecast_forgetting, session, between) if config.curvature.forecast else ()

@@ -75,7 +75,7 @@ def publish(results: Results, lines: Sequence[Line], folder: RunFolder, progress
         _extra("figures", lambda: drawn.extend(draw_landscapes(results, folder.path, dpi=output.dpi)), progress)
         results = replace(results, figures=tuple(drawn))
         folder.write("results.json", encode(results))
-    _extra("results.md", lambda: folder.write("results.md", results_markdown(results)), progress)
+    _extra("results.md", lambda: folder.write("results.md", results_markdown(results, lines)), progress)
     _extra("model cards", lambda: write_cards(results, folder.path), progress)
     if output.figures:
         _extra("report.html", lambda: write_run_report(results, lines, folder.path), progress)

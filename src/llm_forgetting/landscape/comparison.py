@@ -68,7 +68,8 @@ def judge(before: MeanRise, after: MeanRise, curvature: float) -> ChangeVerdict:
     """
     if before.value < 0 or after.value < 0:
         return "no verdict: not a minimum"
-    change, half = after.value - before.value, _half_width(before, after)
+    change = after.value - before.value
+    half = welch_half_width((before.stderr, after.stderr), (before.directions, after.directions))
     if not abs(change) > half:
         return "no difference shown"
     if change * curvature < 0:
@@ -76,13 +77,17 @@ def judge(before: MeanRise, after: MeanRise, curvature: float) -> ChangeVerdict:
     return "sharper" if change > 0 else "flatter"
 
 
-def _half_width(before: MeanRise, after: MeanRise) -> float:
-    """Half of Welch's 95% interval, with Satterthwaite's degrees of freedom; NaN for a single direction."""
-    if min(before.directions, after.directions) < 2:
+def welch_half_width(stderrs: tuple[float, float], samples: tuple[int, int]) -> float:
+    """Half of Welch's 95% interval of a difference of two means, with Satterthwaite's degrees of freedom.
+
+    Returns:
+        Half the width; NaN where a mean is of a single sample.
+    """
+    if min(samples) < 2:
         return math.nan
-    first, second = (rise.stderr * rise.stderr for rise in (before, after))
+    first, second = (stderr * stderr for stderr in stderrs)
     variance = first + second
-    spread = first * first / (before.directions - 1) + second * second / (after.directions - 1)
+    spread = first * first / (samples[0] - 1) + second * second / (samples[1] - 1)
     freedom = variance * variance / spread if spread > 0 else math.inf
     return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
 

@@ -20,7 +20,8 @@ from llm_forgetting.progress import Advance, duration, program
 from llm_forgetting.report.set_up import set_up
 from llm_forgetting.report.tables.closing import closing_tables, landscape_sentence
 from llm_forgetting.report.tables.run import Table
-from llm_forgetting.results import Results
+from llm_forgetting.report.views.forecasts import compared_forecasts, forecast_sentence
+from llm_forgetting.results import Results, read_items
 
 log = logging.getLogger(__name__)
 # Columns are three characters apart, and a table keeps one at each side.
@@ -34,6 +35,7 @@ class Terminal:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
+        self._warned: set[str] = set()
 
     def phase(self, number: int, total: int, title: str, *, kept: bool) -> None:
         """A heading such as `[ 3/10] evaluate`."""
@@ -49,6 +51,7 @@ class Terminal:
     def warn(self, message: str) -> None:
         """A yellow line."""
         log.warning(message)
+        self._warned.add(message)
         self.console.print(f"        [yellow]note:[/yellow] {escape(message)}", soft_wrap=True)
 
     @contextmanager
@@ -82,11 +85,15 @@ class Terminal:
             self.show_table(table)
             self.console.print()
         for warning in results.warnings:
-            self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")
-        self.show_answer("answer", " ".join(filter(None, [results.answer, landscape_sentence(results)])))
+            if warning not in self._warned:  # else it was said when it was found
+                self.console.print(f"[yellow]note:[/yellow] {escape(warning)}")
+        failed = forecast_sentence(compared_forecasts(results, read_items(folder)))
+        self.show_answer("answer", " ".join(filter(None, [results.answer, landscape_sentence(results), failed])))
         files = "results.md, results.json, items.jsonl, checkpoints"
         if results.figures:
             files += f", {results.figures[0]} and {len(results.figures) - 1} more figures"
+        seconds = sum(timing.wall_seconds for timing in results.timings.values())
+        self.console.print(f"All phases took {duration(seconds)}.")
         self.console.print(f"Everything is in [bold]{escape(str(folder))}[/bold]: {files}.", soft_wrap=True)
         for step in _next_steps(results, folder):
             self.console.print(f"  {escape(step)}", soft_wrap=True)

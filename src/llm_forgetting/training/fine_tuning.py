@@ -141,7 +141,7 @@ class _Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         recent = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
-        self._advance(1, "" if recent is None else f"loss {recent:.3f}")
+        self._advance(1, "" if recent is None else f"loss {recent:.3g}")
 
     def on_log(
         self,

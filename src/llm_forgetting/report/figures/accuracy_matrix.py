@@ -12,15 +12,15 @@ from llm_forgetting.report.figures.contours import COLOURS, colour_bar
 from llm_forgetting.report.figures.layout import BAR, lay_out, panel_width, wrapped
 from llm_forgetting.report.figures.style import SMALL
 from llm_forgetting.report.tables.run import SPLIT_WORDS, display_name
-from llm_forgetting.report.views.accuracy_matrix import accuracies, cell_lines, items_text, row_names
+from llm_forgetting.report.views.accuracy_matrix import accuracies, cell_lines, error_text, items_text, row_names
 from llm_forgetting.report.views.captions import Caption
 
 # Inches left of the panels and of a cell's height; from this accuracy on black is easier to read than white.
-LEFT, CELL_HEIGHT, READABLE = 0.85, 0.42, 0.6
+LEFT, CELL_HEIGHT, READABLE = 0.85, 0.52, 0.6
 
 
 def matrix_figure(splits: Sequence[SplitForgetting], chance: str = "") -> Figure:
-    """A panel per split: colour and first line of a cell are the accuracy ± stderr, its second line the loss in nats.
+    """A panel per split: colour and first line of a cell are the accuracy, below it its interval and the loss in nats.
 
     The cell of a task at its own checkpoint is framed: just trained. Below it: after later tasks. `chance` says in words
     what guessing gives.
@@ -30,7 +30,7 @@ def matrix_figure(splits: Sequence[SplitForgetting], chance: str = "") -> Figure
     captions = {
         (0, n): Caption(
             f"{SPLIT_WORDS[split.split]} items",
-            (f"{items_text(split)} items a task; ± standard error; loss in nats", *([chance] if chance else [])),
+            (f"{items_text(split)} items a task; {error_text(split)}; loss in nats", *([chance] if chance else [])),
         )
         for n, split in enumerate(splits)
     }

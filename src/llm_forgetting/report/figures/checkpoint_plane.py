@@ -32,6 +32,8 @@ _COLUMNS, _LEFT = 3, 0.6
 # Inches that the checkpoints' names take beside the outermost of them, and beyond the outline.
 _NAMES = np.array([0.42, 0.36])
 _TALLEST, _FLATTEST = 1.35, 0.45
+_ARROWS = "arrows: from each checkpoint to the next"
+_CUT = "left out: the corner at the base model, where the loss is too steep to be fitted"
 
 
 def plane_figure(planes: Sequence[PlaneView]) -> Figure:
@@ -59,7 +61,8 @@ def plane_figure(planes: Sequence[PlaneView]) -> Figure:
 
 def _with_step(view: PlaneView) -> Caption:
     step = step_between_lines(view.surface.loss[view.plane.inside])
-    return replace(view.caption, facts=(*view.caption.facts, *map(together, step)))
+    cut = len(view.plane.outline) > len(view.corners)
+    return replace(view.caption, facts=(*view.caption.facts, *map(together, step), _ARROWS, *([_CUT] if cut else [])))
 
 
 def _window(view: PlaneView, width: float) -> tuple[Floats, Floats]:
@@ -96,8 +99,9 @@ def _panel(axes: Axes, view: PlaneView, norm: Normalize) -> None:
     for place in corners:
         axes.plot(*place, zorder=6, **CHECKPOINT)
     axes.spines[["top", "right"]].set_visible(False)
-    ticks_between(axes.xaxis, view.plane.outline[:, 0].min(), view.plane.outline[:, 0].max())
-    ticks_between(axes.yaxis, view.plane.outline[:, 1].min(), view.plane.outline[:, 1].max())
+    reach = np.concatenate([view.plane.outline, corners])
+    ticks_between(axes.xaxis, reach[:, 0].min(), reach[:, 0].max())
+    ticks_between(axes.yaxis, reach[:, 1].min(), reach[:, 1].max())
 
 
 def _names(axes: Axes, view: PlaneView, *, close: float) -> None:

@@ -15,11 +15,11 @@ from llm_forgetting.report.figures.style import ALARM, COLUMN, HEADING, LABEL, P
 from llm_forgetting.report.views.captions import Caption, breakable
 
 # Inches between panels; a panel is never narrower than NARROWEST, even if the figure grows wider than a page.
-BESIDE, BETWEEN, NARROWEST = 0.16, 0.14, 1.6
+BESIDE, BETWEEN, NARROWEST = 0.16, 0.14, 1.45
 # A line of text is this many times as high as its type.
 LEADING = 1.35
-# Inches right of the panels for the bar of a colour scale.
-BAR = 0.75
+# Inches right of the panels for the bar of a colour scale, with its numbers alone, from panel to bar, and of its height.
+BAR, NARROW_BAR, BESIDE_BAR, HIGHEST_BAR = 0.75, 0.62, 0.1, 3.0
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class Panels:
     figure: Figure
     axes: Mapping[tuple[int, int], Axes]
 
-    def bar_axes(self, *, beside: float = 0.14, highest: float = 3.0) -> Axes:
-        """Room for a colour scale `beside` inches right of the panels, as high as they are but at most `highest` inches."""
-        boxes = [axes.get_position() for axes in self.axes.values()]
+    def bar_axes(self, panels: Iterable[Axes] | None = None) -> Axes:
+        """Room for a colour scale right of `panels` (None: of all), as high as they are but at most `HIGHEST_BAR` inches."""
+        boxes = [axes.get_position() for axes in panels or self.axes.values()]
         wide, high = self.figure.get_size_inches()
         low, top = min(box.y0 for box in boxes), max(box.y1 for box in boxes)
-        share = min(top - low, highest / high)
-        right = max(box.x1 for box in boxes) + beside / wide
+        share = min(top - low, HIGHEST_BAR / high)
+        right = max(box.x1 for box in boxes) + BESIDE_BAR / wide
         return self.figure.add_axes((right, (low + top - share) / 2, 0.12 / wide, share))
 
     def level(self, rows: Iterable[int]) -> None:
@@ -119,10 +119,12 @@ class Panels:
             axes.set_ylim(low - spare, high + spare)
 
 
-def panel_width(columns: int, margins: float, total: float | None = None) -> float:
-    """Inches of each of several panels that share `total` (a page; a single one: a column) with `margins` inches of labels."""
+def panel_width(columns: int, margins: float, total: float | None = None, beside: float = BESIDE) -> float:
+    """Inches of each of several panels, `beside` inches apart, that share `total` (a page; a single one: a column) with
+    `margins` inches of labels.
+    """
     total = total or (COLUMN if columns == 1 else PAGE)
-    return max((total - margins - BESIDE * (columns - 1)) / columns, NARROWEST)
+    return max((total - margins - beside * (columns - 1)) / columns, NARROWEST)
 
 
 def lay_out(
@@ -135,24 +137,25 @@ def lay_out(
     right: float = BAR,
     below: float = 0.0,
     total: float | None = None,
+    beside: float = BESIDE,
 ) -> Panels:
     """Panels for the captions by (row, column), each `aspect` times as high as wide; margins in inches.
 
     `y_labels` has one label per row. Ticks and labels stand at the outermost panels only. `below` is room under them,
-    `total` the width of the figure, if not a page's or a column's.
+    `total` the width of the figure, if not a page's or a column's, `beside` what lies between two columns.
     """
     rows, columns = (1 + max(place[axis] for place in captions) for axis in (0, 1))
-    width = panel_width(columns, left + right, total)
+    width = panel_width(columns, left + right, total, beside)
     # A single panel's caption may reach over the scale beside it.
     reach = width + right if columns == 1 else width
     rooms = [max(caption_height(c, reach) for (r, _), c in captions.items() if r == row) for row in range(rows)]
-    wide = left + columns * width + (columns - 1) * BESIDE + right
+    wide = left + columns * width + (columns - 1) * beside + right
     bottom = below + 0.42 + 0.15 * x_label.count("\n")
     high = bottom + rows * aspect * width + sum(rooms) + (rows - 1) * BETWEEN
     figure = Figure(figsize=(wide, high))
     axes: dict[tuple[int, int], Axes] = {}
     for (row, column), caption in captions.items():
-        x = left + column * (width + BESIDE)
+        x = left + column * (width + beside)
         y = high - sum(rooms[: row + 1]) - (row + 1) * aspect * width - row * BETWEEN
         panel = figure.add_axes((x / wide, y / high, width / wide, aspect * width / high))
         draw_caption(caption, panel, reach)

@@ -32,9 +32,11 @@ def lines_figure(ensembles: Sequence[LineEnsemble]) -> Figure:
         Line2D([], [], color=QUIET, linewidth=0.6),
         Line2D([], [], color=LINE_COLOURS[0], linewidth=1.8),
         Patch(color=LINE_COLOURS[0], alpha=0.25, linewidth=0),
-        Line2D([], [], color=LINE_COLOURS[1], linewidth=0.9, linestyle=DASHES[1]),
     ]
-    names = ["one direction", "mean", "± one standard error", f"basin: mean rise ≤ {ensembles[0].tau:g} nats"]
+    names = ["one direction", "mean", "± one standard error"]
+    if any(ensemble.radius is not None for ensemble in ensembles):
+        handles.append(Line2D([], [], color=LINE_COLOURS[1], linewidth=0.9, linestyle=DASHES[1]))
+        names.append(f"basin: mean rise ≤ {ensembles[0].tau:g} nats")
     panels.figure.legend(handles, names, loc="lower center", ncols=4 if columns > 1 else 2, handlelength=2.2)
     return panels.figure
 

@@ -16,6 +16,7 @@ from llm_forgetting.report.figures.style import (
     LINE_COLOURS,
     MARKERS,
     PAGE,
+    QUIET,
     SMALL,
     Style,
     direction_ticks,
@@ -34,11 +35,13 @@ def paths_figure(paths: Sequence[PathView]) -> Figure:
     captions = {
         (row, column): Caption("") if row else path.caption for column, path in enumerate(paths) for row in (0, 1)
     }
-    key = _Key.of([view.task for view in paths[0].profiles], COLUMN if len(paths) == 1 else PAGE)
+    tasks = [display_name(view.task) for view in paths[0].profiles]
+    looks = ["dots: measured", *(["thin: quadratic forecast"] if any(path.forecast for path in paths) else [])]
+    key = _Key.of([*tasks, *looks], COLUMN if len(paths) == 1 else PAGE)
     panels = lay_out(
         captions,
         aspect=0.62,
-        x_label="share of the way, t",
+        x_label="fraction of the path, t",
         y_labels=["loss (nats per item)", "accuracy"],
         right=0.1,
         below=0.1 + 0.15 * key.lines,
@@ -56,21 +59,21 @@ def paths_figure(paths: Sequence[PathView]) -> Figure:
         lower.set_ylim(-0.04, 1.04)
         _name_repair(upper, path.scan.repair.t)
     panels.level([0])
-    key.draw(panels.figure)
+    key.draw(panels.figure, len(tasks))
     return panels.figure
 
 
 def _profile_lines(upper: Axes, lower: Axes, path: PathView, view: ProfileView, number: int) -> None:
     """Lines for the fit, dots where it was measured, the barrier as an arrow up from the straight line between the ends."""
-    look, profile, steps, nodes = line_look(number), view.profile, path.scan.steps, path.scan.nodes
+    look, profile, steps, nodes = line_look(number), view.profile, path.scan.steps, path.scan.nodes[path.between]
     dots = {"linestyle": "none", "marker": MARKERS[number % len(MARKERS)], "color": look["color"], "markersize": 3.2}
     upper.plot(steps, profile.loss, **look)
-    upper.plot(nodes, profile.at_nodes.loss, **dots)
+    upper.plot(nodes, profile.at_nodes.loss[path.between], **dots)
     if view.quadratic is not None:
         shown = np.where(view.quadratic <= 1.1 * profile.loss.max(), view.quadratic, np.nan)
         upper.plot(steps, shown, color=look["color"], linewidth=0.7, scaley=False)
     lower.plot(steps, profile.accuracy, drawstyle="steps-mid", **look)
-    lower.plot(nodes, profile.at_nodes.accuracy, **dots)
+    lower.plot(nodes, profile.at_nodes.accuracy[path.between], **dots)
     if view.has_barrier:
         upper.plot([0, 1], profile.loss[[0, -1]], color=look["color"], linewidth=0.6, linestyle=":")
         t, top = profile.barrier.at, float(np.interp(profile.barrier.at, steps, profile.loss))
@@ -95,22 +98,23 @@ def _name_repair(axes: Axes, t: float) -> None:
 
 @dataclass(frozen=True)
 class _Key:
-    """The tasks' names for a legend `wide` inches wide: in two columns if they fit, else one below the other, in lines."""
+    """Names for a legend `wide` inches wide: in two columns if they fit, else one below the other, in lines."""
 
     names: tuple[str, ...]
     columns: int
     lines: int
 
     @classmethod
-    def of(cls, tasks: Sequence[str], wide: float) -> "_Key":
-        names = [display_name(task) for task in tasks]
+    def of(cls, names: Sequence[str], wide: float) -> "_Key":
         columns = 2 if all(text_width(name, LEGEND) < wide / 2 - _HANDLE for name in names) else 1
         broken = tuple("\n".join(wrapped(name, wide - _HANDLE, LEGEND)) for name in names)
         return cls(broken, columns, -(-sum(1 + name.count("\n") for name in broken) // columns))
 
-    def draw(self, figure: Figure) -> None:
+    def draw(self, figure: Figure, tasks: int) -> None:
+        """A line with its mark for each of the `tasks`, then a dot and a thin line for the other names."""
         handles = [
-            Line2D([], [], marker=MARKERS[n % len(MARKERS)], markersize=3.2, **line_look(n))
-            for n in range(len(self.names))
-        ]
+            *(Line2D([], [], marker=MARKERS[n % len(MARKERS)], markersize=3.2, **line_look(n)) for n in range(tasks)),
+            Line2D([], [], marker="o", markersize=3.2, color=QUIET, linestyle="none"),
+            Line2D([], [], color=QUIET, linewidth=0.7),
+        ][: len(self.names)]
         figure.legend(handles, self.names, loc="lower center", ncols=self.columns, handlelength=3)

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from llm_forgetting.report.figures.accuracy_matrix import matrix_figure
 from llm_forgetting.report.figures.checkpoint_plane import plane_figure
-from llm_forgetting.report.figures.contours import shared_norm
 from llm_forgetting.report.figures.lines import lines_figure
 from llm_forgetting.report.figures.paths import paths_figure
 from llm_forgetting.report.figures.spectra import density_figure, trace_figure
@@ -37,8 +36,7 @@ def draw_landscapes(results: Scanned, folder: Path, *, dpi: int) -> list[str]:
 def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
     """Stem and figure one after the other; what was not measured has none."""
     surfaces = surface_views(results)
-    norm = shared_norm(surface.values for surface in surfaces)
-    yield "landscape_overview", overview(surfaces, norm)
+    yield "landscape_overview", overview(surfaces)
     if isinstance(results, Results):
         yield "accuracy_matrix", matrix_figure(results.forgetting.splits, chance_text(results))
     if planes := plane_views(results):
@@ -49,11 +47,10 @@ def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
         yield "landscape_spectrum", density_figure(spectra)
         yield "landscape_trace", trace_figure(spectra)
     yield "landscape_lines", lines_figure(line_ensembles(results))
-    rise = max(surface.rise for surface in surfaces)
     for surface in surfaces:
         stem = f"landscape_{slug(surface.checkpoint)}_{slug(surface.task)}"
-        yield f"{stem}_contour", single_contour(surface, norm)
-        yield f"{stem}_3d", single_3d(surface, norm, rise)
+        yield f"{stem}_contour", single_contour(surface)
+        yield f"{stem}_3d", single_3d(surface)
 
 
 def slug(name: str) -> str:

@@ -99,15 +99,14 @@ def ticks_between(axis: Axis, low: float, high: float) -> None:
     axis.set_major_formatter(ScalarFormatter(useOffset=False))
 
 
-def direction_ticks(axis: Axis, *, inside: bool = False) -> None:
-    """A few ticks at round places of a direction, written as short as can be; none near the ends where only `inside` is room.
+def direction_ticks(axis: Axis) -> None:
+    """A few ticks at round places of a direction, written as short as can be.
 
     The outermost labels of an x axis stand inside the panel, clear of its neighbour's.
     """
     low, high = axis.get_view_interval()
-    places = np.asarray(MaxNLocator(5 if inside else 4, steps=[1, 2, 5, 10]).tick_values(low, high))
-    reach = (0.45 if inside else 0.5 + 1e-6) * (high - low)
-    places = places[np.abs(places - (low + high) / 2) <= reach]
+    places = np.asarray(MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high))
+    places = places[np.abs(places - (low + high) / 2) <= (0.5 + 1e-6) * (high - low)]
     axis.set_ticks(places, [f"{round(place, 9):g}".replace("-", "\N{MINUS SIGN}") for place in places])
     if isinstance(axis, XAxis):
         for place, tick in zip(places, axis.get_major_ticks(len(places)), strict=True):

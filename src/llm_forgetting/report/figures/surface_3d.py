@@ -11,9 +11,10 @@ from scipy.ndimage import map_coordinates
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.metrics import FLAT_RANGE
-from llm_forgetting.report.figures.contours import COLOURS, colour_bar, own_levels
+from llm_forgetting.report.figures.contours import COLOURS, own_levels, shared_norm
 from llm_forgetting.report.figures.layout import lay_out
 from llm_forgetting.report.figures.style import CHECKPOINT, direction_ticks, ticks_between
+from llm_forgetting.report.figures.surfaces import with_step
 from llm_forgetting.report.views.surfaces import SurfaceView
 
 ELEVATION, AZIMUTH = 30, -55
@@ -22,15 +23,15 @@ PROPORTIONS = (1.0, 1.0, 0.8)
 LIGHT = (-0.5, -0.3, 0.81)
 
 
-def single_3d(surface: SurfaceView, norm: Normalize, rise: float) -> Figure:
-    """One surface in three dimensions over its own contours. All boxes are `rise` nats high: slopes compare between figures."""
-    panels = lay_out({(0, 0): surface.caption}, aspect=0.95, x_label="", y_labels=[""], left=0.0, right=1.1)
+def single_3d(surface: SurfaceView) -> Figure:
+    """One surface in three dimensions over its own contours, as high as its box; height and colour both are the loss."""
+    panels = lay_out({(0, 0): with_step(surface)}, aspect=0.95, x_label="", y_labels=[""], left=0.0, right=0.6)
     panels.axes[0, 0].set_axis_off()
     panel = panels.axes[0, 0].get_position()
     place = (panel.x0 - 0.02, panel.y0 - 0.07, panel.width + 0.08, panel.height + 0.1)
     axes: Axes3D = panels.figure.add_axes(place, projection="3d", computed_zorder=False, proj_type="ortho")
-    finite = surface.values[np.isfinite(surface.values)]
-    low, height = float(finite.min()) if finite.size else 0.0, rise if rise > FLAT_RANGE else 1.0
+    finite, norm = surface.values[np.isfinite(surface.values)], shared_norm([surface.values])
+    low, height = float(finite.min()) if finite.size else 0.0, surface.rise if surface.rise > FLAT_RANGE else 1.0
     floor = low - 0.4 * height
     _box(axes, surface)
     axes.set_zlim(floor, low + 1.02 * height)
@@ -39,7 +40,6 @@ def single_3d(surface: SurfaceView, norm: Normalize, rise: float) -> Figure:
     _faces(axes, surface, norm, height)
     _mesh(axes, surface)
     axes.plot([0], [0], [surface.centre], zorder=4, **CHECKPOINT)
-    colour_bar(panels.figure, norm, panels.bar_axes(beside=0.52, highest=1.5))
     return panels.figure
 
 
@@ -50,8 +50,8 @@ def _box(axes: Axes3D, surface: SurfaceView) -> None:
     axes.set(xlim=surface.alphas[[0, -1]], ylim=surface.betas[[0, -1]])
     axes.view_init(elev=ELEVATION, azim=AZIMUTH)
     axes.set_box_aspect(PROPORTIONS, zoom=1.0)
-    direction_ticks(axes.xaxis, inside=True)
-    direction_ticks(axes.yaxis, inside=True)
+    direction_ticks(axes.xaxis)
+    direction_ticks(axes.yaxis)
     for axis, pad in ((axes.xaxis, -6), (axes.yaxis, -4), (axes.zaxis, -4)):
         axis.labelpad = pad
         axis.set_tick_params(pad=-2)

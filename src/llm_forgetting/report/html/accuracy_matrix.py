@@ -6,15 +6,14 @@ from matplotlib.colors import Normalize
 from llm_forgetting.forgetting.records import ForgettingBySplit, SplitForgetting
 from llm_forgetting.report.html.blocks import Cell, Heat, Heats
 from llm_forgetting.report.html.colour_scale import Scale
-from llm_forgetting.report.tables.run import SPLIT_WORDS, display_name
-from llm_forgetting.report.views.accuracy_matrix import accuracies, cell_lines, items_text, row_names
+from llm_forgetting.report.tables.run import SPLIT_WORDS, display_name, sentence
+from llm_forgetting.report.views.accuracy_matrix import accuracies, cell_lines, error_text, items_text, row_names
 
 
 def heat_maps(forgetting: ForgettingBySplit, chance: str = "") -> Heats:
     """R of both splits, with what guessing gives in words."""
-    note = "Accuracy ± standard error, below it the loss in nats. Framed: just trained. Below: after later tasks."
-    note += f" {chance[:1].upper()}{chance[1:]}." if chance else ""
-    return Heats([_heat_map(split) for split in forgetting.splits], note)
+    note = "Accuracy, its error, and the loss in nats. Framed: just trained. Below: after later tasks. "
+    return Heats([_heat_map(split) for split in forgetting.splits], f"{note}{sentence(chance)}".strip())
 
 
 def _heat_map(split: SplitForgetting) -> Heat:
@@ -23,7 +22,7 @@ def _heat_map(split: SplitForgetting) -> Heat:
         (name, [_cell(split, i, j, float(accuracy), scale) for j, accuracy in enumerate(row)])
         for i, (name, row) in enumerate(zip(row_names(split), accuracies(split), strict=True))
     ]
-    caption = f"{SPLIT_WORDS[split.split].capitalize()} items ({items_text(split)} a task)"
+    caption = f"{SPLIT_WORDS[split.split].capitalize()} items ({items_text(split)} a task; {error_text(split)})"
     return Heat(caption, tuple(map(display_name, split.task_names)), rows)
 
 

@@ -29,7 +29,8 @@ def rounded(values: Floats, digits: int = 5) -> list[Rounded]:
 class Plot:
     """Interactive plot. Colours that begin with @ are the page's own and follow its theme (assets/report.js).
 
-    `alt` describes the plot for screen readers. Plots of one `link` turn together.
+    `alt` describes the plot for screen readers. Plots of one `link` turn together. `alike` is the plot on the scale of all its
+    neighbours, which a switch of the page shows instead.
     """
 
     heading: str
@@ -40,6 +41,7 @@ class Plot:
     alarms: tuple[str, ...] = ()
     link: str = ""
     aspect: float = 0.7
+    alike: "Plot | None" = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Figures:
     note: str = ""
     numbers: Sequence[Table] = ()
     turn: str = ""
+
+    @property
+    def scales(self) -> bool:
+        """Whether its plots have a scale of their own and one of all."""
+        return any(plot.alike for plot in self.plots)
 
 
 @dataclass(frozen=True)

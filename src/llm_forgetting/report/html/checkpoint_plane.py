@@ -31,7 +31,8 @@ def _planes(planes: Sequence[PlaneView], paths: Sequence[PathScan]) -> Figures:
     rows = tuple((display_name(view.task), *map(measured, view.surface.at_checkpoints.values())) for view in planes)
     note = (
         f"The plane through {', '.join(names)}, in the Frobenius norm of ΔW. Arrows: from each of "
-        "them to the next; star: the best compromise t* on the path. Measured inside of the outline only."
+        "them to the next; star: t*, the point of the path with the lowest mean loss. Measured inside of the outline only: "
+        "next to the base model the loss may be too steep to be fitted."
     )
     table = Table("Measured loss at the checkpoints (nats)", ("loss of", *names), rows)
     return Figures(plots, min(len(plots), 2), note, [table])

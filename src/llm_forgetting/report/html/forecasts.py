@@ -1,19 +1,18 @@
 """Plot of forecast against observed: slope and curvature at a checkpoint, and what happened to the next."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from llm_forgetting.arrays import standard_error
-from llm_forgetting.forgetting.records import ItemRecord, Line
+from llm_forgetting.forgetting.records import Line
 from llm_forgetting.report.html.axes import error_bars, ticks_of
 from llm_forgetting.report.html.blocks import Block, Figures, Numbers, Plot, Prose, Spec, plain, rounded
 from llm_forgetting.report.html.lines import SYMBOLS
 from llm_forgetting.report.tables.curvature import forecast_table
-from llm_forgetting.report.tables.run import SPLIT_WORDS, display_name, measured, value_and_error
+from llm_forgetting.report.tables.run import SPLIT_WORDS, measured, value_and_error
 from llm_forgetting.report.views.axis_scale import AxisScale
+from llm_forgetting.report.views.forecasts import ComparedForecast, compared_forecasts, forecast_sentence
 from llm_forgetting.results import Results
 
 ORDERS = (("first_order", "first order"), ("second_order", "second order"))
@@ -23,62 +22,21 @@ FAR = 8.0
 MOST_DESCRIBED = 6
 
 
-@dataclass(frozen=True)
-class ComparedForecast:
-    """Forecasts by order and the observed change of one earlier task and split on one step, nats.
-
-    `stderr` is that of the observed change over the items, which are the same at both ends; None where they are not known.
-    """
-
-    name: str
-    split: str
-    forecasts: Mapping[str, float]
-    observed: float
-    stderr: float | None
-
-
 def forecast_blocks(results: Results, items: Sequence[Line]) -> list[Block]:
     """The plot and the table; the bars come from the items."""
     if not results.forecasts:
         return [Prose("Nothing was forecast in this run (curvature.forecast, or a single task).", quiet=True)]
     note = (
-        "A dot on the dashed line was forecast right; above it more was forgotten than forecast, below it less. The way in "
+        "A dot on the dashed line was forecast right; above it more was forgotten than forecast, below it less. The path in "
         "between, with the quadratic over it, is in the section before."
     )
+    forecasts = compared_forecasts(results, items)
+    failed = forecast_sentence(forecasts)
     return [
-        Figures([forecast_plot(compared_forecasts(results, items))], 2, note),
+        *([Prose(failed)] if failed else []),
+        Figures([forecast_plot(forecasts)], 2, note),
         Numbers(forecast_table(results)),
     ]
-
-
-def compared_forecasts(results: Results, items: Sequence[Line]) -> list[ComparedForecast]:
-    """Every forecast that was compared with what happened."""
-    losses: dict[tuple[str, str, str, str], float] = {
-        (item.checkpoint, item.task, item.split, item.id): item.loss for item in items if isinstance(item, ItemRecord)
-    }
-    return [
-        ComparedForecast(
-            f"{display_name(task)}, {SPLIT_WORDS[split]}, {display_name(step.start)} to {display_name(step.to)}",
-            split,
-            {"first_order": forecast.first_order, "second_order": forecast.second_order},
-            forecast.observed,
-            _paired_stderr(
-                *(
-                    [losses.get((checkpoint, task, split, item)) for item in forecast.items]
-                    for checkpoint in (step.start, step.to)
-                )
-            ),
-        )
-        for step in results.forecasts
-        for task, splits in step.tasks.items()
-        for split, forecast in splits.items()
-    ]
-
-
-def _paired_stderr(before: Sequence[float | None], after: Sequence[float | None]) -> float | None:
-    pairs = [(x, y) for x, y in zip(before, after, strict=True) if x is not None and y is not None]
-    stderr = standard_error([y - x for x, y in pairs]) if len(pairs) == len(before) else None
-    return None if stderr is None or math.isnan(stderr) else stderr
 
 
 def forecast_scale(forecasts: Sequence[ComparedForecast]) -> AxisScale:

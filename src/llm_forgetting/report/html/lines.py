@@ -35,12 +35,18 @@ def lines_blocks(results: Scanned) -> list[Block]:
     tasks = list(dict.fromkeys(ensemble.task for ensemble in ensembles))
     ensembles = sorted(ensembles, key=lambda ensemble: tasks.index(ensemble.task))
     columns = min(len({ensemble.checkpoint for ensemble in ensembles}), 3)
-    plots = [_ensemble_plot(e, _limits([o for o in ensembles if o.task == e.task])) for e in ensembles]
+    basin = f" Dashed: the basin, in which the mean rise is at most {ensembles[0].tau:g} nats."
     note = (
-        "Thin: one random direction each; bold: their mean, with a band of one standard error; dashed: the basin, in which the "
-        f"mean rise is at most {ensembles[0].tau:g} nats. Height is shared by the plots of one task."
+        "Thin: one random direction each; bold: their mean, with a band of one standard error."
+        f"{basin if any(ensemble.radius is not None for ensemble in ensembles) else ''} "
+        "Height is shared by the plots of one task."
     )
-    return [Figures(plots, columns, note=note, numbers=[_steps_table(ensembles)])]
+    return [Figures(ensemble_plots(ensembles), columns, note=note, numbers=[_steps_table(ensembles)])]
+
+
+def ensemble_plots(ensembles: Sequence[LineEnsemble]) -> list[Plot]:
+    """A plot each; those of one task are equally high."""
+    return [_ensemble_plot(e, _limits([o for o in ensembles if o.task == e.task])) for e in ensembles]
 
 
 def _limits(ensembles: Sequence[LineEnsemble]) -> list[Rounded]:

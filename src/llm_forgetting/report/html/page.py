@@ -1,7 +1,6 @@
 """A page as one HTML file: styles, scripts and plotly.js inside, and a policy that forbids every request."""
 
 import math
-from dataclasses import asdict
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -42,7 +41,8 @@ def _plotly() -> Markup:
 
 
 def _spec(plot: Plot) -> dict[str, object]:
-    return {key: _finite(value) for key, value in asdict(plot).items() if key in ("data", "layout", "alt")}
+    spec = {"alt": plot.alt, "data": _finite(plot.data), "layout": _finite(plot.layout)}
+    return spec if plot.alike is None else {**spec, "alike": _spec(plot.alike)}
 
 
 def _finite(value: Any) -> Any:

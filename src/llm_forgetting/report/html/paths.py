@@ -25,10 +25,10 @@ def absent(what: str, results: Scanned) -> Prose:
 
 
 def _paths(paths: Sequence[PathView], table: Table) -> Figures:
-    plots = [plot for path in paths for plot in (_losses(path), _accuracies(path))]
+    plots = [plot for path in paths for plot in (losses_plot(path), _accuracies(path))]
     forecast = (
         "thin dotted lines: the quadratic forecast from slope and curvature at t = 0, drawn as far as the loss goes; "
-        if any(view.quadratic is not None for path in paths for view in path.profiles)
+        if any(path.forecast for path in paths)
         else ""
     )
     note = (
@@ -38,7 +38,8 @@ def _paths(paths: Sequence[PathView], table: Table) -> Figures:
     return Figures(plots, 2, note, [table, _values(paths)])
 
 
-def _losses(path: PathView) -> Plot:
+def losses_plot(path: PathView) -> Plot:
+    """Every task's loss along a path, and its forecast."""
     data: list[Spec] = []
     for n, view in enumerate(path.profiles):
         name, loss = display_name(view.task), view.profile.loss
@@ -50,7 +51,7 @@ def _losses(path: PathView) -> Plot:
             thin = {"color": f"@line{n % 6}", "width": 1.5, "dash": "dot"}
             data.append(line(path.scan.steps, shown, f"forecast for {name}", n, line=thin))
     caption, repair = path.caption, path.scan.repair.t
-    alt = f"Loss on the way, {caption.heading}: {'; '.join(map(_describe, path.profiles))}. t* = {repair:.2f}."
+    alt = f"Loss along the path, {caption.heading}: {'; '.join(map(_describe, path.profiles))}. t* = {repair:.2f}."
     layout = _layout("loss (nats)", repair)
     return Plot(f"Loss, {caption.heading}", alt, data, layout, caption.plain_facts, caption.alarms)
 
@@ -70,17 +71,15 @@ def _accuracies(path: PathView) -> Plot:
         words.append(f"{name} from {number(accuracy[0])} to {number(accuracy[-1])}")
     layout = _layout("accuracy", path.scan.repair.t)
     layout["yaxis"]["range"] = [-0.04, 1.04]
-    return Plot(f"Accuracy, {path.caption.heading}", f"Accuracy on the way: {'; '.join(words)}.", data, layout)
+    return Plot(f"Accuracy, {path.caption.heading}", f"Accuracy along the path: {'; '.join(words)}.", data, layout)
 
 
 def _measured(path: PathView, values: Floats, n: int) -> Spec:
-    nodes = path.scan.nodes
-    inside = (nodes >= -1e-9) & (nodes <= 1 + 1e-9)
     return {
         "type": "scatter",
         "mode": "markers",
-        "x": rounded(nodes[inside]),
-        "y": rounded(values[inside]),
+        "x": rounded(path.scan.nodes[path.between]),
+        "y": rounded(values[path.between]),
         "hoverinfo": "skip",
         "marker": {"color": f"@line{n % 6}", "symbol": SYMBOLS[n % 6], "size": 7},
         "showlegend": False,
@@ -89,7 +88,7 @@ def _measured(path: PathView, values: Floats, n: int) -> Spec:
 
 def _layout(label: str, repair: float) -> Spec:
     return {
-        "xaxis": {"title": {"text": "share of the way, t"}, "range": [-0.02, 1.02]},
+        "xaxis": {"title": {"text": "fraction of the path, t"}, "range": [-0.02, 1.02]},
         "yaxis": {"title": {"text": label}},
         "shapes": [upright(repair, {"color": "@ink", "width": 1.2, "dash": "dot"})],
         "annotations": [above(repair, f"t* = {repair:.2f}")],
@@ -99,7 +98,7 @@ def _layout(label: str, repair: float) -> Spec:
 
 
 def _values(paths: Sequence[PathView]) -> Table:
-    """Losses along every path, at tenths of the way."""
+    """Losses along every path, at tenths of it."""
     tenths = np.linspace(0, 1, 11)
     rows = []
     for path in paths:
@@ -108,4 +107,4 @@ def _values(paths: Sequence[PathView]) -> Table:
             (f"{display_name(view.task)}, {path.caption.heading}", *(number(view.profile.loss[n]) for n in at))
             for view in path.profiles
         ]
-    return Table("Loss along the way (nats)", ("loss of", *(f"t = {t:.1f}" for t in tenths)), tuple(rows))
+    return Table("Loss along the path (nats)", ("loss of", *(f"t = {t:.1f}" for t in tenths)), tuple(rows))

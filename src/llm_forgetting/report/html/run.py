@@ -58,7 +58,9 @@ def run_page(results: Results, items: Sequence[Line], questions: Questions | Non
 
 def _title(tasks: Sequence[str]) -> str:
     first, *others = map(display_name, tasks)
-    return f"What became of {first} after {', then '.join(others)}" if others else f"Fine-tuning on {first}"
+    return (
+        f"Forgetting of {first} after fine-tuning on {', then '.join(others)}" if others else f"Fine-tuning on {first}"
+    )
 
 
 def _tiles(results: Results) -> list[Tile]:
@@ -142,7 +144,7 @@ def _method(results: Results) -> list[Block]:
                 "happens to write its update.",
                 "Surfaces are fits to letter logits at some well-placed points; their error is the largest at fresh random "
                 "points, and not a bound.",
-                "A forecast is a Taylor series at the earlier checkpoint along the way that the next task took.",
+                "A forecast is a Taylor series at the earlier checkpoint along the step to the next.",
             )
         ),
         Points(

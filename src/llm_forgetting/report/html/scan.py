@@ -21,7 +21,7 @@ def scan_page(results: ScanResults) -> Page:
     model = results.model
     first, *others = (Path(path).name or path for path in results.adapters.values())
     return Page(
-        title=f"The loss landscape around {first}" + "".join(f", and on the way to {other}" for other in others),
+        title=f"The loss landscape around {first}" + "".join(f", and on the path to {other}" for other in others),
         kicker=f"llm-forgetting landscape · {model_name(model)} · {model.parameters:,} parameters",
         answers=[*_around(results), *_on_the_way(results)],
         warnings=results.warnings,

@@ -3,19 +3,26 @@
 from llm_forgetting.report.html.blocks import Block, Code, Figures, Numbers, Page, Points, Prose, Section, Tile
 from llm_forgetting.report.html.study_plots import measures_plot, scatter_plot, trade_off_plot
 from llm_forgetting.report.tables.run import Table, value_and_error
-from llm_forgetting.report.tables.study import conclusions, effects_table, measures_table, robustness_table
+from llm_forgetting.report.tables.study import conclusions, effects_table, measures_table, robustness_table, verdict
 from llm_forgetting.report.views.study import StudyContent, title
 
 
 def study_page(study: StudyContent) -> Page:
-    """Every question first; what the study did not measure is said in a sentence."""
+    """The first question in a word and a picture, then all others; what the study did not measure is said in a sentence."""
+    (question, sentences), *others = conclusions(study)
+    more = (
+        [Section("answers", "The other questions", [Points(said, asked) for asked, said in others])] if others else []
+    )
     return Page(
         title=f"Study {study['name']}",
-        kicker=f"llm-forgetting study · {_setting(study)}{study['runs']} runs of {study['pairs']} task pairs",
-        answers=conclusions(study),
+        kicker=f"llm-forgetting study · {study['runs']} runs of {study['pairs']} task pairs",
+        set_up=f"Model: {study['model']}. Tasks: {study['tasks']}." if "model" in study else "",
+        answers=[(question, [f"{verdict(study)}.", *sentences])],
         tiles=_tiles(study),
         warnings=[f"{name} failed: {why}" for name, why in study["failures"].items()],
         sections=[
+            Section("runs", "The runs", _runs(study)),
+            *more,
             Section("measures", "What goes with forgetting", _measures(study)),
             Section("forecast", "Forecast and observed", _forecast(study)),
             Section("arms", "Interventions", _arms(study)),
@@ -24,11 +31,6 @@ def study_page(study: StudyContent) -> Page:
         ],
         footer=["Every run is one seed of one small model on few items."],
     )
-
-
-def _setting(study: StudyContent) -> str:
-    """Model and tasks, where study.json names them."""
-    return f"{study['model']} · {study['tasks']} · " if "model" in study else ""
 
 
 def _tiles(study: StudyContent) -> list[Tile]:
@@ -52,14 +54,19 @@ def _primary(study: StudyContent) -> Tile:
     return Tile(label, f"{float(rho['value']):+z.2f}", note)
 
 
-def _measures(study: StudyContent) -> list[Block]:
+def _runs(study: StudyContent) -> list[Block]:
     if "associations" not in study:
         return [Prose("No run of this study holds the primary measure, so nothing was associated.", quiet=True)]
     analysis = study["analysis"]
-    plots = [measures_plot(study), scatter_plot(study, analysis["primary"], analysis["outcome"])]
+    return [Figures([scatter_plot(study, analysis["primary"], analysis["outcome"])], 1, "A dot is one run, one seed.")]
+
+
+def _measures(study: StudyContent) -> list[Block]:
+    if "associations" not in study:
+        return [Prose("No measure of this study was associated with forgetting.", quiet=True)]
     absent = study["absent"]
     return [
-        Figures(plots, 1, "A dot is one run, one seed. Bars: 95% intervals."),
+        Figures([measures_plot(study)], 1, "Bars: 95% intervals."),
         Numbers(measures_table(study)),
         Numbers(robustness_table(study)),
         *([Prose(f"Not measured in this study: {', '.join(absent)}.", quiet=True)] if absent else []),

@@ -1,49 +1,59 @@
-"""Plots of the loss surfaces around every checkpoint: in three dimensions and as contours, on one colour scale."""
+"""Plots of the loss surfaces around every checkpoint: solid and as contours, each on its own scale or all on one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from llm_forgetting.report.figures.contours import shared_norm, step_between_lines
-from llm_forgetting.report.html.blocks import Block, Figures, Plot, Prose, Spec, plain, rounded
+from llm_forgetting.report.html.blocks import Block, Figures, Numbers, Plot, Prose, Spec, plain, rounded
 from llm_forgetting.report.html.colour_scale import Scale
 from llm_forgetting.report.html.contours import CHECKPOINT, contours, dots
 from llm_forgetting.report.tables.run import Scanned, flatness_table, landscape_table, number
 from llm_forgetting.report.views.captions import breakable, step_unit
 from llm_forgetting.report.views.surfaces import SurfaceView, surface_views
 
+Drawing = Callable[[SurfaceView, Sequence[SurfaceView]], Plot]
 # Every three-dimensional plot takes one of the some sixteen WebGL contexts that a browser allows a page.
 MOST_IN_3D = 9
 
 
 def landscape_blocks(results: Scanned) -> list[Block]:
-    """Every surface twice, and the tables behind them."""
+    """Every surface twice, and their tables."""
     surfaces = _task_by_task(surface_views(results))
-    scale = Scale(shared_norm(surface.values for surface in surfaces))
     columns = min(len({surface.checkpoint for surface in surfaces}), 3)
-    shown = surfaces[:MOST_IN_3D]
-    numbers = [landscape_table(results), flatness_table(results)]
-    blocks: list[Block] = [
+    around = Prose(
+        "The loss around each checkpoint (a column each) of each task (a row each), on a plane of two random directions."
+    )
+    tables = [Numbers(make(results)) for make in (landscape_table, flatness_table)]
+    return [around, *surface_blocks(surfaces, columns), *tables]
+
+
+def surface_blocks(surfaces: Sequence[SurfaceView], columns: int) -> list[Block]:
+    """The surfaces in three dimensions and as contours, `columns` in a row."""
+    return [
         Prose(
-            "The loss around each checkpoint (a column each) of each task (a row each), on a plane of two random directions. "
-            "Height and colour are the same in all of them. Turn one and all turn; with the keyboard, focus a surface "
-            "and use the arrow keys, or the buttons."
+            "Each surface has its own scale of heights and colours, so that its shape shows; the switch puts all on "
+            "one. Turn one and all turn: with the mouse, the buttons, or the arrow keys on a focused surface."
         ),
         Figures(
-            [surface_3d(surface, scale, surfaces) for surface in shown],
+            [_both(surface_3d, surface, surfaces) for surface in surfaces[:MOST_IN_3D]],
             columns,
             turn="surfaces",
             note=_left_out(surfaces),
         ),
         Figures(
-            [contour_plot(surface, scale) for surface in surfaces],
+            [_both(contour_plot, surface, surfaces) for surface in surfaces],
             columns,
-            note="Colour is shared by all surfaces, the labelled lines are each surface's own; black dots are the points that "
-            "were evaluated for the fit, the white one is the checkpoint.",
-            numbers=numbers,
+            note="Black dots are the points that were evaluated for the fit, the white one is the checkpoint.",
         ),
     ]
-    return blocks
+
+
+def _both(draw: Drawing, surface: SurfaceView, others: Sequence[SurfaceView]) -> Plot:
+    """The plot on the surface's own scale, and as `alike` on that of all."""
+    alike = draw(surface, others) if len(others) > 1 else None
+    return replace(draw(surface, [surface]), alike=alike)
 
 
 def _task_by_task(surfaces: Sequence[SurfaceView]) -> list[SurfaceView]:
@@ -57,11 +67,12 @@ def _left_out(surfaces: Sequence[SurfaceView]) -> str:
     return f"{len(surfaces) - MOST_IN_3D} more surfaces are shown as contours only: a page holds no more in three dimensions."
 
 
-def surface_3d(surface: SurfaceView, scale: Scale, others: Sequence[SurfaceView]) -> Plot:
-    """One surface in three dimensions, as high as the highest of all."""
+def surface_3d(surface: SurfaceView, others: Sequence[SurfaceView]) -> Plot:
+    """One surface in three dimensions, on the scale that `others` need."""
     low, high = _range(others)
-    title = {"font": {"size": 11}}
-    axis: Spec = {"nticks": 5, "tickfont": {"size": 10}}
+    scale = Scale(shared_norm(other.values for other in others))
+    title = {"font": {"size": 12}}
+    axis: Spec = {"nticks": 5, "tickfont": {"size": 11}}
     data: list[Spec] = [
         {
             "type": "surface",
@@ -87,17 +98,22 @@ def surface_3d(surface: SurfaceView, scale: Scale, others: Sequence[SurfaceView]
             "type": "scatter3d",
             "x": [0],
             "y": [0],
-            "z": rounded(np.array([surface.centre])),
+            "z": rounded(np.array([surface.centre + 0.02 * (high - low)])),  # else half sunk in the surface
+            "customdata": rounded(np.array([surface.centre])),
             "mode": "markers",
-            "marker": {**CHECKPOINT, "size": 4},
-            "hovertemplate": "checkpoint<br>loss %{z:.3g} nats<extra></extra>",
+            "marker": {**CHECKPOINT, "size": 5},
+            "hovertemplate": "checkpoint<br>loss %{customdata:.3g} nats<extra></extra>",
         },
     ]
     layout = {
         "scene": {
             "xaxis": {**axis, "title": {"text": "direction 1", **title}},
             "yaxis": {**axis, "title": {"text": "direction 2", **title}},
-            "zaxis": {**axis, "title": {"text": "nats", **title}, "range": [low - 0.02 * (high - low), high]},
+            "zaxis": {
+                **axis,
+                "title": {"text": "loss (nats)", **title},
+                "range": [low - 0.02 * (high - low), high + 0.03 * (high - low)],
+            },
             "aspectmode": "manual",
             "aspectratio": {"x": 1, "y": 1, "z": 0.75},
         },
@@ -133,8 +149,9 @@ def _describe(surface: SurfaceView) -> str:
     return f"{surface.caption.heading}: {centre} nats at the checkpoint, {low} to {high} over the plane."
 
 
-def contour_plot(surface: SurfaceView, scale: Scale) -> Plot:
-    """Filled contours with first direction to the right and second upwards; cells that are not finite are hatched."""
+def contour_plot(surface: SurfaceView, others: Sequence[SurfaceView]) -> Plot:
+    """Filled contours in the colours that `others` need: first direction to the right, second upwards; not finite: hatched."""
+    scale = Scale(shared_norm(other.values for other in others))
     alphas, betas = surface.alphas, surface.betas
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)], dtype=float) * (alphas[-1], betas[-1])
     unit = step_unit(surface.space)

@@ -37,8 +37,8 @@ def forecast_table(results: Results) -> Table:
         if step.rivals is not None:
             notes.append(_describe_baselines(step.rivals))
     note = (
-        "change of the mean loss, from slope and curvature at the earlier checkpoint along the way to the later one: first "
-        "order g.D, second order g.D + D.HD / 2; holds until: the share of the way up to which the second order is within "
+        "change of the mean loss, from slope and curvature at the earlier checkpoint along the path to the later one: first "
+        "order g.D, second order g.D + D.HD / 2; holds until: the fraction of the path up to which the second order is within "
         f"{results.config.landscape.tau:g} nats."
     )
     header = ("forecast of forgetting", "items", "1st order", "2nd order", "observed", "holds until")
@@ -62,7 +62,7 @@ def _describe_baselines(predictors: RivalPredictors) -> str:
     )
     return (
         f"{display_name(predictors.task)}: lambda_max |D|^2 / 2 = {predictors.quadratic_bound:.3g}, which a quadratic at "
-        f"its minimum would not exceed; a random step of this length {average}; how many times more curved the way taken is: "
+        f"its minimum would not exceed; a random step of this length {average}; curvature along the step over the average: "
         f"{alignment or 'too uncertain to say'}; relative critical sharpness: {critical or '-'}."
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from llm_forgetting.forgetting.records import Line
 from llm_forgetting.report.set_up import model_name, set_up
 from llm_forgetting.report.tables.closing import landscape_sentence
 from llm_forgetting.report.tables.curvature import curvature_table, forecast_table
@@ -18,6 +19,7 @@ from llm_forgetting.report.tables.run import (
     summary_table,
 )
 from llm_forgetting.report.tables.spurious import spurious_table
+from llm_forgetting.report.views.forecasts import compared_forecasts, forecast_sentence
 from llm_forgetting.results import InterventionRecord, Results
 
 
@@ -38,10 +40,11 @@ def all_tables(results: Results) -> list[Table]:
     return [make(results) for make in makers]
 
 
-def results_markdown(results: Results) -> str:
-    """results.md: the answer, every table, the figures, the warnings, and how to do it again."""
+def results_markdown(results: Results, items: Sequence[Line] = ()) -> str:
+    """results.md: the answer, every table, the figures, the warnings, and how to do it again; `items` judge the forecast."""
     parts = [f"# {results.answer}", "", set_up(results), ""]
-    parts += [said, ""] if (said := landscape_sentence(results)) else []
+    for said in (landscape_sentence(results), forecast_sentence(compared_forecasts(results, items))):
+        parts += [said, ""] if said else []
     for table in all_tables(results):
         parts += [f"## {table.title}", "", *markdown_rows(table), "", *([table.note, ""] if table.note else [])]
     if results.figures:

@@ -219,7 +219,7 @@ def _cells_and_fits(landscapes: Collection[CheckpointLandscape]) -> str:
         spent = " or ".join(str(count) for count in sorted({fit.evaluations for fit in fits}))
         parts.append(
             f"{cells} x {cells} cells from a fit to {spent} evaluations; error: the largest at random points that the fit had "
-            f"not seen ({fits[0].check_points} or more), as a share of the range (at most 2 nats), asked for "
+            f"not seen ({fits[0].check_points} or more), as a fraction of the range (at most 2 nats), tolerance "
             f"{share(fits[0].tolerance)}"
         )
     return "; ".join(parts)
@@ -273,12 +273,12 @@ def flatness_table(results: Scanned) -> Table:
             )
     first = next(iter(results.landscapes.values()))
     surface = next(iter(first.surfaces.values()))
-    header = ("loss of", "items", "curvature", "mean rise", "basin radius", "share of plane")
+    header = ("loss of", "items", "curvature", "mean rise", "basin radius", "fraction within")
     note = (
         f"curvature: largest |eigenvalue| at the centre, ± change between the last two polynomial degrees; mean rise at "
         f"distance {first.distance:g} over {surface.mean_rise.directions} directions, ± standard error; basin "
-        f"radius: how far their mean loss stays within {surface.lines.basin_radius.tau:g} nats of the centre's; share of "
-        f"plane: fraction of the square with loss within as much of the centre's."
+        f"radius: how far their mean loss stays within {surface.lines.basin_radius.tau:g} nats of the centre's; fraction "
+        f"within: of the square, with loss within as much of the centre's."
     )
     return Table("Flatness (nats)", header, tuple(rows), note)
 

@@ -10,6 +10,9 @@ from llm_forgetting.report.tables.run import Table, p_text
 Study = Mapping[str, Any]
 """What study.json holds, or an object in it."""
 
+# The level of study.statistics.power.SIGNIFICANCE, which stands on a higher floor.
+LEVEL = 0.05
+
 QUESTIONS = {
     "flatness": "Does a flatter landscape go with less forgetting?",
     "change": "How does the landscape change with a new task?",
@@ -25,6 +28,16 @@ def conclusions(study: Study) -> list[tuple[str, list[str]]]:
     answers = study["answers"]
     asked = [(question, answers[key]) for key, question in QUESTIONS.items() if answers.get(key)]
     return [(question, [answer] if isinstance(answer, str) else list(answer)) for question, answer in asked]
+
+
+def verdict(study: Study) -> str:
+    """The answer to the first question in a word: yes, no (the opposite is shown), or not shown."""
+    table = study.get("associations")
+    primary = {} if table is None else table["measures"][table["primary"]]
+    rho, p = primary.get("spearman_within_pairs"), primary.get("p_value")
+    if rho is None or p is None or primary["refusal"] or p > LEVEL:
+        return "Not shown"
+    return "Yes, in these runs" if rho["value"] > 0 else "No: in these runs flatter ones forgot more"
 
 
 def study_tables(study: Study) -> list[Table]:

@@ -3,8 +3,9 @@
 import numpy as np
 
 from llm_forgetting.arrays import Floats
+from llm_forgetting.forgetting.intervals import MINIMUM_ITEMS, Proportion
 from llm_forgetting.forgetting.records import SplitForgetting
-from llm_forgetting.report.tables.run import display_name, number, value_and_error
+from llm_forgetting.report.tables.run import display_name, measured, number
 
 
 def accuracies(split: SplitForgetting) -> Floats:
@@ -23,8 +24,18 @@ def items_text(split: SplitForgetting) -> str:
     return " or ".join(map(str, sorted({cell.n for cell in split.accuracy.cells[0]})))
 
 
-def cell_lines(split: SplitForgetting, i: int, j: int) -> tuple[str, str]:
-    """Accuracy with its standard error, and loss, of checkpoint i on task j."""
-    accuracy = split.accuracy.cells[i][j]
-    stderr = None if accuracy.stderr is None or np.isnan(accuracy.stderr) else accuracy.stderr
-    return value_and_error(accuracy.value, stderr), f"loss {number(split.loss.cells[i][j].value)}"
+def cell_lines(split: SplitForgetting, i: int, j: int) -> tuple[str, str, str]:
+    """Accuracy of checkpoint i on task j, its Wilson interval (counts where items are too few for one), and the loss."""
+    accuracy, loss = split.accuracy.cells[i][j], split.loss.cells[i][j]
+    ends, error = accuracy.interval, ""
+    if ends:
+        error = f"[{number(ends.low)}, {number(ends.high)}]"
+    elif isinstance(accuracy, Proportion):
+        error = f"{accuracy.correct} of {accuracy.n}"
+    return number(accuracy.value), error, f"loss {measured(loss.value)}"
+
+
+def error_text(split: SplitForgetting) -> str:
+    """What the second line of every cell is."""
+    with_intervals = all(cell.interval for cell in split.accuracy.cells[0])
+    return "brackets: 95% Wilson interval" if with_intervals else f"too few items for intervals (below {MINIMUM_ITEMS})"

@@ -7,8 +7,11 @@ import numpy as np
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.metrics import RANGE_CAP
 from llm_forgetting.landscape.records import FitError, FitSummary
-from llm_forgetting.report.tables.run import percent_above
+from llm_forgetting.report.tables.run import percent_above, share
 from llm_forgetting.report.views.captions import together
+
+# A larger error is marked even where a fit was allowed it.
+MARKED = 0.01
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,12 @@ def surface_quality(fit: FitSummary | None, error: FitError | None, values: Floa
 
 
 def fit_quality(error: FitError, values: Floats, *, evaluations: int, tolerance: float) -> FitQuality:
-    """Quality of fitted `values`, any shape, in nats; an error above the tolerance is an alarm."""
+    """Quality of fitted `values`, any shape, in nats; an error above the tolerance, or above 1%, is an alarm."""
     finite = values[np.isfinite(values)]
     size = f"of {RANGE_CAP:g} nats" if finite.size and np.ptp(finite) > RANGE_CAP else "of the range"
-    count = f"{evaluations} evaluations"
+    count, text = f"{evaluations} evaluations", together(f"error {percent_above(error.relative)} {size}")
     if not error.relative <= tolerance:
-        return FitQuality(count, (f"NOT CONVERGED: {together(f'error {percent_above(error.relative)} {size}')}",))
-    return FitQuality(f"{count}, {together(f'error {percent_above(error.relative)} {size}')}")
+        return FitQuality(count, (f"NOT CONVERGED: {text}",))
+    if error.relative > MARKED:
+        return FitQuality(count, (f"{text} {together(f'(accepted up to {share(tolerance)})')}",))
+    return FitQuality(f"{count}, {text}")

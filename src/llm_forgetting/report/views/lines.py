@@ -48,6 +48,7 @@ def _line_ensemble(
     quality = surface_quality(landscape.fit, surface.error, surface.loss)
     mean_rise = value_and_error(rise.value, rise.stderr).replace("-", "\N{MINUS SIGN}")
     reach = f"basin wider than {landscape.distance:g}" if basin.value is None else f"basin radius {basin.value:.2g}"
+    reach = "not a minimum" if rise.value < 0 else reach
     facts = (
         f"{len(surface.items)} {split} items, {together(f'loss {measured(centre)} at 0')}",
         f"plane: {quality.fact}",

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llm_forgetting.arrays import Floats
 from llm_forgetting.curvature.records import PathForecast
 from llm_forgetting.landscape.records import PathProfile, PathScan
@@ -34,6 +37,16 @@ class PathView:
     scan: PathScan
     profiles: tuple[ProfileView, ...]
     caption: Caption
+
+    @property
+    def between(self) -> NDArray[np.bool_]:
+        """Which nodes lie on the way itself; the fit also uses some beyond its ends."""
+        return (self.scan.nodes >= -1e-9) & (self.scan.nodes <= 1 + 1e-9)
+
+    @property
+    def forecast(self) -> bool:
+        """Whether any task has a forecast."""
+        return any(view.quadratic is not None for view in self.profiles)
 
 
 def path_views(results: Scanned) -> list[PathView]:
@@ -77,7 +90,7 @@ def _path_view(path: PathScan, split: str, forecasts: Mapping[str, PathForecast]
         f"{' or '.join(map(str, counts))} {split} items per task",
         quality.fact,
         f"barrier: {', '.join(barriers)}" if barriers else "no barrier",
-        *([f"thin: quadratic forecast, holds for {', '.join(valid)}"] if valid else []),
+        *([f"quadratic forecast holds for {', '.join(valid)}"] if valid else []),
     )
     heading = f"{display_name(path.start)} to {display_name(path.to)}"
     return PathView(path, profiles, Caption(heading, facts, quality.alarms, above=14))

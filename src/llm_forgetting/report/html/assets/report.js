@@ -3,11 +3,11 @@
   // `solid` is the ink of three-dimensional plots, which are printed as they stand on the screen: also to be read on white.
   const palettes = {
     light: {
-      ink: "#1b1f24", solid: "#1b1f24", quiet: "#59616b", grid: "#e3e6ea", ground: "#ffffff",
+      ink: "#1b1f24", solid: "#1b1f24", quiet: "#59616b", grid: "#e3e6ea", mesh: "#b9c0c8", ground: "#ffffff",
       line: ["#0072B2", "#D55E00", "#009E73", "#B2599A", "#B07A00", "#2C8FC9"],
     },
     dark: {
-      ink: "#e7e9ec", solid: "#8c96a1", quiet: "#a7b0ba", grid: "#333b44", ground: "#15181c",
+      ink: "#e7e9ec", solid: "#8c96a1", quiet: "#a7b0ba", grid: "#333b44", mesh: "#56606b", ground: "#15181c",
       line: ["#6BB8EA", "#F2935A", "#45C79F", "#E0A0CB", "#E9BE52", "#9AD4F5"],
     },
   };
@@ -47,7 +47,7 @@
       gridcolor: palette.grid, zerolinecolor: palette.grid, linecolor: palette.quiet, tickcolor: palette.quiet,
       ticks: "outside", ticklen: 4, automargin: true, title: { standoff: 8 },
     };
-    const deep = { gridcolor: palette.grid, zerolinecolor: palette.grid, linecolor: palette.quiet, color: palette.solid, showbackground: false };
+    const deep = { gridcolor: palette.mesh, zerolinecolor: palette.mesh, linecolor: palette.quiet, color: palette.solid, showbackground: false };
     return {
       layout: {
         font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: palette.ink },
@@ -61,15 +61,17 @@
   }
 
   const specs = new Map(plots.map((plot) => [plot, JSON.parse(plot.parentElement.querySelector("script").textContent)]));
+  const alike = document.getElementById("alike");
+  const shown = (plot) => (alike?.checked && specs.get(plot).alike) || specs.get(plot);
 
   // On paper a plot has the size that its place has there; a browser does not wait for it to be measured again.
   // Three-dimensional ones would be drawn too late in a new size, and are shrunk as they are.
   function figure(plot, name) {
-    const as = specs.get(plot).layout.scene && plot._fullLayout;
+    const as = shown(plot).layout.scene && plot._fullLayout;
     const [width, height] = as ? [as.width, as.height] : [plot.clientWidth, plot.clientHeight];
     const paper = "printing" in root.dataset ? { width, height, autosize: false } : {};
     const palette = palettes[name];
-    const spec = paint(specs.get(plot), palette);
+    const spec = paint(shown(plot), palette);
     const layout = { margin: { l: 50, r: 12, t: 24, b: 40 }, ...spec.layout, template: template(palette), autosize: true, ...paper };
     if (layout.scene) layout.scene = { ...layout.scene, camera: structuredClone(cameras[plot.dataset.link] || START) };
     return [spec.data, layout];
@@ -165,6 +167,7 @@
     repaint(name);
   }
   button.addEventListener("click", () => apply(theme === "dark" ? "light" : "dark"));
+  alike?.addEventListener("change", () => repaint(theme));
   preference.addEventListener("change", (event) => apply(event.matches ? "dark" : "light"));
   apply(theme);
 
@@ -181,8 +184,12 @@
     soon(drawNext);
   }
   window.addEventListener("load", () => window.setTimeout(() => soon(drawNext), 300));
+  // Numbers that are folded away are printed too; questions as they stand.
+  let unfolded = [];
   window.addEventListener("beforeprint", () => {
     root.dataset.theme = "light";
+    unfolded = [...document.querySelectorAll("details:not([open])")].filter((part) => part.querySelector("table"));
+    for (const part of unfolded) part.open = true;
     plots.forEach(draw);
     const solid = [...drawn].filter((plot) => plot._fullLayout && plot._fullLayout.scene);
     const wide = new Map(solid.map((plot) => [plot, plot.clientWidth]));
@@ -195,9 +202,18 @@
   });
   window.addEventListener("afterprint", () => {
     delete root.dataset.printing;
+    for (const part of unfolded) part.open = false;
     for (const plot of drawn) if (plot.firstElementChild) plot.firstElementChild.style.transform = "";
     apply(theme);
   });
+
+  // What goes on beyond its right edge fades out there.
+  const fade = (box) => box.toggleAttribute("data-more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+  const edges = new ResizeObserver((entries) => entries.forEach((entry) => fade(entry.target)));
+  for (const box of document.querySelectorAll(".wide, nav ul")) {
+    edges.observe(box);
+    box.addEventListener("scroll", () => fade(box), { passive: true });
+  }
 
   for (const listing of document.querySelectorAll(".listing")) {
     const body = listing.querySelector("tbody");
