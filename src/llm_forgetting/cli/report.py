@@ -48,7 +48,10 @@ def draw_report(folder: Path) -> Path:
     if (folder / "results.json").is_file():
         return files.write_run_report(read_results(folder), read_items(folder), folder)
     if (folder / "study.json").is_file():
-        return files.write_study_report(read_json(folder / "study.json"), folder)
+        try:
+            return files.write_study_report(read_json(folder / "study.json"), folder)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # it is read without a type
+            raise UserError(f"{folder / 'study.json'} must be what a study wrote, and is not: {error!r}") from error
     if (folder / "landscape.json").is_file():
         return files.write_scan_report(read_scan(folder), folder)
     if (folder / "evaluation.json").is_file():

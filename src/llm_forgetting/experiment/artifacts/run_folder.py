@@ -3,17 +3,33 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llm_forgetting.errors import UserError
+from llm_forgetting.errors import UserError, refusal
 from llm_forgetting.experiment.artifacts.meter import Meter
 from llm_forgetting.experiment.artifacts.phase_artifacts import Phase, PhaseArtifact, Result, artifact_kind
 from llm_forgetting.files import decode, encode, write_text
 from llm_forgetting.results import Timing
+
+
+@contextmanager
+def holding(lock: Path, busy: str) -> Iterator[None]:
+    """Hold the file `lock` for this process; UserError `busy` where another one does, or for what the system refuses."""
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(busy) from error
+    except OSError as error:
+        raise UserError(refusal(OSError(error.errno, error.strerror, str(lock)))) from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 class RunFolder:
@@ -22,7 +38,6 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.phases = path / "phases"
-        self._lock = FileLock(path / ".lock")
 
     @classmethod
     def create(cls, parent: Path, prefix: str = "experiment") -> "RunFolder":
@@ -54,17 +69,10 @@ class RunFolder:
             raise UserError(f"--resume needs a folder that can be written, {path} cannot ({error.strerror})") from error
         return cls(path)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the folder for this process."""
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(f"{self.path} is being written by another process; wait for it or end it first") from error
-        try:
-            yield
-        finally:
-            self._lock.release()
+        busy = f"{self.path} is being written by another process; wait for it or end it first"
+        return holding(self.path / ".lock", busy)
 
     def remove_if_unused(self) -> None:
         """Remove the folder unless a phase was finished in it: a mistyped name leaves nothing behind."""
