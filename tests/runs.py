@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,12 +53,16 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Moment:
-    """When a process ends itself: `kind` is a method of `_Sabotage`, `what` and `count` say where exactly."""
+    """When a process ends itself: `kind` is a method of `_Sabotage`, `what` and `count` say where exactly.
+
+    `times`: the signal comes so often, 5 ms apart.
+    """
 
     kind: str
     what: str = ""
     count: int = 1
     signal: int = signal.SIGKILL
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,8 @@ class _Sabotage:
 
     def _strike(self, where: str) -> None:
         os.write(2, f"struck at {where}\n".encode())
+        for n in range(1, self.moment.times):
+            threading.Timer(0.005 * n, os.kill, (os.getpid(), self.moment.signal)).start()
         os.kill(os.getpid(), self.moment.signal)
         time.sleep(0.01)  # a SIGINT is raised here
 

@@ -1,6 +1,8 @@
 """The exceptions that are meant for the user's eyes, and what is said of those that only the system can explain."""
 
 import errno
+import os
+import re
 
 
 class UserError(Exception):
@@ -34,6 +36,19 @@ def refusal(error: OSError, folder: object = "a file") -> str:
         return f"{type(error).__name__}: {said}"
     what = f"{folder} could not be written" if error.filename is None else f"{error.filename} could not be used"
     return f"{what}: {said}; {_REMEDIES.get(error.errno, 'check that path')}"
+
+
+def system_error(error: Exception) -> OSError | None:
+    """`error` as what the system refused, also where a library says so in words of its own; None for anything else."""
+    if isinstance(error, OSError):
+        return error
+    if number := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors, tokenizers
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if type(error).__name__ == "SafetensorError":
+        return OSError(str(error))
+    if "inline_container" in str(error):  # all that torch.save says where the disk is full
+        return OSError("a file of weights was not taken whole")
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

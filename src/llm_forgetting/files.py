@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -286,19 +287,32 @@ def read_yaml(path: Path, setting: str, *, texts: bool = False) -> Json:
         raise UserError(f"{path} must be YAML in UTF-8: {' '.join(str(error).split())}") from error
 
 
-def read_regular(path: Path, setting: str) -> bytes:
-    """The bytes of a small regular file: a pipe would be waited for without end."""
+def read_regular(path: Path, setting: str, kind: str = "a YAML file", most: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular file of at most `most`, which must be `kind`: a pipe would be waited for without end."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"{setting} must be a YAML file; {path} is a folder, pipe or device")
-        if found.st_size > MAX_BYTES:
-            raise UserError(
-                f"{setting} must be a YAML file of at most {MAX_BYTES:,} bytes; {path} has {found.st_size:,}"
-            )
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{setting} must be {kind}; {path} is a folder, pipe or device")
+        if status.st_size > most:
+            raise UserError(f"{setting} must be {kind} of at most {most:,} bytes; {path} has {status.st_size:,}")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{setting} must be a YAML file; {path} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{setting} must be {kind}; {path} cannot be read: {error.strerror or error}") from error
+
+
+def user_path(text: str) -> Path:
+    """The path that `text` names, `~` being a home folder; UserError where nobody here is called so."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{text} must begin with a home folder that is known here, or be written out: {error}"
+        ) from error
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can be written: in UTF-8 (no half of a surrogate pair), and without NUL."""
+    return "\0" not in text and not re.search("[\ud800-\udfff]", text)
 
 
 class _Texts(yaml.SafeLoader):
@@ -321,6 +335,8 @@ class _Texts(yaml.SafeLoader):
         self._depth -= 1
         if alias and id(node) not in self._sizes:
             raise _wrong("an alias must not stand inside what it names", event)
+        if isinstance(event, yaml.ScalarEvent) and not is_text(event.value):
+            raise _wrong("must be text in UTF-8 without NUL", event)
         length = len(event.value) if isinstance(event, yaml.ScalarEvent) else 0
         self._values += self._sizes[id(node)] if alias else 1 + length // _CHARACTERS
         if self._values > MAX_VALUES:
@@ -362,7 +378,7 @@ def _number(loader: _Values, node: yaml.ScalarNode) -> float:
         value = int(node.value.replace("_", "")) if kind == "int" else float(loader.construct_yaml_float(node))
     except ValueError as error:
         raise _wrong(f"must be a number, was {node.value[:20]}", node) from error
-    if not math.isfinite(value):
+    if not abs(value) <= sys.float_info.max:
         raise _wrong(f"a number must be finite, was {node.value[:20]}", node)
     return value
 

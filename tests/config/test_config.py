@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import yaml
+from bad_inputs import BOMB
 
 from llm_forgetting.cli.main import SHORT_FLAGS, parse_run
 from llm_forgetting.config.files import PRESETS, config_help, dotted_paths, parse_config
 from llm_forgetting.config.paths import to_dict
-from llm_forgetting.config.rules import lower_bounds
+from llm_forgetting.config.rules import bounds_of
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig, LandscapeConfig, LoraConfig, TrainingConfig
 from llm_forgetting.errors import UserError
 
-LOWER_BOUNDS = lower_bounds(ExperimentConfig())
+BOUNDS = bounds_of(ExperimentConfig())
 
 
 def resolved(*arguments: str) -> ExperimentConfig:
@@ -46,11 +47,6 @@ def own_file(folder: Path, text: str) -> str:
 
 def preset_text(name: str) -> str:
     return resources.files("llm_forgetting").joinpath(f"presets/{name}.yaml").read_text(encoding="utf-8")
-
-
-BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
-    f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]\n" for n in range(9)
-)
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------
@@ -338,7 +334,6 @@ IMPOSSIBLE = [
     ),
     ("landscape.num_items", ["--landscape.num_items", "41"], "at most data.train_items=40, was 41"),
     ("landscape.num_items", ["--landscape.items", "test", "--landscape.num_items", "11"], "data.test_items=10, was 11"),
-    ("landscape.self_test_items", ["--landscape.num_items", "4"], "at most landscape.num_items=4, was 8"),
     ("model.name", ["--model.name", "synthetic"], "knows only the words of data.source=synthetic"),
 ]
 
@@ -350,18 +345,28 @@ def test_an_impossible_combination_dies_at_load_time_with_its_path(path: str, ar
     assert words in message
 
 
-@pytest.mark.parametrize("path", LOWER_BOUNDS)
+@pytest.mark.parametrize("path", BOUNDS)
 def test_a_number_below_its_bound_dies_at_load_time_with_its_path(path: str) -> None:
-    bound, inclusive = LOWER_BOUNDS[path].value, LOWER_BOUNDS[path].inclusive
+    bound, inclusive = BOUNDS[path].value, BOUNDS[path].inclusive
     wrong = bound - 1 if inclusive else bound
     message = complaint(f"--{path}={wrong:g}")
     assert message.startswith(f"{path} must be {'at least' if inclusive else 'greater than'} {bound:g}")
     assert message.endswith(("was " + repr(int(wrong)), "was " + repr(float(wrong))))
 
 
-@pytest.mark.parametrize("path", [path for path, bound in LOWER_BOUNDS.items() if bound.inclusive])
+@pytest.mark.parametrize("path", BOUNDS)
+def test_a_number_above_its_bound_dies_at_load_time_with_its_path(path: str) -> None:
+    wrong = int(2 * BOUNDS[path].most)
+    assert complaint(f"--{path}={wrong}").startswith(f"{path} must be at most {BOUNDS[path].most:.16g}, was ")
+
+
+def test_the_self_test_takes_as_many_items_as_there_are() -> None:
+    assert resolved("--landscape.num_items", "4").landscape.self_test_items == 8
+
+
+@pytest.mark.parametrize("path", [path for path, bound in BOUNDS.items() if bound.inclusive])
 def test_the_bound_itself_is_not_below_it(path: str) -> None:
-    bound = LOWER_BOUNDS[path].value
+    bound = BOUNDS[path].value
     others = {
         "data.train_items": ["--landscape.num_items", "1", "--landscape.self_test_items", "1"],
         "data.items_per_task": ["--data.train_items", "1", "--data.test_items", "1", "--landscape.num_items", "1",
@@ -374,7 +379,7 @@ def test_the_bound_itself_is_not_below_it(path: str) -> None:
 
 def test_nothing_that_counts_lacks_a_lower_bound() -> None:
     counts = {path for path, value in _leaves(to_dict(ExperimentConfig())) if type(value) in (int, float)}
-    assert counts - {"data.train_fraction"} <= set(LOWER_BOUNDS)
+    assert counts - {"data.train_fraction"} <= set(BOUNDS)
 
 
 def test_a_configuration_built_in_python_is_checked_too() -> None:

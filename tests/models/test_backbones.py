@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import save, tiny_llama
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_models import VOCABULARY, save, tiny_llama
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llm_forgetting.config.sections import LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
@@ -261,3 +261,32 @@ def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
     folder = save(tmp_path, tiny_llama(tie_word_embeddings=True))
     assert "lm_head.weight" not in weights_of(folder)
     backbones.load_backbone(ModelConfig(name=str(folder)), silent)
+
+
+# Attention
+
+
+@pytest.mark.parametrize("kind", ["bloom", "gptj", "gemma2"])
+def test_a_model_without_sdpa_attention_takes_eager_attention_and_says_so(kind: str, tmp_path: Path) -> None:
+    sizes: dict[str, dict[str, int]] = {
+        "bloom": {"hidden_size": 16, "n_layer": 1, "n_head": 2},
+        "gptj": {"n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4},
+        "gemma2": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                   "num_key_value_heads": 1, "head_dim": 8},
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, vocab_size=VOCABULARY, **sizes[kind])
+    folder = save(tmp_path / "model", AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
+    said: list[str] = []
+    model, _ = backbones.load_backbone(ModelConfig(name=str(folder)), said.append)
+    assert model.config._attn_implementation in ("eager", "sdpa")
+    assert said == [f"{folder} has no sdpa attention; model.attention: eager is used"] * (
+        model.config._attn_implementation == "eager"
+    )
+
+
+def test_a_skeleton_has_the_modules_and_no_weights(llama_folder: Path, tmp_path: Path) -> None:
+    backbone = backbones.skeleton(ModelConfig(name=str(llama_folder)))
+    assert backbone is not None
+    assert {name for name, _ in backbone.named_modules()} == {name for name, _ in tiny_llama().named_modules()}
+    assert all(weight.is_meta for weight in backbone.parameters())
+    assert backbones.skeleton(ModelConfig(name=str(tmp_path))) is None

@@ -13,6 +13,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from bad_inputs import ADAPTERS
 from safetensors.torch import load_file, save_file
 from tiny_models import fill_adapter, make_encoded, tiny_gpt2, tiny_llama
 from transformers import AutoModelForCausalLM
@@ -222,75 +223,11 @@ def test_what_cannot_be_opened_is_refused_in_one_line(
 
 # Damaged settings and weights
 
-DEEP = "[" * 100_000 + "]" * 100_000
-SETTINGS_DAMAGE: dict[str, tuple[Any, str]] = {
-    "r text": ({"r": "two"}, "r must be a whole number from 1 to 16, was 'two'"),
-    "r null": ({"r": None}, "r must be given"),
-    "r 0": ({"r": 0}, "r must be a whole number"),
-    "r negative": ({"r": -2}, "r must be a whole number"),
-    "r fraction": ({"r": 2.5}, "r must be a whole number"),
-    "r true": ({"r": True}, "r must be a whole number"),
-    "r huge": ({"r": 10**12}, "r must be a whole number"),
-    "r list": ({"r": [2]}, "r must be a whole number"),
-    "r NaN": ({"r": float("nan")}, "r must be a whole number from 1 to 16, was nan"),
-    "alpha null": ({"lora_alpha": None}, "lora_alpha must be given"),
-    "alpha text": ({"lora_alpha": "16"}, "lora_alpha must be a finite number greater than 0, was '16'"),
-    "alpha NaN": ({"lora_alpha": float("nan")}, "lora_alpha must be a finite number greater than 0, was nan"),
-    "alpha inf": ({"lora_alpha": float("inf")}, "lora_alpha must be a finite number greater than 0, was inf"),
-    "alpha 0": ({"lora_alpha": 0}, "lora_alpha must be a finite number greater than 0, was 0"),
-    "alpha negative": ({"lora_alpha": -1}, "lora_alpha must be"),
-    "alpha of 4000 digits": ({"lora_alpha": 10**4000}, "lora_alpha must be"),
-    "alpha object": ({"lora_alpha": {"q_proj": 1}}, "lora_alpha must be"),
-    "dropout 1": ({"lora_dropout": 1.0}, "lora_dropout must be a number from 0 to below 1"),
-    "dropout text": ({"lora_dropout": "none"}, "lora_dropout must be"),
-    "base number": ({"base_model_name_or_path": 7}, "base_model_name_or_path must be a line"),
-    "base list": ({"base_model_name_or_path": ["a"]}, "base_model_name_or_path must be a line"),
-    "base lines": ({"base_model_name_or_path": "a\nb"}, "base_model_name_or_path must be a line"),
-    "base surrogate": ({"base_model_name_or_path": "\ud800"}, "base_model_name_or_path must be a line"),
-    "base long": ({"base_model_name_or_path": "a" * 5000}, "base_model_name_or_path must be a line of at most 1000"),
-    "revision number": ({"revision": 3}, "revision must be a line"),
-    "task type unknown": ({"task_type": "DANCE"}, "must have settings that this PEFT knows|must fit"),
-    "rsLoRA text": ({"use_rslora": "yes"}, "use_rslora must be true or false"),
-    "fan text": ({"fan_in_fan_out": "no"}, "fan_in_fan_out must be true or false"),
-    "initialisation number": ({"init_lora_weights": 5}, "init_lora_weights must be"),
-    "targets null": ({"target_modules": None}, "target_modules must be given"),
-    "targets number": ({"target_modules": 3}, "target_modules must be a list of names or a pattern"),
-    "targets of numbers": ({"target_modules": [1, 2]}, "target_modules must be a line"),
-    "targets object": ({"target_modules": {"a": 1}}, "target_modules must be a list"),
-    "targets none": ({"target_modules": []}, "must fit"),
-    "targets broken": ({"target_modules": "(q_proj"}, "target_modules must be a regular expression"),
-    "targets long": ({"target_modules": "q" * 1001}, "target_modules must be a line of at most 1000"),
-    "targets nested repeats": ({"target_modules": "(([a-z._0-9]+)+)+!"}, "a pattern that matches in a moment"),
-    "targets nested by name": ({"target_modules": "(?P<a>(?:[^!]*)*)!"}, "a pattern that matches in a moment"),
-    "targets repeated choice": ({"target_modules": "(.|[a-z])*!"}, "a pattern that matches in a moment"),
-    "targets many repeats": ({"target_modules": ".*.*.*.*.*.*.*.*.*.*!"}, "a pattern that matches in a moment"),
-    "excluded nested repeats": ({"exclude_modules": "(.+)+!"}, "exclude_modules must be a pattern that matches"),
-    "excluded number": ({"exclude_modules": 5}, "exclude_modules must be"),
-    "ranks list": ({"rank_pattern": ["q_proj"]}, "rank_pattern must map patterns to numbers"),
-    "ranks text": ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern must be a whole number"),
-    "ranks huge": ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern must be a whole number"),
-    "ranks broken": ({"rank_pattern": {"[q": 2}}, "rank_pattern must be a regular expression"),
-    "alphas nested repeats": ({"alpha_pattern": {"(x+x+)+y": 2}}, "alpha_pattern must be a pattern that matches"),
-    "alphas NaN": ({"alpha_pattern": {"q_proj": float("nan")}}, "alpha_pattern must be a finite number"),
-    "alphas null": ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern must be a finite number"),
-    "layers text": ({"layers_to_transform": "all"}, "layers_to_transform must be a whole number"),
-    "layers pattern broken": ({"layers_to_transform": [0], "layers_pattern": "("}, "layers_pattern must be a regular"),
-    "kind list": ({"peft_type": ["LORA"]}, "must be plain LoRA"),
-    "kind long": ({"peft_type": "x" * 10_000}, "must be plain LoRA"),
-    "runtime number": ({"runtime_config": 3}, "runtime_config must be an object, was 3"),
-    "loftq number": ({"loftq_config": 3}, "loftq_config must be an object, was 3"),
-    "nested deep": (DEEP, "must be a JSON file"),
-    "a list": ("[1]", "must be plain LoRA"),
-    "empty": ("", "must be a JSON file"),
-    "5000 digits": ('{"peft_type": "LORA", "r": ' + "9" * 5000 + "}", "must be a JSON file"),
-    "no UTF-8": (b"\xff\xfe{", "must be a JSON file"),
-}
 
-
-@pytest.mark.parametrize("case", SETTINGS_DAMAGE)
+@pytest.mark.parametrize("case", ADAPTERS)
 def test_damaged_settings_are_refused_in_one_line(case: str, llama_folder: Path, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, llama_folder)
-    damage, match = SETTINGS_DAMAGE[case]
+    damage, match = ADAPTERS[case]
     if isinstance(damage, dict):
         change(folder, **damage)
     else:

@@ -2,6 +2,7 @@
 warnings are errors here."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -33,7 +34,7 @@ from llm_forgetting.report.figures.contours import ink, own_levels, shared_norm,
 from llm_forgetting.report.figures.layout import axis_label, wrapped
 from llm_forgetting.report.figures.lines import lines_figure
 from llm_forgetting.report.figures.paths import paths_figure
-from llm_forgetting.report.figures.run import draw_landscapes, figures, slug
+from llm_forgetting.report.figures.run import distinct_slugs, draw_landscapes, figures, slug
 from llm_forgetting.report.figures.style import house_style
 from llm_forgetting.report.figures.surface_3d import single_3d
 from llm_forgetting.report.figures.surfaces import overview, single_contour
@@ -896,6 +897,14 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(
 )
 def test_a_name_makes_a_harmless_file_name(name: str, text: str) -> None:
     assert slug(name) == text
+
+
+def test_every_task_has_a_file_name_of_its_own() -> None:
+    names = ["a.b", "a:b", "a-b", "\u4f60\u597d", "\u518d\u89c1", "x" * 300, "x" * 301, "anatomy", "group:philosophy"]
+    written = distinct_slugs(names)
+    assert len({name.casefold() for name in written.values()}) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,110}", name) for name in written.values())
+    assert (written["anatomy"], written["group:philosophy"]) == ("anatomy", "group-philosophy")
 
 
 def test_contours_say_what_lies_between_two_lines() -> None:

@@ -374,6 +374,8 @@ def test_a_defined_name_wins_and_others_are_those_of_the_source(tmp_path: Path) 
         UserError, match=r"'virolgy' is not in this data source; nearest: virology; .*own\.yaml defines anatomy, law"
     ):
         split(file, "virolgy", "anatomy", **settings)
+    with pytest.raises(UserError, match=r"task .anatomyy. is not defined in .*own\.yaml; nearest: anatomy$"):
+        split(file, "virology", "anatomyy", **settings)
 
 
 def test_other_sources_are_not_opened_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

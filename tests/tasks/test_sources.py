@@ -311,5 +311,5 @@ def test_the_generator_is_a_source_too() -> None:
 
 def test_a_pipe_is_no_file_of_records(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
-    with pytest.raises(UserError, match=r"rows\.jsonl must be a regular file, and is a pipe or device"):
+    with pytest.raises(UserError, match=r"rows\.jsonl must be a regular file, and is a folder, pipe or device"):
         read_records(tmp_path / "rows.jsonl")

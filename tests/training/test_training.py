@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -393,6 +394,20 @@ def test_bfloat16_backbone_trains_a_float32_adapter(llama_folder: Path, train: T
     assert model.dtype == torch.bfloat16
     assert float((adapter_of(model) - before).abs().max()) > 1e-3
     assert history[-1].loss < history[0].loss
+
+
+def test_a_precision_that_accelerate_was_told_elsewhere_changes_nothing(
+    llama_folder: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    for precision in (None, "bf16"):
+        if precision:
+            monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        model = load(llama_folder)
+        train(model, make_encoded(model, 8), num_epochs=1)
+        trained.append(adapter_of(model))
+        assert os.environ.get("ACCELERATE_MIXED_PRECISION") == precision
+    assert torch.equal(*trained)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

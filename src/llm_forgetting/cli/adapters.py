@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from llm_forgetting.cli.parser import Parser, parse_dotted, positive
 from llm_forgetting.cli.report import draw_report
+from llm_forgetting.cli.signals import stopped
 from llm_forgetting.config.files import parse_config, parse_evaluate, parse_scan
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
+from llm_forgetting.files import user_path
 from llm_forgetting.progress import program, say
 
 if TYPE_CHECKING:
@@ -30,10 +32,13 @@ def landscape(arguments: list[str]) -> int:
     quiet_libraries()
     from llm_forgetting.experiment.adapter_landscape import refuse_other_scan, save_scan, scan_adapter
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+    from llm_forgetting.models.adapter.saved_adapter import read_config
     from llm_forgetting.report.terminal import Terminal
 
     terminal = Terminal()
-    adapters = [Path(options.adapter), *([Path(options.to)] if options.to else [])]
+    adapters = [user_path(options.adapter), *([user_path(options.to)] if options.to else [])]
+    for adapter in adapters:  # looked at before anything is written
+        read_config(adapter)
     if options.resume:
         folder = RunFolder(Path(options.resume))
         if not folder.phases.is_dir():
@@ -45,11 +50,10 @@ def landscape(arguments: list[str]) -> int:
         say(f"writing to {folder.path}")
         try:
             results = scan_adapter(config, adapters, folder, terminal)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             resume = [] if options.resume else ["--resume", str(folder.path)]
             again = f"{program()} landscape {shlex.join([*arguments, *resume])}"
-            say(f"\nstopped; nothing evaluated is lost. Go on with: {again}")
-            return 130
+            return stopped(stop, f"nothing evaluated is lost. Go on with: {again}")
         except UserError:
             if not any(folder.phases.iterdir()):
                 shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
@@ -103,7 +107,7 @@ def parse_landscape(arguments: list[str]) -> tuple[argparse.Namespace, ScanConfi
     options, dotted = parse_dotted(parser, arguments, {**SHORT_FLAGS, "--seed": seeds}, ScanConfig)
     if options.adapter is None:
         raise UserError("the folder of a saved LoRA adapter must be given (see llm-forgetting landscape --help)")
-    return options, parse_scan(dotted, options.task)
+    return options, parse_scan(dotted, options.task or _no_tasks(dotted))
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -117,7 +121,7 @@ def evaluate(arguments: list[str]) -> int:
     from llm_forgetting.report.terminal import Terminal
 
     terminal = Terminal()
-    adapter = Path(options.adapter) if options.adapter else None
+    adapter = user_path(options.adapter) if options.adapter else None
     # Before anything is scored: what could not be written is not computed.
     folder = RunFolder.create(Path(config.output.folder), prefix="evaluation")
     folder.phases.rmdir()
@@ -126,16 +130,11 @@ def evaluate(arguments: list[str]) -> int:
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
         raise
-    try:
-        folder.write("items.jsonl", encode_lines(records))
-        folder.write("evaluation.json", encode(results))
-    except OSError as error:
-        raise UserError(
-            f"{folder.path} could not be written: {error.strerror or error}; make room or choose another output.folder"
-        ) from error
-    terminal.show_table(evaluation_table(results))
+    terminal.show_table(evaluation_table(results))  # first, as it is in no file yet
     for warning in results.warnings:
         terminal.warn(warning)
+    folder.write("items.jsonl", encode_lines(records))
+    folder.write("evaluation.json", encode(results))
     page = _draw_report(folder.path, "evaluation.json", terminal)
     say(f"Everything is in {folder.path}: {page}evaluation.json and items.jsonl.")
     return 0
@@ -162,7 +161,12 @@ def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, Evaluate
     short_flags = {**SHORT_FLAGS, "--few_shot": ("data.few_shot",)}
     options, dotted = parse_dotted(parser, arguments[len(named) :], short_flags, EvaluateConfig)
     options.adapter = named[0] if named else None
-    return options, parse_evaluate(dotted, options.task)
+    return options, parse_evaluate(dotted, options.task or _no_tasks(dotted))
+
+
+def _no_tasks(dotted: list[str]) -> list[str] | None:
+    """No task, unless --data.tasks names some: the configuration's own would be a surprise."""
+    return None if any(word.partition("=")[0] == "--data.tasks" for word in dotted) else []
 
 
 def repair(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import codecs
+import contextlib
 import difflib
 import io
 import os
@@ -18,11 +19,13 @@ from llm_forgetting.cli import adapters as cli_scan
 from llm_forgetting.cli import report as cli_report
 from llm_forgetting.cli import study as cli_study
 from llm_forgetting.cli.parser import Parser, parse_dotted
+from llm_forgetting.cli.signals import stoppable, stopped
 from llm_forgetting.config.files import DEFAULT_PRESET, PRESETS, parse_config
 from llm_forgetting.config.paths import SEEDS, to_dict
 from llm_forgetting.config.sections import ExperimentConfig
-from llm_forgetting.errors import UserError, is_out_of_memory, refusal
+from llm_forgetting.errors import UserError, is_out_of_memory, refusal, system_error
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
+from llm_forgetting.files import is_text, user_path
 from llm_forgetting.progress import program, say
 
 if TYPE_CHECKING:
@@ -41,6 +44,9 @@ SHORT_FLAGS: dict[str, tuple[str, ...]] = {
     "--output_dir": ("output.folder",),
     "--seed": SEEDS,
 }
+
+_LONGEST = 1200
+"""Characters of a complaint; of a longer one the middle is left out."""
 
 # What signs of ours are where the terminal has none but ASCII.
 _PLAIN = {"±": "+/-", "−": "-", "–": "-", "×": "x", "≤": "<=", "≥": ">=", "…": "...", "Δ": "D", "·": ".", "→": "->"}
@@ -83,6 +89,10 @@ def _command(given: list[str]) -> int:
     if given[0] in ("-V", "--version", "version"):
         say(f"llm-forgetting {__version__}")
         return 0
+    if sys.flags.optimize > 1:
+        raise UserError("python must keep docstrings, which transformers reads, and was started with -OO; leave it out")
+    if strange := [word for word in given if not is_text(word)]:
+        raise UserError(f"every argument must be text in UTF-8 without NUL, was {strange[0]!r}")
     command = commands.get(given[0])
     if command is None:
         near = difflib.get_close_matches(given[0], commands, n=1)
@@ -102,20 +112,27 @@ def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a command; what the user can mend becomes one line on stderr and exit status 2."""
     _prepare_streams()
     try:
-        try:
-            return command(arguments)
-        finally:
-            sys.stdout.flush()
+        with stoppable():
+            try:
+                return command(arguments)
+            finally:
+                sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return stopped(stop)
     except BrokenPipeError:
         # The reader (head, less) has gone; give Python's own exit something to flush into.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        return _fail(refusal(error))
+    except Exception as error:
+        if refused := system_error(error):
+            return _fail(refusal(refused))
+        if is_out_of_memory(error):
+            return _fail(
+                "memory ran out; lower evaluation.batch_size and landscape.batch_size, or take a smaller model"
+            )
+        raise
 
 
 def _prepare_streams() -> None:
@@ -137,7 +154,12 @@ def _in_words(error: UnicodeError) -> tuple[str, int]:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    """One line on stderr, whatever stands in the input that it quotes; the exit status."""
+    line = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in message)
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        sys.stderr.write(f"error: {line}\n")
     return 2
 
 
@@ -171,22 +193,21 @@ def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal")
     try:
         say(f"writing to {folder.path}")
         results = _experiment_in(folder, config, terminal)
-    except KeyboardInterrupt:
-        say(f"\nstopped; nothing finished is lost. Go on with: {again}")
-        return 130
-    except BrokenPipeError:
+    except KeyboardInterrupt as stop:
+        return stopped(stop, f"nothing finished is lost. Go on with: {again}")
+    except (UserError, BrokenPipeError):
         raise
-    except OSError as error:
+    except Exception as error:
+        if (refused := system_error(error)) is None:
+            raise
         then = again if (folder.path / "config.yaml").exists() else "start again"
-        raise UserError(f"{refusal(error, folder.path)}, then {then}") from error
+        raise UserError(f"{refusal(refused, folder.path)}, then {then}") from refused
     terminal.show_results(results, folder.path)
     return 0
 
 
 def _experiment_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> "Results":
     """The experiment, with what the user can mend told apart from what only we can."""
-    from safetensors import SafetensorError
-
     from llm_forgetting.experiment.experiment import run_in
 
     try:
@@ -194,11 +215,7 @@ def _experiment_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Ter
     except UserError as error:
         kept = f" (what was finished is kept in {folder.path})" if any(folder.phases.glob("*.json")) else ""
         raise UserError(f"{error}{kept}") from error
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
     except (MemoryError, RuntimeError) as error:
-        if "inline_container" in str(error):  # all that torch.save says where the disk is full
-            raise OSError("a file of weights was not taken whole") from error
         if not is_out_of_memory(error):
             raise
         raise UserError(
@@ -214,9 +231,13 @@ def _as_yaml(config: ExperimentConfig) -> str:
 
 def _dry_run(config: ExperimentConfig, terminal: "Terminal") -> int:
     from llm_forgetting.experiment.cost import estimate
+    from llm_forgetting.experiment.guards import check_modules, check_names
 
+    check_names(config)
+    check_modules(config)
+    tables = estimate(config, terminal.note)
     say(_as_yaml(config))
-    for table in estimate(config, terminal.note):
+    for table in tables:
         terminal.show_table(table)
     return 0
 
@@ -241,7 +262,7 @@ def tasks(arguments: list[str]) -> int:
     quiet_libraries()
     terminal = Terminal()
     if parsed.definitions is not None:
-        _show_definitions(Path(parsed.definitions).expanduser(), terminal)
+        _show_definitions(user_path(parsed.definitions), terminal)
         if parsed.source is None:
             return 0
     source = source_of(DataConfig(source=parsed.source or "embedded", path=parsed.path), terminal.note)
@@ -297,10 +318,7 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
         if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
             raise UserError("--resume takes no other option: a run goes on with the configuration it was started with")
         return options, parse_config(str(Path(options.resume) / "config.yaml"), [], resumed=True)
-    flags = [flag for flag in ("tasks", "task1", "task2") if getattr(options, flag) is not None]
-    if "tasks" in flags and len(flags) > 1:
+    if options.tasks is not None and (options.task1, options.task2) != (None, None):
         raise UserError("--tasks names all tasks; give either it or --task1 and --task2")
-    if flags and any(word.partition("=")[0] == "--data.tasks" for word in dotted):
-        raise UserError(f"--{flags[0]} and --data.tasks are one field; give one of them")
     named = None if options.tasks is None else [name.strip() for name in options.tasks.split(",")]
     return options, parse_config(options.config, dotted, tasks=named, task_at={0: options.task1, 1: options.task2})

@@ -1,6 +1,7 @@
 """Parser of a command, which complains in one line, and the examples that its help ends with."""
 
 import argparse
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -83,6 +84,9 @@ def parse_dotted(
         say(parser.format_help() + "\nevery field of the configuration, by its dotted path:\n\n" + fields)
         raise SystemExit(0)
     named = {word.partition("=")[0] for word in dotted}
+    for flag in ("tasks", "task1", "task2", "task"):
+        if getattr(options, flag, None) and "--data.tasks" in named:
+            raise UserError(f"--{flag} and --data.tasks are one field; give one of them")
     short = []
     for flag, paths in short_flags.items():
         value = getattr(options, flag.removeprefix("--"))
@@ -92,8 +96,8 @@ def parse_dotted(
     return options, [*short, *dotted]  # --seed stands for all seeds but those that are given by themselves
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1, for an option's `type`."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, was {text!r}")
+def positive(text: str, most: int = 1_000_000) -> int:
+    """A whole number from 1 to `most`, for an option's `type`."""
+    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most}, was {text!r}")
     return int(text)

@@ -60,7 +60,10 @@ def draw_report(folder: Path) -> Path:
         return files.write_run_report(read_results(folder), read_items(folder), folder)
     if (folder / "study.json").is_file():
         content = decode(dict, checked(folder, "study.json"), file=str(folder / "study.json"))
-        return files.write_study_report(content, folder)
+        try:
+            return files.write_study_report(content, folder)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # it is read without a type
+            raise UserError(f"{folder / 'study.json'} must be what a study wrote, and is not: {error!r}") from error
     if (folder / "landscape.json").is_file():
         return files.write_scan_report(read_scan(folder), folder)
     if (folder / "evaluation.json").is_file():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forgetting.cli.parser import Parser, positive
+from llm_forgetting.cli.signals import stopped
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.progress import program, say
@@ -44,11 +45,14 @@ def study(arguments: list[str]) -> int:
     try:
         computed_by = {name: getattr(options, name) for name in ("engine", "workers", "threads", "address")}
         content = complete_study(plan, folder, **computed_by, report=say)
-    except KeyboardInterrupt:
-        say(f"\nstopped; nothing finished is lost. Go on with: {command}")
-        return 130
+    except KeyboardInterrupt as stop:
+        return stopped(stop, f"nothing finished is lost. Go on with: {command}")
     _show(content, folder.path, terminal)
     return 1 if content["failures"] else 0
+
+
+def _few(text: str) -> int:
+    return positive(text, most=1024)
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
@@ -61,10 +65,10 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--folder", metavar="DIR", help="where cells and report go; default outputs/study_NAME")
     parser.add_argument("--dry_run", action="store_true", help="print cells, cost and what is missing; stop")
     parser.add_argument(
-        "--workers", type=positive, metavar="N", help="cells at a time; default: one per GPU, or else per two cores"
+        "--workers", type=_few, metavar="N", help="cells at a time; default: one per GPU, or else per two cores"
     )
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads of each; default: its share of this machine's cores"
+        "--threads", type=_few, metavar="N", help="CPU threads of each; default: its share of this machine's cores"
     )
     parser.add_argument("--engine", default="local", choices=["local", "ray"], help="processes here, or a Ray cluster")
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster (auto: the one of this machine)")

@@ -40,7 +40,7 @@ def parse_config(
     """
     path = _config_path(name, resumed)
     parser, parsed = _parsed(ExperimentConfig, [*([f"--config={path}"] if _has_fields(path) else []), *dotted])
-    names = list(parsed.data.tasks if tasks is None else tasks)
+    names = list((parsed.data.tasks if tasks is None else tasks) or ())
     for position, task in (task_at or {}).items():
         if task is not None:
             names[position : position + 1] = [task]
@@ -48,17 +48,17 @@ def parse_config(
     return _built(ExperimentConfig, parser, parsed)
 
 
-def parse_scan(dotted: Sequence[str], tasks: Sequence[str]) -> ScanConfig:
+def parse_scan(dotted: Sequence[str], tasks: Sequence[str] | None) -> ScanConfig:
     """The configuration of a landscape of a saved adapter: the defaults, overridden by `--dotted.path=value` arguments."""
     parser, parsed = _parsed(ScanConfig, dotted)
-    parsed.data.tasks = tuple(tasks)
+    parsed.data.tasks = tuple((parsed.data.tasks if tasks is None else tasks) or ())
     return _built(ScanConfig, parser, parsed)
 
 
-def parse_evaluate(dotted: Sequence[str], tasks: Sequence[str]) -> EvaluateConfig:
+def parse_evaluate(dotted: Sequence[str], tasks: Sequence[str] | None) -> EvaluateConfig:
     """The configuration of an evaluation: the defaults, overridden by `--dotted.path=value` arguments."""
     parser, parsed = _parsed(EvaluateConfig, dotted)
-    parsed.data.tasks = tuple(tasks)
+    parsed.data.tasks = tuple((parsed.data.tasks if tasks is None else tasks) or ())
     return _built(EvaluateConfig, parser, parsed)
 
 
@@ -84,6 +84,8 @@ def _parsed(cls: type, arguments: Sequence[str]) -> tuple[Any, Any]:
     parser = _parser(cls)
     for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         path, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and path in _sections():  # jsonargparse would read the value as a file
+            raise UserError(unknown_option(path, flag=True))
         _require_number(path, _plain(value if equals else following))
     try:
         return parser, parser.parse_args(list(arguments))
@@ -116,9 +118,8 @@ def _has_fields(path: Path) -> bool:
         return False
     if not isinstance(content, dict):
         raise UserError(f"--config {path} must hold sections such as `training:`, was {str(content)[:40]!r}")
-    sections = [field.name for field in dataclasses.fields(ExperimentConfig)]
     for name, value in content.items():
-        if name in sections and not isinstance(value, dict):
+        if name in _sections() and not isinstance(value, dict):
             raise UserError(
                 f"{name} must hold fields such as {name}.{_first_field(name)}, was {value!r}; or leave it out"
             )
@@ -155,6 +156,10 @@ def _plain(text: str) -> object:
         return load_yaml(text)
     except yaml.YAMLError:
         return text
+
+
+def _sections() -> list[str]:
+    return [field.name for field in dataclasses.fields(ExperimentConfig)]
 
 
 def _first_field(section: str) -> str:

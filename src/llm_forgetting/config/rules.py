@@ -1,4 +1,4 @@
-"""Rules of a configuration: lower bounds beside its fields, and what makes it impossible without data and model."""
+"""Rules of a configuration: bounds beside its fields, and what makes it impossible without data and model."""
 
 import dataclasses
 import math
@@ -24,44 +24,53 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 
+MOST = 1e9
+"""Largest value of a number whose field names no other: what is larger is no setting, and float32 can still square it."""
+
+
 @dataclass(frozen=True)
-class LowerBound:
-    """Smallest legal value of a field, and whether it is legal itself."""
+class Bounds:
+    """Smallest value of a field, whether it is legal itself, and the largest legal one."""
 
     value: float
     inclusive: bool
+    most: float
 
     def problem(self, path: str, value: float | None) -> str | None:
         """What is wrong with the field at a dotted path; None, the value for no number, never is."""
-        if value is not None and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return f"{path} must be a finite number, was {value!r}"
+        if value is not None and value > self.most:
+            return (
+                f"{path} must be at most {self.most:.16g}, was {f'{value:.16g}' if value < 1e300 else 'beyond 1e300'}"
+            )
         if value is None or (value >= self.value if self.inclusive else value > self.value):
             return None
         return f"{path} must be {'at least' if self.inclusive else 'greater than'} {self.value:g}, was {value!r}"
 
 
-def at_least(bound: float, *, default: Value) -> Value:
-    """A field of at least `bound`."""
-    return _bounded(LowerBound(bound, True), default)
+def at_least(bound: float, *, default: Value, most: float = MOST) -> Value:
+    """A field from `bound` to `most`."""
+    return _bounded(Bounds(bound, True, most), default)
 
 
-def above(bound: float, *, default: Value) -> Value:
-    """A field greater than `bound`."""
-    return _bounded(LowerBound(bound, False), default)
+def above(bound: float, *, default: Value, most: float = MOST) -> Value:
+    """A field greater than `bound` and at most `most`."""
+    return _bounded(Bounds(bound, False, most), default)
 
 
-def _bounded(bound: LowerBound, default: Value) -> Value:
-    declared: Value = dataclasses.field(default=default, metadata={"bound": bound})
+def _bounded(bounds: Bounds, default: Value) -> Value:
+    declared: Value = dataclasses.field(default=default, metadata={"bounds": bounds})
     return declared
 
 
-def lower_bounds(config: "AnyConfig") -> dict[str, LowerBound]:
+def bounds_of(config: "AnyConfig") -> dict[str, Bounds]:
     """The bounds of a configuration's fields by dotted path, in the order of the fields."""
     return {
-        f"{section.name}.{field.name}": field.metadata["bound"]
+        f"{section.name}.{field.name}": field.metadata["bounds"]
         for section in dataclasses.fields(config)
         for field in dataclasses.fields(getattr(config, section.name))
-        if "bound" in field.metadata
+        if "bounds" in field.metadata
     }
 
 
@@ -80,9 +89,9 @@ def problems(config: "AnyConfig") -> Iterator[str]:
         for field in dataclasses.fields(values):
             if getattr(values, field.name) is None and NoneType not in get_args(field.type):
                 yield f"{section_field.name}.{field.name} must have a value, was null; leave it out for the default"
-    for path, bound in lower_bounds(config).items():
+    for path, bounds in bounds_of(config).items():
         section, _, name = path.partition(".")
-        if problem := bound.problem(path, getattr(getattr(config, section), name)):
+        if problem := bounds.problem(path, getattr(getattr(config, section), name)):
             yield problem
     if isinstance(config, ExperimentConfig):
         yield from _curvature_problems(config.curvature)
@@ -171,11 +180,6 @@ def _landscape_problems(data: "DataConfig", landscape: "LandscapeConfig") -> Ite
     if available is not None and landscape.num_items > available:
         yield (
             f"landscape.num_items must be at most data.{landscape.items}_items={available}, was {landscape.num_items}"
-        )
-    if landscape.self_test_items > landscape.num_items:
-        yield (
-            f"landscape.self_test_items must be at most landscape.num_items={landscape.num_items}, "
-            f"was {landscape.self_test_items}"
         )
     if landscape.trajectory and not landscape.checkpoint_plane:
         yield "landscape.trajectory needs landscape.checkpoint_plane=true, it is false: there is no plane to project onto"

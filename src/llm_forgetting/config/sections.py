@@ -6,16 +6,17 @@ no model is made when it is built, and names the dotted path of what is wrong.
 
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from llm_forgetting.config.paths import fingerprint
 from llm_forgetting.config.rules import above, at_least, refuse_impossible
-from llm_forgetting.files import read_regular
+from llm_forgetting.files import read_regular, user_path
 
 Arithmetic = Literal["float32", "tf32", "native"]
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
 """What the embedded backbone is: 4-bit weights as float32, not the weights on the hub."""
+MOST_SEED = 2**53
+"""Largest seed: a configuration's fingerprint writes numbers as floats, which tell no larger ones apart."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class LoraConfig:
         use_rslora: Rank-stabilised scale alpha / sqrt(rank).
     """
 
-    rank: int = at_least(1, default=8)
+    rank: int = at_least(1, default=8, most=65_536)
     alpha: float = above(0, default=16.0)
     dropout: float = at_least(0, default=0.0)
     target_modules: str | tuple[str, ...] = "all-linear"
@@ -87,7 +88,7 @@ class TrainingConfig:
     max_grad_norm: float = at_least(0, default=1.0)
     gradient_accumulation_steps: int = at_least(1, default=1)
     gradient_checkpointing: bool = False
-    seed: int = at_least(0, default=0)
+    seed: int = at_least(0, default=0, most=MOST_SEED)
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,14 @@ class DataConfig:
     items_per_task: int | None = at_least(2, default=None)
     few_shot: int = at_least(0, default=0)
     max_tokens: int = at_least(16, default=512)
-    seed: int = at_least(0, default=0)
+    seed: int = at_least(0, default=0, most=MOST_SEED)
 
     @property
     def definitions_sha256(self) -> str | None:
         """Hash of the file `definitions` as it is now; UserError where it cannot be read."""
         if self.definitions is None:
             return None
-        content = read_regular(Path(self.definitions).expanduser(), "data.definitions")
+        content = read_regular(user_path(self.definitions), "data.definitions")
         return hashlib.sha256(content).hexdigest()
 
 
@@ -215,17 +216,17 @@ class LandscapeConfig:
         arithmetic: Precision of everything that is measured around checkpoints, over weights of any precision. `float32`;
             `tf32`: faster on a GPU, rough at about 1e-4 nats; `native`: the weights' own, in bfloat16 too rough for a
             landscape.
-        self_test_items: Items used to check that the numbers do not depend on the gauge of the adapter.
+        self_test_items: Items used to check that the numbers do not depend on the gauge of the adapter; at most num_items.
         seed: Seeds directions, check points and the choice of items.
     """
 
     space: Literal["adapter", "weight", "raw"] = "adapter"
     method: Literal["spectral", "grid"] = "spectral"
-    directions: int = at_least(2, default=4)
-    distance: float | None = above(0, default=None)
+    directions: int = at_least(2, default=4, most=1_000)
+    distance: float | None = above(0, default=None, most=1_000)
     tolerance: float = above(0, default=0.01)
-    max_evaluations: int = at_least(23, default=60)
-    resolution: int | None = at_least(3, default=None)
+    max_evaluations: int = at_least(23, default=60, most=2_000)
+    resolution: int | None = at_least(3, default=None, most=501)
     tau: float = above(0, default=0.1)
     checkpoint_plane: bool = True
     plane_tolerance: float = above(0, default=0.1)
@@ -238,7 +239,7 @@ class LandscapeConfig:
     points_per_forward: int | None = at_least(1, default=None)
     arithmetic: Arithmetic = "float32"
     self_test_items: int = at_least(1, default=8)
-    seed: int = at_least(0, default=0)
+    seed: int = at_least(0, default=0, most=MOST_SEED)
 
     @property
     def resolved_distance(self) -> float:
@@ -285,17 +286,17 @@ class CurvatureConfig:
     checkpoints: Literal["all", "first"] = "all"
     products: Literal["exact", "differences"] = "exact"
     micro_batch: int = at_least(1, default=16)
-    lanczos_steps: int = at_least(2, default=30)
+    lanczos_steps: int = at_least(2, default=30, most=10_000)
     eigenvalues: int = at_least(1, default=3)
-    density_runs: int = at_least(0, default=2)
-    density_steps: int = at_least(2, default=12)
+    density_runs: int = at_least(0, default=2, most=10_000)
+    density_steps: int = at_least(2, default=12, most=10_000)
     trace_probes: int = at_least(2, default=10)
     weight_probes: int = at_least(0, default=8)
     power_steps: int = at_least(1, default=8)
-    radius: float = above(0, default=0.05)
+    radius: float = above(0, default=0.05, most=1_000)
     ascent_steps: int = at_least(0, default=4)
-    sharpness_directions: int = at_least(2, default=8)
-    seed: int = at_least(0, default=0)
+    sharpness_directions: int = at_least(2, default=8, most=10_000)
+    seed: int = at_least(0, default=0, most=MOST_SEED)
 
 
 @dataclass(frozen=True)
@@ -311,7 +312,7 @@ class OutputConfig:
     """
 
     folder: str = "outputs"
-    dpi: int = at_least(50, default=160)
+    dpi: int = at_least(50, default=160, most=1_200)
     figures: bool = True
     trackers: tuple[str, ...] = ()
 

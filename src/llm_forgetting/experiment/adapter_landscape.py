@@ -1,6 +1,7 @@
 """The landscape of anyone's saved adapter: the same phases as an experiment's, without the experiment."""
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +31,7 @@ from llm_forgetting.report.figures.run import draw_landscapes
 from llm_forgetting.results import ModelDescription, ScanResults
 
 Items = list[tuple[str, list[EncodedItem]]]
+log = logging.getLogger(__name__)
 NAMES = ("adapter", "other")
 IDENTITY = "scan.json"
 
@@ -159,7 +161,11 @@ def _items(config: ScanConfig, model: LanguageModel, folder: RunFolder, progress
 
 def save_scan(results: ScanResults, folder: RunFolder, *, dpi: int) -> ScanResults:
     """Write landscape.json and the figures; the numbers first, which no failure to draw may lose."""
-    folder.write("landscape.json", encode(replace(results, figures=())))
-    results = replace(results, figures=tuple(draw_landscapes(results, folder.path, dpi=dpi)))
+    folder.write("landscape.json", encode(results))
+    try:
+        results = replace(results, figures=tuple(draw_landscapes(results, folder.path, dpi=dpi)))
+    except Exception as error:
+        log.exception("figures could not be drawn")
+        results = replace(results, warnings=(*results.warnings, f"figures could not be drawn ({error!r})"))
     folder.write("landscape.json", encode(results))
     return results

@@ -222,7 +222,7 @@ def _scans(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     def scan(label: str, points: int) -> Work:
         return Work(label, points * per_point, points * point_tokens)
 
-    each, self_test = evaluations(landscape), 6 * landscape.self_test_items
+    each, self_test = evaluations(landscape), 6 * min(landscape.self_test_items, landscape.num_items)
     around = (
         f"landscape of {checkpoints} checkpoints ({each} points each{'' if landscape.method == 'grid' else ' or more'})"
     )

@@ -4,14 +4,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.artifacts.trackers import require_trackers
+from llm_forgetting.models.adapter.adapted_model import attach_lora
+from llm_forgetting.models.language.backbones import require_folder, skeleton
 from llm_forgetting.models.language.batches import ROUNDING, EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import score
 from llm_forgetting.results import GuardReport
+from llm_forgetting.training.fine_tuning import require_known_names
 
 GUARD_ITEMS = 16
 LETTER_MASS_WARNING = 0.5
+
+
+def check_names(config: ExperimentConfig) -> None:
+    """UserError where a configuration names what training or trackers do not know, before anything is loaded."""
+    require_known_names(config.training)
+    require_trackers(config.output.trackers)
+
+
+def check_modules(config: ExperimentConfig) -> None:
+    """UserError where the adapter does not fit the backbone, as far as that is known without its weights."""
+    require_folder(config.model.name)
+    backbone = skeleton(config.model)
+    if backbone is not None:
+        attach_lora(backbone, config.lora, seed=0)
 
 
 def check(model: LanguageModel, encoded: Sequence[EncodedItem]) -> GuardReport:

@@ -28,7 +28,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     landscape_phase,
 )
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-from llm_forgetting.experiment.artifacts.trackers import require_trackers, training_tracked
+from llm_forgetting.experiment.artifacts.trackers import training_tracked
 from llm_forgetting.experiment.session import Session, choose_landscape_items, frozen_splits
 from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.records import ItemRecord
@@ -43,15 +43,16 @@ from llm_forgetting.models.language.scoring import merged, score_tasks
 from llm_forgetting.models.language.text_loss import text_losses
 from llm_forgetting.results import ModelDescription, Protocol, RunSetup, TaskSetup, TokenCounts, TrainingRecord
 from llm_forgetting.tasks.task import Task
-from llm_forgetting.training.fine_tuning import fine_tune, optimizer_steps, require_known_names
+from llm_forgetting.training.fine_tuning import accelerate_settings, fine_tune, optimizer_steps
 from llm_forgetting.training.interventions import intervene
 
 
 def set_up(session: Session, folder: RunFolder) -> RunSetup:
     """Phase 1: load everything, freeze and hash the splits, run the sanity checks (kept apart: studies share them)."""
-    require_known_names(session.config.training)
-    require_trackers(session.config.output.trackers)
-    tasks, model, encoded = session.tasks, session.model, session.encoded
+    guards.check_names(session.config)
+    for name, value in accelerate_settings().items():
+        session.progress.note(f"{name}={value} of the environment is set aside: model.dtype says the precision")
+    tasks, model, encoded, _ = session.tasks, session.model, session.encoded, session.passages
     require_space(model, session.config.landscape)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
     report = folder.once(GUARDS, lambda: guards.check(model, items))

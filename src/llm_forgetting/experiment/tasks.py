@@ -1,9 +1,9 @@
 """The tasks that a configuration names: their source, and how it is split. No torch."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from llm_forgetting.config.sections import DataConfig
+from llm_forgetting.files import user_path
 from llm_forgetting.tasks.definitions import open_defined
 from llm_forgetting.tasks.sources import Source, load_tasks, open_source
 from llm_forgetting.tasks.task import Task
@@ -19,7 +19,7 @@ def source_of(data: DataConfig, notify: Callable[[str], None]) -> Source:
 
     if data.definitions is None:
         return open_plain()
-    return open_defined(Path(data.definitions).expanduser(), open_plain, notify, data.tasks)
+    return open_defined(user_path(data.definitions), open_plain, notify, data.tasks)
 
 
 def tasks_of(data: DataConfig, source: Source) -> list[Task]:

@@ -2,16 +2,17 @@
 
 import dataclasses
 import itertools
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from llm_forgetting.config.files import PRESETS, dotted_paths, parse_config, written
 from llm_forgetting.config.paths import SEEDS, leaves
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import read_yaml
+from llm_forgetting.files import from_plain, read_yaml
 from llm_forgetting.study.measures import MEASURES, OUTCOMES
 
 TASKS = "data.tasks"
@@ -19,6 +20,8 @@ _SECTIONS = ("name", "base", "set", "vary", "arms", "cells", "analysis")
 DEFAULT_ARM = "default"
 WHERE = "where"
 _LENGTH = 16
+MOST_CELLS = 10_000
+"""Cells of a study: more are never computed, and take minutes to be listed."""
 Fields = dict[str, object]
 
 
@@ -119,7 +122,7 @@ def read_plan(path: Path) -> Plan:
     which each of them is combined (or only those that agree with its `where`), and `cells` further single cells.
     """
     content = _read(path)
-    unknown = sorted(set(content) - set(_SECTIONS))
+    unknown = sorted(str(name) for name in set(content) - set(_SECTIONS))
     if unknown:
         raise UserError(
             f"{path}: a study has the sections {', '.join(_SECTIONS)}; {', '.join(unknown)} is none of them"
@@ -127,14 +130,19 @@ def read_plan(path: Path) -> Plan:
     vary, arms = _vary(content.get("vary"), path), _arms(content.get("arms"), path)
     where = {arm: _where(arm, settings.pop(WHERE, None), vary, path) for arm, settings in arms.items()}
     base, common = _base(content.get("base", "quickstart"), path), _flat(content.get("set") or {}, "set", path)
+    single = _single(content.get("cells"), path)
+    asked = (math.prod(map(len, vary.values())) + len(single)) * len(arms)
+    if asked > MOST_CELLS:
+        raise UserError(
+            f"{path}: a study may have at most {MOST_CELLS:,} cells, vary, cells and arms ask for {asked:,}"
+        )
     cells: dict[str, Cell] = {}
-    for factors, arm in itertools.product([*_combinations(vary), *_single(content.get("cells"), path)], arms):
+    for factors, arm in itertools.product([*_combinations(vary), *single], arms):
         if all(factors.get(field) == value for field, value in where[arm].items()):
             cell = _cell(base, common, factors, arm, arms[arm], path)
             cells.setdefault(cell.id, cell)
-    name = str(content.get("name") or path.stem)
     analysis = _analysis(content.get("analysis") or {}, tuple(arms), path)
-    return Plan(name, tuple(cells.values()), tuple(arms), analysis, content)
+    return Plan(_name(content, path), tuple(cells.values()), tuple(arms), analysis, content)
 
 
 def _read(path: Path) -> Fields:
@@ -142,6 +150,16 @@ def _read(path: Path) -> Fields:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a study must hold sections such as `vary:`, was {str(content)[:40]!r}")
     return content
+
+
+def _name(content: Fields, path: Path) -> str:
+    """The study's name, which its folder is called by."""
+    name = content.get("name") or path.stem
+    if not isinstance(name, str | int) or not re.fullmatch(r"[^/\\\s][^/\\\r\n]{0,99}", str(name)):
+        raise UserError(
+            f"{path}: name must be a line of at most 100 characters without slashes, was {str(name)[:40]!r}"
+        )
+    return str(name)
 
 
 def _vary(given: object, path: Path) -> dict[str, list[object]]:
@@ -221,12 +239,14 @@ def _cell(  # noqa: PLR0917 -- one call, above
     path: Path,
 ) -> Cell:
     merged = {**common, **factors, **settings}
-    tasks: Any = merged.pop(TASKS, None)
+    tasks = merged.pop(TASKS, None)
+    if tasks is not None and not (isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)):
+        raise UserError(f"{path}: {TASKS} must be a list of names, was {str(tasks)[:40]!r}")
     if "seed" in merged:
         merged = {**dict.fromkeys(SEEDS, merged.pop("seed")), **merged}
     dotted = [f"--{name}={written(value)}" for name, value in merged.items()]
     try:
-        config = parse_config(base, dotted, tasks=None if tasks is None else [str(task) for task in tasks])
+        config = parse_config(base, dotted, tasks=tasks)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return Cell({name: value for name, value in factors.items() if name != TASKS}, arm, config)
@@ -235,9 +255,8 @@ def _cell(  # noqa: PLR0917 -- one call, above
 def _analysis(given: object, arms: Sequence[str], path: Path) -> Analysis:
     known = {entry.name for entry in dataclasses.fields(Analysis)}
     if not isinstance(given, dict) or set(given) - known:
-        raise UserError(f"{path}: analysis may hold {', '.join(sorted(known))}, was {given!r}")
-    settings = {key: _tuples(value) for key, value in given.items()}
-    analysis = Analysis(**settings)
+        raise UserError(f"{path}: analysis may hold {', '.join(sorted(known))}, was {str(given)[:80]}")
+    analysis = from_plain(Analysis, given, file=f"{path}: analysis")
     columns = {*MEASURES, *OUTCOMES}
     named = {
         analysis.primary,
@@ -257,8 +276,3 @@ def _analysis(given: object, arms: Sequence[str], path: Path) -> Analysis:
         if arm not in arms:
             raise UserError(f"{path}: analysis names the arm {arm}; arms are {', '.join(arms)}")
     return analysis if analysis.baseline else dataclasses.replace(analysis, baseline=arms[0])
-
-
-def _tuples(value: Any) -> Any:
-    """Lists, however deep, as tuples; everything else as it is."""
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value

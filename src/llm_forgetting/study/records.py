@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import OMITTED, decode, encode, read, write_bytes
+from llm_forgetting.files import OMITTED, decode, encode, read, read_regular, write_bytes
 from llm_forgetting.manifest import checked
 from llm_forgetting.study.plan import Analysis, CellPlace
 
 RECORD, FAILURE, RECORDS = "record.json", "failure.json", "records.json.gz"
+MOST_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ def write_records(records: StudyRecords, path: Path) -> None:
 def read_records(path: Path) -> StudyRecords:
     """What `write_records` wrote; UserError where it is something else."""
     try:
-        return decode(StudyRecords, gzip.decompress(path.read_bytes()), file=path.name)
+        content = read_regular(path, "--records", "a file that a study wrote", MOST_BYTES)
+        return decode(StudyRecords, gzip.decompress(content), file=path.name)
     except (OSError, EOFError, zlib.error, UserError) as error:
         raise UserError(f"--records must be a records.json.gz that a study wrote, {path} is not ({error})") from error

@@ -96,13 +96,20 @@ def write_report(stored: StudyRecords, folder: Path, report: Callable[[str], Non
             if answer
         }
     content = json.loads(encode_json(content))
-    content["figures"] = draw_study(content, folder, dpi=160) if records else []
+    content["figures"] = []
     study = yaml.safe_dump(stored.study, sort_keys=False, allow_unicode=True)
     write_text(folder / "study.yaml", study)
     write(folder, "study.json", encode_json(content).encode())
+    for what, draw in (("figures", _draw), ("report.html", write_study_report)):
+        try:
+            draw(content, folder)
+        except Exception as error:  # numbers are written; a picture is no reason to end without them
+            report(f"note: {what} could not be drawn ({error!r}); everything else is there")
     write_text(folder / "study.md", study_markdown(content))
-    try:
-        write_study_report(content, folder)
-    except Exception as error:  # numbers and tables are written; a page is no reason to end without them
-        report(f"note: report.html could not be drawn ({error!r}); everything else is there")
     return content
+
+
+def _draw(content: Content, folder: Path) -> None:
+    """The figures, and their names in study.json."""
+    content["figures"] = draw_study(content, folder, dpi=160)
+    write(folder, "study.json", encode_json(content).encode())

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
-from filelock import FileLock, Timeout
 
 from llm_forgetting.config.paths import to_dict
 from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.artifacts.run_folder import holding
 from llm_forgetting.files import encode, remove_temporary, write_text
 from llm_forgetting.manifest import write
 from llm_forgetting.progress import duration
@@ -88,16 +88,10 @@ class StudyFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the study's folder must be writable, {self.path} is not ({error.strerror})") from error
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(f"{self.path} is being written by another study; wait for it or end it first") from error
-        try:
+        busy = f"{self.path} is being written by another study; wait for it or end it first"
+        with holding(self.path / ".lock", busy):
             remove_temporary(self.path)
             yield
-        finally:
-            lock.release()
 
 
 @dataclass

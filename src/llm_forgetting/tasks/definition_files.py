@@ -139,7 +139,7 @@ def _count(given: Mapping[str, object], key: str, name: str) -> int | None:
     value = given.get(key)
     if value is None:
         return None
-    if not (isinstance(value, str) and value.isdecimal() and 2 <= int(value) <= len(LETTERS)):
+    if not isinstance(value, str) or value not in map(str, range(2, len(LETTERS) + 1)):
         raise UserError(f"{name}.{key} must be a whole number from 2 to {len(LETTERS)}, was {str(value)[:40]!r}")
     return int(value)
 

@@ -1,12 +1,14 @@
 """Tasks of one's own: a YAML file that says, per task, where its items come from and how they are put to a model."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from llm_forgetting.errors import UnreachableError, UserError
+from llm_forgetting.files import user_path
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.definition_files import Definition, read_definitions
 from llm_forgetting.tasks.prompt_format import filled, names_in
@@ -67,12 +69,21 @@ class DefinedSource:
         return resolved
 
     def _resolve_others(self, plain: Sequence[str]) -> list[mmlu.TaskSubjects]:
-        try:
-            return self._others.resolve(plain)
-        except UnreachableError:
-            raise
-        except UserError as error:
-            raise UserError(f"{error}; {self.file} defines {some_names(list(self.definitions))}") from error
+        for names in [*([name] for name in plain), plain]:  # one by one first, to know which is unknown
+            try:
+                resolved = self._others.resolve(names)
+            except UnreachableError:
+                raise
+            except UserError as error:
+                near = (
+                    difflib.get_close_matches(mmlu.spelled(names[0]), self.definitions, n=3) if len(names) == 1 else []
+                )
+                if near:
+                    raise UserError(
+                        f"task {names[0]!r} is not defined in {self.file}; nearest: {', '.join(near)}"
+                    ) from error
+                raise UserError(f"{error}; {self.file} defines {some_names(list(self.definitions))}") from error
+        return resolved
 
     def pool(self, name: str, subjects: tuple[str, ...]) -> Pool:
         """All rows of the task `name` by its name from `resolve`."""
@@ -139,9 +150,9 @@ def _source(definition: Definition, folder: Path, notify: Notify) -> tuple[Sourc
         return open_hub(str(definition.path), definition.hub_config, layout, definition.splits), True
     if definition.source != "local":
         _require_no_columns(layout)
-        own = None if definition.path is None else str(folder / Path(definition.path).expanduser())
+        own = None if definition.path is None else str(folder / user_path(definition.path))
         return open_source(source=definition.source, path=own, notify=notify), False
-    path = folder / Path(str(definition.path)).expanduser()
+    path = folder / user_path(str(definition.path))
     if path.is_dir() and is_mmlu_folder(path):
         _require_no_columns(layout)
         return open_mmlu_folder(path, layout), False

@@ -131,8 +131,10 @@ def resolve_task(name: str, available: Collection[str]) -> TaskSubjects:
         if subjects and not (kind == "category" and key not in CATEGORIES):
             return prefix + key, subjects
     near = difflib.get_close_matches(key, [*available, *offered], n=3, cutoff=0.5)
-    hint = f"; nearest: {', '.join(near)}" if near else ""
-    raise UserError(f"task {name!r} is not in this data source{hint}; `llm-forgetting tasks` lists all of them")
+    hint = f"nearest: {', '.join(near)}" if near else f"it has {', '.join([*available][:4])} and more"
+    raise UserError(
+        f"task {name!r} is not in this data source; {hint}; `llm-forgetting tasks --source ...` lists all of them"
+    )
 
 
 def resolve_tasks(names: Sequence[str], available: Collection[str]) -> list[TaskSubjects]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from llm_forgetting.errors import UserError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SIGNS = {",": "commas", "\t": "tabs", ";": "semicolons (;)", "|": "bars (|)"}
 SUFFIXES = (".jsonl", *_DELIMITERS)
 
 
@@ -16,9 +17,14 @@ def read_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, obje
 
     A row is a line in JSONL, and a record in CSV and TSV, whose cells are all text: "None", "NA" and "0" too.
     """
-    if not file.is_file():
-        raise UserError(f"{file} must be a regular file, and is a pipe or device")
+    _require_regular(file)
     return _jsonl_records(file) if file.suffix == ".jsonl" else enumerate(_csv_records(file))
+
+
+def _require_regular(file: Path) -> None:
+    """UserError for what would be waited for without end."""
+    if not file.is_file():
+        raise UserError(f"{file} must be a regular file, and is a folder, pipe or device")
 
 
 def _jsonl_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, object]]]]:
@@ -27,7 +33,7 @@ def _jsonl_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, ob
             where = f"{file}, line {row + 1}"
             try:
                 record = json.loads(line.decode("utf-8-sig")) if line.strip() else None
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: not JSON in UTF-8 ({error})") from error
             if record is None:
                 continue
@@ -41,6 +47,12 @@ def _csv_records(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     where, header = next(rows, ("", []))
     if len(set(header)) != len(header):
         raise UserError(f"{where}: the header must name every column once, is {', '.join(header)[:80]}")
+    delimiter = _DELIMITERS[file.suffix]
+    if len(header) == 1 and (other := next((sign for sign in ";\t|," if sign in header[0]), None)):
+        raise UserError(
+            f"{where}: columns must be separated by {_SIGNS[delimiter]}, here they are by {_SIGNS[other]} "
+            f"({header[0][:60]!r}); save the file so, or as .tsv with tabs"
+        )
     for where, cells in rows:
         if len(cells) != len(header):
             raise UserError(f"{where}: must have {len(header)} cells as the header, has {len(cells)}")
@@ -49,6 +61,7 @@ def _csv_records(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
 
 def csv_rows(file: Path, delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
     """The rows of a CSV file that are not blank, each with its place for messages; UserError where it is no CSV in UTF-8."""
+    _require_regular(file)
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         try:

@@ -1,5 +1,6 @@
 """Items out of records: lines of JSONL, CSV and TSV files and rows of hub data sets, written in many ways."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
@@ -146,7 +147,7 @@ def _answer_index(
             remedy = (
                 f"say in {layout.setting}.answers how it is written: index, letter, text, or a list of what it can be"
             )
-        raise UserError(f"{where}: the answer {answer!r} {fault}; {remedy}")
+        raise UserError(f"{where}: the answer {repr(answer)[:60]} {fault}; {remedy}")
     return fitting.pop()
 
 
@@ -161,7 +162,7 @@ def _read_as(kind: str, answer: object, choices: Sequence[str]) -> set[int]:
         return {index for index, choice in enumerate(choices) if isinstance(answer, str) and choice.strip() == given}
     if kind == "letter":
         return {index for index in range(len(choices)) if LETTERS[index] == given.upper()}
-    return {int(given)} if given.isdecimal() else set()
+    return {int(given)} if re.fullmatch("[0-9]{1,4}", given) else set()
 
 
 def _as_it_fits(answer: object, choices: Sequence[str], labels: Sequence[str], *, typed: bool) -> set[int]:

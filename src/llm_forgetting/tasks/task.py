@@ -8,10 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from llm_forgetting.errors import UserError
+from llm_forgetting.files import is_text
 from llm_forgetting.seeding import generator
 from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat
 
 LETTERS = string.ascii_uppercase
+LONGEST = 1_000_000
+"""Characters of an item: what is longer is no question, and shortening it would take minutes."""
 
 
 def _folded(text: str) -> str:
@@ -38,6 +41,12 @@ class Item:
             raise UserError(f"item {self.id}: needs 2 to {len(LETTERS)} options, has {len(self.choices)}")
         if not 0 <= self.answer < len(self.choices):
             raise UserError(f"item {self.id}: answer must be an index below {len(self.choices)}, is {self.answer}")
+        text = "".join((self.question, *self.choices))
+        if len(text) > LONGEST or not is_text(text):
+            raise UserError(
+                f"item {self.id}: question and options must be text in UTF-8 without NUL, at most {LONGEST:,} characters; "
+                f"are {text[:40]!r}..., {len(text):,}"
+            )
 
     @property
     def letters(self) -> str:

@@ -2,8 +2,10 @@
 
 import difflib
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,6 +204,23 @@ def optimizer_steps(items: int, config: TrainingConfig) -> int:
     return math.ceil(batches / config.gradient_accumulation_steps) * config.num_epochs
 
 
+def accelerate_settings() -> dict[str, str]:
+    """What `accelerate config` or `accelerate launch` left in the environment, such as a precision that nobody chose here."""
+    return {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+
+
+@contextmanager
+def _accelerate_settings_aside() -> Iterator[None]:
+    aside = accelerate_settings()
+    for name in aside:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(aside)
+
+
+@_accelerate_settings_aside()
 def fine_tune(
     model: LanguageModel,
     items: Sequence[EncodedItem],

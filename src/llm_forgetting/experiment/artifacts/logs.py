@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 def quiet_libraries() -> None:
     """Libraries' own bars and chatter would tear ours apart; what they warn of goes to run.log."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.simplefilter("default")  # `python -W error` is about one's own code; libraries warn of much
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a log that cannot be written must not tear the screen apart
     import datasets

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llm_forgetting import manifest
-from llm_forgetting.errors import UserError
+from llm_forgetting.errors import UserError, refusal
 from llm_forgetting.experiment.artifacts.meter import Meter
 from llm_forgetting.experiment.artifacts.phase_artifacts import (
     Phase,
@@ -27,13 +27,28 @@ WRITTEN_AGAIN = ("results.json", "items.jsonl", "results.md", "landscape.json")
 """What the end of a run or scan writes, also where it is resumed with nothing left to compute."""
 
 
+@contextmanager
+def holding(lock: Path, busy: str) -> Iterator[None]:
+    """Hold the file `lock` for this process; UserError `busy` where another one does, or for what the system refuses."""
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(busy) from error
+    except OSError as error:
+        raise UserError(refusal(OSError(error.errno, error.strerror, str(lock)))) from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
 class RunFolder:
     """`outputs/experiment_TIMESTAMP/`: artifacts of one run, and the lock that keeps a second process out of it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.phases = path / "phases"
-        self._lock = FileLock(path / ".lock")
         self._notify: Callable[[str], None] = lambda line: None
 
     @classmethod
@@ -69,16 +84,11 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; what a killed one left unfinished is removed."""
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(f"{self.path} is being written by another process; wait for it or end it first") from error
-        try:
+        busy = f"{self.path} is being written by another process; wait for it or end it first"
+        with holding(self.path / ".lock", busy):
             for folder in [self.path, *filter(Path.is_dir, self.path.rglob("*"))]:
                 remove_temporary(folder)
             yield
-        finally:
-            self._lock.release()
 
     def check(self, notify: Callable[[str], None]) -> None:
         """Compare every artifact with its checksum: a damaged phase is removed, and so computed again; `notify` hears of it.

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +13,9 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from llm_forgetting.config.sections import ModelConfig
-from llm_forgetting.errors import UserError
-from llm_forgetting.files import remove_temporary, whole_folder
+from llm_forgetting.errors import UserError, is_out_of_memory, system_error
+from llm_forgetting.files import remove_temporary, user_path, whole_folder
+from llm_forgetting.models.language.batches import ROUNDING
 from llm_forgetting.seeding import derive_seed
 from llm_forgetting.tasks import embedded, synthetic
 
@@ -46,9 +48,13 @@ def _built_once(name: str, build: Callable[[Path, Notify], None], notify: Notify
                 remove_temporary(folder.parent, name)
                 with whole_folder(folder) as scratch:
                     build(scratch, notify)
-    except (OSError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        if (refused := system_error(error)) is None:
+            raise
         raise UserError(
-            f"the cache folder must be writable and have room; {folder.parent}: {getattr(error, 'strerror', None) or error}. "
+            f"the cache folder must be writable and have room; {folder.parent}: {refused.strerror or refused}. "
             f"Set LLM_FORGETTING_CACHE to another folder"
         ) from error
     return folder
@@ -140,34 +146,108 @@ def name_is_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
+def require_folder(name: str) -> None:
+    """UserError where a model's name can only be a folder, and there is none."""
+    if name_is_a_path(name) and not user_path(name).is_dir():
+        raise UserError(f"model.name={name!r} looks like a folder and must be one with a model in it; there is none")
+
+
+def skeleton(config: ModelConfig) -> Any | None:
+    """The backbone's modules without weights, of what is on this machine; None where they cannot be told from that."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    built = BUILT_IN.get(config.name)
+    source = embedded.cache_folder() / built if built else config.name
+    try:
+        settings = AutoConfig.from_pretrained(source, revision=config.revision, local_files_only=True)
+        _require_possible_size(config.name, settings)
+        make: Any = AutoModelForCausalLM
+        with torch.device("meta"):
+            return make.from_config(settings)
+    except UserError:
+        raise
+    except Exception:  # as in load_backbone, which says why
+        return None
+
+
 def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
     """Backbone and tokenizer (left-padding), on their device; UserError says what stands in the way."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     device = choose_device(config.device)
+    require_folder(config.name)
     source = backbone_location(config.name, notify)
-    if name_is_a_path(config.name) and not Path(config.name).expanduser().is_dir():
-        raise UserError(
-            f"model.name={config.name!r} looks like a folder and must be one with a model in it; there is none"
-        )
     common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            output_loading_info=True,
-            dtype=choose_dtype(config.dtype, device),
-            attn_implementation=config.attention,
-            # Straight onto the GPU: by way of the CPU, 7B would need its 13.5 GB twice.
-            device_map=None if device.type == "cpu" else {"": device},
-            **common,
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **common)
+        _require_possible_size(config.name, AutoConfig.from_pretrained(source, **common))
+        model, report = _load_weights(source, config, device, common, notify)
+        _require_all_weights(config.name, report)
+        model = model.to(device)
+        _require_causal(config.name, model, tokenizer)
+    except UserError:
+        raise
+    except Exception as error:  # what transformers says of files that it cannot take is of any type
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"model.name={config.name!r} could not be loaded: {_reason(error)}") from error
-    model, report = loaded
-    _require_all_weights(config.name, report)
     tokenizer.padding_side = "left"
-    return model.to(device), tokenizer
+    return model, tokenizer
+
+
+def _load_weights(
+    source: str, config: ModelConfig, device: torch.device, common: Mapping[str, object], notify: Notify
+) -> tuple[Any, Any]:
+    """Model and transformers' report on its files; with eager attention where the model has no sdpa."""
+    from transformers import AutoModelForCausalLM
+
+    load: Callable[..., tuple[Any, Any]] = partial(
+        AutoModelForCausalLM.from_pretrained,
+        source,
+        output_loading_info=True,
+        dtype=choose_dtype(config.dtype, device),
+        # Straight onto the GPU: by way of the CPU, 7B would need its 13.5 GB twice.
+        device_map=None if device.type == "cpu" else {"": device},
+        **common,
+    )
+    try:
+        return load(attn_implementation=config.attention)
+    except ValueError as error:
+        if config.attention != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise
+        notify(f"{config.name} has no sdpa attention; model.attention: eager is used")
+        return load(attn_implementation="eager")
+
+
+MOST_LAYERS = 1_000
+
+
+def _require_possible_size(name: str, settings: Any) -> None:
+    """UserError where config.json asks for more layers than any model has, which would be built for hours."""
+    layers = getattr(settings, "num_hidden_layers", 1)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise UserError(
+            f"model.name={name!r} must have at most {MOST_LAYERS:,} layers, its config.json says {layers:,}"
+        )
+
+
+def _require_causal(name: str, model: Any, tokenizer: Any) -> None:
+    """UserError where a model cannot be given what its tokenizer makes, or looks at what comes after a token."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > vocabulary:
+        raise UserError(
+            f"model.name={name!r} must come with its own tokenizer; this one has {tokenizer.vocab_size:,} tokens, the model "
+            f"{vocabulary:,}"
+        )
+    rows = torch.tensor([[0, 1, 2, 3], [0, 1, 3, 2]], device=model.device) % vocabulary
+    with torch.inference_mode():
+        logits = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits.double()
+    one, other = logits[:, 1]
+    # Of logits of order 20 `ROUNDING` is the noise.
+    if (one - other).abs().max() > ROUNDING.get(model.dtype, 0.75) / 20 * logits.abs().max():
+        raise UserError(
+            f"model.name={name!r} must be a causal language model; what this one predicts depends on the tokens after it"
+        )
 
 
 def _require_all_weights(name: str, report: Mapping[str, Iterable[str]]) -> None:
@@ -187,6 +267,10 @@ def _require_all_weights(name: str, report: Mapping[str, Iterable[str]]) -> None
 def _reason(error: Exception) -> str:
     """The first telling line of a loader's message, with the next step."""
     text = " ".join(str(error).split())
+    if "ignore_mismatched_sizes" in text:  # the shapes stand in a log only
+        return "its config.json and its weights have other shapes; copy or save it again"
+    if not isinstance(error, OSError | ValueError | ImportError | SafetensorError):
+        return f"its files do not fit together ({type(error).__name__}: {text[:200]}); copy or save it again"
     if "gated" in text.lower() or "401" in text or "403" in text:
         return "it is gated; accept its licence on the Hugging Face hub and log in (`hf auth login`, or set HF_TOKEN)"
     if any(word in text.lower() for word in ("offline", "couldn't connect", "connection", "resolve", "cached files")):

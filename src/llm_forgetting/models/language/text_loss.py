@@ -3,16 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from llm_forgetting.errors import UserError
+from llm_forgetting.files import read_regular, user_path
 from llm_forgetting.models.language.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+MOST_TEXT = 10_000_000
+"""Bytes of a control text: all of it is scored at every checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ def passages(path: str | None, tokenizer: "PreTrainedTokenizerBase", max_tokens:
         text = resources.files("llm_forgetting").joinpath("data/unrelated_text.txt").read_text(encoding="utf-8")
     else:
         try:
-            text = Path(path).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_regular(user_path(path), f"evaluation.text={path}", "a text file", MOST_TEXT).decode("utf-8")
+        except UnicodeDecodeError as error:
             raise UserError(f"evaluation.text={path} must be a text file in UTF-8: {error}") from error
     blocks = [block.strip() for block in text.replace("\r\n", "\n").split("\n\n")]
     encoded = [tuple(tokenizer(block)["input_ids"][:max_tokens]) for block in blocks if block]

@@ -1,7 +1,9 @@
 """Every figure of a run or of a scan, from its record alone, as PNG and as PDF."""
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -21,6 +23,9 @@ from llm_forgetting.report.views.paths import path_views
 from llm_forgetting.report.views.spectra import spectrum_views
 from llm_forgetting.report.views.surfaces import surface_views
 from llm_forgetting.results import Results
+
+_LONGEST = 100
+"""Characters of a name in a file name: a file system takes 255 in all."""
 
 
 def draw_landscapes(results: Scanned, folder: Path, *, dpi: int) -> list[str]:
@@ -47,8 +52,9 @@ def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
         yield "landscape_spectrum", density_figure(spectra)
         yield "landscape_trace", trace_figure(spectra)
     yield "landscape_lines", lines_figure(line_ensembles(results))
+    slugs = distinct_slugs(list(dict.fromkeys(surface.task for surface in surfaces)))
     for surface in surfaces:
-        stem = f"landscape_{slug(surface.checkpoint)}_{slug(surface.task)}"
+        stem = f"landscape_{slug(surface.checkpoint)}_{slugs[surface.task]}"
         yield f"{stem}_contour", single_contour(surface)
         yield f"{stem}_3d", single_3d(surface)
 
@@ -56,3 +62,15 @@ def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
 def slug(name: str) -> str:
     """`name` as part of a file name."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+
+
+def distinct_slugs(names: Sequence[str]) -> dict[str, str]:
+    """The names as parts of file names, each its own: where two are written alike, or one is too long, with a hash of it."""
+    short = {name: slug(name)[:_LONGEST] for name in names}
+    alike = Counter(written.casefold() for written in short.values())
+    return {
+        name: written
+        if len(slug(name)) <= _LONGEST and alike[written.casefold()] == 1
+        else f"{written}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        for name, written in short.items()
+    }

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llm_forgetting.errors import UserError
+from llm_forgetting.files import user_path
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.record_files import csv_rows, read_records
 from llm_forgetting.tasks.records import RecordLayout, item_of_record, some_names
@@ -82,7 +83,7 @@ def _csv_items(folder: Path, split: str) -> Iterator[Item]:
 
 
 def _open(settings: SourceSettings) -> LoadedSource:
-    return open_local(Path(str(settings.path)).expanduser(), settings.layout)
+    return open_local(user_path(str(settings.path)), settings.layout)
 
 
 KIND = SourceKind(_open, path="required", path_names="the MMLU folder or JSONL file", columns=True)
