@@ -55,5 +55,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on whichever device."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or any(
-        phrase in said for phrase in ("out of memory", "can't allocate memory", "not enough memory")
+        phrase in said
+        for phrase in ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
     )

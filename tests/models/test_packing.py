@@ -286,7 +286,7 @@ class Small:
 
 
 def test_where_memory_runs_out_batches_are_halved_and_stay_small() -> None:
-    memory, pieces = Small(3, torch.OutOfMemoryError("CUDA out of memory.")), OutOfMemoryRetry()
+    memory, pieces = Small(3, torch.OutOfMemoryError("CUDA out of memory.")), OutOfMemoryRetry(torch.device("cpu"))
     for batch in (tuple(range(10)), tuple(range(10, 20))):
         pieces.run(batch, memory)
     assert memory.done == list(range(20))
@@ -295,7 +295,7 @@ def test_where_memory_runs_out_batches_are_halved_and_stay_small() -> None:
 
 def test_what_is_too_much_for_one_item_is_raised() -> None:
     with pytest.raises(RuntimeError, match="allocate memory"):
-        OutOfMemoryRetry().run(
+        OutOfMemoryRetry(torch.device("cpu")).run(
             (0, 1), Small(0, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
         )
 
@@ -303,7 +303,7 @@ def test_what_is_too_much_for_one_item_is_raised() -> None:
 def test_other_errors_are_not_mistaken_for_want_of_memory() -> None:
     memory = Small(1, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
-        OutOfMemoryRetry().run((0, 1), memory)
+        OutOfMemoryRetry(torch.device("cpu")).run((0, 1), memory)
     assert memory.asked == [2]
 
 

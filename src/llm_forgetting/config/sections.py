@@ -212,7 +212,7 @@ class LandscapeConfig:
         num_items: Items per task; the same ones at every point and checkpoint.
         batch_size: Items per forward pass.
         points_per_forward: Points of a scan that share one forward pass of the backbone (low-rank spaces only); null is 1 on
-            a CPU, 8 on a GPU.
+            a CPU, on a GPU as many as make some thousand tokens.
         arithmetic: Precision of everything that is measured around checkpoints, over weights of any precision. `float32`;
             `tf32`: faster on a GPU, rough at about 1e-4 nats; `native`: the weights' own, in bfloat16 too rough for a
             landscape.

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import yaml
 
@@ -237,8 +238,13 @@ def scan_paths(session: Session) -> BetweenCheckpoints:
         progress=session.progress,
         journal=session.journal,
         pools=[len(task.split(session.config.landscape.items)) for task in session.encoded],
-        trajectory={name: partial(read_update, folder / "update.safetensors") for name, folder in epochs.items()},
+        trajectory={name: partial(_of_epoch, session, folder) for name, folder in epochs.items()},
     )
+
+
+def _of_epoch(session: Session, folder: Path) -> WeightUpdate:
+    """delta W at the end of an epoch, where the model is."""
+    return session.model.update_of(read_update(folder / "update.safetensors"))
 
 
 def estimate_spectrum(session: Session, k: int) -> SpectrumRecord:

@@ -35,6 +35,7 @@ from llm_forgetting.models.adapter.widened import NARROW
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.objective import Items, LandscapeObjective
+from llm_forgetting.models.language.scoring_batches import TOKENS_PER_BATCH
 from llm_forgetting.progress import Advance
 from llm_forgetting.seeding import derive_seed
 
@@ -74,9 +75,14 @@ def require_space(model: LanguageModel, config: LandscapeConfig) -> None:
 
 
 def objective_of(model: LanguageModel, items: Items, config: LandscapeConfig) -> LandscapeObjective:
-    """The landscape objective; on a GPU several points share a forward of the backbone, unless told otherwise."""
-    default = 8 if model.device.type == "cuda" else 1
-    rows = default if config.points_per_forward is None else config.points_per_forward
+    """The landscape objective; on a GPU as many points share a forward of the backbone as make some thousand tokens, unless
+    told otherwise.
+    """
+    rows = config.points_per_forward
+    if rows is None and model.device.type == "cuda":
+        longest = sorted((len(item.input_ids) for _, group in items for item in group), reverse=True)
+        rows = max(1, TOKENS_PER_BATCH // sum(longest[: config.batch_size]))
+    rows = rows or 1
     return LandscapeObjective(model, items, config.batch_size, 1 if config.space == "weight" else rows)
 
 

@@ -11,7 +11,7 @@ from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter.adapted_model import target_layers
 from llm_forgetting.models.adapter.perturbation import adding
-from llm_forgetting.models.hessian.micro_batches import MicroBatches
+from llm_forgetting.models.hessian.micro_batches import MicroBatches, sparing
 from llm_forgetting.models.language.language_model import LanguageModel
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
@@ -40,12 +40,14 @@ class GraphProducts:
         with adding(target_layers(self._model.peft_model), product), torch.enable_grad():
             yield from self._items.losses()
 
+    @sparing
     def gradient(self, at: WeightUpdate | None = None) -> FactorStep:
         """Gradient in the factors, at other ones if given."""
         leaves = _leaves(self.factors if at is None else at)
         tensors = flat(leaves)
         return _like(leaves, _summed(self._losses(factors=leaves), tensors, lambda loss: _gradient(loss, tensors)))
 
+    @sparing
     def weight_gradient(self, offset: Weights) -> Weights:
         """Gradient in the merged weights, at the factors moved by `offset`."""
         leaves = _zeros(offset)
@@ -53,11 +55,13 @@ class GraphProducts:
         losses = self._losses(lambda name, x: F.linear(x, leaves[name] + offset[name]))
         return Weights(zip(leaves, _summed(losses, tensors, lambda loss: _gradient(loss, tensors)), strict=True))
 
+    @sparing
     def hessian(self, step: FactorStep) -> FactorStep:
         """H v by a graph of the gradient per micro-batch."""
         leaves = _leaves(self.factors)
         return _like(leaves, _products(self._losses(factors=leaves), flat(leaves), flat(step.factors)))
 
+    @sparing
     def along_update(self, update: WeightUpdate) -> DirectionalDerivatives:
         """Two derivatives for t of the loss with t times the update added."""
         t, parts = self._along(update, 0.0)
@@ -69,6 +73,7 @@ class GraphProducts:
             loss, slope, curvature = loss + value, slope + _number(first), curvature + _number(second)
         return DirectionalDerivatives(loss, slope, curvature)
 
+    @sparing
     def slope(self, update: WeightUpdate, at: float) -> tuple[float, float]:
         """The loss with t = `at` times the update added, and its derivative for t."""
         t, parts = self._along(update, at)
@@ -79,6 +84,7 @@ class GraphProducts:
         t = torch.tensor(at, dtype=next(iter(update.values())).B.dtype, device=self._model.device, requires_grad=True)
         return t, self._losses(lambda name, x: t * F.linear(F.linear(x, update[name].A), update[name].B))
 
+    @sparing
     def weight_hessian(self, direction: Weights) -> Weights:
         """H V by a graph of the gradient in the merged weights per micro-batch."""
         leaves = _zeros(direction)

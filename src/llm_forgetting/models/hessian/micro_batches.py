@@ -1,25 +1,51 @@
 """The landscape objective in micro-batches: mean -log p(answer) of fixed items, every item with weight 1 / n."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.batches import EncodedItem, length_buckets
 from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.memory import tokens_that_fit, with_smaller_pieces
 from llm_forgetting.models.language.packing import Pack, packs
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
 class MicroBatches:
-    """Fixed items, packed where the model allows it; how many make a micro-batch changes no number beyond rounding."""
+    """Fixed items, packed where the model allows it; how many make a micro-batch changes no number beyond rounding.
+
+    At most `size` make one, fewer where their tokens would not fit into memory.
+    """
 
     def __init__(self, model: LanguageModel, items: Sequence[EncodedItem], size: int) -> None:
         self._items = items
         self._model = model
         self.count = len(items)
+        longest = max(len(item.input_ids) for item in items)
+        self._size = max(1, min(size, self.count, tokens_that_fit(model.peft_model, model.device) // longest))
+        self._divide(self._size)
+
+    def _divide(self, size: int) -> None:
+        model, items = self._model, self._items
         self.packs = [pack.to(model.device) for pack in packs(items, size)] if model.supports_packing else []
         lengths = [len(item.input_ids) for item in items]
         self._groups = [pack.items for pack in self.packs] or length_buckets(lengths, size)
+
+    def sparing(self, compute: Callable[[], Result]) -> Result:
+        """What `compute` makes of all micro-batches, begun again with half as large ones where memory runs out."""
+
+        def divided(size: int) -> Result:
+            if size != self._size:
+                self._divide(size)
+            return compute()
+
+        result, self._size = with_smaller_pieces(divided, self._size, self._model.device)
+        return result
 
     @property
     def within_window(self) -> bool:
@@ -36,3 +62,19 @@ class MicroBatches:
         """Sum of the losses of every micro-batch over the number of all items, with a graph."""
         for group in self._groups:
             yield answer_losses(self._model, [self._items[n] for n in group]).sum() / self.count
+
+
+class _OverItems(Protocol):
+    _items: MicroBatches
+
+
+def sparing(
+    method: Callable[Concatenate[Any, Arguments], Result],
+) -> Callable[Concatenate[Any, Arguments], Result]:
+    """A method that goes over all micro-batches of its object's `_items`, as `MicroBatches.sparing`."""
+
+    @wraps(method)
+    def spared(self: _OverItems, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return self._items.sparing(lambda: method(self, *args, **kwargs))
+
+    return spared

@@ -7,7 +7,7 @@ import torch
 from llm_forgetting.curvature.operators import DirectionalDerivatives, Weights
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.models.hessian.micro_batches import MicroBatches
+from llm_forgetting.models.hessian.micro_batches import MicroBatches, sparing
 from llm_forgetting.models.hessian.tangent_operations import WeightTangent
 from llm_forgetting.models.hessian.tangent_pass import TangentPass
 from llm_forgetting.models.hessian.weight_tangents import AdapterTangent, DenseTangent, LowRankTangent
@@ -40,6 +40,7 @@ class TangentProducts:
                 loss, slope = loss + value, slope + derivative
         return loss, slope
 
+    @sparing
     def gradient(self) -> FactorStep:
         """Gradient in the factors, collected along a step of 0."""
         zero = FactorStep({n: Factors(torch.zeros_like(f.B), torch.zeros_like(f.A)) for n, f in self.factors.items()})
@@ -47,6 +48,7 @@ class TangentProducts:
         self.run(tangents)
         return FactorStep({name: tangent.gradient for name, tangent in tangents.items()})
 
+    @sparing
     def hessian(self, step: FactorStep) -> FactorStep:
         """H v in the factors, collected along the step."""
         tangents = self._adapter_tangents(step)
@@ -56,12 +58,14 @@ class TangentProducts:
     def _adapter_tangents(self, step: FactorStep) -> dict[str, AdapterTangent]:
         return {name: AdapterTangent(self.factors[name], step[name], self._dtype) for name in self.factors}
 
+    @sparing
     def along_update(self, update: WeightUpdate) -> DirectionalDerivatives:
         """Derivatives along the update, collected as numbers."""
         tangents = {name: LowRankTangent(pair, self._dtype) for name, pair in update.items()}
         loss, slope = self.run(tangents)
         return DirectionalDerivatives(loss, slope, sum(tangent.curvature for tangent in tangents.values()))
 
+    @sparing
     def weight_hessian(self, direction: Weights) -> Weights:
         """H V, collected as dense matrices."""
         tangents = {name: DenseTangent(matrix, self._dtype) for name, matrix in direction.items()}

@@ -45,7 +45,7 @@ def score(
 def _score_packed(
     model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int | None, advance: Callable[[int], None]
 ) -> AnswerStatistics:
-    collector, retry = _Collector(encoded), OutOfMemoryRetry()
+    collector, retry = _Collector(encoded), OutOfMemoryRetry(model.device)
     for share in prefix_batches(encoded, batch_size):
         prefix = model.prefix_cache(share.prefix) if share.prefix else None
 
@@ -62,7 +62,7 @@ def _score_packed(
 def _score_padded(
     model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int | None, advance: Callable[[int], None]
 ) -> AnswerStatistics:
-    collector, retry = _Collector(encoded), OutOfMemoryRetry()
+    collector, retry = _Collector(encoded), OutOfMemoryRetry(model.device)
 
     def compute(bucket: tuple[int, ...]) -> None:
         batch = collate([encoded[index] for index in bucket], model.pad_id)
@@ -98,23 +98,36 @@ def score_points(
     advance: Callable[[int], None] = lambda items: None,
 ) -> list[AnswerStatistics]:
     """`score` in packs, at each of `points` points that the model was moved to side by side (`LanguageModel.beside`)."""
-    collectors = [_Collector(encoded) for _ in range(points)]
+    collectors, retry = [_Collector(encoded) for _ in range(points)], OutOfMemoryRetry(model.device)
     model.peft_model.eval()
+
+    def compute(chosen: tuple[int, ...]) -> None:
+        pack = pack_of(encoded, chosen)
+        (logits,) = model.packed_logits([pack], points)
+        for collector, rows in zip(collectors, logits, strict=True):
+            collector.take(pack.items, rows, pack.letter_ids)
+        advance(len(chosen))
+
     with torch.inference_mode():
         for pack in packs(encoded, batch_size):
-            (logits,) = model.packed_logits([pack], points)
-            for collector, rows in zip(collectors, logits, strict=True):
-                collector.take(pack.items, rows, pack.letter_ids)
-            advance(len(pack.items))
+            retry.run(pack.items, compute)
     return [collector.statistics for collector in collectors]
 
 
 def answer_distributions(model: LanguageModel, encoded: Sequence[EncodedItem], batch_size: int) -> Floats:
     """(n, vocabulary) logits after `Answer:` of all items, in the order given."""
     model.peft_model.eval()
+    logits: dict[tuple[int, ...], Floats] = {}
+    retry = OutOfMemoryRetry(model.device)
+
+    def compute(chosen: tuple[int, ...]) -> None:
+        batch = collate([encoded[n] for n in chosen], model.pad_id)
+        logits[chosen] = model.answer_logits(batch).double().cpu().numpy()
+
     with torch.inference_mode():
-        batches = (collate(encoded[n : n + batch_size], model.pad_id) for n in range(0, len(encoded), batch_size))
-        return np.concatenate([model.answer_logits(batch).double().cpu().numpy() for batch in batches])
+        for start in range(0, len(encoded), batch_size):
+            retry.run(tuple(range(start, min(start + batch_size, len(encoded)))), compute)
+    return np.concatenate(list(logits.values()))
 
 
 class _Collector:

@@ -4,8 +4,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from llm_forgetting.errors import is_out_of_memory
 from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.memory import release
 from llm_forgetting.models.language.packing import common_prefix
 
 log = logging.getLogger(__name__)
@@ -64,7 +67,8 @@ def _batches(
 class OutOfMemoryRetry:
     """Runs batches whole while memory suffices; from the first that does not fit on, in halves (quarters, ...) of its size."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._limit: int | None = None
 
     def run(self, batch: tuple[int, ...], compute: Callable[[tuple[int, ...]], None]) -> None:
@@ -86,12 +90,4 @@ class OutOfMemoryRetry:
                 waiting.insert(0, piece)
             else:
                 continue
-            _release()
-
-
-def _release() -> None:
-    """Give memory that failed batches held back to the device (outside the handler: its traceback holds tensors)."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+            release(self._device)
