@@ -76,7 +76,9 @@ def unmerged(layers: Mapping[str, Any]) -> Iterator[Callable[[Sequence[WeightUpd
             device = _weight(layer).device
             updates = [point[name] for point in points]
             if isinstance(updates[0], NoisyUpdate):
-                (noise[name],) = updates
+                if len(updates) > 1:
+                    raise ValueError(f"a point of weight space is computed alone, got {len(updates)} points")
+                noise[name] = updates[0]
             rank = max(update.A.shape[0] for update in updates)
             A = torch.stack([F.pad(update.A, (0, 0, 0, rank - update.A.shape[0])) for update in updates])
             B = torch.stack([F.pad(update.B, (0, rank - update.B.shape[1])) for update in updates])

@@ -99,9 +99,8 @@ def _with_wide_parameters(module: nn.Module, names: list[str]) -> Forward:
     def forward(*args: Any, **kwargs: Any) -> Any:
         own = {name: module._parameters[name] for name in names}
         try:
-            module._parameters.update(  # type: ignore[call-overload]
-                {name: parameter.detach().float() for name, parameter in own.items() if parameter is not None}
-            )
+            wide = {name: parameter.detach().float() for name, parameter in own.items() if parameter is not None}
+            module._parameters.update(wide)  # type: ignore[arg-type]
             return plain(*args, **kwargs)
         finally:
             module._parameters.update(own)

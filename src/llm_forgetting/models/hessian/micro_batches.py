@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -64,17 +64,14 @@ class MicroBatches:
             yield answer_losses(self._model, [self._items[n] for n in group]).sum() / self.count
 
 
-class _OverItems(Protocol):
-    _items: MicroBatches
-
-
 def sparing(
     method: Callable[Concatenate[Any, Arguments], Result],
 ) -> Callable[Concatenate[Any, Arguments], Result]:
     """A method that goes over all micro-batches of its object's `_items`, as `MicroBatches.sparing`."""
 
     @wraps(method)
-    def spared(self: _OverItems, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        return self._items.sparing(lambda: method(self, *args, **kwargs))
+    def spared(self: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        items: MicroBatches = self._items
+        return items.sparing(lambda: method(self, *args, **kwargs))
 
     return spared
