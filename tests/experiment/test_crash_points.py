@@ -49,8 +49,7 @@ def test_a_run_that_dies_before_one_file_operation_after_the_other_ends_like_one
         assert done.status == -9, (crashes, done.stdout + done.stderr)
         assert "Traceback" not in done.stderr
         crashes.append(done.stderr.splitlines()[-1])
-        if folder is None and (done.folder / "config.yaml").exists():
-            folder = done.folder
+        folder = folder or next((path.parent for path in (tmp_path / "killed").glob("*/config.yaml")), None)
     else:
         raise AssertionError(crashes)
     assert folder is not None

@@ -84,7 +84,8 @@ def test_everything_that_was_promised_is_there(smoke_run: SmokeRun) -> None:
     files = {path.name for path in smoke_run.path.iterdir()}
     assert files == {
         ".lock", "checkpoint_after_task1", "checkpoint_after_task2", "config.yaml", "items.jsonl", "manifest.json", "phases",
-        "report.html", "results.json", "results.md", "run.log", *(f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")),
+        "report.html", "results.json", "results.md", "run.log",
+        *(f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")),
     }  # fmt: skip
     assert set(smoke_run.results["figures"]) == {f"{stem}.png" for stem in stems}
     assert {path.name for path in (smoke_run.path / "phases").iterdir()} == {
