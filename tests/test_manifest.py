@@ -108,6 +108,14 @@ def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path, damage: str) 
     assert "\n" not in str(error.value)
 
 
+def test_a_manifest_of_a_later_version_is_read(tmp_path: Path) -> None:
+    manifest.write(tmp_path, "results.json", b"new")
+    later = {**content(tmp_path), "sha256": "", "later": 1}
+    text = json.dumps(later)
+    (tmp_path / MANIFEST).write_text(text.replace('"sha256": ""', f'"sha256": "{manifest.digest(text.encode())}"'))
+    assert manifest.checked(tmp_path, "results.json") == b"new"
+
+
 def test_what_no_manifest_lists_is_read_unchecked_and_named(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_bytes(b"old")
     assert manifest.checked(tmp_path, "results.json") == b"old"

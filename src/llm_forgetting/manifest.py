@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import encode, read, whole_folder, write_bytes, write_text
+from llm_forgetting.files import decode, encode, whole_folder, write_bytes, write_text
 from llm_forgetting.progress import program
 
 MANIFEST = "manifest.json"
@@ -62,25 +62,20 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.exists():
         return Manifest()
+    advice = f"{path} is damaged; put it back, or remove it: then nothing can be checked"
+    data = path.read_bytes()
     try:
-        manifest = read(Manifest, path)
+        manifest = decode(Manifest, data, file=MANIFEST)
     except UserError as error:
-        raise _damaged_manifest(path, f": {error}") from error
-    if manifest != _sealed(manifest):
-        raise _damaged_manifest(path, "")
+        raise UserError(f"{advice} ({error})") from error
+    if manifest.sha256 != digest(data.replace(manifest.sha256.encode(), b"")):
+        raise UserError(advice)
     return manifest
 
 
-def _damaged_manifest(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is damaged; put it back, or remove it: then nothing can be checked{reason}")
-
-
-def _sealed(manifest: Manifest) -> Manifest:
-    return replace(manifest, sha256=digest(encode(replace(manifest, sha256="")).encode()))
-
-
 def _save(folder: Path, manifest: Manifest) -> None:
-    write_text(folder / MANIFEST, encode(_sealed(manifest)))
+    unsealed = replace(manifest, sha256="")
+    write_text(folder / MANIFEST, encode(replace(unsealed, sha256=digest(encode(unsealed).encode()))))
 
 
 def record(folder: Path, artifacts: Mapping[str, str], results: Mapping[str, str] | None = None) -> None:
@@ -107,9 +102,9 @@ def recorded_folder(folder: Path, name: str) -> Iterator[Path]:
         record(folder, {f"{name}/{file}": found for file, found in folder_digests(scratch).items()})
 
 
-def damaged(folder: Path) -> list[str]:
-    """Recorded artifacts that are not there as they were written."""
-    artifacts = read_manifest(folder).artifacts
+def damaged(folder: Path, part: str = "") -> list[str]:
+    """Recorded artifacts that are not there as they were written; of those whose path begins with `part`."""
+    artifacts = {name: known for name, known in read_manifest(folder).artifacts.items() if name.startswith(part)}
     return [name for name, known in artifacts.items() if file_digest(folder / name) not in known]
 
 
@@ -132,9 +127,8 @@ def checked(folder: Path, name: str) -> bytes:
 
 def require_whole(folder: Path, part: str, remedy: str) -> None:
     """Raise UserError where a recorded file of the sub-folder `part` is not there as it was written."""
-    for name in damaged(folder):
-        if name.startswith(f"{part}/"):
-            raise UserError(_said(folder / name, remedy))
+    for name in damaged(folder, f"{part}/"):
+        raise UserError(_said(folder / name, remedy))
 
 
 def _said(path: Path, remedy: str) -> str:

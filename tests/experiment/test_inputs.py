@@ -11,8 +11,10 @@ from test_manifest import flip
 
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.phases import scan_paths
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.files import from_plain
+from llm_forgetting.manifest import recorded_folder
 from llm_forgetting.progress import Silent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,3 +88,17 @@ def test_a_changed_file_of_the_backbone_is_refused_by_name(
         (tmp_path / "model" / file).write_text(json.dumps(content, indent=7))
     with pytest.raises(UserError, match=rf"the backbone's {file} must be the same"):
         _ = session().model
+
+
+def test_the_adapters_of_all_epochs_must_be_there_for_the_plane(tmp_path: Path) -> None:
+    tasks = {"source": "synthetic", "tasks": ["synthetic_1", "synthetic_2"]}
+    config = from_plain(
+        ExperimentConfig, {"model": {"name": "synthetic"}, "data": tasks, "landscape": {"trajectory": True}}
+    )
+    with recorded_folder(tmp_path, "phases/trajectory_task2/epoch_001") as scratch:
+        (scratch / "update.safetensors").write_bytes(b"adapter")
+    (tmp_path / "phases/trajectory_task2/epoch_001/update.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"epoch_001/update\.safetensors .* is gone; remove phases/train_task\*\.json in"
+    ):
+        scan_paths(Session(config, tmp_path, Silent()))

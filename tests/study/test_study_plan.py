@@ -16,6 +16,7 @@ import pytest
 import yaml
 from runs import ROOT
 
+from llm_forgetting import manifest
 from llm_forgetting.config import ExperimentConfig, InterventionsConfig
 from llm_forgetting.curvature.records import Divergence, ForecastRecord, RivalPredictors, TaskForecast
 from llm_forgetting.curvature.results import Trace
@@ -281,7 +282,7 @@ class Fake:
             write_text(job.folder / FAILURE, encode(CellFailure(cell=job.place.cell, reason="no such luck")))
             return [JobResult(job)]
         have_first_task(job.folder)
-        write_text(job.folder / RECORD, encode(record_of(job.place)))
+        manifest.write(job.folder, RECORD, encode(record_of(job.place)).encode())
         return [JobResult(job)]
 
     def close(self) -> None:

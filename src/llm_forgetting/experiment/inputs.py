@@ -11,7 +11,7 @@ from llm_forgetting.models.language.backbones import backbone_location
 from llm_forgetting.models.language.text_loss import Passage
 from llm_forgetting.tasks.task import Item, Task
 
-_BACKBONE = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
+_SETTINGS = ("*.json", "*.model", "*.txt", "*.jinja", "*.py")
 
 
 def require_same_rows(folder: Path, tasks: Sequence[Task]) -> None:
@@ -38,7 +38,8 @@ def require_same_backbone(folder: Path, config: ModelConfig) -> None:
     """
     place = _backbone_folder(config)
     if place is not None:
-        files = sorted({path for pattern in _BACKBONE for path in place.glob(pattern)})
+        weights = sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin"))
+        files = [*weights, *(path for pattern in _SETTINGS for path in sorted(place.glob(pattern)))]
         require_inputs(folder, "backbone", {path.name: file_digest(path) or "" for path in files})
 
 
