@@ -10,7 +10,7 @@ def detectable_drop(n: int, discordant: float = 0.10, *, power: float = 0.80, si
 
     m ~ Binomial(n, discordant) pairs are discordant, each of them a loss with probability (1 + drop / discordant) / 2. A drop
     cannot exceed that share; where the share is too small for the power, the drop returned is the smallest share that is
-    enough if every discordant pair is a loss, 1 where none is. n = 100 at 10% discordant pairs: 0.089. Raises ValueError
+    enough if every discordant pair is a loss, 1 where none is. n = 100 at 10% discordant pairs: 0.088. Raises ValueError
     outside n >= 1 and 0 <= discordant <= 1.
     """
     if n < 1 or not 0 <= discordant <= 1:
