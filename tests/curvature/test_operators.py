@@ -82,6 +82,13 @@ def test_the_largest_eigenvalue_comes_from_below_and_stays(H: torch.Tensor, dtyp
     assert many.residual < 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_eigenvector_has_a_residual_of_rounding(dtype: torch.dtype) -> None:
+    start = Weights(a=torch.tensor([[0.0, 1.0, 0.0]], dtype=dtype))
+    found = largest_eigenvalue(lambda V: Weights(a=V["a"] * torch.tensor([1.0, 7.0, 3.0], dtype=dtype)), start, 5)
+    assert (found.value, found.residual) == (7.0, 7.0 * torch.finfo(dtype).eps)
+
+
 def test_double_backward_is_exact_on_a_quadratic(H: torch.Tensor) -> None:
     class Quadratic(LossOperator):
         def __init__(self, at: torch.Tensor) -> None:

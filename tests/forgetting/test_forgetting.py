@@ -14,9 +14,9 @@ from llm_forgetting.forgetting.accuracy_matrix import (
     forward_transfer,
     learning,
 )
+from llm_forgetting.forgetting.clusters import cluster_stderr
 from llm_forgetting.forgetting.intervals import (
     bonett_price_paired,
-    cluster_stderr,
     paired_mean_change,
     paired_proportion_change,
 )

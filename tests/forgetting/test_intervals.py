@@ -10,13 +10,12 @@ from scipy import stats
 from scipy.special import gammaln, xlogy
 
 from llm_forgetting.arrays import standard_error
+from llm_forgetting.forgetting.clusters import cluster_stderr
 from llm_forgetting.forgetting.intervals import (
     MINIMUM_ITEMS,
     Interval,
     bonett_price_paired,
     bootstrap_t,
-    cluster_stderr,
-    detectable_drop,
     estimate_mean,
     mcnemar_exact,
     newcombe_paired,
@@ -26,6 +25,7 @@ from llm_forgetting.forgetting.intervals import (
     skewness_corrected,
     wilson,
 )
+from llm_forgetting.forgetting.power import detectable_drop
 
 # Coverage and power go over all counts, many times.
 mcnemar = functools.cache(mcnemar_exact)

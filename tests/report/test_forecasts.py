@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from runs import SmokeRun
+from small_records import small_results
 
 from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.report.html.axes import ticks_of
 from llm_forgetting.report.html.blocks import Figures, Numbers, Prose
 from llm_forgetting.report.html.forecasts import forecast_blocks, forecast_plot, forecast_scale
+from llm_forgetting.report.tables.curvature import forecast_table
 from llm_forgetting.report.tables.markdown import results_markdown
 from llm_forgetting.report.views.axis_scale import AxisScale
 from llm_forgetting.report.views.forecasts import ComparedForecast, compared_forecasts, forecast_sentence
@@ -46,6 +48,17 @@ def test_every_forecast_is_a_dot_at_its_numbers(results: Results, smoke_run: Smo
             assert dot["y"] == pytest.approx([forecasts[split].observed], rel=1e-4)
     assert named["forecast = observed"]["x"] == named["forecast = observed"]["y"]
     assert f"observed {forecasts['train'].observed:.1f}" in plot.alt
+
+
+def test_a_curvature_by_differences_has_half_its_error_beside_the_second_order() -> None:
+    results = small_results()
+    step = results.forecasts[0]
+    splits = {
+        "train": replace(step.tasks["first"]["train"], curvature_error=0.4),
+        "test": step.tasks["first"]["test"],
+    }
+    rows = forecast_table(replace(results, forecasts=(replace(step, tasks={"first": splits}),))).rows
+    assert [row[3] for row in rows] == ["1.0 ± 0.2", "2.00"]
 
 
 def test_bars_are_of_paired_differences_over_the_same_items(results: Results, smoke_run: SmokeRun) -> None:

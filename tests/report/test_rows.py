@@ -1,10 +1,11 @@
 """Results as rows: every number of a run that was written down by hand at its place, and none made up."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from small_records import CHECKPOINTS, CORRECT, HIGH, LETTER_MASS, LOSSES, LOW, TASKS, small_results
+from small_records import CHECKPOINTS, CORRECT, HIGH, LETTER_MASS, LOSSES, LOW, TASKS, landscape, small_results
 
 from llm_forgetting.files import decode, encode
 from llm_forgetting.report.rows import (
@@ -124,3 +125,9 @@ def test_scalars_stand_at_the_step_of_their_checkpoint(results: Results) -> None
     assert last["forgetting/train/first/loss/forgetting"] == 0.5
     assert last["forecast/test/first/second_order"] == 2.0
     assert all(type(value) is float for step in steps for value in step.values())
+
+
+@pytest.mark.parametrize(("note", "converged"), [(None, True), ("1 of 8 points are not finite", False)])
+def test_a_grid_that_stands_for_a_fit_is_not_converged(note: str | None, converged: bool) -> None:
+    scanned = replace(landscape({"first": 1.0}, fitted=False), fit=None, note=note)
+    assert scanned.surface("first", 0).converged == converged

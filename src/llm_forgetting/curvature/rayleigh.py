@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from llm_forgetting.curvature.operators import Weights
 from llm_forgetting.curvature.results import Eigenvalue
@@ -27,7 +28,7 @@ def largest_eigenvalue(
         advance: Called `steps` times, after every product.
 
     Returns:
-        The Rayleigh quotient at the end, with the norm of its residual.
+        The Rayleigh quotient at the end, with the norm of its residual, or what rounding makes of that.
     """
     x = Weights.combine([(1 / x.norm(), x)])
     image = product(x)
@@ -48,4 +49,5 @@ def largest_eigenvalue(
         c, s = map(float, vectors[:, 1])
         x, image = Weights.combine([(c, x), (s, q)]), Weights.combine([(c, image), (s, of_q)])
     value = x.inner(image)
-    return Eigenvalue(value, Weights.combine([(1.0, image), (-value, x)]).norm())
+    rounding = torch.finfo(next(iter(image.values())).dtype).eps * abs(value)
+    return Eigenvalue(value, max(Weights.combine([(1.0, image), (-value, x)]).norm(), rounding))

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from scipy.optimize import brentq
 
 from llm_forgetting.arrays import Floats, standard_error
+from llm_forgetting.forgetting.clusters import PooledError, cluster_stderr, error_of_mean, pooled_error
 from llm_forgetting.seeding import generator
 
 MINIMUM_ITEMS = 40
@@ -206,7 +206,7 @@ def paired_proportion_change(
     interval = bonett_price_paired(only_before, only_after, d.size)
     pooled = pooled_error(d, clusters)
     if pooled is not None:
-        interval = pooled.interval(value, within=1.0)
+        interval = _over_subjects(value, pooled, within=1.0)
         p_value = pooled.p_value(value) if pooled.stderr else p_value
     return PairedProportionChange(
         n=d.size,
@@ -245,7 +245,7 @@ def estimate_mean(values: ArrayLike, *, seed: int, clusters: Sequence[object] | 
     x = _as_finite(values, "values")
     value, pooled, interval = float(x.mean()), pooled_error(x, clusters), None
     if x.size >= MINIMUM_ITEMS:
-        interval = mean_interval(x, seed=seed) if pooled is None else pooled.interval(value)
+        interval = mean_interval(x, seed=seed) if pooled is None else _over_subjects(value, pooled)
     return Mean(value, error_of_mean(x, clusters), x.size, interval)
 
 
@@ -304,66 +304,6 @@ def bootstrap_t(values: ArrayLike, *, seed: int, resamples: int = RESAMPLES) -> 
     return Interval(mean - half_width, mean + half_width, method="Student t (bootstrap-t is not finite here)")
 
 
-def cluster_stderr(values: ArrayLike, clusters: Sequence[object] | None) -> float | None:
-    """Cluster-robust stderr of the mean of values of shape (n,) with one label each; None below two clusters.
-
-        sqrt(G / (G - 1) sum_g (sum_{i in g} (d_i - mean))^2) / n      for G clusters
-
-    Liang & Zeger 1986, with the usual small-sample factor; noisy for few clusters. Raises ValueError unless there is
-    one label per value.
-    """
-    if clusters is None:
-        return None
-    x = np.asarray(values, dtype=np.float64)
-    if len(clusters) != x.size:
-        raise ValueError(f"clusters must hold one label per item, got {len(clusters)} labels for {x.size} items")
-    numbers: dict[object, int] = {}
-    index = np.array([numbers.setdefault(label, len(numbers)) for label in clusters])
-    groups = len(numbers)
-    if groups < 2:
-        return None
-    sums = np.bincount(index, weights=x - x.mean())
-    return float(math.sqrt(groups / (groups - 1) * float(np.sum(sums**2))) / x.size)
-
-
-@dataclass(frozen=True)
-class PooledError:
-    """Error of a mean over items of several subjects: `stderr`, with `groups` - 1 degrees of freedom."""
-
-    stderr: float
-    groups: int
-
-    def interval(self, value: float, *, within: float = math.inf) -> Interval:
-        """value +- t stderr at 95%, cut to [-within, within]."""
-        half_width = float(stats.t.ppf((1 + LEVEL) / 2, self.groups - 1)) * self.stderr
-        low, high = max(value - half_width, -within), min(value + half_width, within)
-        return Interval(low, high, method=f"Student t over {self.groups} subjects (cluster-robust)")
-
-    def p_value(self, value: float) -> float:
-        """Two-sided p-value of `value` against 0."""
-        return float(2 * stats.t.sf(abs(value) / self.stderr, self.groups - 1))
-
-
-def pooled_error(values: ArrayLike, clusters: Sequence[object] | None) -> PooledError | None:
-    """Error of the mean of values (n,) of items that come in `clusters`, one label each; None for a single cluster, and
-    where every item is one.
-
-    Items of one subject are alike, so the subjects are what was sampled. The larger of `cluster_stderr` and sd / sqrt(n):
-    of few subjects the former is noisy, and far too small by chance.
-    """
-    groups = 0 if clusters is None else len(set(clusters))
-    clustered, plain = cluster_stderr(values, clusters), standard_error(values)
-    if clustered is None or plain is None or groups == np.size(values):
-        return None
-    return PooledError(max(clustered, plain), groups)
-
-
-def error_of_mean(values: ArrayLike, clusters: Sequence[object] | None) -> float | None:
-    """sd / sqrt(n) of values (n,), or that of `pooled_error` where they are of several subjects; None for one value."""
-    pooled = pooled_error(values, clusters)
-    return standard_error(values) if pooled is None else pooled.stderr
-
-
 def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:
     """Stderr of the mean over all items of several groups, each with its own mean: groups weighted by size.
 
@@ -380,25 +320,10 @@ def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:
     return math.sqrt(within / (sum(sizes) - len(sizes)) / sum(sizes))
 
 
-def detectable_drop(n: int, discordant: float = 0.10, *, power: float = 0.80, significance: float = 0.05) -> float:
-    """The smallest paired drop in accuracy (a share, 0 to 1) that McNemar's exact test sees with the given power.
-
-    m ~ Binomial(n, discordant) pairs are discordant, each of them a loss with probability (1 + drop / discordant) / 2. A drop
-    cannot exceed that share; where the share is too small for the power, the drop returned is the smallest share that is
-    enough if every discordant pair is a loss, 1 where none is. n = 100 at 10% discordant pairs: 0.089. Raises ValueError
-    outside n >= 1 and 0 <= discordant <= 1.
-    """
-    if n < 1 or not 0 <= discordant <= 1:
-        raise ValueError(f"needs n >= 1 and a share of discordant pairs in [0, 1], got {n} and {discordant}")
-    m = np.arange(n + 1)
-    critical = stats.binom.isf(significance / 2, m, 0.5)  # rejected by more losses than this
-
-    def surplus(share: float, losses: float) -> float:
-        return float(stats.binom.pmf(m, n, share) @ stats.binom.sf(critical, m, losses)) - power
-
-    if discordant and surplus(discordant, 1.0) >= 0:
-        return discordant * float(brentq(lambda excess: surplus(discordant, (1 + excess) / 2), 0.0, 1.0))
-    return float(brentq(lambda share: surplus(share, 1.0), discordant, 1.0)) if surplus(1.0, 1.0) >= 0 else 1.0
+def _over_subjects(value: float, pooled: PooledError, within: float = math.inf) -> Interval:
+    half_width = pooled.half_width(LEVEL)
+    low, high = max(value - half_width, -within), min(value + half_width, within)
+    return Interval(low, high, method=f"Student t over {pooled.groups} subjects (cluster-robust)")
 
 
 def _normal_quantile(level: float) -> float:

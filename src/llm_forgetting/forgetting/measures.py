@@ -18,6 +18,7 @@ from llm_forgetting.forgetting.accuracy_matrix import (
     forgetting_measure,
     forward_transfer,
 )
+from llm_forgetting.forgetting.clusters import error_of_mean
 from llm_forgetting.forgetting.intervals import (
     MINIMUM_ITEMS,
     Interval,
@@ -25,7 +26,6 @@ from llm_forgetting.forgetting.intervals import (
     PairedMeanChange,
     PairedProportionChange,
     Proportion,
-    error_of_mean,
     estimate_mean,
     paired_mean_change,
     paired_proportion_change,

@@ -8,10 +8,10 @@ from llm_forgetting.forgetting.intervals import (
     MINIMUM_ITEMS,
     Interval,
     PairedProportionChange,
-    detectable_drop,
     wilson,
 )
 from llm_forgetting.forgetting.measures import Estimate, Forgetting
+from llm_forgetting.forgetting.power import detectable_drop
 from llm_forgetting.forgetting.records import DetectableDrop, SpuriousForgetting, SpuriousForgettingProbes
 
 Outcome = Literal["too few items", "dropped", "rose", "nothing learnt", "no drop shown"]
