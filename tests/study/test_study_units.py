@@ -209,6 +209,7 @@ def test_the_headline_is_given_how_well_task_1_was_learnt():
     assert f"given learning of task 1 {partial['first_learning_loss',]:+.2f}" in said
     assert f"given loss at the checkpoint {partial['centre_loss',]:+.2f}" in said
     assert "given learning of the last task" not in said
+    assert ", but this is not shown at equal learning of task 1 or at equal loss at the checkpoint: " in said
 
 
 def test_the_sentence_says_how_many_checkpoints_there_are():
