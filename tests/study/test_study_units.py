@@ -187,7 +187,7 @@ def test_arms_that_act_later_share_the_first_checkpoint():
 
 def test_the_headline_is_given_how_well_task_1_was_learnt():
     """Sharpness and forgetting both follow the loss at the checkpoint, and nothing else joins them."""
-    rng, records = np.random.default_rng(3), []
+    rng, records = np.random.default_rng(5), []
     for first, second in itertools.permutations("abc", 2):
         for seed in range(16):
             learnt = np.random.default_rng(["abc".index(first), seed]).normal(size=3)
