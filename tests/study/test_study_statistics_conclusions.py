@@ -240,3 +240,21 @@ def test_a_number_and_its_interval_have_the_same_decimals(value, low, high, said
     mean = mean_over_pairs(np.arange(12.0), np.arange(12) // 2, seed=0)
     mean = replace(mean, value=value, interval=Interval(low, high, method="by hand"))
     assert f"mean change {said}, sign-flip p = 0.031" in describe_change(mean, name="sharpness")
+
+
+def test_forecasts_and_predictions_over_few_first_tasks_say_so():
+    """Six pairs of three first tasks: numbers, no interval, and why."""
+    runs = [
+        Run(r.pair, r.factors, r.measures, r.outcomes, first_task=f"{int(r.pair[-1]) // 2}") for r in runs_of()
+    ]  # fmt: skip
+    said = describe_calibration(calibrate(runs, "sharpness", "forgetting", seed=0))
+    assert (
+        "(no interval), where 1 and 0 would be calibrated (fewer than 6 first tasks: no interval, no p-value); " in said
+    )
+    assert said.endswith("48 runs of 6 task pairs and 3 first tasks.")
+    said = describe_prediction(predict_unseen_pairs(runs, "forgetting", "sharpness", seed=0))
+    assert said.startswith(
+        "Nothing is concluded on whether sharpness predicts forgetting of unseen first tasks better than the "
+    )
+    assert ": fewer than 6 first tasks: no interval, no p-value (signs flipped over 3 would give " in said
+    assert said.endswith("48 runs of 6 task pairs and 3 first tasks.")

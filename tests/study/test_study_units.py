@@ -187,7 +187,7 @@ def test_arms_that_act_later_share_the_first_checkpoint():
 
 def test_the_headline_is_given_how_well_task_1_was_learnt():
     """Sharpness and forgetting both follow the loss at the checkpoint, and nothing else joins them."""
-    rng, records = np.random.default_rng(3), []
+    rng, records = np.random.default_rng(5), []
     for first, second in itertools.permutations("abc", 2):
         for seed in range(16):
             learnt = np.random.default_rng(["abc".index(first), seed]).normal(size=3)
@@ -209,6 +209,7 @@ def test_the_headline_is_given_how_well_task_1_was_learnt():
     assert f"given learning of task 1 {partial['first_learning_loss',]:+.2f}" in said
     assert f"given loss at the checkpoint {partial['centre_loss',]:+.2f}" in said
     assert "given learning of the last task" not in said
+    assert ", but this is not shown at equal learning of task 1 or at equal loss at the checkpoint: " in said
 
 
 def test_the_sentence_says_how_many_checkpoints_there_are():

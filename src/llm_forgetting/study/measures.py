@@ -20,7 +20,7 @@ from llm_forgetting.results import Results
 FIRST = checkpoint_name(1)
 Place = Literal["first checkpoint", "later"]
 AT_FIRST: Place = "first checkpoint"
-"""Made at the checkpoint after the first task: one number for all runs that share it, so that first tasks are the units."""
+"""Made at the checkpoint after the first task: one number for all runs that share it."""
 LATER: Place = "later"
 """Made at a later checkpoint, or on the way to it: a number of the task pair."""
 

@@ -1,16 +1,16 @@
 """Do the measures of a study go with forgetting? Rank correlations over runs, never more than that.
 
 Every coefficient is given twice. `over_runs` takes all runs together and mixes differences between task pairs with those
-within them; its interval resamples whole pairs and it has no p-value, since few pairs carry it. `within_pairs` compares
-runs of one pair only; its p-value permutes the outcome within pairs, under the assumption that without an association
-the runs of a pair are exchangeable. With four pairs of eight runs, intra-class correlation 0.5 and no association it
+within them; its interval resamples whole units and it has no p-value, since few units carry it. `within_pairs` compares
+runs of one pair only; its p-value permutes the outcome within pairs as `exchangeability` says, and its interval holds the
+correlations that this test does not reject. With four pairs of eight runs, intra-class correlation 0.5 and no association it
 rejects in 4.5% of studies at 5%, the test of Spearman's rho over all runs in 20% (49% if the pairs' own effects are
 correlated by 0.9). A correlation of 0.5 within pairs is found in 71% of such studies, in 88% with six pairs. The partial
 test rejects in 4.8% where a common cause that is given makes the plain one reject in 53% (six pairs of eight runs).
 1000 studies each, 250 for the partial test: benchmarks/study_statistics.py.
 
-A measure made at the first checkpoint is one number for all task pairs that share it. Its units are first checkpoints within
-first tasks: they are permuted and resampled with all their runs, and refusals, degrees of freedom and power count them.
+Task pairs that share a first task share its checkpoints. Refusals and power count first checkpoints and first tasks, not runs
+and pairs.
 
 A partial coefficient given |D| or learning is not nearer the truth than the plain one: |D| may be a mediator. Both are
 shown.
@@ -67,9 +67,8 @@ class Association:
     and within pairs, by the residual method on ranks; excluded: runs left out for missing, NaN or infinite numbers;
     p_value: of Spearman's rho within pairs; p_adjusted: Holm's, None for the primary measure; detectable: the
     correlation within pairs that a study of this size sees with 80% power, at the first Holm step for measures that are
-    not primary; refusal: why no conclusion is drawn, else None; coefficients that do not exist are None; unit, n_units: where
-    the measure is made, a first task or a task pair, and how many distinct ones there are; n_points: distinct
-    measurements, first checkpoints or runs.
+    not primary; refusal: why no conclusion is drawn, else None; coefficients that do not exist are None; unit, n_units: a first
+    task, or a task pair where none share one, and how many there are; n_points: first checkpoints.
     """
 
     measure: str

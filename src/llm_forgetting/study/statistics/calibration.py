@@ -9,7 +9,7 @@ from llm_forgetting.forgetting.intervals import Interval
 from llm_forgetting.forgetting.measures import Estimate
 from llm_forgetting.study.statistics.association import Coefficient, spearman_over_runs
 from llm_forgetting.study.statistics.clusters import fit_over_pairs
-from llm_forgetting.study.statistics.runs import Floats, Run, columns
+from llm_forgetting.study.statistics.runs import TASK_PAIR, Floats, Run, columns
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Calibration:
     mean_absolute_error: mean |f - y|; sign_right: share of runs in which f and y have the same sign;
     r_squared: 1 - sum (y - f)^2 / sum (y - mean y)^2, of the forecast as it stands against the mean of all runs, which it
     was not told; negative where the mean is nearer. Intervals: jackknife over units (`clusters.fit_over_pairs`).
-    refusal: why slope, intercept and r_squared are missing, else None.
+    refusal: why slope, intercept and r_squared are missing, else None; unit, n_units: a first task, or a task pair where none
+    share one, and how many there are.
     """
 
     forecast: str
@@ -38,6 +39,8 @@ class Calibration:
     rank_correlation: Coefficient | None = None
     r_squared: float | None = None
     refusal: str | None = None
+    unit: str = TASK_PAIR
+    n_units: int = 0
 
 
 def calibrate(runs: Sequence[Run], forecast: str, outcome: str, *, seed: int) -> Calibration:
@@ -50,11 +53,12 @@ def calibrate(runs: Sequence[Run], forecast: str, outcome: str, *, seed: int) ->
     sizes = (data.n_runs, data.n_pairs, data.excluded)
     about = (forecast, outcome, *sizes, error, _cut(absolute, 0.0, np.inf), _cut(sign, 0.0, 1.0))
     if data.n_runs < 3 or np.ptp(f) == 0 or np.ptp(y) == 0:
-        return Calibration(*about, refusal="a line needs three runs whose forecasts and outcomes differ")
+        reason = "a line needs three runs whose forecasts and outcomes differ"
+        return Calibration(*about, refusal=reason, unit=data.unit, n_units=data.n_units)
     slope, intercept = fit_over_pairs(lambda rows: fit_line(f[rows], y[rows]), data.first_tasks, unit=data.unit)
     rho = spearman_over_runs(data, seed=seed)
     r_squared = 1 - float(((y - f) ** 2).sum() / ((y - y.mean()) ** 2).sum())
-    return Calibration(*about, slope, intercept, rho, r_squared)
+    return Calibration(*about, slope, intercept, rho, r_squared, unit=data.unit, n_units=data.n_units)
 
 
 def fit_line(x: Floats, y: Floats) -> tuple[float, float]:

@@ -102,7 +102,7 @@ def describe_arm(effect: ArmEffect, matched: MatchedEffect | None = None) -> str
 
 def describe_calibration(calibration: Calibration) -> str:
     """Are forecasts of forgetting right in size?"""
-    size = _size(calibration.n_runs, calibration.n_pairs)
+    size = _mean_size(calibration)
     errors = (
         f"mean absolute error {_describe_estimate(calibration.mean_absolute_error)}, right in sign in "
         f"{calibration.sign_right.value:.0%} of runs"
@@ -117,15 +117,15 @@ def describe_calibration(calibration: Calibration) -> str:
     lead = f"was nearer to {calibration.outcome} than the mean of all runs (R2 {calibration.r_squared:.2f})"
     if calibration.r_squared <= 0:
         lead = f"was worse than the mean of all runs at forecasting {calibration.outcome}"
-    return (
-        f"{_capital(calibration.forecast)} {lead}: slope {_describe_estimate(calibration.slope)}, intercept "
-        f"{_describe_estimate(calibration.intercept)}, where 1 and 0 would be calibrated; {errors}; {size}."
-    )
+    line = f"slope {_describe_estimate(calibration.slope)}, intercept {_describe_estimate(calibration.intercept)}"
+    would = f"where 1 and 0 would be calibrated{_because(calibration.slope)}"
+    return f"{_capital(calibration.forecast)} {lead}: {line}, {would}; {errors}; {size}."
 
 
 def describe_prediction(prediction: PairPrediction) -> str:
     """Does a measure predict forgetting for a task pair it has not seen?"""
-    size, gain = _size(prediction.n_runs, prediction.n_pairs), prediction.gain_over_mean
+    gain = prediction.gain_over_mean
+    size = _size(prediction.n_runs, prediction.n_pairs) if gain is None else _mean_size(gain)
     if gain is None or prediction.error is None or prediction.mean_error is None:
         return f"Nothing is said on predicting {prediction.outcome} by {prediction.measure} from {size}: {prediction.refusal}."
     style = _style(gain.value, gain.interval)
@@ -135,8 +135,12 @@ def describe_prediction(prediction: PairPrediction) -> str:
     )
     if prediction.baseline is not None and prediction.gain_over_baseline is not None:
         numbers += f"; gain over {prediction.baseline} {_describe_mean(prediction.gain_over_baseline)}"
-    better = gain.test is not None and gain.value > 0 and _is_shown(gain)
-    claim = "predicted" if better else "is not shown to predict"
+    if gain.test is None:
+        return (
+            f"Nothing is concluded on whether {prediction.measure} predicts {prediction.outcome} of unseen {prediction.unit}s "
+            f"better than the mean of the others: {gain.reason}; {numbers}; {size}."
+        )
+    claim = "predicted" if gain.value > 0 and _is_shown(gain) else "is not shown to predict"
     return (
         f"{_capital(prediction.measure)} {claim} {prediction.outcome} of unseen {prediction.unit}s better than the mean of the "
         f"others: {numbers}; {size}."
@@ -165,7 +169,11 @@ def _at_equal(association: Association, within: Coefficient) -> str:
         return shown and given is not None and given.value * within.value > 0
 
     held, lost = (
-        [f"at equal {' and '.join(partial.given)}" for partial in association.partial if holds(partial) == kept]
+        [
+            f"at equal {' and '.join(each.given)}"
+            for each in association.partial
+            if each.within_pairs and holds(each) == kept
+        ]
         for kept in (True, False)
     )
     also = f", also {' and '.join(held)}" if held else ""
@@ -248,7 +256,12 @@ def _size(n_runs: int, n_pairs: int, runs: str = "runs") -> str:
     return f"{n_runs} {runs if n_runs != 1 else runs.removesuffix('s')} of {n_pairs} {pairs}"
 
 
-def _mean_size(mean: MeanOverPairs, runs: str = "runs") -> str:
+def _because(estimate: Estimate) -> str:
+    """Why there is no interval, where it is known."""
+    return f" ({estimate.reason})" if estimate.interval is None and estimate.reason else ""
+
+
+def _mean_size(mean: MeanOverPairs | Calibration, runs: str = "runs") -> str:
     size = _size(mean.n_runs, mean.n_pairs, runs)
     return size if mean.unit == TASK_PAIR else f"{size} and {_counted(mean.n_units, mean.unit)}"
 

@@ -1,29 +1,14 @@
-"""Bootstrap intervals of correlations over runs that come in task pairs.
+"""Bootstrap intervals of correlations over all runs, which come in units: first tasks, or task pairs where none share one.
 
-Two resamplings, for two questions:
+Of the k units k - 1 are drawn with replacement, with all their runs, and weigh k / (k - 1): what holds over units. The interval
+is tanh(atanh(r) +- t sd*(atanh r*)), with t of k - 1 degrees of freedom. Coverage of the coefficient's mean at nominal 0.95,
+intra-class correlation 0.5, normal values, lowest of four correlations (500 studies each, +-0.02;
+benchmarks/study_statistics.py):
 
-- `runs_within_pairs`, for what holds within these pairs: of the n_b runs of a pair n_b - 1 are drawn with replacement
-  and weigh n_b / (n_b - 1) each, which mends the variance that small strata lose (Rao & Wu 1988, JASA 83:231);
-- `whole_pairs`, for what holds over pairs: k - 1 of the k task pairs are drawn with all their runs and weigh k / (k - 1).
-
-Runs that share a first checkpoint are drawn together. For a measure made there, n and k count first checkpoints and first
-tasks, and `whole_pairs` draws first tasks.
-
-Both give the interval tanh(atanh(r) +- t sd*(atanh r*)), with t of n - k - 1 - c degrees of freedom (n runs, k pairs,
-c covariates) within pairs and of k - 1 over pairs. Coverage of the coefficient's mean at nominal 0.95, intra-class
-correlation 0.5, normal values (500 studies each, +-0.02; benchmarks/study_statistics.py):
-
-    within pairs, correlation 0 / 0.5 / 0.8         Spearman                  Kendall
-    6 pairs x 8 runs                           0.964 / 0.956 / 0.954     0.986 / 0.996 / 1.000
-    12 pairs x 8 runs                          0.960 / 0.950 / 0.952     0.988 / 0.994 / 0.996
-    4 pairs x 8 runs                           0.976 / 0.974 / 0.966     0.994 / 1.000 / 1.000
-    6 pairs x 4 runs                           0.982 / 0.998 / 0.990     1.000 / 1.000 / 1.000
-    over pairs, lowest of four correlations    Spearman                  Kendall
+    units                                      Spearman                  Kendall
     4 / 6 / 12 pairs x 8 runs                  0.968 / 0.930 / 0.942     0.978 / 0.944 / 0.942
 
-Intervals within pairs are wider than they need be below eight runs per pair, Kendall's always. What was not taken, at
-six pairs of eight runs: percentile intervals of runs drawn within pairs cover 0.92 to 0.95 within pairs and 0.64 to 0.73
-over pairs, percentile intervals of whole pairs 0.87 to 0.91 (300 studies each).
+What was not taken, at six pairs of eight runs: percentile intervals of whole pairs cover 0.87 to 0.91 (300 studies each).
 """
 
 import math
