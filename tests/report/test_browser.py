@@ -115,15 +115,14 @@ def test_the_wheel_over_a_surface_scrolls_the_page_and_leaves_the_surface(run_re
 
 def test_a_switch_puts_all_surfaces_on_one_scale_and_back(run_report: Opened) -> None:
     page = run_report.page
-    heights = (
-        "() => [...document.querySelectorAll('[data-link]')].map((plot) => plot._fullLayout.scene.zaxis.range.join())"
-    )
-    assert len(set(page.evaluate(heights))) == 4
+    heights = """() => new Set([...document.querySelectorAll("[data-link]")].map(
+        (plot) => plot._fullLayout.scene.zaxis.range.map((end) => end.toFixed(6)).join())).size"""
+    assert page.evaluate(heights) == 4
     switch = page.get_by_label("One scale for all surfaces")
     switch.check()
-    page.wait_for_function(f"() => new Set(({heights})()).size === 1")
+    page.wait_for_function(f"() => ({heights})() === 1", timeout=120_000)
     switch.uncheck()
-    page.wait_for_function(f"() => new Set(({heights})()).size === 4")
+    page.wait_for_function(f"() => ({heights})() === 4", timeout=120_000)
     assert run_report.complaints == []
 
 
@@ -233,7 +232,8 @@ def test_nothing_sticks_out_of_a_narrow_window(browser: Any, smoke_run: SmokeRun
     opened.open(smoke_run.path / "report.html")
     assert opened.page.evaluate("() => document.documentElement.dataset.theme") == "dark"
     assert opened.page.evaluate("() => document.documentElement.scrollWidth") <= 380
-    cut = "() => [...document.querySelectorAll('.wide, nav ul')].filter((box) => box.scrollWidth > box.clientWidth + 2)"
+    cut = """() => [...document.querySelectorAll(".wide, nav ul")].filter(
+        (box) => box.checkVisibility() && box.scrollWidth > box.clientWidth + 2)"""
     assert opened.page.evaluate(f"() => ({cut})().length") > 2
     assert opened.page.evaluate(f"() => ({cut})().every((box) => 'more' in box.dataset)")
     opened.page.evaluate(f"() => ({cut})().forEach((box) => {{ box.scrollLeft = 1e6; }})")

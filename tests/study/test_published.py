@@ -21,7 +21,10 @@ def test_the_page_holds_the_answers_and_numbers_that_its_records_give(
 ) -> None:
     assert main(["study", "--records", str(PUBLISHED / "records.json.gz"), "--folder", str(tmp_path)]) == 0
     assert (tmp_path / "report.html").stat().st_size > 1e6
-    assert "Everything is in" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Everything is in" in shown
+    assert "What goes with forgetting (6 task pairs)" in shown
+    assert "The same, given other numbers" not in shown
     found = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs/results/flatness.md").read_text(encoding="utf-8")
     for _, sentences in conclusions(found):

@@ -140,10 +140,11 @@ def _from_records(options: argparse.Namespace) -> int:
 
 
 def _show(content: Content, folder: Path, terminal: "Terminal") -> None:
-    from llm_forgetting.report.tables.study import conclusions, study_tables
+    from llm_forgetting.report.tables.study import closing_tables, conclusions
 
-    for table in study_tables(content):
+    for table in closing_tables(content):
         terminal.show_table(table)
+        terminal.console.print()
     for question, sentences in conclusions(content):
         terminal.show_answer(question, "\n".join(sentences))
     for name, reason in content["failures"].items():

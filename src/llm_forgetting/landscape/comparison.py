@@ -1,12 +1,9 @@
 """Changes of each task's loss surface from one checkpoint to the next; numbers only."""
 
-import math
 from collections.abc import Mapping
 from itertools import pairwise
 
-from scipy import stats
-
-from llm_forgetting.landscape.metrics import MeanRise, SurfaceMetrics
+from llm_forgetting.landscape.metrics import MeanRise, SurfaceMetrics, welch_half_width
 from llm_forgetting.landscape.records import (
     ChangeVerdict,
     CheckpointLandscape,
@@ -75,21 +72,6 @@ def judge(before: MeanRise, after: MeanRise, curvature: float) -> ChangeVerdict:
     if change * curvature < 0:
         return "no verdict: measures disagree"
     return "sharper" if change > 0 else "flatter"
-
-
-def welch_half_width(stderrs: tuple[float, float], samples: tuple[int, int]) -> float:
-    """Half of Welch's 95% interval of a difference of two means, with Satterthwaite's degrees of freedom.
-
-    Returns:
-        Half the width; NaN where a mean is of a single sample.
-    """
-    if min(samples) < 2:
-        return math.nan
-    first, second = (stderr * stderr for stderr in stderrs)
-    variance = first + second
-    spread = first * first / (samples[0] - 1) + second * second / (samples[1] - 1)
-    freedom = variance * variance / spread if spread > 0 else math.inf
-    return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
 
 
 def _compared(before: SurfaceMetrics, after: SurfaceMetrics) -> ComparedMetrics:

@@ -1,9 +1,11 @@
 """Numbers that summarise a surface, an ensemble of lines, or a path."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from llm_forgetting.arrays import Floats
 
@@ -193,6 +195,21 @@ def basin_radius(steps: Floats, losses: Floats, tau: float) -> float | None:
     return float(
         radii[first - 1] - rise[first - 1] * (radii[first] - radii[first - 1]) / (rise[first] - rise[first - 1])
     )
+
+
+def welch_half_width(stderrs: tuple[float, float], samples: tuple[int, int]) -> float:
+    """Half of Welch's 95% interval of a difference of two means, with Satterthwaite's degrees of freedom.
+
+    Returns:
+        Half the width; NaN where a mean is of a single sample.
+    """
+    if min(samples) < 2:
+        return math.nan
+    first, second = (stderr * stderr for stderr in stderrs)
+    variance = first + second
+    spread = first * first / (samples[0] - 1) + second * second / (samples[1] - 1)
+    freedom = variance * variance / spread if spread > 0 else math.inf
+    return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
 
 
 @dataclass(frozen=True)

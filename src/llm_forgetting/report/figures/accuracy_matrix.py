@@ -30,7 +30,7 @@ def matrix_figure(splits: Sequence[SplitForgetting], chance: str = "") -> Figure
     captions = {
         (0, n): Caption(
             f"{SPLIT_WORDS[split.split]} items",
-            (f"{items_text(split)} items a task; {error_text(split)}; loss in nats", *([chance] if chance else [])),
+            (f"{items_text(split)} items per task; {error_text(split)}; loss in nats", *([chance] if chance else [])),
         )
         for n, split in enumerate(splits)
     }

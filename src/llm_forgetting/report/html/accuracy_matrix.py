@@ -22,7 +22,7 @@ def _heat_map(split: SplitForgetting) -> Heat:
         (name, [_cell(split, i, j, float(accuracy), scale) for j, accuracy in enumerate(row)])
         for i, (name, row) in enumerate(zip(row_names(split), accuracies(split), strict=True))
     ]
-    caption = f"{SPLIT_WORDS[split.split].capitalize()} items ({items_text(split)} a task; {error_text(split)})"
+    caption = f"{SPLIT_WORDS[split.split].capitalize()} items ({items_text(split)} per task; {error_text(split)})"
     return Heat(caption, tuple(map(display_name, split.task_names)), rows)
 
 

@@ -98,7 +98,7 @@ def surface_3d(surface: SurfaceView, others: Sequence[SurfaceView]) -> Plot:
             "type": "scatter3d",
             "x": [0],
             "y": [0],
-            "z": rounded(np.array([surface.centre + 0.02 * (high - low)])),  # else half sunk in the surface
+            "z": rounded(np.array([surface.centre + 0.04 * (high - low)])),  # else half sunk in the surface
             "customdata": rounded(np.array([surface.centre])),
             "mode": "markers",
             "marker": {**CHECKPOINT, "size": 5},
@@ -112,7 +112,7 @@ def surface_3d(surface: SurfaceView, others: Sequence[SurfaceView]) -> Plot:
             "zaxis": {
                 **axis,
                 "title": {"text": "loss (nats)", **title},
-                "range": [low - 0.02 * (high - low), high + 0.03 * (high - low)],
+                "range": [low - 0.02 * (high - low), high + 0.05 * (high - low)],
             },
             "aspectmode": "manual",
             "aspectratio": {"x": 1, "y": 1, "z": 0.75},

@@ -9,7 +9,7 @@ from llm_forgetting.forgetting.differences import independent_difference
 from llm_forgetting.forgetting.intervals import Interval, Mean, Proportion
 from llm_forgetting.forgetting.measures import Estimate
 from llm_forgetting.forgetting.scores import Measure
-from llm_forgetting.landscape.comparison import welch_half_width
+from llm_forgetting.landscape.metrics import welch_half_width
 from llm_forgetting.report.set_up import set_up
 from llm_forgetting.report.tables.run import SPLIT_WORDS, Table, display_name, measured, value_and_error
 from llm_forgetting.results import Results

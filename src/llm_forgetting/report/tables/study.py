@@ -12,6 +12,8 @@ Study = Mapping[str, Any]
 
 # The level of study.statistics.power.SIGNIFICANCE, which stands on a higher floor.
 LEVEL = 0.05
+# Columns of a table for 80 characters: with more, numbers and their intervals are broken.
+WIDEST = 6
 
 QUESTIONS = {
     "flatness": "Does a flatter landscape go with less forgetting?",
@@ -45,6 +47,11 @@ def study_tables(study: Study) -> list[Table]:
     associations = [measures_table, robustness_table] if "associations" in study else []
     effects = [effects_table] if study.get("effects") else []
     return [make(study) for make in (*associations, *effects)]
+
+
+def closing_tables(study: Study) -> list[Table]:
+    """The tables that a terminal has room for; every one is in study.md."""
+    return [table for table in study_tables(study) if len(table.header) <= WIDEST]
 
 
 def measures_table(study: Study) -> Table:

@@ -105,8 +105,8 @@
     }
   }
 
-  function repaint(name) {
-    for (const plot of drawn) {
+  function repaint(name, some = drawn) {
+    for (const plot of some) {
       if (plot.classList.contains("js-plotly-plot")) Plotly.react(plot, ...figure(plot, name), config(Boolean(specs.get(plot).layout.scene)));
     }
   }
@@ -167,7 +167,7 @@
     repaint(name);
   }
   button.addEventListener("click", () => apply(theme === "dark" ? "light" : "dark"));
-  alike?.addEventListener("change", () => repaint(theme));
+  alike?.addEventListener("change", () => repaint(theme, [...drawn].filter((plot) => specs.get(plot).alike)));
   preference.addEventListener("change", (event) => apply(event.matches ? "dark" : "light"));
   apply(theme);
 
