@@ -136,7 +136,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("run --resume . --seed 1", "--resume takes no other option"),
     ("run --lora_r 4 --lora.rank 8", "--lora_r and --lora.rank are one field"),
     ("run --batch_size 0", "training.batch_size must be at least 1"),
-    ("run --learning_rate 1e300", "training.learning_rate must be at most 1000000000"),
+    ("run --learning_rate 1e300", "training.learning_rate must be at most 1e+30"),
     ("run --learning_rate -1", "training.learning_rate must be greater than 0"),
     ("run --lora_r 1e20", "lora.rank must be a"),
     ("run --lora_r 100000000000000000000", "lora.rank must be at most 65536"),

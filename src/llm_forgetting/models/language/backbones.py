@@ -200,8 +200,9 @@ def _load_weights(
     """Model and transformers' report on its files; with eager attention where the model has no sdpa."""
     from transformers import AutoModelForCausalLM
 
+    model: Any = AutoModelForCausalLM
     load: Callable[..., tuple[Any, Any]] = partial(
-        AutoModelForCausalLM.from_pretrained,
+        model.from_pretrained,
         source,
         output_loading_info=True,
         dtype=choose_dtype(config.dtype, device),
