@@ -51,7 +51,7 @@ OPTIONS: list[tuple[str, str]] = [
     (f"run --config {LONG}", "File name too long"),
     ("run --tasks anatomy", "must name at least two tasks"),
     ("run --tasks ''", "must name at least two tasks"),
-    ("run --tasks anatomy,anatomy --dry_run", "task anatomy is named twice"),
+    ("run --config smoke --tasks synthetic_1,synthetic_1 --dry_run", "task synthetic_1 is named twice"),
     ("run --tasks anatomy,virology --task1 x", "--tasks names all tasks"),
     ("run --task1 x --data.tasks [a,b]", "--task1 and --data.tasks are one field"),
     ("run --tasks a,b --data.tasks [a,b]", "--tasks and --data.tasks are one field"),
