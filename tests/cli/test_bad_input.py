@@ -36,6 +36,7 @@ from tiny_models import llama2_tokenizer, save
 from transformers import BertConfig, BertLMHeadModel
 
 from llm_forgetting.cli.main import main
+from llm_forgetting.models.language.backbones import synthetic_backbone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Case = TypeVar("Case")
@@ -57,10 +58,23 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the synthetic backbone."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_FORGETTING_CACHE", str(folder))
+        synthetic_backbone(lambda message: None)
+    return folder
+
+
 @pytest.fixture
-def complain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complain:
+def complain(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Complain:
     """Runs a command in an empty folder and gives its complaint."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLM_FORGETTING_CACHE", str(cache))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def complaint(*words: object) -> str:

@@ -290,3 +290,18 @@ def test_a_skeleton_has_the_modules_and_no_weights(llama_folder: Path, tmp_path:
     assert {name for name, _ in backbone.named_modules()} == {name for name, _ in tiny_llama().named_modules()}
     assert all(weight.is_meta for weight in backbone.parameters())
     assert backbones.skeleton(ModelConfig(name=str(tmp_path))) is None
+
+
+def test_a_hub_that_is_silent_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def silent_hub(*args: object, **kwargs: object) -> None:
+        asked.append(kwargs)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", silent_hub)
+    with pytest.raises(
+        UserError, match=r"model\.name='nobody/nothing' could not be loaded: the Hugging Face hub cannot"
+    ):
+        backbones.load_backbone(ModelConfig(name="nobody/nothing"), silent)
+    assert asked == [{"timeout": 10}]

@@ -79,7 +79,7 @@ class TrainingConfig:
     """
 
     batch_size: int = at_least(1, default=4)
-    learning_rate: float = above(0, default=1.5e-3)
+    learning_rate: float = above(0, default=1.5e-3, most=1e30)
     num_epochs: int = at_least(1, default=7)
     optimizer: str = "adamw_torch"
     lr_scheduler: str = "linear"

@@ -130,7 +130,7 @@ def backbone_location(name: str, notify: Notify) -> str:
         return str(embedded_backbone(notify))
     if name == "synthetic":
         return str(synthetic_backbone(notify))
-    return name
+    return str(user_path(name)) if name_is_a_path(name) else name
 
 
 def built_in_name(location: str) -> str | None:
@@ -170,6 +170,20 @@ def skeleton(config: ModelConfig) -> Any | None:
         return None
 
 
+def _hub_answers(name: str) -> bool:
+    """Whether the hub says anything of a model within seconds: transformers asks a silent one again and again, for minutes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except HfHubHTTPError:  # what it says is transformers' to tell
+        return True
+    except Exception:  # what stands between here and there has many names
+        return False
+    return True
+
+
 def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
     """Backbone and tokenizer (left-padding), on their device; UserError says what stands in the way."""
     from transformers import AutoConfig, AutoTokenizer
@@ -177,7 +191,11 @@ def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
     device = choose_device(config.device)
     require_folder(config.name)
     source = backbone_location(config.name, notify)
-    common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    common = {
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+        "local_files_only": not Path(source).is_dir() and not _hub_answers(source),
+    }
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **common)
         _require_possible_size(config.name, AutoConfig.from_pretrained(source, **common))
@@ -201,8 +219,9 @@ def _load_weights(
     """Model and transformers' report on its files; with eager attention where the model has no sdpa."""
     from transformers import AutoModelForCausalLM
 
+    model: Any = AutoModelForCausalLM
     load: Callable[..., tuple[Any, Any]] = partial(
-        AutoModelForCausalLM.from_pretrained,
+        model.from_pretrained,
         source,
         output_loading_info=True,
         dtype=choose_dtype(config.dtype, device),
