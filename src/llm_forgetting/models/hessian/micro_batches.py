@@ -70,7 +70,7 @@ def sparing(
     """A method that goes over all micro-batches of its object's `_items`, as `MicroBatches.sparing`."""
 
     @wraps(method)
-    def spared(self: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def spared(self: Any, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         items: MicroBatches = self._items
         return items.sparing(lambda: method(self, *args, **kwargs))
 
