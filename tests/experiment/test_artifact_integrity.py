@@ -199,3 +199,27 @@ def test_what_a_command_does_not_read_does_not_change_it(
         status, _, err, found = bench.run(command, lambda run, damages=damages: [damage(run) for damage in damages])
         assert status == 0, err
         assert same(command, found, bench.expected(command)), chosen
+
+
+def test_a_scan_computes_a_damaged_phase_again_and_refuses_a_damaged_checkpoint(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    small = {f"--landscape.{name}": str(value) for name, value in SMALLEST["landscape"].items()}
+    small |= {"--data.source": "synthetic", "--data.train_items": "4", "--data.test_items": "2"}
+    scan = ["landscape", str(run / FIRST), "--task", "synthetic_1", "--output_dir", str(tmp_path / "scans")]
+    scan += [word for option in small.items() for word in option]
+    assert main(scan) == 0
+    (folder,) = (tmp_path / "scans").iterdir()
+    before = json.loads((folder / "landscape.json").read_text(encoding="utf-8"))
+    for name in ("phases/landscape_adapter.json", "landscape.json"):
+        DAMAGES["flipped"](folder / name)
+    assert main([*scan, "--resume", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "phases/landscape_adapter.json is damaged or gone, and is computed again" in said
+    assert "landscape.json is damaged or gone, and is written again" in said
+    after = json.loads((folder / "landscape.json").read_text(encoding="utf-8"))
+    assert {**after, "timings": None} == {**before, "timings": None}
+    DAMAGES["flipped"](run / FIRST / "adapter_config.json")
+    assert main(scan) == 2
+    assert "checkpoint_after_task1/adapter_config.json must be what was written" in capsys.readouterr().err

@@ -525,6 +525,7 @@ def test_a_phase_with_every_intervention_goes_on_after_a_kill(tmp_path: Path) ->
          "--training.gradient_accumulation_steps=2"],
     )  # fmt: skip
     folders = [tmp_path / name for name in ("whole", "killed")]
+    folders[0].mkdir()
     train_phase(Session(config, folders[0], Silent()), 1)
     shutil.copytree(folders[0], folders[1])
     expected = train_phase(Session(config, folders[0], Silent()), 2)

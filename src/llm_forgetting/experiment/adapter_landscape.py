@@ -64,9 +64,9 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
     folder.check(progress.note)
     if not (folder.path / IDENTITY).exists():
         folder.write(IDENTITY, encode(_identity(config, adapters)))
+    _require_same_adapters(folder, adapters)
     model = LanguageModel.open_adapter(adapters[0], config.model)
     model.arithmetic = config.landscape.arithmetic
-    _require_same_adapters(folder, adapters)
     require_same_backbone(folder.path, replace(config.model, name=model.source))
     items = _items(config, model, folder, progress)
     updates = {name: model.update_of(adapter) for name, adapter in zip(NAMES, adapters, strict=False)}
