@@ -54,8 +54,9 @@ class Arrangements:
         """The interval of a correlation that excludes 0 exactly where the test rejects; None where it never could.
 
         tanh(atanh r +- z), z the largest |atanh r*| of an arrangement that the test does not reject: the arrangements show how
-        far r strays from 0, and Fisher's transformation that it strays as far from any other value. Coverage of the coefficient's
-        mean at correlations 0 / 0.5 / 0.8, independent runs (500 studies each, +-0.02; benchmarks/study_statistics.py):
+        far r strays from 0, and Fisher's transformation that it strays as far from any other value.
+        Coverage of the coefficient's mean at correlations 0 / 0.5 / 0.8, independent runs (500 studies each, +-0.02;
+        benchmarks/study_statistics.py):
 
             6 pairs x 8 runs      Spearman 0.946 / 0.958 / 0.944
             4 pairs x 3 runs      Spearman 0.956 / 0.958 / 0.962
