@@ -180,7 +180,7 @@ def test_means_over_first_tasks_cover_and_those_over_pairs_do_not():
     shape = (8, 2, 2, 2, 2)
     firsts, pairs = np.repeat(np.arange(8), 16), np.repeat(np.arange(16), 8)
     for _ in range(n):
-        common = np.repeat(rng.normal(size=8), 16)  # the runs of a first task are alike
+        common = np.repeat(2 * rng.normal(size=8), 16)  # the runs of a first task are alike
         y = draw(rng, 0.5, shape=shape) + common
         ours = mean_over_pairs(y, pairs, seed=0, first_tasks=firsts)
         naive = mean_over_pairs(y, pairs, seed=0)
@@ -189,7 +189,7 @@ def test_means_over_first_tasks_cover_and_those_over_pairs_do_not():
     coverage, level, naive_coverage, naive_level = counts / n
     assert 0.925 <= coverage <= 0.975
     assert 0.025 <= level <= 0.075
-    assert naive_coverage < 0.92
+    assert naive_coverage < 0.9
     assert naive_level > 0.1
 
 
