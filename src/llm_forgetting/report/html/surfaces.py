@@ -94,16 +94,7 @@ def surface_3d(surface: SurfaceView, others: Sequence[SurfaceView]) -> Plot:
             "lighting": {"ambient": 0.75, "diffuse": 0.5, "specular": 0.05, "roughness": 0.9},
             "hovertemplate": "%{x:.2f}, %{y:.2f}<br>loss %{z:.3g} nats<extra></extra>",
         },
-        {
-            "type": "scatter3d",
-            "x": [0],
-            "y": [0],
-            "z": rounded(np.array([surface.centre + 0.04 * (high - low)])),  # else half sunk in the surface
-            "customdata": rounded(np.array([surface.centre])),
-            "mode": "markers",
-            "marker": {**CHECKPOINT, "size": 5},
-            "hovertemplate": "checkpoint<br>loss %{customdata:.3g} nats<extra></extra>",
-        },
+        _mark(surface.centre, surface.centre + 0.04 * (high - low)),  # else half sunk in the surface
     ]
     layout = {
         "scene": {
@@ -130,6 +121,20 @@ def surface_3d(surface: SurfaceView, others: Sequence[SurfaceView]) -> Plot:
         link="surfaces",
         aspect=0.85,
     )
+
+
+def _mark(loss: float, height: float) -> Spec:
+    """The checkpoint, drawn at `height`."""
+    return {
+        "type": "scatter3d",
+        "x": [0],
+        "y": [0],
+        "z": rounded(np.array([height])),
+        "customdata": rounded(np.array([loss])),
+        "mode": "markers",
+        "marker": {**CHECKPOINT, "size": 5},
+        "hovertemplate": "checkpoint<br>loss %{customdata:.3g} nats<extra></extra>",
+    }
 
 
 def _range(surfaces: Sequence[SurfaceView]) -> tuple[float, float]:
