@@ -599,6 +599,22 @@ def test_a_report_holds_answers_tables_figures_and_failures(tmp_path: Path) -> N
     assert "72 runs of 6 task pairs" in text
 
 
+@pytest.mark.slow
+def test_figures_that_cannot_be_drawn_lose_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llm_forgetting.study.report.draw_study", broken)
+    said: list[str] = []
+    write_report(stored(tmp_path), tmp_path, said.append)
+    assert json.loads((tmp_path / "study.json").read_text())["figures"] == []
+    assert said == [
+        "note: figures could not be drawn (OSError(28, 'No space left on device')); everything else is there"
+    ]
+    assert (tmp_path / "study.md").is_file()
+    assert (tmp_path / "report.html").is_file()
+
+
 @pytest.mark.parametrize("content", [b"", b"not gzip", gzip.compress(b"{}", mtime=0), gzip.compress(b"[1]", mtime=0)])
 def test_what_is_no_record_file_ends_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "records.json.gz").write_bytes(content)

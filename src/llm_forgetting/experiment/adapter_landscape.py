@@ -161,6 +161,7 @@ def _items(config: ScanConfig, model: LanguageModel, folder: RunFolder, progress
 
 def save_scan(results: ScanResults, folder: RunFolder, *, dpi: int) -> ScanResults:
     """Write landscape.json and the figures; the numbers first, which no failure to draw may lose."""
+    results = replace(results, figures=())
     folder.write("landscape.json", encode(results))
     try:
         results = replace(results, figures=tuple(draw_landscapes(results, folder.path, dpi=dpi)))
