@@ -38,6 +38,8 @@ CHANGED: frozenset[str] = frozenset(
         "run.results.answer",  # begins with what the rotated options show
         "run.results.landscape_comparison.*.sharper",  # none where a checkpoint is no minimum
         *("run.results.warnings.*", "run.results.forgetting.*.detectable.*.said"),  # plain words
+        # The farther of two intervals of a mean loss.
+        *("run.results.forgetting.*.loss.*.interval.*", "run.results.text.*.interval.*"),
         "run.results.curvature.*est.*.residual",  # not below the rounding of the products
         "run.results.forgetting.*.detectable.*.drop",  # of the exact test's power, not the normal approximation's
     }
