@@ -75,6 +75,16 @@ def test_a_last_line_that_was_cut_short_is_written_anew(path: Path, cut: int) ->
     assert Journal(path).get("plane 2") is not None
 
 
+@pytest.mark.parametrize("other", [b'["plane 1", [1.0, 1.2]]', b"\xff", b"[]", b""])
+def test_a_damaged_line_is_evaluated_again(path: Path, other: bytes) -> None:
+    filled(path)
+    path.write_bytes(path.read_bytes().replace(b'["plane 1", [1.0, 1.1]]', other))
+    journal = Journal(path)
+    assert [journal.get(f"plane {n}") is not None for n in range(3)] == [True, False, True]
+    journal.put("plane 1", np.array([1, 1.1]))
+    assert Journal(path).get("plane 1") is not None
+
+
 @pytest.mark.parametrize("content", ["", '["plane', "\n"])
 def test_a_journal_without_a_whole_line_is_empty(path: Path, content: str) -> None:
     path.write_text(content)
