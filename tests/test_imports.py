@@ -42,7 +42,7 @@ WALLS = {
 NUMERICS = {"numpy", "scipy", "safetensors", "torch", "pydantic", "pydantic_core"}
 # The only importers of a library.
 LIBRARIES = {
-    "peft": ("models.adapter.adapted_model", "models.adapter.saved_adapter"),
+    "peft": ("models.adapter",),
     "transformers": (
         "models",
         "training",

@@ -151,12 +151,11 @@ def from_plain(kind: type[Kind], value: Json, *, file: str = "", extra: Extra = 
     Unknown keys are ignored, or with `extra="forbid"` refused.
     """
     try:
-        found: Kind = adapter(kind).validate_python(value, extra=extra, by_alias=True)
+        return adapter(kind).validate_python(value, extra=extra, by_alias=True)  # type: ignore[no-any-return]
     except ValidationError as error:
         raise UserError(_said(file or _name(kind), error)) from error
     except UserError as error:  # a configuration that this version refuses
         raise UserError(f"{file or _name(kind)}: {error}") from error
-    return found
 
 
 def to_plain(record: object, kind: object = None) -> Json:

@@ -1,4 +1,4 @@
-"""A model of any architecture with one LoRA adapter: how delta W is read, moved and saved. No other file knows PEFT."""
+"""A model of any architecture with one LoRA adapter: how delta W is read, moved and saved."""
 
 import copy
 import hashlib
