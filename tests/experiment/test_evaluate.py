@@ -312,7 +312,7 @@ def test_an_older_evaluation_is_read() -> None:
     ("arguments", "complaint"),
     [
         ([], "at least one task must be named"),
-        (["--task", "oaks", "--limit", "0"], "must be a whole number of at least 1"),
+        (["--task", "oaks", "--limit", "0"], "must be a whole number from 1 to"),
         (["nowhere", "--task", "virology"], "nowhere"),
         (["--task", "virology", "--data.few_shots", "5"], "did you mean --data.few_shot?"),
     ],
