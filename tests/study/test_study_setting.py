@@ -34,7 +34,7 @@ def test_every_answer_of_the_toy_says_that_it_is_synthetic(tmp_path: Path, monke
     answers = [sentence for _, sentences in conclusions(content) for sentence in sentences]
     assert answers
     assert all(sentence.startswith(NO_FINDING) for sentence in answers)
-    assert "a random two-layer network · synthetic tasks" in study_page(content).kicker
+    assert study_page(content).set_up == "Model: a random two-layer network. Tasks: synthetic tasks."
     assert "Model: a random two-layer network. Tasks: synthetic tasks." in study_markdown(content)
     assert content["analysis"]["given"] == [list(names) for names in Analysis().given]
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 SEEDS = ("training.seed", "data.seed", "landscape.seed", "curvature.seed")
 """The fields that `seed` stands for in a study's file and in Python."""
+LATER_FIELDS = {"data.definitions": None, "landscape.arithmetic": "float32"}
+"""Fields that older runs do not have: with these values a configuration keeps the fingerprint that it had."""
 
 
 def to_dict(config: "AnyConfig") -> dict[str, Any]:
@@ -34,10 +36,8 @@ def fingerprint(config: "ExperimentConfig") -> str:
     content = {
         path: float(value) if type(value) is int else value
         for path, value in leaves(to_dict(config))
-        if not path.startswith("output.")
+        if not path.startswith("output.") and (path, value) not in LATER_FIELDS.items()
     }
-    if config.data.definitions is None:
-        del content["data.definitions"]  # runs that were started before there was this field keep their fingerprint
-    else:
+    if config.data.definitions is not None:
         content["data.definitions_sha256"] = config.data.definitions_sha256
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,7 @@ def study_page(study: StudyContent) -> Page:
     )
     return Page(
         title=f"Study {study['name']}",
-        kicker=f"llm-forgetting study · {study['runs']} runs of {study['pairs']} task pairs",
+        kicker=f"llm-forgetting study · {study['runs']} runs of {study['pairs']} task pair{'s' if study['pairs'] != 1 else ''}",
         set_up=f"Model: {study['model']}. Tasks: {study['tasks']}." if "model" in study else "",
         answers=[(question, [f"{verdict(study)}.", *sentences])],
         tiles=_tiles(study),
