@@ -71,6 +71,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("run --config smoke --training.optimizer adamm --dry_run", "training.optimizer must be"),
     ("run --config smoke --output.trackers [tensorbored] --dry_run", "output.trackers must be"),
     ("run --config smoke --lora.rank 60000 --model.device abacus", "model.device='abacus'"),
+    ("run --config smoke --model.dtype float16", "model.dtype=float16 cannot be trained"),
     ("run --lora.target_modules []", "must name at least one module"),
     ("run --config smoke --dry_run --lora.target_modules '{a: 1}'", "lora.target_modules"),
     ("run --config smoke --dry_run --lora.target_modules 5.5", "lora.target_modules"),

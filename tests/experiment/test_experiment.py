@@ -675,3 +675,10 @@ def test_low_arithmetic_that_only_the_model_shows_is_refused_in_the_first_phase(
     with pytest.raises(UserError, match=r"needs float32 arithmetic .* set it to float32, or use"):
         run_experiment(config, folder)
     assert not list(folder.phases.iterdir())
+
+
+def test_one_of_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under torchrun: each would train on a part of the items, and none would say so."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"a run must be one process, WORLD_SIZE is 2; start it without torchrun"):
+        run_experiment(from_plain(ExperimentConfig, TINY), RunFolder.create(tmp_path))

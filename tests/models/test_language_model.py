@@ -489,9 +489,14 @@ def test_an_unknown_device_is_refused(device: str, llama_folder: Path) -> None:
     assert_one_line(error)
 
 
-def test_precision(llama_folder: Path) -> None:
+def test_precision(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32
     assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):  # a T4 or V100 only emulates it
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert choose_dtype("auto", torch.device("cuda")) == expected
+    monkeypatch.undo()
     model = load(llama_folder, dtype="bfloat16")
     assert model.dtype == torch.bfloat16
     assert all(pair.A.dtype == pair.B.dtype == torch.float32 for pair in model.adapter_factors().values())
@@ -520,3 +525,9 @@ def test_a_second_gpu_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.ones(1))
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=1"):
         choose_device("cuda:1")
+
+
+def test_a_device_without_float64_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.ones(size))
+    with pytest.raises(UserError, match=r"model.device=mps cannot be used: .* use cpu"):
+        choose_device("mps")

@@ -96,6 +96,8 @@ def problems(config: "AnyConfig") -> Iterator[str]:
     if isinstance(config, ExperimentConfig):
         yield from _curvature_problems(config.curvature)
         yield from _training_problems(config.lora, config.training)
+        if config.model.dtype == "float16":
+            yield "model.dtype=float16 cannot be trained: gradients underflow in it; use bfloat16 or float32"
         yield from _intervention_problems(config.interventions, config.training, config.data)
     yield from _data_problems(config.data)
     if not isinstance(config, EvaluateConfig):

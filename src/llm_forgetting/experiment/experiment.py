@@ -1,6 +1,7 @@
 """The experiment: fine-tune on each task in turn, measure everything after each, say what was forgotten."""
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,6 +59,7 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     Raises UserError for what the user can mend. Whatever was computed before that stays in `folder`, and a later call with
     the same folder goes on from it.
     """
+    _require_one_process()
     progress, few = progress or Silent(), config.evaluation.recovery_items
     phase = PhaseRunner(folder, progress, total=3 * len(config.data.tasks) + 4)
     folder.check(progress.note)
@@ -97,6 +99,14 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
         spectra=spectra, forecasts=forecasts, timings=folder.timings(),
     )  # fmt: skip
     return publish(results, lines, folder, progress)
+
+
+def _require_one_process() -> None:
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(
+            f"a run must be one process, WORLD_SIZE is {processes}; start it without torchrun or accelerate launch (a study "
+            f"keeps several GPUs busy)"
+        )
 
 
 class PhaseRunner:

@@ -94,8 +94,8 @@ def attach_lora(backbone: Any, lora: LoraConfig, seed: int) -> Any:
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in backbone.modules()),
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(seed, "adapter"))
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, whatever GPUs there are
+        torch.default_generator.manual_seed(derive_seed(seed, "adapter"))
         try:
             model = peft.get_peft_model(backbone, settings)
         except ValueError as error:
@@ -132,7 +132,7 @@ def attach_saved(backbone: Any, folder: Path) -> Any:
     settings = saved_options(folder)
     targets = settings.target_modules
     settings.inference_mode, settings.base_model_name_or_path = False, None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         try:
             return peft.get_peft_model(backbone, settings)
         except ValueError as error:

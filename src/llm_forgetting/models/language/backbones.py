@@ -94,8 +94,8 @@ def _make_random_llama(folder: Path, notify: Notify) -> None:
         num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1, pad_token_id=1,
         bos_token_id=None, eos_token_id=None, tie_word_embeddings=False,
     )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(0, "synthetic backbone"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(0, "synthetic backbone"))
         LlamaForCausalLM(config).save_pretrained(folder)
     (folder / "ORIGIN.json").write_text(json.dumps({"made_by": "llm-forgetting", "weights": "random"}))
 
@@ -109,6 +109,8 @@ def choose_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"model.device={name!r} must be a device of this machine; try auto or cpu") from error
+    if device.type == "mps":
+        raise UserError("model.device=mps cannot be used: losses are summed in float64, which it does not have; use cpu")
     if device.index:
         # Trainer takes the first visible GPU, whatever the model is on.
         raise UserError(
@@ -118,9 +120,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision called `name`; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    """The precision called `name`; `auto` is bfloat16 on a GPU that computes in it, else float32."""
     if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.float32 if device.type == "cpu" or emulated else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
