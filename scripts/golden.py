@@ -45,7 +45,9 @@ CHANGED: frozenset[str] = frozenset(
     }
 )
 # Fields that came since, last in their record, with their default in older results.
-ADDED: frozenset[str] = frozenset({"run.results.landscape_comparison.*.verdict", "run.results.model.title"})
+ADDED: frozenset[str] = frozenset(
+    {"run.results.landscape_comparison.*.verdict", "run.results.model.title", "run.results.config.landscape.arithmetic"}
+)
 SHOWN = 20
 
 
