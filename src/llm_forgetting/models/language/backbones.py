@@ -110,7 +110,9 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"model.device={name!r} must be a device of this machine; try auto or cpu") from error
     if device.type == "mps":
-        raise UserError("model.device=mps cannot be used: losses are summed in float64, which it does not have; use cpu")
+        raise UserError(
+            "model.device=mps cannot be used: losses are summed in float64, which it does not have; use cpu"
+        )
     if device.index:
         # Trainer takes the first visible GPU, whatever the model is on.
         raise UserError(
