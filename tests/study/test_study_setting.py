@@ -27,6 +27,7 @@ def toy_records() -> StudyRecords:
     return StudyRecords("toy", dict(plan.content), 2, plan.arms, plan.analysis, {}, records)
 
 
+@pytest.mark.slow
 def test_every_answer_of_the_toy_says_that_it_is_synthetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm_forgetting.study.report.draw_study", lambda *_, **__: [])
     monkeypatch.setattr("llm_forgetting.study.report.write_study_report", lambda *_: None)
@@ -39,6 +40,7 @@ def test_every_answer_of_the_toy_says_that_it_is_synthetic(tmp_path: Path, monke
     assert content["analysis"]["given"] == [list(names) for names in Analysis().given]
 
 
+@pytest.mark.slow
 def test_older_records_tell_their_setting_by_the_studys_file() -> None:
     published = read_records(ROOT / "docs/results/flatness/records.json.gz")
     assert setting_of(published) == ("embedded", "local")
