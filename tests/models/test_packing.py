@@ -28,9 +28,10 @@ from llm_forgetting.models.language import packing
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.memory import OutOfMemoryRetry
 from llm_forgetting.models.language.packing import CannotPackError, Pack, common_prefix, packs, segments
 from llm_forgetting.models.language.scoring import score
-from llm_forgetting.models.language.scoring_batches import TOKENS_PER_BATCH, OutOfMemoryRetry, prefix_batches
+from llm_forgetting.models.language.scoring_batches import TOKENS_PER_BATCH, prefix_batches
 from llm_forgetting.tasks.task import Item
 
 pytestmark = pytest.mark.usefixtures("one_thread")

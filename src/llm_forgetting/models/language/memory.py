@@ -66,3 +66,32 @@ def with_smaller_pieces(compute: Callable[[int], Result], size: int, device: tor
             log.info("memory ran out with %d items at a time; going on with %d", size, size // 2)
         size //= 2
         release(device)
+
+
+class OutOfMemoryRetry:
+    """Runs batches whole while memory suffices; from the first that does not fit on, in halves (quarters, ...) of its size."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._limit: int | None = None
+
+    def run(self, batch: tuple[int, ...], compute: Callable[[tuple[int, ...]], None]) -> None:
+        """Call `compute` for all of `batch`; what it raises for want of memory is raised on where a single item is too much."""
+        waiting = [batch]
+        while waiting:
+            piece = waiting.pop(0)
+            size = min(len(piece), self._limit or len(piece))
+            if size < len(piece):
+                waiting = [piece[start : start + size] for start in range(0, len(piece), size)] + waiting
+                continue
+            try:
+                compute(piece)
+            except (MemoryError, RuntimeError) as error:
+                if len(piece) == 1 or not is_out_of_memory(error):
+                    raise
+                self._limit = len(piece) // 2
+                log.info("memory ran out with %d items in a batch; going on with %d", len(piece), self._limit)
+                waiting.insert(0, piece)
+            else:
+                continue
+            release(self._device)

@@ -11,8 +11,9 @@ from llm_forgetting.arrays import Floats
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem, collate, length_buckets, split_logits
 from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.memory import OutOfMemoryRetry
 from llm_forgetting.models.language.packing import CannotPackError, PrefixCache, pack_of, packs
-from llm_forgetting.models.language.scoring_batches import TOKENS_PER_BATCH, OutOfMemoryRetry, prefix_batches
+from llm_forgetting.models.language.scoring_batches import TOKENS_PER_BATCH, prefix_batches
 
 
 def score(

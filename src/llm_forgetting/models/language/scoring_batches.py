@@ -1,17 +1,10 @@
 """Batches of items that are scored together: a long prefix that a subject's items share is computed once."""
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from llm_forgetting.errors import is_out_of_memory
 from llm_forgetting.models.language.batches import EncodedItem
-from llm_forgetting.models.language.memory import release
 from llm_forgetting.models.language.packing import common_prefix
-
-log = logging.getLogger(__name__)
 
 # Tokens of a batch whose size nobody set: enough for full speed on a CPU and a GPU, little beside a backbone's weights.
 TOKENS_PER_BATCH = 2048
@@ -62,32 +55,3 @@ def _batches(
         batches[-1].append(n)
         room -= tokens
     return tuple(map(tuple, batches))
-
-
-class OutOfMemoryRetry:
-    """Runs batches whole while memory suffices; from the first that does not fit on, in halves (quarters, ...) of its size."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._limit: int | None = None
-
-    def run(self, batch: tuple[int, ...], compute: Callable[[tuple[int, ...]], None]) -> None:
-        """Call `compute` for all of `batch`; what it raises for want of memory is raised on where a single item is too much."""
-        waiting = [batch]
-        while waiting:
-            piece = waiting.pop(0)
-            size = min(len(piece), self._limit or len(piece))
-            if size < len(piece):
-                waiting = [piece[start : start + size] for start in range(0, len(piece), size)] + waiting
-                continue
-            try:
-                compute(piece)
-            except (MemoryError, RuntimeError) as error:
-                if len(piece) == 1 or not is_out_of_memory(error):
-                    raise
-                self._limit = len(piece) // 2
-                log.info("memory ran out with %d items in a batch; going on with %d", len(piece), self._limit)
-                waiting.insert(0, piece)
-            else:
-                continue
-            release(self._device)
