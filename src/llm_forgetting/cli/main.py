@@ -230,7 +230,7 @@ def _as_yaml(config: ExperimentConfig) -> str:
 
 
 def _dry_run(config: ExperimentConfig, terminal: "Terminal") -> int:
-    from llm_forgetting.experiment.cost import estimate
+    from llm_forgetting.experiment.cost.tables import estimate
     from llm_forgetting.experiment.guards import check_modules, check_names
 
     check_names(config)

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.experiment.cost import memory_bytes
+from llm_forgetting.experiment.cost.tables import memory_bytes
 from llm_forgetting.study.engines import Engine, LocalEngine, RayEngine, visible_gpus
 from llm_forgetting.study.plan import Plan
 from llm_forgetting.study.report import write_study

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import psutil
@@ -13,12 +14,17 @@ from llm_forgetting.errors import is_out_of_memory
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
+# What is free of a device whose memory is only counted (see `allocation_count`); None: as much as this machine has.
+free_on_meta: ContextVar[Callable[[], int] | None] = ContextVar("free_on_meta", default=None)
 # Share of the free memory that a backward pass may plan with; the rest is for temporaries and fragmentation.
 SHARE = 0.5
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory of `device` that can still be allocated, bytes; what PyTorch keeps for itself counts as free."""
+    counted = free_on_meta.get() if device.type == "meta" else None
+    if counted is not None:
+        return counted()
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     free, _ = torch.cuda.mem_get_info(device)
