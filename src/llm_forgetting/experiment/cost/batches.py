@@ -11,7 +11,7 @@ from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.scoring_batches import prefix_batches
 
-Items = list[EncodedItem]
+Items = tuple[EncodedItem, ...]
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,15 @@ class HeaviestBatches:
     points: int
     tasks: int
 
+    def items(self, phase: str) -> Items:
+        """Items of the piece that is counted for `phase`."""
+        own = {"training": self.training, "scores": self.scores, "landscape": self.landscape, "plane": self.landscape}
+        return own.get(phase, self.products)
+
     def tokens(self, phase: str) -> int:
-        """Tokens of the piece that is counted for `phase`, as many times as points share a pass."""
-        items = {"training": self.training, "scores": self.scores, "landscape": self.landscape, "plane": self.landscape}
+        """Tokens of those items, as many times as points share a pass."""
         times = self.points if phase in ("landscape", "plane") else 1
-        return times * sum(len(item.input_ids) for item in items.get(phase, self.products))
+        return times * sum(len(item.input_ids) for item in self.items(phase))
 
 
 def heaviest_batches(
@@ -71,7 +75,7 @@ def _width(items: Sequence[EncodedItem]) -> int:
 
 
 def _longest(items: Sequence[EncodedItem], size: int) -> Items:
-    return sorted(items, key=lambda item: -len(item.input_ids))[:size]
+    return tuple(sorted(items, key=lambda item: -len(item.input_ids))[:size])
 
 
 def _heaviest(batches: Sequence[Items]) -> Items:
@@ -81,5 +85,5 @@ def _heaviest(batches: Sequence[Items]) -> Items:
 def _scored(items: Sequence[EncodedItem], batch_size: int | None) -> Items:
     """The heaviest batch of scoring, and the next of the same prefix, so that the prefix is kept as it is in the run."""
     shares = prefix_batches(items, batch_size)
-    pairs = [[items[n] for batch in share.batches[: 2 if share.prefix else 1] for n in batch] for share in shares]
+    pairs = [tuple(items[n] for batch in share.batches[: 2 if share.prefix else 1] for n in batch) for share in shares]
     return _heaviest(pairs)

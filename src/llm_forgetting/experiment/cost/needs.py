@@ -1,7 +1,7 @@
 """What every phase of a run needs: the project's own code, run on a model without weights, its allocations counted."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ from llm_forgetting.experiment.cost.batches import HeaviestBatches, heaviest_bat
 from llm_forgetting.experiment.cost.lengths import ItemLengths, longest_lengths
 from llm_forgetting.models.language.allocation_count import counting
 from llm_forgetting.models.language.language_model import LanguageModel
-from llm_forgetting.models.language.memory import tokens_that_fit
+from llm_forgetting.models.language.memory import tangent_bytes_per_token, tokens_that_fit
 from llm_forgetting.models.language.settings import model_settings
 from llm_forgetting.models.language.weightless import are_alike, decoder_layers, weightless_model
 
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 # Layers of the two models that are counted where all layers are alike: what grows with depth grows by the same each.
 FEW_LAYERS = (2, 3)
 Piece = Callable[[LanguageModel, HeaviestBatches, ExperimentConfig], Iterator[None]]
+PIECES: Mapping[str, Piece] = {
+    "training": pieces.training,
+    "scores": pieces.scores,
+    "landscape": pieces.landscape,
+    "plane": pieces.plane,
+    "forecast": pieces.forecast,
+    "spectrum": pieces.spectrum,
+    "weight spectrum": pieces.weight_spectrum,
+}
+"""The kinds of phases and what is counted of each."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,10 @@ class PhaseNeed:
     """What one kind of phase needs of a device.
 
     Attributes:
-        phase: `training`, `scores`, `landscape`, `plane`, `forecast`, `spectrum` or `weight spectrum`.
+        phase: One of `PIECES`.
         peak_bytes: The most that is alive at once, weights included; a GPU's context and fragmentation come on top.
         flops: Floating-point operations of the counted piece: a training step of the largest batch, a batch of scores, a batch
-            of landscape items at one point, a product over a micro-batch.
+            of landscape items at the points that share a forward pass, a product over a micro-batch.
         tokens: Tokens of the items of that piece.
         arithmetic: Precision of its products: `bfloat16`, `float16`, `tf32` or `float32`.
     """
@@ -42,14 +52,6 @@ class PhaseNeed:
     flops: float
     tokens: int
     arithmetic: str
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """Peaks of the moments of a piece, bytes, and its operations."""
-
-    peaks: tuple[int, ...]
-    flops: float
 
 
 def needs(
@@ -64,83 +66,137 @@ def needs(
 
     Args:
         config: Of the run.
-        memory: Of the device, bytes; the size of micro-batches depends on it.
+        memory: What tensors can have of the device, bytes; the size of micro-batches depends on it.
         gpu: Whether the device is a GPU, else this machine's CPU.
         settings: The backbone's configuration; None reads it (see `model_settings`).
         lengths: Of the items; None takes all as long as `data.max_tokens` allows.
     """
     if settings is None:
         found = model_settings(config.model)
-        return [] if found is None else needs(config, memory=memory, gpu=gpu, settings=found.settings, lengths=lengths)
-    lengths = longest_lengths(config.data) if lengths is None else lengths
-    dtype = pieces.precision(config, gpu=gpu)
-    with counting(memory) as count:
-        whole = weightless_model(settings, config.lora, dtype, count, probe=False)
-        tokens, layers = (
-            tokens_that_fit(whole.peft_model, whole.device),
-            decoder_layers(whole.peft_model.get_base_model()),
-        )
-        depth = len(layers)
-        shallow = depth > max(FEW_LAYERS) and are_alike(layers)
-        del whole, layers
-    batches = heaviest_batches(config, lengths, tokens_that_fit=tokens, gpu=gpu)
-    wanted = _pieces(config)
-    counts = [_counted(config, settings, dtype, batches, wanted, n) for n in (FEW_LAYERS if shallow else (None,))]
-    found = counts[0] if not shallow else {name: _deeper(*(c[name] for c in counts), depth) for name in wanted}
-    return [
-        PhaseNeed(
-            name, max(found[name].peaks), found[name].flops, batches.tokens(name), _arithmetic(name, config, dtype)
-        )
-        for name in wanted
-    ]
+        if found is None:
+            return []
+        settings = found.settings
+    counter = NeedsCounter(settings, longest_lengths(config.data) if lengths is None else lengths)
+    return counter.needs(config, memory=memory, gpu=gpu)
 
 
-def _pieces(config: ExperimentConfig) -> dict[str, Piece]:
+@dataclass(frozen=True)
+class _Counted:
+    """Peaks of the moments of a piece, bytes, and its operations."""
+
+    peaks: tuple[int, ...]
+    flops: float
+
+
+@dataclass
+class NeedsCounter:
+    """Counts needs of a backbone on items of given lengths; what two devices or configurations have in common is counted once."""
+
+    settings: "PretrainedConfig"
+    lengths: ItemLengths
+    _counted: dict[tuple[object, ...], _Counted] = field(default_factory=dict)
+
+    def needs(
+        self, config: ExperimentConfig, *, memory: int, gpu: bool, phases: Collection[str] | None = None
+    ) -> list[PhaseNeed]:
+        """As the function `needs`; of some phases, if they are given."""
+        dtype = pieces.precision(config, gpu=gpu)
+        model = _Model(self.settings, config, dtype, memory)
+        batches = heaviest_batches(config, self.lengths, tokens_that_fit=model.tokens, gpu=gpu)
+        wanted = [name for name in _wanted(config) if phases is None or name in phases]
+        keys = {name: (name, dtype, _relevant(name, config, batches)) for name in wanted}
+        missing = [name for name in wanted if keys[name] not in self._counted]
+        for name, counted in model.counted(batches, missing).items() if missing else ():
+            self._counted[keys[name]] = counted
+        return [
+            PhaseNeed(
+                name,
+                max(self._counted[keys[name]].peaks),
+                self._counted[keys[name]].flops,
+                batches.tokens(name),
+                _arithmetic(name, config, dtype),
+            )
+            for name in wanted
+        ]
+
+    def surely_fits(self, config: ExperimentConfig, memory: int, *, gpu: bool) -> bool:
+        """Whether a bound well above what would be counted is within `memory` bytes: no pass is made for it."""
+        model = _Model(self.settings, config, pieces.precision(config, gpu=gpu), memory)
+        batches = heaviest_batches(config, self.lengths, tokens_that_fit=1, gpu=gpu)
+        tokens = max(batches.tokens(name) for name in _wanted(config))
+        longest = max(len(item.input_ids) for item in self.lengths.items)
+        heads = getattr(self.settings, "num_attention_heads", 1)
+        copies = 10 if config.curvature.spectrum else 5
+        return copies * model.weights + tokens * (2 * model.bytes_per_token + 32 * longest * heads) < memory
+
+
+def _wanted(config: ExperimentConfig) -> list[str]:
     landscape, curvature = config.landscape, config.curvature
-    wanted: dict[str, Piece] = {"training": pieces.training, "scores": pieces.scores, "landscape": pieces.landscape}
-    if landscape.paths or landscape.checkpoint_plane:
-        wanted["plane"] = pieces.plane
-    if curvature.forecast:
-        wanted["forecast"] = pieces.forecast
-    if curvature.spectrum:
-        wanted["spectrum"] = pieces.spectrum
-    if curvature.spectrum and curvature.weight_probes:
-        wanted["weight spectrum"] = pieces.weight_spectrum
-    return wanted
+    asked = {
+        "plane": landscape.paths or landscape.checkpoint_plane,
+        "forecast": curvature.forecast,
+        "spectrum": curvature.spectrum,
+        "weight spectrum": curvature.spectrum and curvature.weight_probes > 0,
+    }
+    return [name for name in PIECES if asked.get(name, True)]
 
 
-def _counted(
-    config: ExperimentConfig,
-    settings: "PretrainedConfig",
-    dtype: torch.dtype,
-    batches: HeaviestBatches,
-    wanted: dict[str, Piece],
-    layers: int | None,
-) -> dict[str, _Counted]:
-    found = {}
-    with counting() as count:
-        model = weightless_model(settings, config.lora, dtype, count, layers)
-        model.arithmetic = config.landscape.arithmetic
-        for name, piece in wanted.items():
-            peaks, flops = [], 0.0
-            count.restart()
-            for _ in piece(model, batches, config):
-                peaks.append(count.peak)
-                flops += count.flops
+def _relevant(name: str, config: ExperimentConfig, batches: HeaviestBatches) -> tuple[object, ...]:
+    """What decides how much a phase needs, besides the backbone and its precision."""
+    common = (config.lora, batches.points, batches.tasks, batches.items(name))
+    if name == "training":
+        return (*common, config.training.gradient_checkpointing, config.interventions.sam_rho > 0)
+    if name == "scores":
+        return (*common, config.evaluation.batch_size)
+    landscape = config.landscape
+    common = (*common, landscape.arithmetic, landscape.space, landscape.directions, landscape.batch_size)
+    return common if name in ("landscape", "plane") else (*common, config.curvature)
+
+
+class _Model:
+    """A backbone without weights of which some layers are counted, and what follows from all of them."""
+
+    def __init__(self, settings: "PretrainedConfig", config: ExperimentConfig, dtype: torch.dtype, memory: int) -> None:
+        self._settings, self._config, self._dtype = settings, config, dtype
+        with counting(memory) as count:
+            whole = weightless_model(settings, config.lora, dtype, count, probe=False)
+            self.weights, self.bytes_per_token = count.live, tangent_bytes_per_token(whole.peft_model)
+            self.tokens = tokens_that_fit(whole.peft_model, whole.device)
+            layers = decoder_layers(whole.peft_model.get_base_model())
+            self._depth = len(layers)
+            self._shallow = self._depth > max(FEW_LAYERS) and are_alike(layers)
+
+    def counted(self, batches: HeaviestBatches, names: Collection[str]) -> dict[str, _Counted]:
+        """The pieces called `names`."""
+        if not self._shallow:
+            return self._of_layers(None, batches, names)
+        one, other = (self._of_layers(layers, batches, names) for layers in FEW_LAYERS)
+        return {name: self._deeper(one[name], other[name]) for name in names}
+
+    def _of_layers(self, layers: int | None, batches: HeaviestBatches, names: Collection[str]) -> dict[str, _Counted]:
+        found = {}
+        with counting() as count:
+            model = weightless_model(self._settings, self._config.lora, self._dtype, count, layers)
+            model.arithmetic = self._config.landscape.arithmetic
+            for name in names:
+                peaks, flops = [], 0.0
                 count.restart()
-            found[name] = _Counted(tuple(peaks), flops)
-    return found
+                for _ in PIECES[name](model, batches, self._config):
+                    peaks.append(count.peak)
+                    flops += count.flops
+                    count.restart()
+                found[name] = _Counted(tuple(peaks), flops)
+        return found
 
+    def _deeper(self, one: _Counted, other: _Counted) -> _Counted:
+        """What all layers need, by what `FEW_LAYERS` do: every layer adds the same."""
+        a, b = FEW_LAYERS
 
-def _deeper(one: _Counted, other: _Counted, depth: int) -> _Counted:
-    """What a model of `depth` layers needs, by those of `FEW_LAYERS`: every layer adds the same."""
-    a, b = FEW_LAYERS
+        def at_depth(x: float, y: float) -> float:
+            return x + (y - x) * (self._depth - a) / (b - a)
 
-    def at_depth(x: float, y: float) -> float:
-        return x + (y - x) * (depth - a) / (b - a)
-
-    peaks = tuple(round(at_depth(x, y)) for x, y in zip(one.peaks, other.peaks, strict=True))
-    return _Counted(peaks, at_depth(one.flops, other.flops))
+        peaks = tuple(round(at_depth(x, y)) for x, y in zip(one.peaks, other.peaks, strict=True))
+        return _Counted(peaks, at_depth(one.flops, other.flops))
 
 
 def _arithmetic(name: str, config: ExperimentConfig, dtype: torch.dtype) -> str:

@@ -1,293 +1,170 @@
-"""Cost of a run before it is started: phases, sizes, seconds, bytes. All are estimates."""
+"""Tables of what a run costs before it is started: its phases, their memory, and the devices that they fit into."""
 
-import re
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llm_forgetting.config.sections import ExperimentConfig
-from llm_forgetting.errors import UnreachableError
-from llm_forgetting.experiment.tasks import source_of, tasks_of
+from llm_forgetting.experiment.cost.devices import (
+    CARDS,
+    CONTEXT,
+    CPU_EFFICIENCY,
+    EFFICIENCY,
+    FRAGMENTATION,
+    REST,
+    Device,
+    card,
+    own_device,
+    this_cpu,
+)
+from llm_forgetting.experiment.cost.fit import Misfit, misfit
+from llm_forgetting.experiment.cost.lengths import ItemLengths, item_lengths, longest_lengths
+from llm_forgetting.experiment.cost.needs import NeedsCounter, PhaseNeed
+from llm_forgetting.experiment.cost.work import Work, task_sizes, work_of
+from llm_forgetting.models.language.settings import ModelSettings, model_settings
 from llm_forgetting.progress import duration
 from llm_forgetting.report.tables.run import Table
-from llm_forgetting.tasks.prompts import render
-from llm_forgetting.training.fine_tuning import optimizer_steps
 
-# Measured with SmolLM2's tokenizer: 3.2 (abstract algebra's formulas) to 4.7 (law).
-CHARACTERS_PER_TOKEN = 4.0
-# A training pass costs two forwards more than a scoring pass' one: gradients flow through the frozen weights to the
-# adapter, but none are formed for them. A forward reaches about this share of the machine's own matrix rate.
-TRAINING_PASSES = 2.4
-# Bytes of Python, PyTorch and the rest.
-REST = 0.7e9
-EFFICIENCY = 0.65
-# A Hessian-vector product: values and derivatives forward, and both back.
-FORWARDS_PER_PRODUCT = 4
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
+_ARITHMETIC_NOTE = (
+    f"Times: operations over {100 * EFFICIENCY['bfloat16']:.0f}% of a GPU's matrix rate in bfloat16 and TF32, "
+    f"{100 * EFFICIENCY['float32']:.0f}% in float32, {100 * CPU_EFFICIENCY:.0f}% of this CPU's, measured now."
+)
 
 
 @dataclass(frozen=True)
-class ModelSize:
-    """Parameters of the transformer's body (what every token passes) and in all; `origin` says how they are known."""
+class DeviceEstimate:
+    """What the phases need of one device, and the first of them that cannot be made on it."""
 
-    body: float
-    total: float
-    hidden: int
-    layers: int
-    origin: str
+    device: Device
+    needs: tuple[PhaseNeed, ...]
+    misfit: Misfit | None
 
+    def seconds(self, work: Sequence[Work]) -> float | None:
+        """Time of `work`; None where the device's rates are not known."""
+        per_token = {need.phase: need.flops / need.tokens for need in self.needs}
+        rates = {need.phase: self.device.rate(need.arithmetic) for need in self.needs}
+        parts = [(per_token[kind] * count, rates[kind]) for each in work for kind, count in each.tokens.items()]
+        return sum(flops / (rate or 1.0) for flops, rate in parts) if all(rate for _, rate in parts) else None
 
-@dataclass(frozen=True)
-class TaskSize:
-    """Items of a task's splits, and the mean number of tokens of their prompts."""
-
-    name: str
-    train: int
-    test: int
-    tokens: float
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Work:
-    """Work of one kind of phase: passes of items, and tokens of as many forward passes as it is worth."""
-
-    label: str
-    passes: float
-    tokens: float
+    def flops(self, work: Work) -> float:
+        """Floating-point operations of `work`."""
+        per_token = {need.phase: need.flops / need.tokens for need in self.needs}
+        return sum(per_token[kind] * count for kind, count in work.tokens.items())
 
 
-def model_size(name: str) -> ModelSize | None:
-    """Sizes of the backbone, without loading its weights; None where they cannot be known from here."""
-    if name == "embedded":
-        return ModelSize(106.2e6, 134.5e6, 576, 30, "SmolLM2-135M")
-    if name == "synthetic":
-        return ModelSize(74e3, 84e3, 64, 2, "random two-layer Llama")
-    known = _from_local_config(name)
-    if known is not None:
-        return known
-    match = re.search(r"(\d+(?:\.\d+)?)b\b", name.lower())
-    if match is None:
-        return None
-    total = float(match.group(1)) * 1e9
-    # Llama's own proportions: 12 hidden^2 per layer, layers = hidden / 128.
-    hidden = round((total * 128 / 12) ** (1 / 3))
-    return ModelSize(total, total, hidden, hidden // 128, "guessed from its name")
+def estimate(config: ExperimentConfig, notify: Callable[[str], None], gpu: str | None = None) -> list[Table]:
+    """The phases with sizes and time on one device, memory by phase, and which devices the run fits into.
+
+    The device is the class of GPUs called `gpu`, else this machine's own. UserError where there is no such class.
+    """
+    device = own_device(config.model.device) if gpu is None else card(gpu)
+    lengths, found = item_lengths(config, notify), model_settings(config.model)
+    work = work_of(config, task_sizes(lengths))
+    if found is None:
+        note = "The model's size is not known here, so neither time nor memory can be estimated."
+        rows = tuple((each.label, f"{each.passes:,.0f}") for each in work)
+        return [_tasks(lengths), Table("Phases", ("phase", "item passes"), rows, note)]
+    counter = NeedsCounter(found.settings, lengths)
+    own = _estimated(counter, config, device)
+    others = [_estimated(counter, config, each) for each in (*CARDS.values(), this_cpu()) if each.name != device.name]
+    return [
+        _tasks(lengths),
+        _phases(config, work, own),
+        _memory([own, *others], found),
+        _devices([own, *others], work),
+    ]
 
 
-def _from_local_config(name: str) -> ModelSize | None:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError):
-        return None
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    wide = getattr(config, "intermediate_size", None) or 4 * hidden
-    body = layers * (4 * hidden**2 + 3 * hidden * wide)
-    return ModelSize(body, body + config.vocab_size * hidden, hidden, layers, "its config.json")
-
-
-def matrix_rate() -> float:
-    """Floating-point operations per second of a float32 matrix product of this machine's CPU, measured now."""
-    import torch
-
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    best = 0.0
-    for _ in range(8):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - start))
-    return best
-
-
-def estimate(config: ExperimentConfig, notify: Callable[[str], None]) -> list[Table]:
-    """The phases with their sizes and the estimate of seconds and memory, as tables to print."""
-    sizes = _task_sizes(config, notify)
-    size = model_size(config.model.name)
-    per_token = 2 * size.body / (EFFICIENCY * matrix_rate()) if size is not None else None
-    work = _work(config, sizes)
-    rows = [(phase.label, f"{phase.passes:,.0f}", _seconds(phase.tokens, per_token)) for phase in work]
-    total = _seconds(sum(phase.tokens for phase in work), per_token)
-    note = (
-        "estimated for this machine's CPU from a matrix product timed now; on a GPU far less."
-        if size
-        else ("the model's size is not known here, so no time can be estimated.")
-    )
-    note += f" Fits take as many points as they need, at most {config.landscape.max_evaluations} each; counted are the fewest."
-    phases = Table("Phases", ("phase", "item passes", "time"), (*rows, ("all", "", total)), note)
-    tasks = Table(
-        "Tasks",
-        ("task", "train", "test", "tokens per item, about"),
-        tuple((task.name, str(task.train), str(task.test), f"{task.tokens:.0f}") for task in sizes),
-        " ".join(dict.fromkeys(task.note for task in sizes if task.note)),
-    )
-    return [tasks, phases, _memory(config, size, max(task.tokens for task in sizes))]
+def _estimated(counter: NeedsCounter, config: ExperimentConfig, device: Device) -> DeviceEstimate:
+    found = counter.needs(config, memory=device.capacity, gpu=device.gpu)
+    fits = all(device.required(need.peak_bytes) <= device.memory for need in found)
+    return DeviceEstimate(device, tuple(found), None if fits else misfit(counter, config, device))
 
 
 def seconds_of(config: ExperimentConfig, notify: Callable[[str], None]) -> float | None:
-    """Seconds of a whole run on this machine's CPU; None where the model's size is not known."""
-    size = model_size(config.model.name)
-    if size is None:
+    """Seconds of a whole run on this machine; None where the model's size is not known, or what the device computes."""
+    found = model_settings(config.model)
+    if found is None:
         return None
-    tokens = sum(phase.tokens for phase in _work(config, _task_sizes(config, notify)))
-    return tokens * 2 * size.body / (EFFICIENCY * matrix_rate())
+    lengths, device = item_lengths(config, notify), own_device(config.model.device)
+    counted = NeedsCounter(found.settings, lengths).needs(config, memory=device.capacity, gpu=device.gpu)
+    return DeviceEstimate(device, tuple(counted), None).seconds(work_of(config, task_sizes(lengths)))
 
 
-def memory_bytes(config: ExperimentConfig) -> float:
-    """Memory of a run's process, about, with prompts as long as they may be; 0 where the model's size is not known."""
-    size = model_size(config.model.name)
-    if size is None:
+def memory_bytes(config: ExperimentConfig, device: Device) -> float:
+    """Memory of `device` that a run takes, with prompts as long as they may be; 0 where the model's size is not known."""
+    found = model_settings(config.model)
+    if found is None:
         return 0.0
-    width = _BYTES[config.model.dtype]
-    return size.total * width * 2 + _activations(config, size, config.data.max_tokens) + REST
-
-
-def _task_sizes(config: ExperimentConfig, notify: Callable[[str], None]) -> list[TaskSize]:
-    data = config.data
-    try:
-        tasks = tasks_of(data, source_of(data, notify))
-    except UnreachableError as error:  # whatever else is wrong, a misspelt task for one, is an error and no assumption
-        train = data.train_items or round((data.items_per_task or 200) * data.train_fraction)
-        test = data.test_items or (data.items_per_task or 200) - train
-        return [TaskSize(name, train, test, 100.0, f"sizes assumed: {error}") for name in data.tasks]
-    sizes = []
-    for task in tasks:
-        items = task.train + task.test
-        characters = sum(len(render(item, task.shots.get(item.subject, ()))) for item in items)
-        sizes.append(
-            TaskSize(task.name, len(task.train), len(task.test), characters / CHARACTERS_PER_TOKEN / len(items))
-        )
-    return sizes
-
-
-def _work(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
-    checkpoints = len(sizes)
-    scored = sum(size.train + size.test for size in sizes)
-    scored_tokens = sum((size.train + size.test) * size.tokens for size in sizes)
-    work = []
-    for k, size in enumerate(sizes):
-        work.append(_training_work(config, size, sizes[:k]))
-    work.append(
-        Work(f"evaluate {checkpoints + 1} checkpoints", (checkpoints + 1) * scored, (checkpoints + 1) * scored_tokens)
+    counter = NeedsCounter(found.settings, longest_lengths(config.data))
+    return max(
+        device.required(need.peak_bytes) for need in counter.needs(config, memory=device.capacity, gpu=device.gpu)
     )
-    return [*work, *_probes(config, sizes), *_scans(config, sizes), *_derivatives(config, sizes)]
 
 
-def _training_work(config: ExperimentConfig, size: TaskSize, earlier: list[TaskSize]) -> Work:
-    """What fine-tuning on one task costs: replayed items join its own, and SAM passes all of them through twice."""
-    training, interventions = config.training, config.interventions
-    replayed = [(min(interventions.replay_items, task.train), task.tokens) for task in earlier]
-    items = size.train + sum(count for count, _ in replayed)
-    tokens = size.train * size.tokens + sum(count * each for count, each in replayed)
-    sam = interventions.sam_rho > 0 and (interventions.sam_on == "all" or not earlier)
-    times = training.num_epochs * (2 if sam else 1)
-    slower = TRAINING_PASSES + (1 if training.gradient_checkpointing else 0)
-    label = f"fine-tune on {size.name} ({optimizer_steps(items, training)} steps{', SAM' if sam else ''})"
-    return Work(label, times * items, slower * times * tokens)
+def _tasks(lengths: ItemLengths) -> Table:
+    rows = tuple((t.name, str(t.train), str(t.test), f"{t.tokens:.0f}") for t in task_sizes(lengths))
+    return Table("Tasks", ("task", "train", "test", "tokens per item, about"), rows, " ".join(lengths.notes))
 
 
-def _probes(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
-    """What it costs to tell lost knowledge from a changed habit of answering."""
-    settings, earlier = config.evaluation, sizes[:-1]
-    work: list[Work] = []
-    if settings.rotations:  # of four options, at two checkpoints
-        passes = [6 * size.train for size in earlier]
-        tokens = sum(count * size.tokens for count, size in zip(passes, earlier, strict=True))
-        work.append(Work("rotated options", sum(passes), tokens))
-    if settings.recovery_items:
-        starts = 2 if settings.recovery_control else 1
-        few = [min(settings.recovery_items, size.train // 2) for size in earlier]
-        passes = [
-            starts * (settings.recovery_epochs * n + size.train - n) for n, size in zip(few, earlier, strict=True)
-        ]
-        tokens = sum(
-            starts * size.tokens * (TRAINING_PASSES * settings.recovery_epochs * n + size.train - n)
-            for n, size in zip(few, earlier, strict=True)
-        )
-        work.append(Work("learn a few items again", sum(passes), tokens))
-    return work
+def _phases(config: ExperimentConfig, work: Sequence[Work], own: DeviceEstimate) -> Table:
+    def row(label: str, passes: str, parts: Sequence[Work]) -> tuple[str, ...]:
+        return label, passes, _time(own.seconds(parts)), _operations(sum(map(own.flops, parts)))
 
-
-def _scans(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
-    """What the landscapes around the checkpoints and between them cost at the least."""
-    from llm_forgetting.experiment.analysis.checkpoint_plane import plane_evaluations
-    from llm_forgetting.experiment.analysis.landscape import evaluations
-    from llm_forgetting.experiment.analysis.paths import path_evaluations
-
-    landscape, checkpoints = config.landscape, len(sizes)
-    per_point = landscape.num_items * checkpoints
-    point_tokens = sum(landscape.num_items * size.tokens for size in sizes)
-
-    def scan(label: str, points: int) -> Work:
-        return Work(label, points * per_point, points * point_tokens)
-
-    each, self_test = evaluations(landscape), 6 * min(landscape.self_test_items, landscape.num_items)
-    around = (
-        f"landscape of {checkpoints} checkpoints ({each} points each{'' if landscape.method == 'grid' else ' or more'})"
+    note = (
+        f"Times on {own.device.name}. Fits take as many points as they need, at most {config.landscape.max_evaluations} each; "
+        "counted are the fewest."
     )
-    planes, tests = scan(around, checkpoints * each), checkpoints * self_test
-    work = [Work(around, planes.passes + tests, planes.tokens + tests * sizes[0].tokens)]
-    paths, path = checkpoints - 1, path_evaluations()
-    if landscape.paths:
-        work.append(scan(f"paths between them ({paths} of {path} points or more)", paths * path))
-    if landscape.checkpoint_plane:
-        plane = plane_evaluations()
-        work.append(scan(f"plane through three of them ({plane} points or more)", plane))
-    if landscape.trajectory:
-        epochs = config.training.num_epochs * checkpoints
-        work.append(scan(f"the training trajectory ({epochs} points)", epochs))
-    return work
+    rows = (*(row(each.label, f"{each.passes:,.0f}", [each]) for each in work), row("all", "", work))
+    return Table("Phases", ("phase", "item passes", "time", "operations"), rows, note)
 
 
-def _derivatives(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
-    """What spectra and forecasts cost, in forward passes of the landscape items."""
-    from llm_forgetting.experiment.analysis.spectrum import curvature_evaluations
-
-    items, curvature = config.landscape.num_items, config.curvature
-    work: list[Work] = []
-    if curvature.spectrum:
-        products = curvature_evaluations(curvature)
-        passes = products * FORWARDS_PER_PRODUCT * items
-        measured = sizes if curvature.checkpoints == "all" else sizes[:1]
-        tokens = passes * sum(size.tokens for size in measured)
-        label = f"curvature of {len(measured)} checkpoints ({products} products each)"
-        work.append(Work(label, passes * len(measured), tokens))
-    if curvature.forecast:
-        # Two splits of every earlier task: a product, and the loss at the end.
-        each = [2 * (FORWARDS_PER_PRODUCT + 1) * items * (len(sizes) - k) for k in range(1, len(sizes))]
-        tokens = sum(count * size.tokens for count, size in zip(each, sizes, strict=False))
-        work.append(Work("forecasts", sum(each), tokens))
-    return work
-
-
-def _seconds(tokens: float, per_token: float | None) -> str:
-    return "?" if per_token is None else duration(tokens * per_token, rough=True)
-
-
-def _memory(config: ExperimentConfig, size: ModelSize | None, tokens: float) -> Table:
-    header = ("memory", "about")
-    if size is None:
-        return Table("Memory", header, (("backbone", "unknown: the model's size is not known here"),))
-    width = _BYTES[config.model.dtype]
-    weights = size.total * width
-    activations = _activations(config, size, tokens)
-    rows = (
-        (f"backbone ({size.total / 1e6:,.0f} M parameters, {config.model.dtype}; {size.origin})", _gigabytes(weights)),
-        ("activations of one training batch", _gigabytes(activations)),
-        ("Python, PyTorch and the rest", _gigabytes(REST)),
-        ("all", _gigabytes(weights + activations + REST)),
+def _memory(estimates: Sequence[DeviceEstimate], found: ModelSettings) -> Table:
+    """Memory by phase, a column for every memory size."""
+    columns = {each.device.memory if each.device.gpu else each.device.name: each for each in estimates[::-1]}
+    ordered = [each for each in estimates if each in columns.values()]
+    names = [f"{e.device.memory / 1e9:.0f} GB" if e.device.gpu else e.device.name for e in ordered]
+    rows = tuple((need.phase, *(_gigabytes(e, e.needs[n]) for e in ordered)) for n, need in enumerate(ordered[0].needs))
+    settings = found.settings
+    note = (
+        f"GB of the device, at micro-batches as the run chooses them for its memory; (no): more than it has. GPU: "
+        f"{1 + FRAGMENTATION:g} times what is alive at once, and {CONTEXT / 1e9:g} GB for the CUDA context; CPU: {REST / 1e9:g} GB "
+        f"for Python and PyTorch. Counted on the program's own code without weights; the model's shape: "
+        f"{getattr(settings, 'num_hidden_layers', '?')} layers of {getattr(settings, 'hidden_size', '?')}, {found.origin}."
     )
-    return Table("Memory", header, rows)
+    return Table("Memory", ("phase", *names), rows, note)
 
 
-def _activations(config: ExperimentConfig, size: ModelSize, tokens: float) -> float:
-    """Bytes that a training batch keeps for its backward pass."""
-    # Per token and layer a training step keeps about 34 hidden-sized activations; checkpointing keeps one.
-    kept = 34 if not config.training.gradient_checkpointing else 1
-    batch = config.training.batch_size * tokens
-    return batch * size.hidden * _BYTES[config.model.dtype] * (kept * size.layers + 34)
+def _gigabytes(estimate: DeviceEstimate, need: PhaseNeed) -> str:
+    required = estimate.device.required(need.peak_bytes)
+    return f"{required / 1e9:.1f}{'' if required <= estimate.device.memory else ' (no)'}"
 
 
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
+def _devices(estimates: Sequence[DeviceEstimate], work: Sequence[Work]) -> Table:
+    rows = tuple(
+        (each.device.name, f"{each.device.memory / 1e9:.0f} GB", _verdict(each), _time(each.seconds(work)))
+        for each in estimates
+    )
+    return Table("Devices", ("device", "memory", "fits", "time"), rows, _ARITHMETIC_NOTE)
+
+
+def _verdict(estimate: DeviceEstimate) -> str:
+    device, problem = estimate.device, estimate.misfit
+    if problem is not None:
+        advice = f"; {' or '.join(problem.options)}" if problem.options else ""
+        return f"no: {problem.phase} needs {problem.required / 1e9:.1f} GB{advice}"
+    return (
+        "yes"
+        if all(device.required(need.peak_bytes) <= device.memory for need in estimate.needs)
+        else "in smaller batches"
+    )
+
+
+def _time(seconds: float | None) -> str:
+    return "?" if seconds is None else duration(seconds, rough=True)
+
+
+def _operations(flops: float) -> str:
+    for unit, size in (("PFLOP", 1e15), ("TFLOP", 1e12)):
+        if flops >= size:
+            return f"{flops / size:,.{1 if flops < 100 * size else 0}f} {unit}"
+    return f"{flops / 1e9:.1f} GFLOP"
