@@ -10,9 +10,10 @@ from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.experiment.cost import pieces
 from llm_forgetting.experiment.cost.batches import HeaviestBatches, heaviest_batches
 from llm_forgetting.experiment.cost.lengths import ItemLengths, longest_lengths
+from llm_forgetting.models.hessian.products import remember_tangent_pass, supports_tangent_pass
 from llm_forgetting.models.language.allocation_count import counting
 from llm_forgetting.models.language.language_model import LanguageModel
-from llm_forgetting.models.language.memory import tangent_bytes_per_token, tokens_that_fit
+from llm_forgetting.models.language.memory import tangent_bytes_per_token, tokens_within
 from llm_forgetting.models.language.settings import model_settings
 from llm_forgetting.models.language.weightless import are_alike, decoder_layers, weightless_model
 
@@ -88,31 +89,47 @@ class _Counted:
     flops: float
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """What is known of the whole model without a pass: bytes of its weights and of a token in a tangent pass, its layers."""
+
+    weights: int
+    bytes_per_token: int
+    depth: int
+    alike: bool
+
+
 @dataclass
 class NeedsCounter:
-    """Counts needs of a backbone on items of given lengths; what two devices or configurations have in common is counted once."""
+    """Counts needs of a backbone on items of given lengths.
+
+    What several devices or configurations have in common is counted once.
+    """
 
     settings: "PretrainedConfig"
     lengths: ItemLengths
-    _counted: dict[tuple[object, ...], _Counted] = field(default_factory=dict)
+    _found: dict[tuple[object, ...], _Counted] = field(default_factory=dict)
+    _wholes: dict[tuple[object, ...], _Whole] = field(default_factory=dict)
+    _tangent_pass: bool | None = None
 
     def needs(
         self, config: ExperimentConfig, *, memory: int, gpu: bool, phases: Collection[str] | None = None
     ) -> list[PhaseNeed]:
         """As the function `needs`; of some phases, if they are given."""
         dtype = pieces.precision(config, gpu=gpu)
-        model = _Model(self.settings, config, dtype, memory)
-        batches = heaviest_batches(config, self.lengths, tokens_that_fit=model.tokens, gpu=gpu)
+        whole = self._whole(config, dtype)
+        fit = tokens_within(memory - whole.weights, whole.bytes_per_token)
+        batches = heaviest_batches(config, self.lengths, tokens_that_fit=fit, gpu=gpu)
         wanted = [name for name in _wanted(config) if phases is None or name in phases]
         keys = {name: (name, dtype, _relevant(name, config, batches)) for name in wanted}
-        missing = [name for name in wanted if keys[name] not in self._counted]
-        for name, counted in model.counted(batches, missing).items() if missing else ():
-            self._counted[keys[name]] = counted
+        missing = [name for name in wanted if keys[name] not in self._found]
+        for name, counted in self._counted(config, dtype, batches, missing).items():
+            self._found[keys[name]] = counted
         return [
             PhaseNeed(
                 name,
-                max(self._counted[keys[name]].peaks),
-                self._counted[keys[name]].flops,
+                max(self._found[keys[name]].peaks),
+                self._found[keys[name]].flops,
                 batches.tokens(name),
                 _arithmetic(name, config, dtype),
             )
@@ -121,13 +138,69 @@ class NeedsCounter:
 
     def surely_fits(self, config: ExperimentConfig, memory: int, *, gpu: bool) -> bool:
         """Whether a bound well above what would be counted is within `memory` bytes: no pass is made for it."""
-        model = _Model(self.settings, config, pieces.precision(config, gpu=gpu), memory)
+        whole = self._whole(config, pieces.precision(config, gpu=gpu))
         batches = heaviest_batches(config, self.lengths, tokens_that_fit=1, gpu=gpu)
         tokens = max(batches.tokens(name) for name in _wanted(config))
         longest = max(len(item.input_ids) for item in self.lengths.items)
         heads = getattr(self.settings, "num_attention_heads", 1)
         copies = 10 if config.curvature.spectrum else 5
-        return copies * model.weights + tokens * (2 * model.bytes_per_token + 32 * longest * heads) < memory
+        return copies * whole.weights + tokens * (2 * whole.bytes_per_token + 32 * longest * heads) < memory
+
+    def _whole(self, config: ExperimentConfig, dtype: torch.dtype) -> _Whole:
+        key = config.lora, dtype
+        if key not in self._wholes:
+            with counting() as count:
+                model = weightless_model(self.settings, config.lora, dtype, count, probe=False).peft_model
+                layers = decoder_layers(model.get_base_model())
+                found = _Whole(count.live, tangent_bytes_per_token(model), len(layers), are_alike(layers))
+                self._wholes[key] = found
+        return self._wholes[key]
+
+    def _counted(
+        self, config: ExperimentConfig, dtype: torch.dtype, batches: HeaviestBatches, names: Collection[str]
+    ) -> dict[str, _Counted]:
+        """The pieces called `names`, of a model of all layers."""
+        whole = self._whole(config, dtype)
+        if not names or whole.depth <= max(FEW_LAYERS) or not whole.alike:
+            return self._of_layers(None, config, dtype, batches, names) if names else {}
+        one, other = (self._of_layers(layers, config, dtype, batches, names) for layers in FEW_LAYERS)
+        return {name: _deeper(one[name], other[name], whole.depth) for name in names}
+
+    def _of_layers(
+        self,
+        layers: int | None,
+        config: ExperimentConfig,
+        dtype: torch.dtype,
+        batches: HeaviestBatches,
+        names: Collection[str],
+    ) -> dict[str, _Counted]:
+        found = {}
+        with counting() as count:
+            model = weightless_model(self.settings, config.lora, dtype, count, layers)
+            model.arithmetic = config.landscape.arithmetic
+            if self._tangent_pass is None:
+                self._tangent_pass = supports_tangent_pass(model)
+            remember_tangent_pass(model, self._tangent_pass)
+            for name in names:
+                peaks, flops = [], 0.0
+                count.restart()
+                for _ in PIECES[name](model, batches, config):
+                    peaks.append(count.peak)
+                    flops += count.flops
+                    count.restart()
+                found[name] = _Counted(tuple(peaks), flops)
+        return found
+
+
+def _deeper(one: _Counted, other: _Counted, depth: int) -> _Counted:
+    """What `depth` layers need, by what `FEW_LAYERS` do: every layer adds the same."""
+    a, b = FEW_LAYERS
+
+    def at_depth(x: float, y: float) -> float:
+        return x + (y - x) * (depth - a) / (b - a)
+
+    peaks = tuple(round(at_depth(x, y)) for x, y in zip(one.peaks, other.peaks, strict=True))
+    return _Counted(peaks, at_depth(one.flops, other.flops))
 
 
 def _wanted(config: ExperimentConfig) -> list[str]:
@@ -151,52 +224,6 @@ def _relevant(name: str, config: ExperimentConfig, batches: HeaviestBatches) -> 
     landscape = config.landscape
     common = (*common, landscape.arithmetic, landscape.space, landscape.directions, landscape.batch_size)
     return common if name in ("landscape", "plane") else (*common, config.curvature)
-
-
-class _Model:
-    """A backbone without weights of which some layers are counted, and what follows from all of them."""
-
-    def __init__(self, settings: "PretrainedConfig", config: ExperimentConfig, dtype: torch.dtype, memory: int) -> None:
-        self._settings, self._config, self._dtype = settings, config, dtype
-        with counting(memory) as count:
-            whole = weightless_model(settings, config.lora, dtype, count, probe=False)
-            self.weights, self.bytes_per_token = count.live, tangent_bytes_per_token(whole.peft_model)
-            self.tokens = tokens_that_fit(whole.peft_model, whole.device)
-            layers = decoder_layers(whole.peft_model.get_base_model())
-            self._depth = len(layers)
-            self._shallow = self._depth > max(FEW_LAYERS) and are_alike(layers)
-
-    def counted(self, batches: HeaviestBatches, names: Collection[str]) -> dict[str, _Counted]:
-        """The pieces called `names`."""
-        if not self._shallow:
-            return self._of_layers(None, batches, names)
-        one, other = (self._of_layers(layers, batches, names) for layers in FEW_LAYERS)
-        return {name: self._deeper(one[name], other[name]) for name in names}
-
-    def _of_layers(self, layers: int | None, batches: HeaviestBatches, names: Collection[str]) -> dict[str, _Counted]:
-        found = {}
-        with counting() as count:
-            model = weightless_model(self._settings, self._config.lora, self._dtype, count, layers)
-            model.arithmetic = self._config.landscape.arithmetic
-            for name in names:
-                peaks, flops = [], 0.0
-                count.restart()
-                for _ in PIECES[name](model, batches, self._config):
-                    peaks.append(count.peak)
-                    flops += count.flops
-                    count.restart()
-                found[name] = _Counted(tuple(peaks), flops)
-        return found
-
-    def _deeper(self, one: _Counted, other: _Counted) -> _Counted:
-        """What all layers need, by what `FEW_LAYERS` do: every layer adds the same."""
-        a, b = FEW_LAYERS
-
-        def at_depth(x: float, y: float) -> float:
-            return x + (y - x) * (self._depth - a) / (b - a)
-
-        peaks = tuple(round(at_depth(x, y)) for x, y in zip(one.peaks, other.peaks, strict=True))
-        return _Counted(peaks, at_depth(one.flops, other.flops))
 
 
 def _arithmetic(name: str, config: ExperimentConfig, dtype: torch.dtype) -> str:

@@ -127,8 +127,8 @@ def _memory(estimates: Sequence[DeviceEstimate], found: ModelSettings) -> Table:
     settings = found.settings
     note = (
         f"GB of the device, at micro-batches as the run chooses them for its memory; (no): more than it has. GPU: "
-        f"{1 + FRAGMENTATION:g} times what is alive at once, and {CONTEXT / 1e9:g} GB for the CUDA context; CPU: {REST / 1e9:g} GB "
-        f"for Python and PyTorch. Counted on the program's own code without weights; the model's shape: "
+        f"{1 + FRAGMENTATION:g} times what is alive at once, and {CONTEXT / 1e9:g} GB for the CUDA context; CPU: "
+        f"{REST / 1e9:g} GB for Python and PyTorch. Counted on the program's own code, without weights. The model's shape: "
         f"{getattr(settings, 'num_hidden_layers', '?')} layers of {getattr(settings, 'hidden_size', '?')}, {found.origin}."
     )
     return Table("Memory", ("phase", *names), rows, note)

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from llm_forgetting.models.language.memory import free_on_meta
-
 # What a number reads that has no value: not 0, by which programs divide, and less than any tolerance of a probe.
 NUMBER = 1e-4
 # PyTorch's CUDA allocator hands out multiples of this many bytes.
@@ -205,14 +203,9 @@ def _attention(count: AllocationCount) -> Operator:
 
 
 @contextmanager
-def counting(capacity: int | None = None) -> Iterator[AllocationCount]:
-    """Within the block everything that is computed is counted.
-
-    `capacity` is the memory of the device that is counted for, in bytes: what is not alive of it counts as free. None: the
-    free memory of this machine.
-    """
+def counting() -> Iterator[AllocationCount]:
+    """Within the block everything that is computed is counted."""
     count = AllocationCount()
-    free = free_on_meta.set(None if capacity is None else lambda: capacity - count.live)
     # Exchanged by name: a mode of PyTorch's functions is off in a backward pass, in which checkpointing calls it again.
     plain, F.scaled_dot_product_attention = F.scaled_dot_product_attention, _attention(count)
     try:
@@ -220,4 +213,3 @@ def counting(capacity: int | None = None) -> Iterator[AllocationCount]:
             yield count
     finally:
         F.scaled_dot_product_attention = plain
-        free_on_meta.reset(free)

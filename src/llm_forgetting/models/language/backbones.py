@@ -25,6 +25,7 @@ from llm_forgetting.models.language.settings import (
 )
 from llm_forgetting.seeding import derive_seed
 from llm_forgetting.tasks import embedded, synthetic
+from llm_forgetting.tasks.hub import hub_answers
 
 Notify = Callable[[str], None]
 
@@ -170,20 +171,6 @@ def skeleton(config: ModelConfig) -> Any | None:
         return None
 
 
-def _hub_answers(name: str) -> bool:
-    """Whether the hub says anything of a model within seconds: transformers asks a silent one again and again, for minutes."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        HfApi().model_info(name, timeout=10)
-    except HfHubHTTPError:  # what it says is transformers' to tell
-        return True
-    except Exception:  # what stands between here and there has many names
-        return False
-    return True
-
-
 def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
     """Backbone and tokenizer (left-padding), on their device; UserError says what stands in the way."""
     from transformers import AutoConfig, AutoTokenizer
@@ -194,7 +181,7 @@ def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
     common = {
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
-        "local_files_only": not Path(source).is_dir() and not _hub_answers(source),
+        "local_files_only": not Path(source).is_dir() and not hub_answers(),
     }
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **common)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import psutil
@@ -14,17 +13,16 @@ from llm_forgetting.errors import is_out_of_memory
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-# What is free of a device whose memory is only counted (see `allocation_count`); None: as much as this machine has.
-free_on_meta: ContextVar[Callable[[], int] | None] = ContextVar("free_on_meta", default=None)
+# Of a device without memory, on which a program is only counted (see `allocation_count`).
+UNLIMITED = 2**62
 # Share of the free memory that a backward pass may plan with; the rest is for temporaries and fragmentation.
 SHARE = 0.5
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory of `device` that can still be allocated, bytes; what PyTorch keeps for itself counts as free."""
-    counted = free_on_meta.get() if device.type == "meta" else None
-    if counted is not None:
-        return counted()
+    if device.type == "meta":
+        return UNLIMITED
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     free, _ = torch.cuda.mem_get_info(device)
@@ -48,8 +46,13 @@ def _features(module: Any) -> int:
 
 
 def tokens_that_fit(model: nn.Module, device: torch.device) -> int:
-    """Tokens of one tangent pass in `SHARE` of the free memory, at least 1."""
-    return max(1, int(SHARE * free_bytes(device)) // max(1, tangent_bytes_per_token(model)))
+    """Tokens of one tangent pass that the free memory allows, at least 1."""
+    return tokens_within(free_bytes(device), tangent_bytes_per_token(model))
+
+
+def tokens_within(free: int, bytes_per_token: int) -> int:
+    """Tokens in `SHARE` of `free` bytes, at least 1."""
+    return max(1, int(SHARE * free) // max(1, bytes_per_token))
 
 
 def release(device: torch.device) -> None:
