@@ -1,18 +1,21 @@
 """Whether a run fits into a device's memory, and what would make it fit; a run that cannot ends before it begins."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.cost.devices import Device, own_device
-from llm_forgetting.experiment.cost.lengths import item_lengths
+from llm_forgetting.experiment.cost.lengths import item_lengths, longest_lengths
 from llm_forgetting.experiment.cost.needs import NeedsCounter, PhaseNeed
-from llm_forgetting.models.language.settings import model_settings
+from llm_forgetting.models.language.settings import model_settings, parameters
 
 # Most options that a message names.
 MOST_NAMED = 2
+# Bytes of Python, PyTorch and CUDA's libraries on the host, and of the largest file that transformers splits weights into.
+GPU_REST = 3e9
+SHARD = 5e9
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Misfit:
         )
         return (
             f"{self.phase} needs {self.required / 1e9:.1f} GB of memory, {self.device} has {self.available / 1e9:.1f} GB; "
-            f"{advice} (--dry_run shows all phases)"
+            f"{advice}"
         )
 
 
@@ -125,17 +128,58 @@ def _of_training(config: ExperimentConfig) -> Iterator[list[Option]]:
 
 
 def require_fit(config: ExperimentConfig, notify: Callable[[str], None], device: Device | None = None) -> None:
-    """UserError where a phase of the run cannot fit into the memory of its device.
+    """UserError where a phase of the run cannot fit into the memory of its device, by default of this machine's.
 
-    On a CPU, whose memory others share and can be swapped, only where it exceeds all that the machine has.
+    The memory of a CPU is all that the machine has: others share it, and give it back.
     """
     device = own_device(config.model.device) if device is None else device
     found = model_settings(config.model)
     if found is None:
         return
+    if not device.gpu and _surely_fits(NeedsCounter(found.settings, longest_lengths(config.data)), config, device):
+        return
     counter = NeedsCounter(found.settings, item_lengths(config, notify))
-    if not device.gpu and counter.surely_fits(config, device.capacity, gpu=False):
+    if not device.gpu and _surely_fits(counter, config, device):
         return
     problem = misfit(counter, config, device)
     if problem is not None:
         raise UserError(str(problem))
+
+
+def _surely_fits(counter: NeedsCounter, config: ExperimentConfig, device: Device) -> bool:
+    return counter.surely_fits(in_smallest_batches(config), device.capacity, gpu=device.gpu)
+
+
+def worker_bytes(configs: Iterable[ExperimentConfig], device: Device) -> float:
+    """Memory of `device` that the largest of several runs takes at least, with prompts as long as they may be.
+
+    0 where no model's size is known.
+    """
+    largest, counters = 0.0, dict[tuple[object, ...], NeedsCounter]()
+    for config in {_memory_key(config): config for config in configs}.values():
+        key = config.model, config.data.max_tokens
+        if key not in counters:
+            found = model_settings(config.model)
+            if found is None:
+                continue
+            counters[key] = NeedsCounter(found.settings, longest_lengths(config.data))
+        for need in _least_needs(counters[key], config, device):
+            largest = max(largest, device.required(need.peak_bytes))
+    return largest
+
+
+def host_bytes(configs: Iterable[ExperimentConfig]) -> float:
+    """Memory of the host that a worker on a GPU takes at most: while it loads, a file of weights is there beside the program."""
+    found = [model_settings(model) for model in {config.model for config in configs}]
+    weights = [2.0 * parameters(each.settings) for each in found if each is not None]
+    return GPU_REST + min(max(weights, default=0.0), SHARD)
+
+
+def _memory_key(config: ExperimentConfig) -> tuple[object, ...]:
+    """What memory depends on: configurations of a study differ in little of it."""
+    training, data, landscape = config.training, config.data, config.landscape
+    return (
+        (config.model, config.lora, training.batch_size, training.gradient_checkpointing),
+        (config.interventions.sam_rho > 0, config.evaluation.batch_size, len(data.tasks), data.max_tokens),
+        (replace(landscape, seed=0), replace(config.curvature, seed=0)),
+    )

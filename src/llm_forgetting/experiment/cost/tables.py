@@ -17,7 +17,7 @@ from llm_forgetting.experiment.cost.devices import (
     this_cpu,
 )
 from llm_forgetting.experiment.cost.fit import Misfit, misfit
-from llm_forgetting.experiment.cost.lengths import ItemLengths, item_lengths, longest_lengths
+from llm_forgetting.experiment.cost.lengths import ItemLengths, item_lengths
 from llm_forgetting.experiment.cost.needs import NeedsCounter, PhaseNeed
 from llm_forgetting.experiment.cost.work import Work, task_sizes, work_of
 from llm_forgetting.models.language.settings import ModelSettings, model_settings
@@ -90,17 +90,6 @@ def seconds_of(config: ExperimentConfig, notify: Callable[[str], None]) -> float
     return DeviceEstimate(device, tuple(counted), None).seconds(work_of(config, task_sizes(lengths)))
 
 
-def memory_bytes(config: ExperimentConfig, device: Device) -> float:
-    """Memory of `device` that a run takes, with prompts as long as they may be; 0 where the model's size is not known."""
-    found = model_settings(config.model)
-    if found is None:
-        return 0.0
-    counter = NeedsCounter(found.settings, longest_lengths(config.data))
-    return max(
-        device.required(need.peak_bytes) for need in counter.needs(config, memory=device.capacity, gpu=device.gpu)
-    )
-
-
 def _tasks(lengths: ItemLengths) -> Table:
     rows = tuple((t.name, str(t.train), str(t.test), f"{t.tokens:.0f}") for t in task_sizes(lengths))
     return Table("Tasks", ("task", "train", "test", "tokens per item, about"), rows, " ".join(lengths.notes))
@@ -144,19 +133,16 @@ def _devices(estimates: Sequence[DeviceEstimate], work: Sequence[Work]) -> Table
         (each.device.name, f"{each.device.memory / 1e9:.0f} GB", _verdict(each), _time(each.seconds(work)))
         for each in estimates
     )
-    return Table("Devices", ("device", "memory", "fits", "time"), rows, _ARITHMETIC_NOTE)
+    problems = [f"{each.misfit}." for each in estimates if each.misfit is not None]
+    return Table("Devices", ("device", "memory", "fits", "time"), rows, " ".join([*problems, _ARITHMETIC_NOTE]))
 
 
 def _verdict(estimate: DeviceEstimate) -> str:
-    device, problem = estimate.device, estimate.misfit
-    if problem is not None:
-        advice = f"; {' or '.join(problem.options)}" if problem.options else ""
-        return f"no: {problem.phase} needs {problem.required / 1e9:.1f} GB{advice}"
-    return (
-        "yes"
-        if all(device.required(need.peak_bytes) <= device.memory for need in estimate.needs)
-        else "in smaller batches"
-    )
+    if estimate.misfit is not None:
+        return f"no: {estimate.misfit.phase}"
+    device = estimate.device
+    whole = all(device.required(need.peak_bytes) <= device.memory for need in estimate.needs)
+    return "yes" if whole else "yes, in smaller batches"
 
 
 def _time(seconds: float | None) -> str:

@@ -31,6 +31,9 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 
+# More than any model has: they would be built for hours.
+MOST_LAYERS = 1_000
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -117,7 +120,9 @@ def without_weights(settings: Any, dtype: torch.dtype = torch.float32) -> Any:
         return make.from_config(settings, dtype=dtype)
 
 
-MOST_LAYERS = 1_000
+def parameters(settings: "PretrainedConfig") -> int:
+    """Number of a backbone's parameters."""
+    return sum(parameter.numel() for parameter in without_weights(settings).parameters())
 
 
 def require_possible_size(name: str, settings: Any) -> None:
