@@ -5,6 +5,7 @@ Peaks are kept apart, because with the depth of the model each grows at its own 
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ def training(model: LanguageModel, batches: HeaviestBatches, config: ExperimentC
     peft_model, settings = model.peft_model, config.training
     trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
     if settings.gradient_checkpointing:
-        peft_model.gradient_checkpointing_enable({"use_reentrant": False})
+        _switch(peft_model, "enable", {"use_reentrant": False})
     peft_model.train()
     # From the second step on moments and gradients' memory are there; SAM keeps weights and gradients of its first pass.
     kept = [
@@ -52,7 +53,17 @@ def training(model: LanguageModel, batches: HeaviestBatches, config: ExperimentC
     peft_model.zero_grad(set_to_none=True)
     peft_model.eval()
     if settings.gradient_checkpointing:
-        peft_model.gradient_checkpointing_disable()
+        _switch(peft_model, "disable")
+
+
+def _switch(peft_model: Any, how: str, *arguments: object) -> None:
+    """Recomputation of activations; transformers renamed it in 5.x and warns about the old name."""
+    name = (
+        "activation_checkpointing"
+        if hasattr(peft_model, "activation_checkpointing_enable")
+        else "gradient_checkpointing"
+    )
+    getattr(peft_model, f"{name}_{how}")(*arguments)
 
 
 def scores(model: LanguageModel, batches: HeaviestBatches, config: ExperimentConfig) -> Iterator[None]:
