@@ -116,10 +116,7 @@ class NeedsCounter:
         self, config: ExperimentConfig, *, memory: int, gpu: bool, phases: Collection[str] | None = None
     ) -> list[PhaseNeed]:
         """As the function `needs`; of some phases, if they are given."""
-        dtype = pieces.precision(config, gpu=gpu)
-        whole = self._whole(config, dtype)
-        fit = tokens_within(memory - whole.weights, whole.bytes_per_token)
-        batches = heaviest_batches(config, self.lengths, tokens_that_fit=fit, gpu=gpu)
+        dtype, batches = pieces.precision(config, gpu=gpu), self.batches(config, memory=memory, gpu=gpu)
         wanted = [name for name in _wanted(config) if phases is None or name in phases]
         keys = {name: (name, dtype, _relevant(name, config, batches)) for name in wanted}
         missing = [name for name in wanted if keys[name] not in self._found]
@@ -135,6 +132,12 @@ class NeedsCounter:
             )
             for name in wanted
         ]
+
+    def batches(self, config: ExperimentConfig, *, memory: int, gpu: bool) -> HeaviestBatches:
+        """The batches that are counted."""
+        whole = self._whole(config, pieces.precision(config, gpu=gpu))
+        fit = tokens_within(memory - whole.weights, whole.bytes_per_token)
+        return heaviest_batches(config, self.lengths, tokens_that_fit=fit, gpu=gpu)
 
     def surely_fits(self, config: ExperimentConfig, memory: int, *, gpu: bool) -> bool:
         """Whether a bound well above what would be counted is within `memory` bytes: no pass is made for it."""
@@ -222,8 +225,8 @@ def _relevant(name: str, config: ExperimentConfig, batches: HeaviestBatches) -> 
     if name == "scores":
         return (*common, config.evaluation.batch_size)
     landscape = config.landscape
-    common = (*common, landscape.arithmetic, landscape.space, landscape.directions, landscape.batch_size)
-    return common if name in ("landscape", "plane") else (*common, config.curvature)
+    around = (*common, landscape.arithmetic, landscape.space, landscape.directions, landscape.batch_size)
+    return around if name in ("landscape", "plane") else (*around, config.curvature)
 
 
 def _arithmetic(name: str, config: ExperimentConfig, dtype: torch.dtype) -> str:
