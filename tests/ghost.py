@@ -6,6 +6,7 @@ torch for good, so it belongs into a process of its own. Streams, a GPU's own ro
 """
 
 import contextlib
+import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,8 @@ WAITING = {
     aten._unique2.default,
     aten.repeat_interleave.Tensor,
 }
+# torch makes these by resizing an empty tensor, and a wrapper's size is fixed.
+RESIZING = (aten.arange.default, aten.arange.start, aten.arange.start_step, aten.eye.default, aten.linspace.default)
 operations: Counter[str] = Counter()
 synchronisations: Counter[str] = Counter()
 
@@ -213,6 +216,7 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], found: A
     for place, entry in enumerate(func._schema.arguments):
         if entry.alias_info is not None and entry.alias_info.is_write:
             value = kwargs.get(entry.name, args[place] if place < len(args) else None)
+            assert value.shape == value.on_cpu.shape, f"{func} resized what it wrote into"
             given[frozenset(entry.alias_info.before_set)] = value
     several = found if isinstance(found, list | tuple) else (found,)
     values = [
@@ -225,9 +229,12 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], found: A
 def install() -> None:
     """From here on `ghost` is a device of this process."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Runtime())
-    library = torch.library.Library("_", "IMPL")
-    library.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
-    install.library = library  # type: ignore[attr-defined]  # it counts as long as it lives
+    everything, factories = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+    everything.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
+    for func in RESIZING:
+        factories.impl(func, lambda *args, f=func, **kwargs: _run(f, args, kwargs), "PrivateUse1")
+    install.libraries = everything, factories  # type: ignore[attr-defined]  # they count as long as they live
+    importlib.import_module("torch._dynamo")  # compares the signatures of what is exchanged here
     _device_constructors()  # notes the functions that `with torch.device(...)` governs, before one of them is exchanged
     shallow, made = torch._has_compatible_shallow_copy_type, torch.tensor
 

@@ -25,6 +25,7 @@ from llm_forgetting.config.sections import ModelConfig
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.models.adapter.adapted_model import AdaptedModel
 from llm_forgetting.models.hessian.products import products_at, supports_tangent_pass
+from llm_forgetting.models.hessian.tangent_operations import SwiGLU
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import score, score_points
@@ -204,6 +205,10 @@ def _counts(folder: Path, layers: int) -> dict[str, Any]:
         along = WeightUpdate(step.factors)
         found["along an update"] = _counted(lambda: products.along_update(along))
         found["Hessian-vector product"] = _counted(lambda: products.hessian(step))
+    found["inner product"] = _counted(lambda: step.inner(step) + along.inner(along) + step.norm())
+    for rows in (64, 640):
+        pair = torch.ones(2, rows, 8, device="ghost", requires_grad=True)
+        found[f"SwiGLU, {rows} rows"] = _counted(lambda x=pair: SwiGLU.apply(x, x).sum().backward())
     return found
 
 

@@ -41,6 +41,21 @@ def passes(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return on_the_ghost("counts", tmp_path_factory.mktemp("counts"))
 
 
+def test_no_pass_waits_for_the_device_in_a_layer(passes: Any) -> None:
+    waits = {
+        layers: {name: found["synchronisations"] for name, found in by_pass.items()}
+        for layers, by_pass in passes.items()
+    }
+    assert waits["2"] == waits["4"]
+    assert not waits["2"]["training"]
+    assert all(sum(counted.values()) <= 4 for counted in waits["2"].values())
+
+
+def test_launches_of_an_elementwise_operation_do_not_grow_with_its_rows(passes: Any) -> None:
+    few, many = (passes["2"][f"SwiGLU, {rows} rows"]["operations"] for rows in (64, 640))
+    assert few == many
+
+
 def test_a_run_in_bfloat16(tmp_path: Path) -> None:
     folders = on_the_ghost("narrow", tmp_path)
     results = results_of(folders["ghost"])

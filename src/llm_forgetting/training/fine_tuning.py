@@ -250,7 +250,10 @@ def fine_tune(
     per_step = config.batch_size * config.gradient_accumulation_steps
     sampler = LengthBucketSampler([len(item.input_ids) for item in items], per_step, seed)
     steps = optimizer_steps(len(items), config)
-    if model.device.type not in ("cpu", "cuda"):  # of another device Trainer must be told, or it takes the model to the CPU
+    if model.device.type not in (
+        "cpu",
+        "cuda",
+    ):  # of another device Trainer must be told, or it takes the model to the CPU
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(model.device)
     trainer = AnswerTrainer(
         model,
