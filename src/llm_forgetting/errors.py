@@ -58,3 +58,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         phrase in said
         for phrase in ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
     )
+
+
+def is_broken_device(error: BaseException) -> bool:
+    """Whether a GPU refuses this process all further work, as it does after an illegal access or a failed assertion."""
+    said = str(error).lower()
+    return not is_out_of_memory(error) and any(
+        phrase in said for phrase in ("cuda error:", "hip error:", "device-side assert", "status_execution_failed")
+    )
