@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ghost
 import torch
@@ -199,7 +200,8 @@ def _counts(folder: Path, layers: int) -> dict[str, Any]:
         "scan, merged": merged,
         "scan, two points": beside,
     }
-    found = {name: _counted(compute) for name, compute in passes.items()}
+    with mock.patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as attention:
+        found = {name: _counted(compute) for name, compute in passes.items()}
     with products_at(model, items, factors, method="tangent") as products:
         step = products.gradient()
         along = WeightUpdate(step.factors)
@@ -209,7 +211,7 @@ def _counts(folder: Path, layers: int) -> dict[str, Any]:
     for rows in (64, 640):
         pair = torch.ones(2, rows, 8, device="ghost", requires_grad=True)
         found[f"SwiGLU, {rows} rows"] = _counted(lambda x=pair: SwiGLU.apply(x, x).sum().backward())
-    return found
+    return {**found, "grouped attention": [call.kwargs["enable_gqa"] for call in attention.call_args_list]}
 
 
 def _counted(compute: Callable[[], object]) -> dict[str, Any]:

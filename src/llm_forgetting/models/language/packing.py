@@ -203,7 +203,10 @@ def segment_attention(  # noqa: PLR0917 -- transformers' signature
         return _attention_after_beginning(module, query, key, value, layout, scaling), None
     key, value = _with_beginning(module, key, value, layout.kept)
     b, heads, _, d = query.shape
-    grouped: Any = {"scale": scaling, "enable_gqa": key.shape[1] != heads, "dropout_p": dropout}
+    repeats = heads // key.shape[1]
+    if query.device.type != "cpu" and repeats > 1:  # a GPU's fused kernels take a mask or groups, not both
+        key, value, repeats = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1), 1
+    grouped: Any = {"scale": scaling, "enable_gqa": repeats > 1, "dropout_p": dropout}
     n, longest = layout.queries.shape
 
     def gathered(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
