@@ -3,7 +3,8 @@
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from llm_forgetting.models.adapter.adapted_model import (
     attach_saved,
     saved_options,
 )
+from llm_forgetting.models.adapter.widened import widened
 from llm_forgetting.models.language.backbones import built_in_name, load_backbone
 from llm_forgetting.models.language.batches import ROUNDING, Batch, EncodedItem, answer_position_logits, collate
 from llm_forgetting.models.language.packing import (
@@ -100,6 +102,15 @@ class LanguageModel(AdaptedModel):
         """Where the model is."""
         device: torch.device = next(self.peft_model.parameters()).device
         return device
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Within the block the backbone computes in its own precision; on a CPU in float32 or better.
+
+        There a product of a gradient and a bfloat16 W, of 40 tokens and a layer of 4,096 x 4,096, takes 7 s, in float32 0.1 s.
+        """
+        with widened(self.peft_model.get_base_model()) if self.device.type == "cpu" else nullcontext():
+            yield
 
     def description(self) -> dict[str, Any]:
         """Name, architecture, sizes, precision and adapter, for the results."""
