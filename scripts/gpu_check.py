@@ -47,7 +47,7 @@ def main() -> int:
         return _compute(options)
     found: dict[str, Any] = {"machine": _machine(options), "parts": {}}
     for name, limit in LIMITS.items():
-        found["parts"][name] = _part(name, limit, options)
+        found["parts"][name] = _part(name, limit * (4 if options.device == "cpu" else 1), options)
         options.output.write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(table(found)))
     return 0 if all(not part["error"] for part in found["parts"].values()) and _agrees(found) else 1

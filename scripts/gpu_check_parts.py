@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from llm_forgetting.config.sections import LandscapeConfig, LoraConfig, ModelConfig, TrainingConfig
+from llm_forgetting.curvature.operators import Weights
 from llm_forgetting.errors import is_out_of_memory
 from llm_forgetting.experiment.analysis.landscape import gauge_self_test
 from llm_forgetting.landscape.factors import WeightUpdate
@@ -24,6 +25,7 @@ from llm_forgetting.landscape.gauge import canonicalise
 from llm_forgetting.landscape.spaces import AdapterSpace
 from llm_forgetting.models.adapter.adapted_model import attach_lora, target_layers
 from llm_forgetting.models.hessian.products import AdapterHessian, products_at
+from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.backbones import BUILT_IN, load_backbone
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -223,7 +225,7 @@ def phases(device: str, small: bool, keep: Keep) -> None:
     shape = SMALL if small else LARGE
     rates, done = matrix_rates(device, small), {}
     model = random_model(shape, device, torch.bfloat16)
-    first, second = (items(model, task, PRESET["items"]) for task in (0, 1))
+    first, second = (items(model, task, 16 if small else PRESET["items"]) for task in (0, 1))
     factors = model.adapter_factors()
     path = WeightUpdate.combine([(0.5, factors), (0.5, factors)])
 
@@ -248,8 +250,6 @@ def phases(device: str, small: bool, keep: Keep) -> None:
                     operator = AdapterHessian(products)
                     operator @ torch.randn(operator.shape[0], device=device)
                 else:
-                    from llm_forgetting.curvature.operators import Weights
-
                     products.weight_hessian(Weights({n: f.B @ f.A for n, f in factors.items()}))
 
         return compute
@@ -412,8 +412,6 @@ def synchronisations(device: str, small: bool, keep: Keep) -> None:
 
 
 def _waits(model: LanguageModel, chosen: Items, factors: WeightUpdate) -> dict[str, Callable[[], object]]:
-    from llm_forgetting.models.language.answer_loss import answer_losses
-
     def scan() -> None:
         with LandscapeObjective(model, [("task0", chosen)], 8).evaluating() as values_at:
             list(values_at([factors]))

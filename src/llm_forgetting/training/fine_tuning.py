@@ -265,7 +265,7 @@ def fine_tune(
     except (ImportError, TypeError, ValueError) as error:
         raise _unusable(config, "work without another package or further arguments", error) from error
     try:
-        with model.training():
+        with model.computing():
             trainer.train(resume_from_checkpoint=_last_checkpoint(scratch, note))
     finally:
         model.peft_model.eval()
