@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 from runs import SmokeRun
 
+from llm_forgetting.errors import program
 from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.intervals import PairedProportionChange, proportion
-from llm_forgetting.progress import duration, program
+from llm_forgetting.progress import duration
 from llm_forgetting.report.html.run import run_page
 from llm_forgetting.report.set_up import set_up
 from llm_forgetting.report.tables.closing import closing_tables, landscape_sentence

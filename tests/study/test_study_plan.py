@@ -16,12 +16,11 @@ import pytest
 import yaml
 from runs import ROOT
 
-from llm_forgetting import manifest
 from llm_forgetting.config import ExperimentConfig, InterventionsConfig
 from llm_forgetting.curvature.records import Divergence, ForecastRecord, RivalPredictors, TaskForecast
 from llm_forgetting.curvature.results import Trace
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import encode, encode_json, write_text
+from llm_forgetting.files import encode, encode_json, manifest, write_text
 from llm_forgetting.forgetting.records import ItemRecord, Line
 from llm_forgetting.forgetting.summary import summarise
 from llm_forgetting.results import Environment, GuardReport, ModelDescription, Protocol, Results

@@ -32,13 +32,13 @@ from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import training_tracked
 from llm_forgetting.experiment.session import Session, choose_landscape_items, frozen_splits
 from llm_forgetting.files import from_plain
+from llm_forgetting.files.manifest import recorded_folder, require_whole
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.forgetting.summary import FRESH, RECOVERED
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
-from llm_forgetting.manifest import recorded_folder, require_whole
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.scoring import merged, score_tasks
 from llm_forgetting.models.language.text_loss import text_losses

@@ -16,7 +16,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from llm_forgetting.progress import Advance, duration, program
+from llm_forgetting.errors import program
+from llm_forgetting.progress import Advance, duration
 from llm_forgetting.report.set_up import set_up
 from llm_forgetting.report.tables.closing import closing_tables, landscape_sentence
 from llm_forgetting.report.tables.run import Table

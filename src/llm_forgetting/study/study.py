@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import psutil
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.cost import memory_bytes
+from llm_forgetting.files import Json
 from llm_forgetting.study.engines import Engine, LocalEngine, RayEngine, visible_gpus
 from llm_forgetting.study.plan import Plan
 from llm_forgetting.study.report import write_study
@@ -24,7 +24,7 @@ def complete_study(
     threads: int | None = None,
     address: str | None = None,
     report: Callable[[str], None],
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Compute every cell of `plan` that is missing, and write the study's report.
 
     What an interrupt leaves is kept in `folder`.

@@ -17,10 +17,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from llm_forgetting import manifest
 from llm_forgetting.config.sections import TrainingConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import from_plain
+from llm_forgetting.files import from_plain, manifest
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
