@@ -25,7 +25,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from llm_forgetting.manifest import folder_digests
+from llm_forgetting.files.manifest import folder_digests
 from llm_forgetting.models.language.backbones import synthetic_backbone
 
 ROOT = Path(__file__).resolve().parents[1]
