@@ -16,7 +16,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from llm_forgetting.config.sections import LandscapeConfig, LoraConfig, ModelConfig, TrainingConfig
+from llm_forgetting.config.sections import (
+    CurvatureConfig,
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    LandscapeConfig,
+    LoraConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 from llm_forgetting.curvature.operators import Weights
 from llm_forgetting.errors import is_out_of_memory
 from llm_forgetting.experiment.analysis.landscape import gauge_self_test
@@ -27,7 +36,7 @@ from llm_forgetting.models.adapter.adapted_model import attach_lora, target_laye
 from llm_forgetting.models.hessian.products import AdapterHessian, products_at
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.backbones import BUILT_IN, load_backbone
-from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.objective import LandscapeObjective
 from llm_forgetting.models.language.scoring import merged, score, score_tasks
@@ -37,7 +46,15 @@ from llm_forgetting.training.fine_tuning import fine_tune
 
 Keep = Callable[[dict[str, Any]], None]
 Items = list[EncodedItem]
-PRESET = {"batch": 16, "items": 64, "rank": 16, "targets": ("q_proj", "k_proj", "v_proj", "o_proj"), "dropout": 0.05}
+PRESET = {"batch": 16, "items": 64}
+LORA = LoraConfig(
+    rank=16, alpha=32.0, dropout=0.05, target_modules=("q_proj", "k_proj", "v_proj", "o_proj")
+)  # fmt: skip
+# The phases by their names in `--dry_run`.
+DRY_RUN = {
+    "scores": "scoring", "training": "training", "landscape": "scan point", "plane": "path point",
+    "forecast": "forecast product", "spectrum": "spectrum product", "weight spectrum": "weights' product",
+}  # fmt: skip
 STEPS = 3
 # Sixteenths of the lengths of MMLU's prompts in LLaMA's tokens: computer science, philosophy.
 LENGTHS = (
@@ -82,9 +99,7 @@ def random_model(shape: Shape, device: str, dtype: torch.dtype) -> LanguageModel
 
 
 def with_adapter(backbone: Any, tokenizer: Any) -> LanguageModel:
-    rank = PRESET["rank"]
-    lora = LoraConfig(rank=rank, alpha=2.0 * rank, dropout=PRESET["dropout"], target_modules=PRESET["targets"])
-    peft_model = attach_lora(backbone.eval(), lora, 0).eval()
+    peft_model = attach_lora(backbone.eval(), LORA, 0).eval()
     drawn = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for layer in target_layers(peft_model).values():
@@ -226,7 +241,7 @@ def phases(device: str, small: bool, keep: Keep) -> None:
     rates, done = matrix_rates(device, small), {}
     model = random_model(shape, device, torch.bfloat16)
     first, second = (items(model, task, 16 if small else PRESET["items"]) for task in (0, 1))
-    factors = model.adapter_factors()
+    factors, predicted = model.adapter_factors(), predicted_bytes(model, device, (first, second))
     path = WeightUpdate.combine([(0.5, factors), (0.5, factors)])
 
     def scan(point: WeightUpdate) -> Callable[[Items], float | None]:
@@ -254,9 +269,10 @@ def phases(device: str, small: bool, keep: Keep) -> None:
 
         return compute
 
+    own = "native" if device == "cuda" else "float32"  # of scores and training
     work: dict[str, tuple[str, Callable[[Items], float | None], Items]] = {
-        "scoring": ("native", scoring, first + second),
-        "training": ("native", lambda chosen: _train(model, chosen), sorted(first, key=_length)[-PRESET["batch"] :]),
+        "scoring": (own, scoring, first + second),
+        "training": (own, lambda chosen: _train(model, chosen), sorted(first, key=_length)[-PRESET["batch"] :]),
         "scan point": ("float32", scan(factors), first + second),
         "path point": ("float32", scan(path), first + second),
         "forecast product": ("float32", product("forecast"), first),
@@ -265,6 +281,7 @@ def phases(device: str, small: bool, keep: Keep) -> None:
     }
     for name, (arithmetic, compute, chosen) in work.items():
         done[name] = _phase(device, name, compute, chosen, rates[arithmetic])
+        done[name]["predicted_bytes"] = predicted.get(name)
         keep({"rates": rates, "phases": done})
 
 
@@ -290,14 +307,35 @@ def _phase(
         "flops": flops,
         "tokens_per_second": tokens / figures["seconds"],
         "share_of_rate": flops / figures["seconds"] / rate,
-        "predicted_bytes": predicted_bytes(name),
     }
 
 
-def predicted_bytes(phase: str) -> float | None:
-    """Peak memory of a phase of the preset as `--dry_run` says it; None as long as it says none."""
-    # HERE: ask `experiment.cost` for the phase once it counts phases one by one.
-    return None
+def predicted_bytes(model: LanguageModel, device: str, tasks: Sequence[Items]) -> dict[str, float]:
+    """Peak memory of the preset's phases as `--dry_run` counts it; none where it does not count phases one by one."""
+    try:
+        from llm_forgetting.experiment.cost.lengths import ItemLengths
+        from llm_forgetting.experiment.cost.needs import needs
+    except ImportError:
+        return {}
+    batch, count = PRESET["batch"], len(tasks[0])
+    config = ExperimentConfig(
+        model=ModelConfig(name="random", dtype="bfloat16", device=device),
+        lora=LORA,
+        data=DataConfig(source="hub", tasks=("task0", "task1"), train_items=count, test_items=count, max_tokens=1024),
+        training=TrainingConfig(batch_size=batch, gradient_checkpointing=True),
+        evaluation=EvaluationConfig(batch_size=batch),
+        landscape=LandscapeConfig(num_items=count, batch_size=batch),
+        curvature=CurvatureConfig(spectrum=True, micro_batch=batch),
+    )
+    memory = torch.cuda.mem_get_info()[1] if device == "cuda" else psutil.virtual_memory().total
+    found = needs(
+        config,
+        memory=int(memory - 0.5e9),
+        gpu=device == "cuda",
+        settings=model.peft_model.get_base_model().config,
+        lengths=ItemLengths(tuple(EncodedTask(f"task{n}", tuple(t), tuple(t)) for n, t in enumerate(tasks))),
+    )
+    return {DRY_RUN[need.phase]: need.peak_bytes for need in found}
 
 
 def _length(item: EncodedItem) -> int:
