@@ -94,7 +94,7 @@ def test_the_whole_of_it_on_a_tiny_model(
     assert set(figures["arithmetic"]) == {"float32", "tf32", "native"}
     assert set(figures["rows"]) == {"1", "2", "4", "8"}
     numbers = list(numbers_in(found))
-    assert len(numbers) > 100
+    assert len(numbers) > 80
     assert all(map(math.isfinite, numbers))
     assert figures["arithmetic"]["float32"]["passed"]
     assert figures["arithmetic"]["native"]["roughness"] > 100 * figures["arithmetic"]["float32"]["roughness"]
