@@ -16,6 +16,7 @@ from llm_forgetting.models.adapter.widened import NARROW, wide_weight, widened
 from llm_forgetting.models.hessian.products import Method, products_at, supports_tangent_pass
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import score, score_points
+from llm_forgetting.models.language.text_loss import Passage, text_losses
 from tests.tiny_models import load, make_encoded
 
 ITEMS = [4, 4, 4]
@@ -93,6 +94,7 @@ def test_weight_space_of_a_narrow_model_is_that_of_its_float32_twin(llama_folder
 @pytest.mark.parametrize("ending", [None, ValueError])
 def test_the_model_is_as_before(any_folder: Path, ending: type[Exception] | None) -> None:
     model = load(any_folder, dtype="bfloat16")
+    model.arithmetic = "native"  # else scores on a CPU are computed in float32 too
     inner = model.peft_model.get_base_model()
     weights = {name: (p.data_ptr(), p.clone()) for name, p in inner.named_parameters()}
     forwards = {name: "forward" in vars(module) for name, module in inner.named_modules()}
@@ -202,3 +204,17 @@ def test_a_wide_weight_is_the_same_numbers() -> None:
     assert wide_weight(narrow).dtype == torch.float32
     assert torch.equal(wide_weight(narrow), narrow.weight.float())
     assert set(NARROW) == {torch.bfloat16, torch.float16}
+
+
+@dtypes
+def test_scores_on_a_cpu_are_those_of_the_float32_twin_unless_arithmetic_is_native(
+    llama_folder: Path, dtype: str
+) -> None:
+    narrow, wide = twins(llama_folder, dtype)
+    items = make_encoded(narrow, 3, ITEMS)
+    expected = score(wide, items, 2).letter_logits
+    np.testing.assert_allclose(score(narrow, items, 2).letter_logits, expected, rtol=0, atol=2e-5)
+    text = [Passage("passage/0", items[0].input_ids)]
+    assert text_losses(narrow, text) == pytest.approx(text_losses(wide, text), rel=1e-5)
+    narrow.arithmetic = "native"
+    assert np.abs(score(narrow, items, 2).letter_logits - expected).max() > 1e-4

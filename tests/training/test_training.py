@@ -396,6 +396,22 @@ def test_bfloat16_backbone_trains_a_float32_adapter(llama_folder: Path, train: T
     assert history[-1].loss < history[0].loss
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_on_a_cpu_a_bfloat16_backbone_is_trained_as_the_same_weights_in_float32(
+    checkpointing: bool, llama_folder: Path, train: Train, tmp_path: Path
+) -> None:
+    narrow = load(llama_folder, dtype="bfloat16")
+    wide = load(llama_folder)
+    with torch.no_grad():
+        for weight, same in zip(wide.peft_model.parameters(), narrow.peft_model.parameters(), strict=True):
+            weight.copy_(same)
+    settings = {"num_epochs": 2, "optimizer": "sgd", "learning_rate": 0.1, "gradient_checkpointing": checkpointing}
+    histories = [train(model, make_encoded(model, 8), **settings) for model in (narrow, wide)]
+    assert [entry.loss for entry in histories[0]] == pytest.approx([entry.loss for entry in histories[1]], rel=1e-6)
+    torch.testing.assert_close(adapter_of(narrow), adapter_of(wide), rtol=0, atol=1e-6)
+    assert "forward" not in {name for module in narrow.peft_model.modules() for name in vars(module)}
+
+
 def test_a_precision_that_accelerate_was_told_elsewhere_changes_nothing(
     llama_folder: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

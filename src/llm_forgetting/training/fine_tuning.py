@@ -271,7 +271,8 @@ def fine_tune(
     except (ImportError, TypeError, ValueError) as error:
         raise _unusable(config, "work without another package or further arguments", error) from error
     try:
-        trainer.train(resume_from_checkpoint=_last_checkpoint(scratch, note))
+        with model.computing():
+            trainer.train(resume_from_checkpoint=_last_checkpoint(scratch, note))
     finally:
         model.peft_model.eval()
     return tuple(from_plain(TrainingStep, entry) for entry in trainer.state.log_history if "loss" in entry)

@@ -3,7 +3,8 @@
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from llm_forgetting.models.adapter.adapted_model import (
     attach_saved,
     saved_options,
 )
+from llm_forgetting.models.adapter.widened import NARROW
 from llm_forgetting.models.language.backbones import built_in_name, load_backbone
 from llm_forgetting.models.language.batches import ROUNDING, Batch, EncodedItem, answer_position_logits, collate
 from llm_forgetting.models.language.packing import (
@@ -56,6 +58,7 @@ class LanguageModel(AdaptedModel):
             )
         self.tokenizer = tokenizer
         self.source = source
+        self._narrow = self.dtype in NARROW
         forward = inspect.signature(peft_model.get_base_model().forward).parameters
         self._accepted = frozenset(forward)
         if tokenizer.pad_token_id is None:
@@ -100,6 +103,15 @@ class LanguageModel(AdaptedModel):
         """Where the model is."""
         device: torch.device = next(self.peft_model.parameters()).device
         return device
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Within the block, of scores or of training, the backbone computes in its own precision; on a CPU in `precision`.
+
+        There a product of 40 tokens with a bfloat16 W (4,096, 4,096) takes 0.2 s forward and 7 s backward, in float32 0.1 s.
+        """
+        with self.analysed() if self._narrow and self.device.type == "cpu" else nullcontext():
+            yield
 
     def description(self) -> dict[str, Any]:
         """Name, architecture, sizes, precision and adapter, for the results."""
