@@ -99,7 +99,7 @@ def share_machine(workers: int | None, threads: int | None, plan: Plan, gpus: in
 
 
 def _fitting(configs: Sequence[ExperimentConfig], gpus: int) -> int:
-    """How many workers the host's memory that is free now holds; on GPUs they hold there what they load, and not the weights."""
+    """How many workers the free memory of the host holds; on GPUs they keep what they load there, and not the weights."""
     each = host_bytes(configs) if gpus else worker_bytes(configs, this_cpu())
     return max(1, int(0.8 * psutil.virtual_memory().available / each)) if each else os.cpu_count() or 1
 
