@@ -166,6 +166,7 @@ def skeleton(config: ModelConfig) -> Any | None:
     try:
         settings = AutoConfig.from_pretrained(source, revision=config.revision, local_files_only=True)
         _require_possible_size(config.name, settings)
+        _require_plain_weights(config.name, settings)
         make: Any = AutoModelForCausalLM
         with torch.device("meta"):
             return make.from_config(settings)
@@ -203,7 +204,9 @@ def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
     }
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **common)
-        _require_possible_size(config.name, AutoConfig.from_pretrained(source, **common))
+        settings = AutoConfig.from_pretrained(source, **common)
+        _require_possible_size(config.name, settings)
+        _require_plain_weights(config.name, settings)
         model, report = _load_weights(source, config, device, common, notify)
         _require_all_weights(config.name, report)
         model = model.to(device)
@@ -252,6 +255,17 @@ def _require_possible_size(name: str, settings: Any) -> None:
     if isinstance(layers, int) and layers > MOST_LAYERS:
         raise UserError(
             f"model.name={name!r} must have at most {MOST_LAYERS:,} layers, its config.json says {layers:,}"
+        )
+
+
+def _require_plain_weights(name: str, settings: Any) -> None:
+    """UserError where config.json says that the weights are quantised."""
+    quantised = getattr(settings, "quantization_config", None)
+    if isinstance(quantised, dict) or hasattr(quantised, "quant_method"):
+        kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise UserError(
+            f"model.name={name!r} must have plain weights, its config.json says that they are quantised "
+            f"({getattr(kind, 'value', kind)}), which is not supported yet; take the checkpoint without quantisation"
         )
 
 
