@@ -84,6 +84,35 @@ def test_accumulation_is_the_training_of_one_large_batch(
     assert float((adapter_of(small) - adapter_of(large)).norm()) < 1e-4 * float(moved.norm())
 
 
+@pytest.mark.parametrize("settings", [{"batch_size": 8}, {"batch_size": 4, "gradient_accumulation_steps": 2}])
+def test_a_batch_that_does_not_fit_is_the_same_batch_in_halves(
+    settings: dict[str, Any], llama_folder: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out in the backward pass of more than three items, when half of the gradient is there."""
+    whole, small = load(llama_folder), load(llama_folder)
+    items = make_encoded(whole, 22, [4, 2, 5])
+    sgd: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.1, **settings}
+    expected = train(whole, items, **sgd)
+    sizes: list[int] = []
+    parameter = next(p for p in small.peft_model.parameters() if p.requires_grad)  # of the first layer: reached last
+
+    def noted(model: LanguageModel, given: Sequence[EncodedItem], **options: Any) -> torch.Tensor:
+        sizes.append(len(given))
+        return answer_losses(model, given, **options)
+
+    def full(gradient: torch.Tensor) -> None:
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "answer_losses", noted)
+    parameter.register_hook(full)
+    found = train(small, items, **sgd)
+    assert max(sizes[2:]) <= 3  # once is enough to know
+    assert [entry.loss for entry in found] == pytest.approx([entry.loss for entry in expected], rel=1e-4)
+    moved = adapter_of(whole) - adapter_of(load(llama_folder))
+    assert float((adapter_of(small) - adapter_of(whole)).norm()) < 1e-4 * float(moved.norm())
+
+
 def test_one_step_of_gradient_descent(llama_folder: Path, train: Train) -> None:
     """SGD without momentum: theta - lr g, exactly what plain torch computes."""
     model = load(llama_folder)

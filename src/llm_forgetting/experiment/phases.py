@@ -23,7 +23,6 @@ from llm_forgetting.experiment.artifacts.item_records import (
 )
 from llm_forgetting.experiment.artifacts.phase_artifacts import (
     GUARDS,
-    INITIAL,
     Lines,
     checkpoint_name,
     landscape_phase,
@@ -225,7 +224,6 @@ def scan_paths(session: Session) -> BetweenCheckpoints:
     for k in range(1, last + 1) if session.config.landscape.trajectory else ():
         again = f"remove phases/train_task*.json in {session.folder}: then --resume trains again"
         require_whole(session.folder, f"phases/{session.trajectory_folder(k).name}", again)
-    updates = {checkpoint_name(k): session.at(k).adapter_factors() for k in range(1, last + 1)}
     epochs = {
         f"task {k}, epoch {int(folder.name.removeprefix('epoch_'))}": folder
         for k in range(1, last + 1)
@@ -233,7 +231,7 @@ def scan_paths(session: Session) -> BetweenCheckpoints:
     }
     return analyse_between(
         path_objective(session.model, session.named_landscape_items(), session.config.landscape),
-        {INITIAL: WeightUpdate.zero(updates[checkpoint_name(1)]), **updates},
+        session.updates(),
         session.config.landscape,
         progress=session.progress,
         journal=session.journal,

@@ -42,6 +42,12 @@ Notify = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 
+def _numbers(parameter: torch.Tensor) -> int:
+    """How many numbers a parameter stands for: of a 4-bit one the bytes hold two each."""
+    shape: torch.Size = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
+    return shape.numel()
+
+
 class LanguageModel(AdaptedModel):
     """Backbone, tokenizer and one LoRA adapter called `default`.
 
@@ -120,7 +126,7 @@ class LanguageModel(AdaptedModel):
         return {
             "name": self.source,
             "architecture": type(self.peft_model.get_base_model()).__name__,
-            "parameters": sum(p.numel() for p in self.peft_model.parameters()) - adapter,
+            "parameters": sum(map(_numbers, self.peft_model.parameters())) - adapter,
             "adapter_parameters": adapter,
             "adapted_modules": len(update),
             "adapted_weights": sum(len(pair.B) * pair.A.shape[1] for pair in update.values()),
