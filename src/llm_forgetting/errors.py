@@ -64,6 +64,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_broken_device(error: BaseException) -> bool:
+    """Whether a GPU refuses this process all further work, as it does after an illegal access or a failed assertion."""
+    said = str(error).lower()
+    return not is_out_of_memory(error) and any(
+        phrase in said for phrase in ("cuda error:", "hip error:", "device-side assert", "status_execution_failed")
+    )
+
+
 def program() -> str:
     """The command line's name as it works where the user stands: `llm-forgetting` if the shell finds this environment's own,
     else its path; `python main.py` where that was started.

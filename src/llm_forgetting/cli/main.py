@@ -174,7 +174,9 @@ def run(arguments: list[str]) -> int:
 
     terminal = Terminal()
     if options.dry_run:
-        return _dry_run(config, terminal)
+        return _dry_run(config, options.gpu, terminal)
+    if options.gpu is not None:
+        raise UserError("--gpu asks what a GPU would need and goes with --dry_run; a run takes model.device")
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 
     if options.resume:
@@ -229,13 +231,13 @@ def _as_yaml(config: ExperimentConfig) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True).rstrip()
 
 
-def _dry_run(config: ExperimentConfig, terminal: "Terminal") -> int:
-    from llm_forgetting.experiment.cost import estimate
+def _dry_run(config: ExperimentConfig, gpu: str | None, terminal: "Terminal") -> int:
+    from llm_forgetting.experiment.cost.tables import estimate
     from llm_forgetting.experiment.guards import check_modules, check_names
 
     check_names(config)
     check_modules(config)
-    tables = estimate(config, terminal.note)
+    tables = estimate(config, terminal.note, gpu)
     say(_as_yaml(config))
     for table in tables:
         terminal.show_table(table)
@@ -307,6 +309,9 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
     main_options.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     main_options.add_argument(
         "--dry_run", action="store_true", help="print configuration, sizes, time and memory; stop"
+    )
+    main_options.add_argument(
+        "--gpu", metavar="NAME", help="with --dry_run: times on another GPU than this machine's (H100, A100-40, ...)"
     )
     main_options.add_argument("--tasks", metavar="A,B,...", help="data.tasks, separated by commas")
     main_options.add_argument("--task1", metavar="NAME", help="the first of data.tasks")

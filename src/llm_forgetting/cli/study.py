@@ -88,7 +88,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 def _dry_run(plan: "Plan", folder: "StudyFolder", options: argparse.Namespace, terminal: "Terminal") -> int:
-    from llm_forgetting.experiment.cost import seconds_of
+    from llm_forgetting.experiment.cost.tables import seconds_of
     from llm_forgetting.report.tables.run import Table
     from llm_forgetting.study.records import read_failure, read_record
     from llm_forgetting.study.shared_first_task import Tasks, first_task_key

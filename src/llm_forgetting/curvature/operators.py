@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
 
+from llm_forgetting.landscape.gauge import numbers
+
 
 class SupportsProducts(Protocol):
     """A symmetric operator, or a plain symmetric matrix."""
@@ -102,7 +104,7 @@ class Weights(dict[str, torch.Tensor]):
 
     def inner(self, other: "Weights") -> float:
         """Frobenius product over all modules, summed in float64."""
-        return sum(float((part * other[name]).sum(dtype=torch.float64)) for name, part in self.items())
+        return sum(numbers((part * other[name]).sum(dtype=torch.float64) for name, part in self.items()))
 
     def norm(self) -> float:
         """Frobenius norm over all modules."""

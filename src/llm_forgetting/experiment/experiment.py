@@ -31,6 +31,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     train_phase,
 )
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+from llm_forgetting.experiment.cost.fit import require_fit
 from llm_forgetting.experiment.phases import (
     estimate_spectrum,
     evaluate,
@@ -67,6 +68,8 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     earlier = folder.read(SETUP)
     session = Session(config, folder.path, progress, frozen_tasks=() if earlier is None else earlier.tasks)
 
+    if earlier is None:
+        require_fit(config, progress.note)
     setup = phase(SETUP, set_up, session, folder)  # 1
     require_same_configuration(setup.config_fingerprint, config, folder)
     for warning in setup.warnings:

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
+from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.experiment.cost import memory_bytes
+from llm_forgetting.experiment.cost.devices import own_device, this_cpu
+from llm_forgetting.experiment.cost.fit import host_bytes, worker_bytes
 from llm_forgetting.files import Json
 from llm_forgetting.study.engines import Engine, LocalEngine, RayEngine, visible_gpus
 from llm_forgetting.study.plan import Plan
@@ -55,6 +57,7 @@ def complete_study(
         if missing:
             cell_engine = _engine(engine, workers, threads, address, gpus)
             where = f"{engine}, {len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else engine
+            where += ", which they share" if workers > len(gpus) > 0 else ""
             report(f"{workers} worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)} ({where})")
             try:
                 run_study(plan, folder, cell_engine, threads=threads, report=report)
@@ -75,17 +78,30 @@ def too_few_first_tasks(plan: Plan) -> list[str]:
 
 
 def share_machine(workers: int | None, threads: int | None, plan: Plan, gpus: int = 0) -> tuple[int, int]:
-    """Workers and threads of each: by default a worker per GPU, or else per two cores, and no more than memory holds."""
+    """Workers and threads of each: by default a worker per GPU, or else per two cores, and no more than memory holds.
+
+    UserError for more workers than the memory of the GPUs holds.
+    """
     cores = os.cpu_count() or 1
+    configs = [cell.config for cell in plan.cells]
     if workers is None:
-        workers = max(1, min(gpus or cores // (threads or 2), _fitting(plan), len(plan.cells)))
+        workers = max(1, min(gpus or cores // (threads or 2), _fitting(configs, gpus), len(configs)))
+    elif workers > gpus > 0:
+        device = own_device("auto")
+        needed = worker_bytes(configs, device)
+        most = gpus * max(1, int(device.memory / needed)) if needed else gpus
+        if workers > most:
+            raise UserError(
+                f"--workers must be at most {most}, was {workers}: a worker needs {needed / 1e9:.1f} GB, and {gpus} "
+                f"GPU{'s have' if gpus > 1 else ' has'} {device.memory / 1e9:.1f} GB{' each' if gpus > 1 else ''}"
+            )
     return workers, threads or max(1, cores // workers)
 
 
-def _fitting(plan: Plan) -> int:
-    """How many workers the memory that is free now holds, by the estimate of the largest cell."""
-    largest = max((memory_bytes(cell.config) for cell in plan.cells), default=0.0)
-    return max(1, int(0.8 * psutil.virtual_memory().available / largest)) if largest else os.cpu_count() or 1
+def _fitting(configs: Sequence[ExperimentConfig], gpus: int) -> int:
+    """How many workers the free memory of the host holds; on GPUs they keep what they load there, and not the weights."""
+    each = host_bytes(configs) if gpus else worker_bytes(configs, this_cpu())
+    return max(1, int(0.8 * psutil.virtual_memory().available / each)) if each else os.cpu_count() or 1
 
 
 def _engine(name: str, workers: int, threads: int, address: str | None, gpus: Sequence[str]) -> Engine:

@@ -216,6 +216,8 @@ def _accelerate_settings_aside() -> Iterator[None]:
     try:
         yield
     finally:
+        for name in accelerate_settings():
+            del os.environ[name]
         os.environ.update(aside)
 
 
@@ -247,6 +249,11 @@ def fine_tune(
     per_step = config.batch_size * config.gradient_accumulation_steps
     sampler = LengthBucketSampler([len(item.input_ids) for item in items], per_step, seed)
     steps = optimizer_steps(len(items), config)
+    if model.device.type not in (
+        "cpu",
+        "cuda",
+    ):  # of another device Trainer must be told, or it takes the model to the CPU
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(model.device)
     trainer = AnswerTrainer(
         model,
         sampler,

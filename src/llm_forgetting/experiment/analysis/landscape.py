@@ -75,15 +75,21 @@ def require_space(model: LanguageModel, config: LandscapeConfig) -> None:
 
 
 def objective_of(model: LanguageModel, items: Items, config: LandscapeConfig) -> LandscapeObjective:
-    """The landscape objective; on a GPU as many points share a forward of the backbone as make some thousand tokens, unless
-    told otherwise.
+    """The landscape objective, with as many points in a forward pass as `rows_per_forward` says."""
+    rows = rows_per_forward([item for _, group in items for item in group], config, gpu=model.device.type == "cuda")
+    return LandscapeObjective(model, items, config.batch_size, rows)
+
+
+def rows_per_forward(items: Sequence[EncodedItem], config: LandscapeConfig, *, gpu: bool) -> int:
+    """Points that share a forward of the backbone: 1 in weight space and on a CPU; on a GPU as many as make some thousand
+    tokens, unless told otherwise.
     """
-    rows = config.points_per_forward
-    if rows is None and model.device.type == "cuda":
-        longest = sorted((len(item.input_ids) for _, group in items for item in group), reverse=True)
-        rows = max(1, TOKENS_PER_BATCH // sum(longest[: config.batch_size]))
-    rows = rows or 1
-    return LandscapeObjective(model, items, config.batch_size, 1 if config.space == "weight" else rows)
+    if config.space == "weight":
+        return 1
+    if config.points_per_forward is not None or not gpu:
+        return config.points_per_forward or 1
+    longest = sorted((len(item.input_ids) for item in items), reverse=True)
+    return max(1, TOKENS_PER_BATCH // sum(longest[: config.batch_size]))
 
 
 def analyse_landscape(

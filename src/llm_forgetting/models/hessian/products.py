@@ -127,6 +127,11 @@ def supports_tangent_pass(model: LanguageModel) -> bool:
     return _PROBED[model] and model.supports_packing
 
 
+def remember_tangent_pass(model: LanguageModel, supported: bool) -> None:
+    """Let `supports_tangent_pass` say of `model` what is known of one like it."""
+    _PROBED[model] = supported
+
+
 def _probe(model: LanguageModel) -> bool:
     if not model.supports_packing:
         return False

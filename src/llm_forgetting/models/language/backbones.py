@@ -16,12 +16,18 @@ from llm_forgetting.config.sections import ModelConfig
 from llm_forgetting.errors import UserError, is_out_of_memory, system_error
 from llm_forgetting.files import remove_temporary, user_path, whole_folder
 from llm_forgetting.models.language.batches import ROUNDING
+from llm_forgetting.models.language.settings import (
+    BUILT_IN,
+    SHAPES,
+    read_settings,
+    require_possible_size,
+    without_weights,
+)
 from llm_forgetting.seeding import derive_seed
 from llm_forgetting.tasks import embedded, synthetic
+from llm_forgetting.tasks.hub import hub_answers
 
 Notify = Callable[[str], None]
-# The built-in backbones' folders in the cache.
-BUILT_IN = {"embedded": "SmolLM2-135M-Instruct", "synthetic": "synthetic-llama-v1"}
 
 
 def embedded_backbone(notify: Notify) -> Path:
@@ -90,9 +96,8 @@ def _make_random_llama(folder: Path, notify: Notify) -> None:
     fast: Any = PreTrainedTokenizerFast
     fast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=len(pieces), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1, pad_token_id=1,
-        bos_token_id=None, eos_token_id=None, tie_word_embeddings=False,
+        **{**SHAPES["synthetic"], "vocab_size": len(pieces)}, initializer_range=0.1, pad_token_id=1,
+        bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(0, "synthetic backbone"))
@@ -159,34 +164,11 @@ def require_folder(name: str) -> None:
 
 def skeleton(config: ModelConfig) -> Any | None:
     """The backbone's modules without weights, of what is on this machine; None where they cannot be told from that."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    built = BUILT_IN.get(config.name)
-    source = embedded.cache_folder() / built if built else config.name
+    settings = read_settings(config)
     try:
-        settings = AutoConfig.from_pretrained(source, revision=config.revision, local_files_only=True)
-        _require_possible_size(config.name, settings)
-        make: Any = AutoModelForCausalLM
-        with torch.device("meta"):
-            return make.from_config(settings)
-    except UserError:
-        raise
+        return None if settings is None else without_weights(settings)
     except Exception:  # as in load_backbone, which says why
         return None
-
-
-def _hub_answers(name: str) -> bool:
-    """Whether the hub says anything of a model within seconds: transformers asks a silent one again and again, for minutes."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        HfApi().model_info(name, timeout=10)
-    except HfHubHTTPError:  # what it says is transformers' to tell
-        return True
-    except Exception:  # what stands between here and there has many names
-        return False
-    return True
 
 
 def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
@@ -199,11 +181,11 @@ def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
     common = {
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
-        "local_files_only": not Path(source).is_dir() and not _hub_answers(source),
+        "local_files_only": not Path(source).is_dir() and not hub_answers(),
     }
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **common)
-        _require_possible_size(config.name, AutoConfig.from_pretrained(source, **common))
+        require_possible_size(config.name, AutoConfig.from_pretrained(source, **common))
         model, report = _load_weights(source, config, device, common, notify)
         _require_all_weights(config.name, report)
         model = model.to(device)
@@ -241,18 +223,6 @@ def _load_weights(
             raise
         notify(f"{config.name} has no sdpa attention; model.attention: eager is used")
         return load(attn_implementation="eager")
-
-
-MOST_LAYERS = 1_000
-
-
-def _require_possible_size(name: str, settings: Any) -> None:
-    """UserError where config.json asks for more layers than any model has, which would be built for hours."""
-    layers = getattr(settings, "num_hidden_layers", 1)
-    if isinstance(layers, int) and layers > MOST_LAYERS:
-        raise UserError(
-            f"model.name={name!r} must have at most {MOST_LAYERS:,} layers, its config.json says {layers:,}"
-        )
 
 
 def _require_causal(name: str, model: Any, tokenizer: Any) -> None:

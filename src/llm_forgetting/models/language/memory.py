@@ -13,12 +13,16 @@ from llm_forgetting.errors import is_out_of_memory
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
+# Of a device without memory, on which a program is only counted (see `allocation_count`).
+UNLIMITED = 2**62
 # Share of the free memory that a backward pass may plan with; the rest is for temporaries and fragmentation.
 SHARE = 0.5
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory of `device` that can still be allocated, bytes; what PyTorch keeps for itself counts as free."""
+    if device.type == "meta":
+        return UNLIMITED
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     free, _ = torch.cuda.mem_get_info(device)
@@ -42,8 +46,13 @@ def _features(module: Any) -> int:
 
 
 def tokens_that_fit(model: nn.Module, device: torch.device) -> int:
-    """Tokens of one tangent pass in `SHARE` of the free memory, at least 1."""
-    return max(1, int(SHARE * free_bytes(device)) // max(1, tangent_bytes_per_token(model)))
+    """Tokens of one tangent pass that the free memory allows, at least 1."""
+    return tokens_within(free_bytes(device), tangent_bytes_per_token(model))
+
+
+def tokens_within(free: int, bytes_per_token: int) -> int:
+    """Tokens in `SHARE` of `free` bytes, at least 1."""
+    return max(1, int(SHARE * free) // max(1, bytes_per_token))
 
 
 def release(device: torch.device) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_forgetting.errors import UnreachableError, UserError
 from llm_forgetting.tasks import mmlu
+from llm_forgetting.tasks.hub import cached_where_unreachable
 from llm_forgetting.tasks.records import RecordLayout, item_of_record, some_names
 from llm_forgetting.tasks.sources.source import CITATION, LoadedSource, Source, SourceKind, SourceSettings, by_subject
 from llm_forgetting.tasks.task import Item, Pool
@@ -109,7 +110,8 @@ def _config_names(path: str, setting: str) -> list[str]:
     import datasets
 
     try:
-        return list(datasets.get_dataset_config_names(path))
+        with cached_where_unreachable():
+            return list(datasets.get_dataset_config_names(path))
     except Exception as error:  # the libraries below raise nearly anything
         raise _hub_failure(path, None, setting, error) from error
 
@@ -121,7 +123,8 @@ def _hub_items(
     import datasets
 
     try:
-        splits: Mapping[str, Iterable[dict[str, Any]]] = datasets.load_dataset(path, config)
+        with cached_where_unreachable():
+            splits: Mapping[str, Iterable[dict[str, Any]]] = datasets.load_dataset(path, config)
     except Exception as error:  # the libraries below raise nearly anything
         raise _hub_failure(path, config, layout.setting, error) from error
     pooled = [split for split in chosen or _POOLED_SPLITS if split in splits]

@@ -1,0 +1,185 @@
+"""Whether a run fits into a device's memory, and what would make it fit; a run that cannot ends before it begins."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from llm_forgetting.config.sections import ExperimentConfig
+from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.cost.devices import Device, own_device
+from llm_forgetting.experiment.cost.lengths import item_lengths, longest_lengths
+from llm_forgetting.experiment.cost.needs import NeedsCounter, PhaseNeed
+from llm_forgetting.models.language.settings import model_settings, parameters
+
+# Most options that a message names.
+MOST_NAMED = 2
+# Bytes of Python, PyTorch and CUDA's libraries on the host, and of the largest file that transformers splits weights into.
+GPU_REST = 3e9
+SHARD = 5e9
+
+
+@dataclass(frozen=True)
+class Option:
+    """A change of the configuration, as the command line takes it."""
+
+    text: str
+    config: ExperimentConfig
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A phase that does not fit: `required` and `available` bytes, and the changes each of which makes it fit."""
+
+    phase: str
+    required: float
+    available: float
+    device: str
+    options: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line."""
+        advice = (
+            f"set {' or '.join(self.options)}" if self.options else "take a smaller model, or a GPU with more memory"
+        )
+        return (
+            f"{self.phase} needs {self.required / 1e9:.1f} GB of memory, {self.device} has {self.available / 1e9:.1f} GB; "
+            f"{advice}"
+        )
+
+
+def in_smallest_batches(config: ExperimentConfig) -> ExperimentConfig:
+    """What a run comes down to by itself where memory runs out: everything but training goes on with smaller batches."""
+    return replace(
+        config,
+        evaluation=replace(config.evaluation, batch_size=1),
+        landscape=replace(config.landscape, batch_size=1),
+        curvature=replace(config.curvature, micro_batch=1),
+    )
+
+
+def misfit(counter: NeedsCounter, config: ExperimentConfig, device: Device) -> Misfit | None:
+    """The first phase that cannot be made on `device`, however small its batches become; None where all can."""
+    for need in _least_needs(counter, config, device):
+        if device.required(need.peak_bytes) > device.memory:
+            fits = _fits(counter, need.phase, device)
+            found = (next((o.text for o in group if fits(o.config)), None) for group in _options(config, need.phase))
+            options = tuple(islice(filter(None, found), MOST_NAMED))
+            return Misfit(need.phase, device.required(need.peak_bytes), device.memory, device.name, options)
+    return None
+
+
+def _least_needs(
+    counter: NeedsCounter, config: ExperimentConfig, device: Device, phase: str | None = None
+) -> list[PhaseNeed]:
+    phases = None if phase is None else (phase,)
+    return counter.needs(in_smallest_batches(config), memory=device.capacity, gpu=device.gpu, phases=phases)
+
+
+def _fits(counter: NeedsCounter, phase: str, device: Device) -> Callable[[ExperimentConfig], bool]:
+    def fits(config: ExperimentConfig) -> bool:
+        found = _least_needs(counter, config, device, phase)
+        return all(device.required(need.peak_bytes) <= device.memory for need in found)
+
+    return fits
+
+
+def _options(config: ExperimentConfig, phase: str) -> Iterator[list[Option]]:
+    """What might make a phase fit: what changes no number first, what leaves something out last.
+
+    Of the options of one list the first that suffices is meant.
+    """
+    curvature = config.curvature
+    if phase == "training":
+        yield from _of_training(config)
+    if phase in ("landscape", "plane") and config.landscape.points_per_forward != 1:
+        one = replace(config.landscape, points_per_forward=1)
+        yield [Option("landscape.points_per_forward=1", replace(config, landscape=one))]
+    if config.model.dtype in ("auto", "float32"):
+        yield [Option("model.dtype=bfloat16", replace(config, model=replace(config.model, dtype="bfloat16")))]
+    if phase == "forecast":
+        yield [Option("curvature.forecast=false", replace(config, curvature=replace(curvature, forecast=False)))]
+    if phase == "weight spectrum":
+        none = replace(curvature, weight_probes=0)
+        yield [Option("curvature.weight_probes=0", replace(config, curvature=none))]
+    if phase == "spectrum":
+        yield [Option("curvature.spectrum=false", replace(config, curvature=replace(curvature, spectrum=False)))]
+
+
+def _of_training(config: ExperimentConfig) -> Iterator[list[Option]]:
+    """Recomputing activations; the items of a step in smaller batches; both."""
+    training = config.training
+    if not training.gradient_checkpointing:
+        again = replace(training, gradient_checkpointing=True)
+        yield [Option("training.gradient_checkpointing=true", replace(config, training=again))]
+    sizes = [size for size in range(training.batch_size - 1, 0, -1) if training.batch_size % size == 0]
+    for recompute in (False, True) if not training.gradient_checkpointing else (True,):
+        options = []
+        for size in sizes:
+            steps = training.gradient_accumulation_steps * training.batch_size // size
+            smaller = replace(
+                training, batch_size=size, gradient_accumulation_steps=steps, gradient_checkpointing=recompute
+            )
+            also = (
+                " and training.gradient_checkpointing=true" if recompute and not training.gradient_checkpointing else ""
+            )
+            text = f"training.batch_size={size} with training.gradient_accumulation_steps={steps}{also}"
+            options.append(Option(text, replace(config, training=smaller)))
+        yield options
+
+
+def require_fit(config: ExperimentConfig, notify: Callable[[str], None], device: Device | None = None) -> None:
+    """UserError where a phase of the run cannot fit into the memory of its device, by default of this machine's.
+
+    The memory of a CPU is all that the machine has: others share it, and give it back.
+    """
+    device = own_device(config.model.device) if device is None else device
+    found = model_settings(config.model)
+    if found is None:
+        return
+    if not device.gpu and _surely_fits(NeedsCounter(found.settings, longest_lengths(config.data)), config, device):
+        return
+    counter = NeedsCounter(found.settings, item_lengths(config, notify))
+    if not device.gpu and _surely_fits(counter, config, device):
+        return
+    problem = misfit(counter, config, device)
+    if problem is not None:
+        raise UserError(str(problem))
+
+
+def _surely_fits(counter: NeedsCounter, config: ExperimentConfig, device: Device) -> bool:
+    return counter.surely_fits(in_smallest_batches(config), device.capacity, gpu=device.gpu)
+
+
+def worker_bytes(configs: Iterable[ExperimentConfig], device: Device) -> float:
+    """Memory of `device` that the largest of several runs takes at least, with prompts as long as they may be.
+
+    0 where no model's size is known.
+    """
+    largest, counters = 0.0, dict[tuple[object, ...], NeedsCounter]()
+    for config in {_memory_key(config): config for config in configs}.values():
+        key = config.model, config.data.max_tokens
+        if key not in counters:
+            found = model_settings(config.model)
+            if found is None:
+                continue
+            counters[key] = NeedsCounter(found.settings, longest_lengths(config.data))
+        for need in _least_needs(counters[key], config, device):
+            largest = max(largest, device.required(need.peak_bytes))
+    return largest
+
+
+def host_bytes(configs: Iterable[ExperimentConfig]) -> float:
+    """Memory of the host that a worker on a GPU takes at most: while it loads, a file of weights and the program."""
+    found = [model_settings(model) for model in {config.model for config in configs}]
+    weights = [2.0 * parameters(each.settings) for each in found if each is not None]
+    return GPU_REST + min(max(weights, default=0.0), SHARD)
+
+
+def _memory_key(config: ExperimentConfig) -> tuple[object, ...]:
+    """What memory depends on: configurations of a study differ in little of it."""
+    training, data, landscape = config.training, config.data, config.landscape
+    return (
+        (config.model, config.lora, training.batch_size, training.gradient_checkpointing),
+        (config.interventions.sam_rho > 0, config.evaluation.batch_size, len(data.tasks), data.max_tokens),
+        (replace(landscape, seed=0), replace(config.curvature, seed=0)),
+    )

@@ -1,0 +1,100 @@
+"""The items of a run as far as their lengths go: tokens where the tokenizer is on this machine, else what characters make."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+from llm_forgetting.config.sections import DataConfig, ExperimentConfig
+from llm_forgetting.errors import UnreachableError
+from llm_forgetting.experiment.tasks import source_of, tasks_of
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
+from llm_forgetting.models.language.packing import common_prefix
+from llm_forgetting.models.language.settings import local_tokenizer
+from llm_forgetting.tasks.prompts import render
+from llm_forgetting.tasks.task import Item, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Measured with SmolLM2's tokenizer: 3.2 (abstract algebra's formulas) to 4.7 (law).
+CHARACTERS_PER_TOKEN = 4.0
+# More items than these are not tokenized for an estimate.
+MOST_TOKENIZED = 1_000
+_SPLITS = ("train", "test")
+_LETTERS = (5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class ItemLengths:
+    """The tasks' items as tokens whose number is right; `notes` say what had to be assumed."""
+
+    tasks: tuple[EncodedTask, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def items(self) -> list[EncodedItem]:
+        """All items of all tasks."""
+        return [item for task in self.tasks for split in _SPLITS for item in task.split(split)]
+
+
+def item_lengths(config: ExperimentConfig, notify: Callable[[str], None]) -> ItemLengths:
+    """Lengths of the configured tasks' items; as long as `data.max_tokens` allows where the data cannot be reached."""
+    data = config.data
+    try:
+        tasks = tasks_of(data, source_of(data, notify))
+    except UnreachableError as error:  # whatever else is wrong, a misspelt task for one, is an error and no assumption
+        note = f"sizes assumed, items as long as data.max_tokens allows: {error}"
+        return ItemLengths(tuple(_assumed(name, data) for name in data.tasks), (note,))
+    tokenizer = local_tokenizer(config.model)
+    if tokenizer is None:
+        note = f"no tokenizer of {config.model.name} is on this machine: {CHARACTERS_PER_TOKEN:g} characters count as a token"
+        return ItemLengths(
+            tuple(_by_characters(task, data.max_tokens, CHARACTERS_PER_TOKEN) for task in tasks), (note,)
+        )
+    return ItemLengths(tuple(_tokenized(task, tokenizer, data.max_tokens) for task in tasks))
+
+
+def longest_lengths(data: DataConfig) -> ItemLengths:
+    """Items as long as `data.max_tokens` allows, without a look at the data."""
+    return ItemLengths(tuple(_assumed(name, data) for name in data.tasks))
+
+
+def _assumed(name: str, data: DataConfig) -> EncodedTask:
+    train = data.train_items or round((data.items_per_task or 200) * data.train_fraction)
+    test = data.test_items or (data.items_per_task or 200) - train
+    items = [Item(f"{name}/{n}", name, "", ("",) * len(_LETTERS), 0) for n in range(train + test)]
+    made = tuple(_of_length(items, [data.max_tokens] * len(items), shared=0))
+    return EncodedTask(name, made[:train], made[train:])
+
+
+def _tokenized(task: Task, tokenizer: "PreTrainedTokenizerBase", max_tokens: int) -> EncodedTask:
+    items = [*task.train, *task.test]
+    if len(items) <= MOST_TOKENIZED:
+        return EncodedTask(
+            task.name, *(tuple(encode(tokenizer, task.split(split), task.shots, max_tokens)) for split in _SPLITS)
+        )
+    sample = [render(item, task.shots.get(item.subject, ())) for item in items[:: len(items) // 100]]
+    tokens = sum(len(tokenizer(text)["input_ids"]) for text in sample)
+    return _by_characters(task, max_tokens, sum(map(len, sample)) / tokens)
+
+
+def _by_characters(task: Task, max_tokens: int, each: float) -> EncodedTask:
+    """A token per `each` characters; what the prompts of a subject have in common are the same tokens."""
+    made: dict[str, EncodedItem] = {}
+    for subject in task.subjects:
+        items = [item for split in _SPLITS for item in task.split(split) if item.subject == subject]
+        texts = [render(item, task.shots.get(subject, ())) for item in items]
+        lengths = [min(max_tokens, 1 + round(len(text) / each)) for text in texts]
+        shared = min(round(common_prefix(texts) / each), *lengths) if len(texts) > 1 else 0
+        made |= {item.item.id: item for item in _of_length(items, lengths, shared)}
+    return EncodedTask(task.name, *(tuple(made[item.id] for item in task.split(split)) for split in _SPLITS))
+
+
+def _of_length(items: Sequence[Item], lengths: Iterable[int], shared: int) -> list[EncodedItem]:
+    """Items of made-up tokens of which the first `shared` are the same and the next differ."""
+    numbers = count(shared)
+    return [
+        EncodedItem(item, (*range(shared), *([next(numbers)] * (length - shared))), _LETTERS[: len(item.choices)])
+        for item, length in zip(items, lengths, strict=True)
+    ]

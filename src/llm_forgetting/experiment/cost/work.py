@@ -1,0 +1,146 @@
+"""What a run passes through its model: items and tokens of every phase. Fits are counted with their fewest points."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llm_forgetting.config.sections import ExperimentConfig
+from llm_forgetting.experiment.analysis.checkpoint_plane import plane_evaluations
+from llm_forgetting.experiment.analysis.landscape import evaluations
+from llm_forgetting.experiment.analysis.paths import path_evaluations
+from llm_forgetting.experiment.analysis.spectrum import curvature_evaluations
+from llm_forgetting.experiment.cost.lengths import ItemLengths
+from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.training.fine_tuning import optimizer_steps
+
+# A Hessian-vector product: values and derivatives forward, and both back.
+FORWARDS_PER_PRODUCT = 4
+
+
+@dataclass(frozen=True)
+class TaskSize:
+    """Items of a task's splits, and the mean number of tokens of their prompts."""
+
+    name: str
+    train: int
+    test: int
+    tokens: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work of one kind of phase: passes of items (a product is worth several), and tokens by the phase whose piece costs what
+    they cost (see `needs`).
+    """
+
+    label: str
+    passes: float
+    tokens: Mapping[str, float]
+
+
+def task_sizes(lengths: ItemLengths) -> list[TaskSize]:
+    """Sizes of the tasks."""
+    return [
+        TaskSize(task.name, len(task.train), len(task.test), _mean([*task.train, *task.test])) for task in lengths.tasks
+    ]
+
+
+def _mean(items: Sequence[EncodedItem]) -> float:
+    return sum(len(item.input_ids) for item in items) / len(items)
+
+
+def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
+    """All work of a run."""
+    checkpoints = len(sizes)
+    scored = sum(size.train + size.test for size in sizes)
+    scored_tokens = sum((size.train + size.test) * size.tokens for size in sizes)
+    work = []
+    for k, size in enumerate(sizes):
+        work.append(_training_work(config, size, sizes[:k]))
+    work.append(
+        Work(
+            f"evaluate {checkpoints + 1} checkpoints",
+            (checkpoints + 1) * scored,
+            {"scores": (checkpoints + 1) * scored_tokens},
+        )
+    )
+    return [*work, *_probes(config, sizes), *_scans(config, sizes), *_derivatives(config, sizes)]
+
+
+def _training_work(config: ExperimentConfig, size: TaskSize, earlier: list[TaskSize]) -> Work:
+    """What fine-tuning on one task costs: replayed items join its own, and SAM passes all of them through twice."""
+    training, interventions = config.training, config.interventions
+    replayed = [(min(interventions.replay_items, task.train), task.tokens) for task in earlier]
+    items = size.train + sum(count for count, _ in replayed)
+    tokens = size.train * size.tokens + sum(count * each for count, each in replayed)
+    sam = interventions.sam_rho > 0 and (interventions.sam_on == "all" or not earlier)
+    times = training.num_epochs * (2 if sam else 1)
+    label = f"fine-tune on {size.name} ({optimizer_steps(items, training)} steps{', SAM' if sam else ''})"
+    return Work(label, times * items, {"training": times * tokens})
+
+
+def _probes(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
+    """What it costs to tell lost knowledge from a changed habit of answering."""
+    settings, earlier = config.evaluation, sizes[:-1]
+    work: list[Work] = []
+    if settings.rotations:  # of four options, at two checkpoints
+        passes = [6 * size.train for size in earlier]
+        tokens = sum(count * size.tokens for count, size in zip(passes, earlier, strict=True))
+        work.append(Work("rotated options", sum(passes), {"scores": tokens}))
+    if settings.recovery_items:
+        starts = 2 if settings.recovery_control else 1
+        few = [min(settings.recovery_items, size.train // 2) for size in earlier]
+        passes = [
+            starts * (settings.recovery_epochs * n + size.train - n) for n, size in zip(few, earlier, strict=True)
+        ]
+        again = sum(starts * settings.recovery_epochs * n * size.tokens for n, size in zip(few, earlier, strict=True))
+        others = sum(starts * (size.train - n) * size.tokens for n, size in zip(few, earlier, strict=True))
+        work.append(Work("learn a few items again", sum(passes), {"training": again, "scores": others}))
+    return work
+
+
+def _scans(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
+    """What the landscapes around the checkpoints and between them cost at the least."""
+    landscape, checkpoints = config.landscape, len(sizes)
+    per_point = landscape.num_items * checkpoints
+    point_tokens = sum(landscape.num_items * size.tokens for size in sizes)
+
+    def scan(label: str, points: int, kind: str = "plane") -> Work:
+        return Work(label, points * per_point, {kind: points * point_tokens})
+
+    each, self_test = evaluations(landscape), 6 * min(landscape.self_test_items, landscape.num_items)
+    around = (
+        f"landscape of {checkpoints} checkpoints ({each} points each{'' if landscape.method == 'grid' else ' or more'})"
+    )
+    points, tests = checkpoints * each, checkpoints * self_test
+    tokens = points * point_tokens + tests * sizes[0].tokens
+    work = [Work(around, points * per_point + tests, {"landscape": tokens})]
+    paths, path = checkpoints - 1, path_evaluations()
+    if landscape.paths:
+        work.append(scan(f"paths between them ({paths} of {path} points or more)", paths * path))
+    if landscape.checkpoint_plane:
+        plane = plane_evaluations()
+        work.append(scan(f"plane through three of them ({plane} points or more)", plane))
+    if landscape.trajectory:
+        epochs = config.training.num_epochs * checkpoints
+        work.append(scan(f"the training trajectory ({epochs} points)", epochs, "landscape"))
+    return work
+
+
+def _derivatives(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
+    """What spectra and forecasts cost, in forward passes of the landscape items."""
+    items, curvature = config.landscape.num_items, config.curvature
+    work: list[Work] = []
+    if curvature.spectrum:
+        products = curvature_evaluations(curvature)
+        measured = sizes if curvature.checkpoints == "all" else sizes[:1]
+        passes = products * FORWARDS_PER_PRODUCT * items
+        tokens = products * items * sum(size.tokens for size in measured)
+        label = f"curvature of {len(measured)} checkpoints ({products} products each)"
+        work.append(Work(label, passes * len(measured), {"spectrum": tokens}))
+    if curvature.forecast:
+        # Two splits of every earlier task, once per later one: a product, and the loss at the end.
+        times = [2 * items * (len(sizes) - k) for k in range(1, len(sizes))]
+        tokens = sum(count * size.tokens for count, size in zip(times, sizes, strict=False))
+        passes = sum((FORWARDS_PER_PRODUCT + 1) * count for count in times)
+        work.append(Work("forecasts", passes, {"forecast": tokens, "landscape": tokens}))
+    return work
