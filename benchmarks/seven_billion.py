@@ -100,7 +100,10 @@ def configuration(model: Path, scratch: Path) -> dict[str, dict[str, object]]:
     return {
         "model": {"name": str(model), "dtype": "bfloat16"},
         "lora": {"rank": 16, "alpha": 32, "dropout": 0.05, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
-        "data": {"source": "synthetic", "tasks": ["synthetic_1", "synthetic_2"], "train_items": 1, "test_items": 1, "max_tokens": 24},
+        "data": {
+            "source": "synthetic", "tasks": ["synthetic_1", "synthetic_2"], "train_items": 1, "test_items": 1,
+            "max_tokens": 24,
+        },
         "training": {"batch_size": 1, "num_epochs": 1, "learning_rate": 2e-4, "gradient_checkpointing": True},
         "evaluation": {"rotations": False, "recovery_items": 0, "text": str(text)},
         "landscape": {
