@@ -28,24 +28,24 @@ def module(name: str) -> ModuleType:
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_flops_are_those_of_the_products(inference: bool) -> None:
-    parts = module("gpu_check_parts")
+    tools = module("gpu_check_tools")
     with torch.inference_mode(inference):
         x, W = torch.randn(4, 8), torch.randn(16, 8)
-    with parts.Flops() as counted, torch.inference_mode(inference):
+    with tools.Flops() as counted, torch.inference_mode(inference):
         y = torch.nn.functional.linear(x, W).relu()
     assert counted.count == 2 * 4 * 8 * 16
     if not inference:
         W.requires_grad_()
-        with parts.Flops() as counted:
+        with tools.Flops() as counted:
             torch.nn.functional.linear(x, W).sum().backward()
         assert counted.count == 2 * (2 * 4 * 8 * 16)  # forward, and the gradient in W; none in x
     assert y.shape == (4, 16)
 
 
 def test_what_a_gpu_would_wait_for_is_counted() -> None:
-    parts = module("gpu_check_parts")
+    tools = module("gpu_check_tools")
     x = torch.arange(4.0)
-    with parts.counting("cpu") as count:
+    with tools.counting("cpu") as count:
         x[x > 1]
         x[torch.tensor([0, 2])]
         x.sum().item()

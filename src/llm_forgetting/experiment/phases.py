@@ -41,7 +41,15 @@ from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLands
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.scoring import merged, score_tasks
 from llm_forgetting.models.language.text_loss import text_losses
-from llm_forgetting.results import ModelDescription, Protocol, RunSetup, TaskSetup, TokenCounts, TrainingRecord
+from llm_forgetting.results import (
+    GuardReport,
+    ModelDescription,
+    Protocol,
+    RunSetup,
+    TaskSetup,
+    TokenCounts,
+    TrainingRecord,
+)
 from llm_forgetting.tasks.task import Task
 from llm_forgetting.training.fine_tuning import accelerate_settings, fine_tune, optimizer_steps
 from llm_forgetting.training.interventions import intervene
@@ -55,7 +63,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
     tasks, model, encoded, _ = session.tasks, session.model, session.encoded, session.passages
     require_space(model, session.config.landscape)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
-    report = folder.once(GUARDS, lambda: guards.check(model, items))
+    report = folder.once(GUARDS, lambda: _guarded(session, items))
     return RunSetup(
         config_fingerprint=session.config.fingerprint,
         task_names=tuple(task.name for task in tasks),
@@ -73,6 +81,12 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
         ),
         warnings=tuple(_setup_warnings(report.letter_mass, items)),
     )
+
+
+def _guarded(session: Session, items: list[EncodedItem]) -> GuardReport:
+    total = guards.PASSES * min(guards.GUARD_ITEMS, len(items))
+    with session.progress.bar("checking the model", total) as advance:
+        return guards.check(session.model, items, lambda n: advance(n, ""))
 
 
 def _task_setup(task: Task, encoded: EncodedTask, landscape_items: list[EncodedItem]) -> TaskSetup:
