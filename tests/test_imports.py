@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "llm_forgetting"
 # From the ground up. A package imports only from floors below its own, and everybody may import errors.
 FLOORS = (
     ("errors", "seeding", "progress", "arrays", "files"),
-    ("tasks", "landscape", "forgetting", "manifest"),
+    ("tasks", "landscape", "forgetting"),
     ("config", "curvature"),
     ("models", "results"),
     ("training", "report"),
@@ -53,7 +53,7 @@ LIBRARIES = {
 }
 # Modules that never import torch, and modules that do so only inside functions.
 NEVER_TORCH = (
-    "config", "forgetting", "report", "results", "arrays", "files", "manifest", "experiment.artifacts.run_folder",
+    "config", "forgetting", "report", "results", "arrays", "files", "experiment.artifacts.run_folder",
 )  # fmt: skip
 NO_TORCH_AT_IMPORT = (
     *NEVER_TORCH, "errors", "seeding", "progress", "cli", "study", "tasks",

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from llm_forgetting import manifest
 from llm_forgetting.errors import UserError
-from llm_forgetting.manifest import MANIFEST
+from llm_forgetting.files import manifest
+from llm_forgetting.files.manifest import MANIFEST
 
 
 class Crash(BaseException):

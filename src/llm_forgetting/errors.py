@@ -3,6 +3,10 @@
 import errno
 import os
 import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -58,3 +62,32 @@ def is_out_of_memory(error: BaseException) -> bool:
         phrase in said
         for phrase in ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
     )
+
+
+def is_broken_device(error: BaseException) -> bool:
+    """Whether a GPU refuses this process all further work, as it does after an illegal access or a failed assertion."""
+    said = str(error).lower()
+    return not is_out_of_memory(error) and any(
+        phrase in said for phrase in ("cuda error:", "hip error:", "device-side assert", "status_execution_failed")
+    )
+
+
+def program() -> str:
+    """The command line's name as it works where the user stands: `llm-forgetting` if the shell finds this environment's own,
+    else its path; `python main.py` where that was started.
+    """
+    main, script = Path(__file__).parents[2] / "main.py", Path(sys.executable).with_name("llm-forgetting")
+    found = shutil.which(sys.argv[0]) or sys.argv[0]
+    if main.is_file() and Path(found).resolve() == main:
+        return f"{_typed(Path(sys.executable))} {shlex.quote(sys.argv[0])}"
+    return _typed(script) if script.is_file() else f"{_typed(Path(sys.executable))} -m llm_forgetting"
+
+
+def _typed(program: Path) -> str:
+    """What to type for a program of this environment: its name if the shell finds this one by it, else its path."""
+    names = ("python", "python3") if program == Path(sys.executable) else (program.name,)
+    for name in names:
+        if (found := shutil.which(name)) and Path(found).parent == program.parent:
+            return name
+    here = Path.cwd()
+    return shlex.quote(str(program.relative_to(here) if program.is_relative_to(here) else program))

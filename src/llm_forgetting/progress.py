@@ -1,11 +1,8 @@
 """Progress reports of long computations."""
 
-import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Protocol
 
 Advance = Callable[[int, str], None]
@@ -52,27 +49,6 @@ class Silent:
 def say(text: str) -> None:
     """A line on stdout."""
     sys.stdout.write(f"{text}\n")
-
-
-def program() -> str:
-    """The command line's name as it works where the user stands: `llm-forgetting` if the shell finds this environment's own,
-    else its path; `python main.py` where that was started.
-    """
-    main, script = Path(__file__).parents[2] / "main.py", Path(sys.executable).with_name("llm-forgetting")
-    found = shutil.which(sys.argv[0]) or sys.argv[0]
-    if main.is_file() and Path(found).resolve() == main:
-        return f"{_typed(Path(sys.executable))} {shlex.quote(sys.argv[0])}"
-    return _typed(script) if script.is_file() else f"{_typed(Path(sys.executable))} -m llm_forgetting"
-
-
-def _typed(program: Path) -> str:
-    """What to type for a program of this environment: its name if the shell finds this one by it, else its path."""
-    names = ("python", "python3") if program == Path(sys.executable) else (program.name,)
-    for name in names:
-        if (found := shutil.which(name)) and Path(found).parent == program.parent:
-            return name
-    here = Path.cwd()
-    return shlex.quote(str(program.relative_to(here) if program.is_relative_to(here) else program))
 
 
 def duration(seconds: float, *, rough: bool = False) -> str:

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from llm_forgetting.config.sections import EMBEDDED_MODEL, EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
 from llm_forgetting.files import OMITTED, decode, decode_lines
+from llm_forgetting.files.manifest import checked, read_manifest
 from llm_forgetting.forgetting.evaluation import TaskEvaluation
 from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
 from llm_forgetting.forgetting.records import (
@@ -23,7 +24,6 @@ from llm_forgetting.landscape.records import (
     LandscapeChange,
     PathScan,
 )
-from llm_forgetting.manifest import checked, read_manifest
 from llm_forgetting.tasks.prompt_format import PromptFormat
 
 

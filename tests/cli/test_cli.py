@@ -15,7 +15,7 @@ from filelock import FileLock
 from runs import ROOT, THOROUGH, TINY, Moment, Shell, read_results, same_results
 
 import llm_forgetting
-from llm_forgetting import progress
+from llm_forgetting import errors, progress
 from llm_forgetting.cli.main import SHORT_FLAGS, guarded, main, run_main
 from llm_forgetting.cli.parser import EXAMPLES
 from llm_forgetting.config.files import dotted_paths
@@ -166,15 +166,15 @@ def test_hints_name_the_command_that_works_where_the_user_stands(
     monkeypatch.setattr(sys, "executable", str(programs / "python"))
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "argv", [str(programs / "llm-forgetting")])
-    assert progress.program() == "env/bin/llm-forgetting"
+    assert errors.program() == "env/bin/llm-forgetting"
     monkeypatch.setattr(sys, "argv", [str(ROOT / "main.py")])
-    assert progress.program() == f"env/bin/python {ROOT / 'main.py'}"
+    assert errors.program() == f"env/bin/python {ROOT / 'main.py'}"
     monkeypatch.setenv("PATH", str(programs))
-    assert progress.program() == f"python {ROOT / 'main.py'}"
+    assert errors.program() == f"python {ROOT / 'main.py'}"
     monkeypatch.setattr(sys, "argv", ["notebook"])
-    assert progress.program() == "llm-forgetting"
+    assert errors.program() == "llm-forgetting"
     (programs / "llm-forgetting").unlink()
-    assert progress.program() == "python -m llm_forgetting"
+    assert errors.program() == "python -m llm_forgetting"
 
 
 @pytest.mark.parametrize(

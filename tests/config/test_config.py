@@ -12,7 +12,7 @@ import yaml
 from bad_inputs import BOMB
 
 from llm_forgetting.cli.main import SHORT_FLAGS, parse_run
-from llm_forgetting.config.files import PRESETS, config_help, dotted_paths, parse_config
+from llm_forgetting.config.files import PRESETS, ConfigTemplate, config_help, dotted_paths, parse_config, written
 from llm_forgetting.config.paths import to_dict
 from llm_forgetting.config.rules import bounds_of
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig, LandscapeConfig, LoraConfig, TrainingConfig
@@ -448,3 +448,27 @@ def test_the_fingerprint_is_the_same_after_every_field_has_been_written_out() ->
     written = [f"--{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in values]
     again = parse_config("quickstart", written)
     assert again.fingerprint == config.fingerprint
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"training.learning_rate": 1, "lora.rank": 4, "landscape.num_items": 2},
+        {"lora.target_modules": ["q_proj", "v_proj"], "curvature.forecast": False},
+        {"data.test_items": None, "landscape.seed": 3, "model.name": "synthetic"},
+    ],
+)
+def test_a_template_gives_what_parsing_gives(fields: dict[str, Any]) -> None:
+    dotted = [f"--{path}={written(value)}" for path, value in fields.items()]
+    for tasks in (None, ["b", "a"]):
+        assert ConfigTemplate("smoke").config(fields, tasks) == parse_config("smoke", dotted, tasks=tasks)
+
+
+def test_a_template_refuses_what_parsing_refuses() -> None:
+    for path, value in (("lora.rank", 0), ("lora.rank", "many"), ("landscape.num_items", 10**6)):
+        with pytest.raises(UserError) as by_parsing:
+            parse_config("smoke", [f"--{path}={written(value)}"])
+        with pytest.raises(UserError) as by_template:
+            ConfigTemplate("smoke").config({path: value}, None)
+        assert str(by_template.value) == str(by_parsing.value)

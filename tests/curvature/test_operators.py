@@ -1,11 +1,14 @@
 """Operators on plain matrices: products, scipy's view of them, and the whole spectrum pipeline."""
 
+import gc
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import eigsh
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_forgetting.curvature.double_backward import double_backward
 from llm_forgetting.curvature.operators import DirectionalDerivatives, LossOperator, SymmetricOperator, Weights
@@ -80,6 +83,51 @@ def test_the_largest_eigenvalue_comes_from_below_and_stays(H: torch.Tensor, dtyp
     assert few.value < 5 - few.residual / 10
     assert 5 - error < many.value < 5 + error
     assert many.residual < 1e-3
+
+
+class Live(TorchDispatchMode):
+    """The most tensors of `size` numbers that were there after any operation."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size, self.most = size, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.most = max(self.most, live(self._size) + 1)
+        return found
+
+
+def live(size: int) -> int:
+    return len({t.data_ptr() for t in gc.get_objects() if type(t) is torch.Tensor and t.numel() == size})
+
+
+def test_the_ascent_holds_four_vectors() -> None:
+    modules, size, steps = [f"layer {n}" for n in range(6)], 977, 4
+    with Live(size) as counted:
+        found = largest_eigenvalue(
+            lambda V: Weights({name: part * torch.arange(size) for name, part in V.items()}),
+            Weights({name: torch.ones(size) for name in modules}),
+            steps,
+        )
+    assert found.value > 600
+    assert counted.most <= 4 * len(modules) + 3  # and what a module's own sum takes
+
+
+def test_only_one_krylov_basis_stays(H: torch.Tensor) -> None:
+    """That of the longest run: of the runs for the density two rows of numbers are wanted."""
+    bases: list[int] = []
+
+    class Watched(MatrixOperator):
+        def _product(self, vector: torch.Tensor) -> torch.Tensor:
+            bases.append(sum(1 for t in gc.get_objects() if type(t) is torch.Tensor and t.shape in ((25, 40), (6, 40))))
+            return super()._product(vector)
+
+    estimate_spectrum(
+        Watched(H), eigenvalues=3, lanczos_steps=25, density_runs=4, density_steps=6, trace_probes=2, seed=0
+    )
+    assert max(bases) == 2
+    assert bases[-1] == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -17,7 +17,7 @@ from runs import THOROUGH, TINY, made_once, read_results, same_results
 from test_manifest import DAMAGES
 
 from llm_forgetting.cli.main import main
-from llm_forgetting.manifest import MANIFEST, read_manifest
+from llm_forgetting.files.manifest import MANIFEST, read_manifest
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread")]
 

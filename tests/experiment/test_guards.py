@@ -11,7 +11,7 @@ import torch
 from tiny_models import load, make_encoded
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.experiment.guards import GUARD_ITEMS, check
+from llm_forgetting.experiment.guards import GUARD_ITEMS, PASSES, check
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import score, score_tasks
 
@@ -303,3 +303,10 @@ def test_report_is_plain_numbers(llama_folder: Path) -> None:
     report = check(model, make_encoded(model, 3))
     assert replace(report) == report
     assert all(type(value) in (int, float, tuple) for value in vars(report).values())
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_every_pass_of_the_checks_is_counted(llama_folder: Path, count: int) -> None:
+    model, seen = load(llama_folder), []
+    report = check(model, make_encoded(model, count), seen.append)
+    assert sum(seen) == PASSES * report.items == PASSES * min(count, 16)

@@ -14,7 +14,7 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.phases import scan_paths
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.files import from_plain
-from llm_forgetting.manifest import recorded_folder
+from llm_forgetting.files.manifest import recorded_folder
 from llm_forgetting.progress import Silent
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from llm_forgetting.arrays import Floats
 from llm_forgetting.config.sections import LandscapeConfig
 from llm_forgetting.experiment.analysis.checkpoint_plane import analyse_checkpoint_plane, plane_evaluations
 from llm_forgetting.experiment.analysis.paths import analyse_between, analyse_path, path_evaluations, path_objective
+from llm_forgetting.experiment.session import CheckpointUpdates
 from llm_forgetting.files import encode
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
@@ -505,3 +507,21 @@ def test_the_checkpoint_plane_of_a_model_is_the_loss_of_weights_merged_by_hand(
     for name, group in items:
         there = found["surfaces"][name]["measured_loss"][4]
         assert there == pytest.approx(merged_losses(point, group).mean(), rel=1e-3)
+
+
+def test_checkpoints_are_read_when_they_are_needed() -> None:
+    """Three at a time at most, however many tasks there are."""
+    read: list[int] = []
+
+    class Stub:
+        config = SimpleNamespace(data=SimpleNamespace(tasks=["a", "b", "c"]))
+
+        def at(self, k: int) -> Any:
+            return SimpleNamespace(adapter_factors=lambda: read.append(k) or make(k))
+
+    updates = CheckpointUpdates(Stub())  # type: ignore[arg-type]
+    assert list(updates) == ["initial", "after_task1", "after_task2", "after_task3"]
+    assert not read
+    np.testing.assert_array_equal(vector(updates["after_task2"]), vector(make(2)))
+    assert not vector(updates["initial"]).any()
+    assert read == [2, 1]

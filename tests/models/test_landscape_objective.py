@@ -8,10 +8,13 @@ import pytest
 import torch
 from tiny_models import load, make_encoded
 
+from llm_forgetting.config.sections import LandscapeConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.analysis.landscape import analyse_landscape
 from llm_forgetting.landscape.gauge import Factors, canonicalise
 from llm_forgetting.landscape.nodes import CachedEvaluator, Journal
 from llm_forgetting.landscape.spaces import AdapterSpace, WeightSpace
+from llm_forgetting.landscape.spectral import Fit
 from llm_forgetting.models.language import objective as landscape_objective
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -160,3 +163,31 @@ def test_adapter_and_weight_space_agree_on_the_centre(
             found.append(objective.losses(nodes.at(family, places, lambda row, s=space, d=d: s.point([(row[0], d)]))))
     np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
     assert np.abs(found[0][1] - found[1][1]).max() > 1e-3
+
+
+def test_a_tasks_loss_is_that_of_its_own_columns(model: LanguageModel, groups: list[list[EncodedItem]]) -> None:
+    objective = LandscapeObjective(model, named(groups), 4)
+    with objective.evaluating() as values_at:
+        values = np.stack(list(values_at(points(model, (2, 3)))))
+    columns = [objective.columns(index) for index in range(len(groups))]
+    assert sorted(np.concatenate(columns)) == list(range(values.shape[1]))
+    for index, own in enumerate(columns):
+        assert np.array_equal(objective.loss(index, values[:, own]), objective.losses(values)[:, index])
+
+
+def test_the_curvature_of_a_task_costs_its_own_items(
+    model: LanguageModel, groups: list[list[EncodedItem]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of points are read off a fit for it: of all items they would cost K^2 for K tasks."""
+    widths: list[int] = []
+    whole = Fit.__call__
+
+    def counted(fit: Fit, places: np.ndarray) -> np.ndarray:
+        if len(places) > 2000:
+            widths.append(fit.coefficients.shape[1])
+        return whole(fit, places)
+
+    monkeypatch.setattr(Fit, "__call__", counted)
+    config = LandscapeConfig(max_evaluations=23, resolution=9, directions=2, self_test_items=2)
+    analyse_landscape(model, named(groups), config, reference_norm=None, advance=lambda steps, text: None)
+    assert widths == [len(group) * (5 + 1) for group in groups for _ in ("the fit", "the one before")]

@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from llm_forgetting.config.sections import LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged
-from llm_forgetting.models.adapter.adapted_model import attach_lora, target_layers
+from llm_forgetting.models.adapter.adapted_model import AdaptedModel, attach_lora, target_layers
 from llm_forgetting.models.language.backbones import choose_device, choose_dtype
 from llm_forgetting.models.language.batches import collate
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -355,6 +356,38 @@ def test_description_counts_what_there_is(llama_folder: Path) -> None:
     assert description["adapter_parameters"] == 2 * 2 * (16 + 16 + 8 + 16)
     assert description["adapted_weights"] == 2 * (16 * 16 + 8 * 16)
     assert (description["dtype"], description["device"]) == ("float32", "cpu")
+
+
+def test_packed_weights_count_as_the_numbers_they_stand_for(llama_folder: Path) -> None:
+    """A bitsandbytes parameter of 4 bits: bytes of two numbers each, and the shape in `quant_state`."""
+    model = load(llama_folder)
+    layer = next(iter(target_layers(model.peft_model).values())).get_base_layer()
+    packed: Any = torch.nn.Parameter(torch.zeros(layer.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = SimpleNamespace(shape=layer.weight.shape)
+    layer.weight = packed
+    assert model.description()["parameters"] == sum(p.numel() for p in tiny_llama().parameters())
+
+
+class QuantLinear(torch.nn.Module):
+    """What GPTQ, AWQ and AQLM put in the place of a linear layer: packed buffers, no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(2, 16, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("kind", ["of its own kind", "offloaded"])
+def test_weights_that_are_not_there_are_refused_in_one_line(kind: str, llama_folder: Path) -> None:
+    model = load(llama_folder).peft_model
+    layer = next(iter(target_layers(model).values()))
+    if kind == "offloaded":
+        layer.get_base_layer().weight = torch.nn.Parameter(layer.get_base_layer().weight.to("meta"))
+    else:
+        layer.base_layer = QuantLinear()
+    reason = {"offloaded": "on one device, they are on cpu, meta", "of its own kind": "QuantLinear"}[kind]
+    with pytest.raises(UserError, match=reason) as error:
+        AdaptedModel(model)
+    assert "\n" not in str(error.value)
 
 
 def test_the_seed_decides_the_adapter(llama_folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_forgetting.errors import is_out_of_memory
+from llm_forgetting.errors import is_broken_device, is_out_of_memory
 from llm_forgetting.landscape.factors import FactorStep
 from llm_forgetting.models.hessian import micro_batches, tangent_pass
 from llm_forgetting.models.hessian.micro_batches import MicroBatches
@@ -135,3 +135,17 @@ def test_a_single_item_that_does_not_fit_is_an_error() -> None:
 def test_every_allocator_is_understood(said: str) -> None:
     assert is_out_of_memory(RuntimeError(said))
     assert not is_out_of_memory(RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert not is_broken_device(RuntimeError(said))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: device-side assert triggered",
+        "CUBLAS_STATUS_EXECUTION_FAILED when calling cublasSgemm",
+    ],
+)
+def test_what_says_that_a_gpu_is_of_no_more_use(said: str) -> None:
+    assert is_broken_device(RuntimeError(said))
+    assert not is_broken_device(RuntimeError("sizes of tensors must match"))

@@ -1,5 +1,6 @@
 """Float32 arithmetic over narrow weights: the numbers of a float32 model that holds the same weights, and nothing kept."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, canonicalise
 from llm_forgetting.landscape.spaces import WeightSpace
 from llm_forgetting.models.adapter.adapted_model import target_layers
-from llm_forgetting.models.adapter.widened import NARROW, wide_weight, widened
+from llm_forgetting.models.adapter.widened import NARROW, passing_weight, wide_weight, widened
 from llm_forgetting.models.hessian.products import Method, products_at, supports_tangent_pass
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import score, score_points
+from llm_forgetting.models.language.text_loss import Passage, text_losses
 from tests.tiny_models import load, make_encoded
 
 ITEMS = [4, 4, 4]
@@ -93,6 +95,7 @@ def test_weight_space_of_a_narrow_model_is_that_of_its_float32_twin(llama_folder
 @pytest.mark.parametrize("ending", [None, ValueError])
 def test_the_model_is_as_before(any_folder: Path, ending: type[Exception] | None) -> None:
     model = load(any_folder, dtype="bfloat16")
+    model.arithmetic = "native"  # else scores on a CPU are computed in float32 too
     inner = model.peft_model.get_base_model()
     weights = {name: (p.data_ptr(), p.clone()) for name, p in inner.named_parameters()}
     forwards = {name: "forward" in vars(module) for name, module in inner.named_modules()}
@@ -202,3 +205,44 @@ def test_a_wide_weight_is_the_same_numbers() -> None:
     assert wide_weight(narrow).dtype == torch.float32
     assert torch.equal(wide_weight(narrow), narrow.weight.float())
     assert set(NARROW) == {torch.bfloat16, torch.float16}
+
+
+@dtypes
+def test_scores_on_a_cpu_are_those_of_the_float32_twin_unless_arithmetic_is_native(
+    llama_folder: Path, dtype: str
+) -> None:
+    narrow, wide = twins(llama_folder, dtype)
+    items = make_encoded(narrow, 3, ITEMS)
+    expected = score(wide, items, 2).letter_logits
+    np.testing.assert_allclose(score(narrow, items, 2).letter_logits, expected, rtol=0, atol=2e-5)
+    text = [Passage("passage/0", items[0].input_ids)]
+    assert text_losses(narrow, text) == pytest.approx(text_losses(wide, text), rel=1e-5)
+    narrow.arithmetic = "native"
+    assert np.abs(score(narrow, items, 2).letter_logits - expected).max() > 1e-4
+
+
+def test_widened_weights_of_a_thread_pass_through_one_memory() -> None:
+    layers = [torch.nn.Linear(n, 5, dtype=torch.bfloat16).requires_grad_(False) for n in (30, 20)]
+    places = []
+
+    def widen() -> None:
+        for layer in layers:
+            weight = passing_weight(layer)
+            assert torch.equal(weight, layer.weight.float())
+            places.append(weight.data_ptr())
+
+    with torch.inference_mode():  # what is kept from here must do for a backward pass as well
+        widen()
+    thread = threading.Thread(target=widen)
+    thread.start()
+    thread.join()
+    assert places[0] == places[1] != places[2] == places[3]
+    x = torch.randn(4, 30, requires_grad=True)
+    with widened(torch.nn.ModuleList(layers)):
+        y, z = layers[0](x), layers[1](torch.ones(1, 20))
+        y.sum().backward()
+    torch.testing.assert_close(y, torch.nn.functional.linear(x, layers[0].weight.float(), layers[0].bias.float()))
+    torch.testing.assert_close(
+        z, torch.nn.functional.linear(torch.ones(1, 20), *map(torch.Tensor.float, layers[1].parameters()))
+    )
+    torch.testing.assert_close(x.grad, layers[0].weight.float().sum(0).expand(4, 30))

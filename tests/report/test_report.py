@@ -1,6 +1,7 @@
 """Tables, from results.json and nothing else."""
 
 import copy
+import io
 import json
 import math
 import re
@@ -12,9 +13,10 @@ import pytest
 from rich.console import Console
 from runs import SmokeRun
 
+from llm_forgetting.errors import program
 from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.intervals import PairedProportionChange, proportion
-from llm_forgetting.progress import duration, program
+from llm_forgetting.progress import duration
 from llm_forgetting.report.html.run import run_page
 from llm_forgetting.report.set_up import set_up
 from llm_forgetting.report.tables.closing import closing_tables, landscape_sentence
@@ -449,6 +451,17 @@ def test_a_bar_ends_with_a_line_that_says_how_long_it_took() -> None:
         advance(1, "loss 2.0")
         advance(1, "")
     assert "work: 2 steps in 0 s, loss 2.0" in capture.get()
+
+
+def test_a_slow_bar_in_a_file_says_every_minute_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 40.0, 100.0, 130.0, 400.0, 400.0])  # the beginning, four steps, the end
+    monkeypatch.setattr("llm_forgetting.report.terminal.time.perf_counter", lambda: next(moments))
+    console = Console(width=80, highlight=False, file=io.StringIO())
+    with console.capture() as capture, Terminal(console).bar("scan", 4) as advance:
+        for _ in range(4):
+            advance(1, "")
+    lines = [line.strip() for line in capture.get().splitlines()]
+    assert lines == ["scan: 2 of 4, about 100 s left", "scan: 4 steps in 6 min 40 s"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89.4, "89 s"), (90, "1 min 30 s"), (3725, "62 min 5 s")])

@@ -81,6 +81,37 @@ def test_a_worker_that_died_while_it_was_idle_is_replaced(file: Path, tmp_path: 
     assert [cell.id for cell in folder.missing(plan)] == [cell.id for cell in plan.cells[2:]]
 
 
+# A spawned worker's first cell meets what CUDA says after a failed assertion.
+BROKEN = """
+import pathlib, torch
+flag, whole = pathlib.Path({flag!r}), torch.set_num_threads
+def once(threads):
+    if not flag.exists():
+        flag.touch()
+        raise RuntimeError("CUDA error: device-side assert triggered")
+    whole(threads)
+torch.set_num_threads = once
+"""
+
+
+@pytest.mark.study
+def test_the_cell_that_broke_its_gpu_is_begun_again_in_a_new_process(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag, site = tmp_path / "broken", tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(BROKEN.format(flag=str(flag)))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    plan, folder, engine, said = plan_of(file, 1), StudyFolder(tmp_path / "study"), LocalEngine(1, 1), list[str]()
+    try:
+        run_study(plan, folder, engine, threads=1, report=said.append)
+    finally:
+        engine.close()
+    assert flag.exists()
+    assert any("begun again" in line for line in said)
+    assert not folder.missing(plan)
+
+
 @pytest.mark.study
 def test_every_worker_sees_one_gpu_and_its_successor_the_same(file: Path, tmp_path: Path) -> None:
     cell, engine = read_plan(file).cells[0], LocalEngine(3, 1, gpus=("3", "5"))

@@ -9,11 +9,10 @@ import pytest
 from test_manifest import DAMAGES
 from test_study_plan import Fake, made_up, plan_of, run
 
-from llm_forgetting import manifest
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.phase_artifacts import EVALUATE_INITIAL, GUARDS, train_phase
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-from llm_forgetting.files import encode
+from llm_forgetting.files import encode, manifest
 from llm_forgetting.results import GuardReport, InterventionRecord, TrainingRecord
 from llm_forgetting.study import study as whole_study
 from llm_forgetting.study.records import RECORD

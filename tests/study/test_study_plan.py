@@ -16,12 +16,11 @@ import pytest
 import yaml
 from runs import ROOT
 
-from llm_forgetting import manifest
-from llm_forgetting.config import ExperimentConfig, InterventionsConfig
+from llm_forgetting.config import SEEDS, ExperimentConfig, InterventionsConfig, files
 from llm_forgetting.curvature.records import Divergence, ForecastRecord, RivalPredictors, TaskForecast
 from llm_forgetting.curvature.results import Trace
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import encode, encode_json, write_text
+from llm_forgetting.files import encode, encode_json, manifest, write_text
 from llm_forgetting.forgetting.records import ItemRecord, Line
 from llm_forgetting.forgetting.summary import summarise
 from llm_forgetting.results import Environment, GuardReport, ModelDescription, Protocol, Results
@@ -92,6 +91,18 @@ def test_every_combination_is_a_cell_in_the_order_of_the_file(tmp_path: Path) ->
     assert config.interventions.sam_rho == 0.1
     assert config.data.train_items == 8
     assert config.model.name == "synthetic"
+
+
+def test_a_plan_is_read_with_as_many_parses_as_there_are_different_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parses = []
+    parse = files._parsed
+    monkeypatch.setattr(files, "_parsed", lambda cls, arguments: parses.append(arguments) or parse(cls, arguments))
+    vary = {"seed": list(range(10)), "training.num_epochs": [1, 2, 3], "lora.rank": [2, 4, 8]}
+    assert len(plan_of(tmp_path, vary=vary, arms={"plain": {}, "sam": {"interventions.sam_rho": 0.1}}).cells) == 180
+    of_sam, of_set, base = 1, sum(len(section) for section in SMALL["set"].values()), 1
+    assert len(parses) <= 10 * len(SEEDS) + 3 + 3 + of_sam + of_set + base
 
 
 def test_an_arm_may_be_for_some_combinations_only(tmp_path: Path) -> None:

@@ -84,6 +84,35 @@ def test_accumulation_is_the_training_of_one_large_batch(
     assert float((adapter_of(small) - adapter_of(large)).norm()) < 1e-4 * float(moved.norm())
 
 
+@pytest.mark.parametrize("settings", [{"batch_size": 8}, {"batch_size": 4, "gradient_accumulation_steps": 2}])
+def test_a_batch_that_does_not_fit_is_the_same_batch_in_halves(
+    settings: dict[str, Any], llama_folder: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out in the backward pass of more than three items, when half of the gradient is there."""
+    whole, small = load(llama_folder), load(llama_folder)
+    items = make_encoded(whole, 22, [4, 2, 5])
+    sgd: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.1, **settings}
+    expected = train(whole, items, **sgd)
+    sizes: list[int] = []
+    parameter = next(p for p in small.peft_model.parameters() if p.requires_grad)  # of the first layer: reached last
+
+    def noted(model: LanguageModel, given: Sequence[EncodedItem], **options: Any) -> torch.Tensor:
+        sizes.append(len(given))
+        return answer_losses(model, given, **options)
+
+    def full(gradient: torch.Tensor) -> None:
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "answer_losses", noted)
+    parameter.register_hook(full)
+    found = train(small, items, **sgd)
+    assert max(sizes[2:]) <= 3  # once is enough to know
+    assert [entry.loss for entry in found] == pytest.approx([entry.loss for entry in expected], rel=1e-4)
+    moved = adapter_of(whole) - adapter_of(load(llama_folder))
+    assert float((adapter_of(small) - adapter_of(whole)).norm()) < 1e-4 * float(moved.norm())
+
+
 def test_one_step_of_gradient_descent(llama_folder: Path, train: Train) -> None:
     """SGD without momentum: theta - lr g, exactly what plain torch computes."""
     model = load(llama_folder)
@@ -394,6 +423,22 @@ def test_bfloat16_backbone_trains_a_float32_adapter(llama_folder: Path, train: T
     assert model.dtype == torch.bfloat16
     assert float((adapter_of(model) - before).abs().max()) > 1e-3
     assert history[-1].loss < history[0].loss
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_on_a_cpu_a_bfloat16_backbone_is_trained_as_the_same_weights_in_float32(
+    checkpointing: bool, llama_folder: Path, train: Train, tmp_path: Path
+) -> None:
+    narrow = load(llama_folder, dtype="bfloat16")
+    wide = load(llama_folder)
+    with torch.no_grad():
+        for weight, same in zip(wide.peft_model.parameters(), narrow.peft_model.parameters(), strict=True):
+            weight.copy_(same)
+    settings = {"num_epochs": 2, "optimizer": "sgd", "learning_rate": 0.1, "gradient_checkpointing": checkpointing}
+    histories = [train(model, make_encoded(model, 8), **settings) for model in (narrow, wide)]
+    assert [entry.loss for entry in histories[0]] == pytest.approx([entry.loss for entry in histories[1]], rel=1e-6)
+    torch.testing.assert_close(adapter_of(narrow), adapter_of(wide), rtol=0, atol=1e-6)
+    assert "forward" not in {name for module in narrow.peft_model.modules() for name in vars(module)}
 
 
 def test_a_precision_that_accelerate_was_told_elsewhere_changes_nothing(

@@ -12,10 +12,10 @@ from llm_forgetting.cli.report import draw_report
 from llm_forgetting.cli.signals import stopped
 from llm_forgetting.config.files import parse_config, parse_evaluate, parse_scan
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
-from llm_forgetting.errors import UserError
+from llm_forgetting.errors import UserError, program
 from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
 from llm_forgetting.files import user_path
-from llm_forgetting.progress import program, say
+from llm_forgetting.progress import say
 
 if TYPE_CHECKING:
     from llm_forgetting.report.terminal import Terminal
@@ -203,7 +203,7 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     from llm_forgetting.experiment.repair import repair as repair_run
     from llm_forgetting.experiment.session import Session
     from llm_forgetting.files import encode
-    from llm_forgetting.manifest import unchecked
+    from llm_forgetting.files.manifest import unchecked
     from llm_forgetting.report.tables.repair import repair_sentence, repair_tables
     from llm_forgetting.report.terminal import Terminal
     from llm_forgetting.results import read_results

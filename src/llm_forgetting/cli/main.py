@@ -23,10 +23,10 @@ from llm_forgetting.cli.signals import stoppable, stopped
 from llm_forgetting.config.files import DEFAULT_PRESET, PRESETS, parse_config
 from llm_forgetting.config.paths import SEEDS, to_dict
 from llm_forgetting.config.sections import ExperimentConfig
-from llm_forgetting.errors import UserError, is_out_of_memory, refusal, system_error
+from llm_forgetting.errors import UserError, is_out_of_memory, program, refusal, system_error
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.files import is_text, user_path
-from llm_forgetting.progress import program, say
+from llm_forgetting.progress import say
 
 if TYPE_CHECKING:
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder

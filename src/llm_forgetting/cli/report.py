@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_forgetting.cli.parser import Parser
-from llm_forgetting.errors import UserError
-from llm_forgetting.progress import program, say
+from llm_forgetting.errors import UserError, program
+from llm_forgetting.progress import say
 
 if TYPE_CHECKING:
     from llm_forgetting.report.tables.compare import Compared, Quantity
@@ -42,7 +42,7 @@ def report(arguments: list[str]) -> int:
 
 def _say_unchecked(folders: list[Path]) -> None:
     """A line per run that is older than checksums."""
-    from llm_forgetting.manifest import unchecked
+    from llm_forgetting.files.manifest import unchecked
 
     for folder in folders:
         for line in unchecked(folder):
@@ -52,7 +52,7 @@ def _say_unchecked(folders: list[Path]) -> None:
 def draw_report(folder: Path) -> Path:
     """report.html of whatever `folder` holds, from its artifacts; UserError where it holds none that can be read."""
     from llm_forgetting.files import decode
-    from llm_forgetting.manifest import checked
+    from llm_forgetting.files.manifest import checked
     from llm_forgetting.report.html import files
     from llm_forgetting.results import read_evaluation, read_items, read_results, read_scan
 

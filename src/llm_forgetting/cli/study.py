@@ -4,20 +4,21 @@ import argparse
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_forgetting.cli.parser import Parser, positive
 from llm_forgetting.cli.signals import stopped
-from llm_forgetting.errors import UserError
+from llm_forgetting.errors import UserError, program
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
-from llm_forgetting.progress import program, say
+from llm_forgetting.files import Json
+from llm_forgetting.progress import say
 
 if TYPE_CHECKING:
     from llm_forgetting.report.terminal import Terminal
     from llm_forgetting.study.plan import Plan
     from llm_forgetting.study.scheduler import StudyFolder
 
-Content = Mapping[str, Any]
+Content = Mapping[str, Json]
 
 
 def study(arguments: list[str]) -> int:

@@ -48,6 +48,31 @@ def parse_config(
     return _built(ExperimentConfig, parser, parsed)
 
 
+class ConfigTemplate:
+    """A preset or file that thousands of configurations follow: it and every value of a field are parsed once."""
+
+    def __init__(self, name: str) -> None:
+        path = _config_path(name, resumed=False)
+        self._base = _parsed(ExperimentConfig, [f"--config={path}"] if _has_fields(path) else [])[1]
+        self._typed: dict[tuple[str, str], object] = {}
+
+    def config(self, fields: Mapping[str, object], tasks: Sequence[str] | None) -> ExperimentConfig:
+        """As `parse_config` gives it with these fields by dotted path; UserError as there."""
+        sections = {name: self._base[name].as_dict() for name in _sections()}
+        for path, value in fields.items():
+            section, _, field = path.partition(".")
+            sections[section][field] = self._value(path, value)
+        sections["data"]["tasks"] = tuple((sections["data"]["tasks"] if tasks is None else tasks) or ())
+        classes = get_type_hints(ExperimentConfig)
+        return ExperimentConfig(**{name: classes[name](**values) for name, values in sections.items()})
+
+    def _value(self, path: str, value: object) -> object:
+        key = path, repr(value)
+        if key not in self._typed:
+            self._typed[key] = _parsed(ExperimentConfig, [f"--{path}={written(value)}"])[1][path]
+        return self._typed[key]
+
+
 def parse_scan(dotted: Sequence[str], tasks: Sequence[str] | None) -> ScanConfig:
     """The configuration of a landscape of a saved adapter: the defaults, overridden by `--dotted.path=value` arguments."""
     parser, parsed = _parsed(ScanConfig, dotted)

@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llm_forgetting.files import Json
 
 if TYPE_CHECKING:
     from llm_forgetting.config.sections import AnyConfig, ExperimentConfig
@@ -15,13 +17,13 @@ LATER_FIELDS = {"data.definitions": None, "landscape.arithmetic": "float32"}
 """Fields that older runs do not have: with these values a configuration keeps the fingerprint that it had."""
 
 
-def to_dict(config: "AnyConfig") -> dict[str, Any]:
+def to_dict(config: "AnyConfig") -> dict[str, Json]:
     """The configuration as plain nested dicts, lists, strings and numbers."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    plain: dict[str, Json] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
     """Every value of nested sections with its dotted path."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and key != "columns":

@@ -273,7 +273,7 @@ class CurvatureConfig:
         density_steps: Products of each of those.
         trace_probes: Products for what is left of the trace, and its standard error.
         weight_probes: Products for the trace in the merged weights; 0 leaves trace and largest eigenvalue there out.
-        power_steps: Products for the largest eigenvalue in the merged weights; keeps three or four copies of the adapted
+        power_steps: Products for the largest eigenvalue in the merged weights; keeps four copies of the adapted
             weights.
         radius: Distance of worst-case and average-case sharpness, in units of the adapter's norm.
         ascent_steps: Projected gradient steps of the worst case.

@@ -14,7 +14,7 @@ serves several estimates. Numbers of products are fixed beforehand: nothing stop
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,10 @@ class Krylov:
     betas: Floats
     rest: torch.Tensor
     rounding: float = 0.0
+
+    def without_vectors(self) -> "Krylov":
+        """What a quadrature needs of it: T alone."""
+        return replace(self, basis=self.basis.new_empty(0, 0), rest=self.rest.new_empty(0))
 
     def ritz(self) -> tuple[Floats, Floats]:
         """Eigenvalues (m,) of T, ascending, and its eigenvectors (m, m), in columns."""

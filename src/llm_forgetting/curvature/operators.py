@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
 
+from llm_forgetting.landscape.gauge import numbers
+
 
 class SupportsProducts(Protocol):
     """A symmetric operator, or a plain symmetric matrix."""
@@ -102,7 +104,7 @@ class Weights(dict[str, torch.Tensor]):
 
     def inner(self, other: "Weights") -> float:
         """Frobenius product over all modules, summed in float64."""
-        return sum(float((part * other[name]).sum(dtype=torch.float64)) for name, part in self.items())
+        return sum(numbers((part * other[name]).sum(dtype=torch.float64) for name, part in self.items()))
 
     def norm(self) -> float:
         """Frobenius norm over all modules."""
@@ -111,9 +113,15 @@ class Weights(dict[str, torch.Tensor]):
     @classmethod
     def combine(cls, terms: Sequence[tuple[float, "Weights"]]) -> "Weights":
         """sum c_i V_i, in one copy."""
-        (first, x), *others = terms
-        total = cls({name: first * part for name, part in x.items()})
-        for c, y in others:
-            for name, part in total.items():
-                part.add_(y[name], alpha=c)
+        total = cls(terms[0][1])
+        total.become(terms)
         return total
+
+    def become(self, terms: Sequence[tuple[float, "Weights"]]) -> None:
+        """Take the value of sum c_i V_i, module by module: where this is one of the V_i, no second copy of it is made."""
+        (first, x), *others = terms
+        for name in self:
+            part = first * x[name]
+            for c, y in others:
+                part.add_(y[name], alpha=c)
+            self[name] = part

@@ -18,19 +18,21 @@ def largest_eigenvalue(
     """The algebraically largest eigenvalue of a symmetric operator, from below.
 
     Steepest ascent of the Rayleigh quotient: from x to the top of the plane that x and H x span, whose image needs no product
-    of its own. Three vectors are kept at a time. The ascent ends early where rounding dominates the residual: it is then not
-    orthogonal to x any more, and the next plane would throw the value off.
+    of its own. At most four vectors are there at a time: x, its image, the new direction and its image. The ascent ends early
+    where rounding dominates the residual: it is then not orthogonal to x any more, and the next plane would throw the value
+    off.
 
     Args:
         product: H of a vector.
-        x: Start, not 0.
+        x: Start, not 0; one that nobody else holds is let go.
         steps: Number of products, fewer where the ascent ends early.
         advance: Called `steps` times, after every product.
 
     Returns:
         The Rayleigh quotient at the end, with the norm of its residual, or what rounding makes of that.
     """
-    x = Weights.combine([(1 / x.norm(), x)])
+    x = Weights(x)
+    x.become([(1 / x.norm(), x)])
     image = product(x)
     advance()
     for done in range(1, steps):
@@ -38,7 +40,7 @@ def largest_eigenvalue(
         q = Weights.combine([(1.0, image), (-alpha, x)])
         beta = q.norm()
         if beta:
-            q = Weights.combine([(1 / beta, q)])
+            q.become([(1 / beta, q)])
         if not beta or abs(x.inner(q)) > SKEW:
             for _ in range(done, steps):
                 advance()
@@ -47,7 +49,9 @@ def largest_eigenvalue(
         advance()
         _, vectors = np.linalg.eigh([[alpha, beta], [beta, q.inner(of_q)]])
         c, s = map(float, vectors[:, 1])
-        x, image = Weights.combine([(c, x), (s, q)]), Weights.combine([(c, image), (s, of_q)])
+        x.become([(c, x), (s, q)])
+        image.become([(c, image), (s, of_q)])
+        del q, of_q
     value = x.inner(image)
     rounding = torch.finfo(next(iter(image.values())).dtype).eps * abs(value)
     return Eigenvalue(value, max(Weights.combine([(1.0, image), (-value, x)]).norm(), rounding))

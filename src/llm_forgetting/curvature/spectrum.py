@@ -49,7 +49,7 @@ def estimate_spectrum(
         eigenvalues: How many of the largest and of the smallest, at most `lanczos_steps`.
         lanczos_steps: Products of the run behind eigenvalues and most of the trace; as many vectors are kept.
         density_runs: Further, shorter runs for the density.
-        density_steps: Products of each of them.
+        density_steps: Products of each of them; as many vectors are kept beside, until the run ends.
         trace_probes: Products for what is left of the trace, and for its standard error.
         seed: Of starting vectors and probes.
         advance: Called after every product.
@@ -60,7 +60,8 @@ def estimate_spectrum(
     like = torch.empty(operator.shape[:1], dtype=operator.dtype, device=operator.device)
     longest = lanczos(operator, random_start(like, seed, 0), lanczos_steps, advance)
     others = [
-        lanczos(operator, random_start(like, seed, n), density_steps, advance) for n in range(1, density_runs + 1)
+        lanczos(operator, random_start(like, seed, n), density_steps, advance).without_vectors()
+        for n in range(1, density_runs + 1)
     ]
     trace, by_block = traces(operator, longest, operator.blocks, probes=trace_probes, seed=seed, advance=advance)
     largest, smallest = extreme_eigenvalues(longest, eigenvalues)

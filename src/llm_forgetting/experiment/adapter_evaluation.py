@@ -14,10 +14,10 @@ from llm_forgetting.experiment.artifacts.item_records import item_records
 from llm_forgetting.experiment.tasks import source_of
 from llm_forgetting.experiment.trained_items import TrainedItems, require_whole_adapter, trained_items
 from llm_forgetting.files import from_plain
+from llm_forgetting.files.manifest import unchecked
 from llm_forgetting.forgetting.evaluation import PooledAccuracy, SubjectEvaluation, TaskEvaluation
 from llm_forgetting.forgetting.intervals import Proportion, estimate_mean, pooled_stderr, proportion
 from llm_forgetting.forgetting.records import ItemRecord
-from llm_forgetting.manifest import unchecked
 from llm_forgetting.models.language.batches import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score

@@ -19,9 +19,9 @@ from llm_forgetting.experiment.session import choose_landscape_items
 from llm_forgetting.experiment.tasks import source_of, tasks_of
 from llm_forgetting.experiment.trained_items import require_whole_adapter
 from llm_forgetting.files import OMITTED, decode, encode, from_plain
+from llm_forgetting.files.manifest import file_digest, require_inputs
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
-from llm_forgetting.manifest import file_digest, require_inputs
 from llm_forgetting.models.adapter.saved_adapter import CONFIG, WEIGHTS
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.batches import encode as encode_items

@@ -44,10 +44,10 @@ from llm_forgetting.experiment.phases import (
 )
 from llm_forgetting.experiment.publish import assemble, publish
 from llm_forgetting.experiment.session import Session
+from llm_forgetting.files.manifest import require_inputs
 from llm_forgetting.forgetting.summary import summarise
 from llm_forgetting.landscape.comparison import compare_landscapes
 from llm_forgetting.landscape.records import CheckpointLandscape
-from llm_forgetting.manifest import require_inputs
 from llm_forgetting.progress import Progress, Silent
 from llm_forgetting.results import Results, TrainingRecord
 

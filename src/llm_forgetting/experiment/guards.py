@@ -1,6 +1,6 @@
 """Sanity checks before training: what would otherwise spoil every number in silence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from llm_forgetting.results import GuardReport
 from llm_forgetting.training.fine_tuning import require_known_names
 
 GUARD_ITEMS = 16
+PASSES = 4
 LETTER_MASS_WARNING = 0.5
 
 
@@ -33,15 +34,20 @@ def check_modules(config: ExperimentConfig) -> None:
         attach_lora(backbone, config.lora, seed=0)
 
 
-def check(model: LanguageModel, encoded: Sequence[EncodedItem]) -> GuardReport:
-    """Run the checks on up to 16 items of mixed length; UserError where the model cannot be measured."""
+def check(
+    model: LanguageModel, encoded: Sequence[EncodedItem], advance: Callable[[int], None] = lambda items: None
+) -> GuardReport:
+    """Run the checks on up to 16 items of mixed length; UserError where the model cannot be measured.
+
+    `advance` gets the number of items whenever some were scored, `PASSES` times all of them.
+    """
     by_length = sorted(encoded, key=lambda item: len(item.input_ids))
     picks = np.linspace(0, len(by_length) - 1, min(GUARD_ITEMS, len(by_length))).round().astype(int)
     # Long and short items side by side, so that the batch really is padded.
     chosen = [by_length[i] for i in np.unique(picks)]
-    alone = score(model, chosen, 1, packed=False)
-    padded = score(model, chosen, len(chosen), packed=False)  # as training sees them, also where scoring packs
-    together, again = (score(model, chosen, len(chosen)) for _ in range(2))
+    alone = score(model, chosen, 1, advance, packed=False)
+    padded = score(model, chosen, len(chosen), advance, packed=False)  # as training sees them, also where scoring packs
+    together, again = (score(model, chosen, len(chosen), advance) for _ in range(2))
     if not all(np.isfinite(way.losses).all() for way in (alone, padded, together)):
         raise UserError(
             f"the base model's losses must be finite, some are not in {model.dtype}; use model.dtype=float32"

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llm_forgetting.config.sections import ModelConfig
-from llm_forgetting.manifest import digest, file_digest, require_inputs
+from llm_forgetting.files.manifest import digest, file_digest, require_inputs
 from llm_forgetting.models.language.backbones import backbone_location
 from llm_forgetting.models.language.text_loss import Passage
 from llm_forgetting.tasks.task import Item, Task

@@ -23,7 +23,6 @@ from llm_forgetting.experiment.artifacts.item_records import (
 )
 from llm_forgetting.experiment.artifacts.phase_artifacts import (
     GUARDS,
-    INITIAL,
     Lines,
     checkpoint_name,
     landscape_phase,
@@ -32,17 +31,25 @@ from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import training_tracked
 from llm_forgetting.experiment.session import Session, choose_landscape_items, frozen_splits
 from llm_forgetting.files import from_plain
+from llm_forgetting.files.manifest import recorded_folder, require_whole
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.forgetting.summary import FRESH, RECOVERED
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
-from llm_forgetting.manifest import recorded_folder, require_whole
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.scoring import merged, score_tasks
 from llm_forgetting.models.language.text_loss import text_losses
-from llm_forgetting.results import ModelDescription, Protocol, RunSetup, TaskSetup, TokenCounts, TrainingRecord
+from llm_forgetting.results import (
+    GuardReport,
+    ModelDescription,
+    Protocol,
+    RunSetup,
+    TaskSetup,
+    TokenCounts,
+    TrainingRecord,
+)
 from llm_forgetting.tasks.task import Task
 from llm_forgetting.training.fine_tuning import accelerate_settings, fine_tune, optimizer_steps
 from llm_forgetting.training.interventions import intervene
@@ -56,7 +63,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
     tasks, model, encoded, _ = session.tasks, session.model, session.encoded, session.passages
     require_space(model, session.config.landscape)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
-    report = folder.once(GUARDS, lambda: guards.check(model, items))
+    report = folder.once(GUARDS, lambda: _guarded(session, items))
     return RunSetup(
         config_fingerprint=session.config.fingerprint,
         task_names=tuple(task.name for task in tasks),
@@ -74,6 +81,12 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
         ),
         warnings=tuple(_setup_warnings(report.letter_mass, items)),
     )
+
+
+def _guarded(session: Session, items: list[EncodedItem]) -> GuardReport:
+    total = guards.PASSES * min(guards.GUARD_ITEMS, len(items))
+    with session.progress.bar("checking the model", total) as advance:
+        return guards.check(session.model, items, lambda n: advance(n, ""))
 
 
 def _task_setup(task: Task, encoded: EncodedTask, landscape_items: list[EncodedItem]) -> TaskSetup:
@@ -225,7 +238,6 @@ def scan_paths(session: Session) -> BetweenCheckpoints:
     for k in range(1, last + 1) if session.config.landscape.trajectory else ():
         again = f"remove phases/train_task*.json in {session.folder}: then --resume trains again"
         require_whole(session.folder, f"phases/{session.trajectory_folder(k).name}", again)
-    updates = {checkpoint_name(k): session.at(k).adapter_factors() for k in range(1, last + 1)}
     epochs = {
         f"task {k}, epoch {int(folder.name.removeprefix('epoch_'))}": folder
         for k in range(1, last + 1)
@@ -233,7 +245,7 @@ def scan_paths(session: Session) -> BetweenCheckpoints:
     }
     return analyse_between(
         path_objective(session.model, session.named_landscape_items(), session.config.landscape),
-        {INITIAL: WeightUpdate.zero(updates[checkpoint_name(1)]), **updates},
+        session.updates(),
         session.config.landscape,
         progress=session.progress,
         journal=session.journal,

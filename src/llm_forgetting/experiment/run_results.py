@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import decode, from_plain, to_plain
+from llm_forgetting.files.manifest import checked
 from llm_forgetting.forgetting.records import Line
 from llm_forgetting.landscape.results import Surface
-from llm_forgetting.manifest import checked
 from llm_forgetting.report import rows
 from llm_forgetting.report.notebook import WithReport, summary_html
 from llm_forgetting.report.tables.run import forgetting_table

@@ -1,7 +1,7 @@
 """Live side of a run: encoded tasks, and one model that is moved between checkpoints."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.inputs import require_same_backbone, require_same_rows, require_same_text
 from llm_forgetting.experiment.tasks import source_of, tasks_of
 from llm_forgetting.forgetting.scores import SPLITS
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.text_loss import Passage, passages
@@ -118,6 +119,10 @@ class Session:
         """Say that the live adapter now is the checkpoint after task number `after_task`, or (None) that of none."""
         self._live = after_task
 
+    def updates(self) -> "CheckpointUpdates":
+        """delta W of every checkpoint by name, read when it is asked for."""
+        return CheckpointUpdates(self)
+
     def checkpoint_folder(self, after_task: int) -> Path:
         """`checkpoint_after_taskN` in the run folder."""
         return self.folder / f"checkpoint_{checkpoint_name(after_task)}"
@@ -167,3 +172,25 @@ class Session:
     def trajectory_folder(self, after_task: int) -> Path:
         """Where the adapters at the ends of a task's epochs wait to be projected onto the checkpoint plane."""
         return self.folder / "phases" / f"trajectory_task{after_task}"
+
+
+class CheckpointUpdates(Mapping[str, WeightUpdate]):
+    """delta W of a run's checkpoints by name, in order: each is read anew whenever it is asked for, and none is kept."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._numbers = {checkpoint_name(k): k for k in range(len(session.config.data.tasks) + 1)}
+
+    def __getitem__(self, name: str) -> WeightUpdate:
+        """delta W on the model's device; 0 at the start, where the adapter is fresh."""
+        number = self._numbers[name]
+        factors = self._session.at(max(number, 1)).adapter_factors()
+        return factors if number else WeightUpdate.zero(factors)
+
+    def __iter__(self) -> Iterator[str]:
+        """The checkpoints' names."""
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        """Number of checkpoints, the start included."""
+        return len(self._numbers)

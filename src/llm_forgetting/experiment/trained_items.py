@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llm_forgetting.experiment.artifacts.phase_artifacts import SETUP
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-from llm_forgetting.manifest import require_whole
+from llm_forgetting.files.manifest import require_whole
 from llm_forgetting.results import TaskSetup, read_results
 from llm_forgetting.tasks.task import Item
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, canonicalise
+from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, canonicalise, numbers, update_norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,9 @@ class FactorStep:
     def inner(self, other: "FactorStep") -> float:
         """Frobenius inner product over both factors of all modules, summed in float64; independent of the gauge."""
         _require(FactorStep, other)
-        return sum(_dot(pair.B, other[name].B) + _dot(pair.A, other[name].A) for name, pair in self.factors.items())
+        return sum(
+            numbers(_dot(pair.B, other[name].B) + _dot(pair.A, other[name].A) for name, pair in self.factors.items())
+        )
 
     def norm(self) -> float:
         """Frobenius norm over both factors of all modules."""
@@ -84,15 +86,12 @@ class WeightUpdate(Mapping[str, Factors]):
     def inner(self, other: "WeightUpdate") -> float:
         """Frobenius product <delta W_1, delta W_2> over all modules, in float64: tr(A_1^T B_1^T B_2 A_2)."""
         _require(WeightUpdate, other)
-        total = 0.0
-        for name, x in self.items():
-            y = other[name]
-            total += float(((x.B.double().T @ y.B.double()) * (x.A.double() @ y.A.double().T)).sum())
-        return total
+        pairs = [(x, other[name]) for name, x in self.items()]
+        return sum(numbers(((x.B.double().T @ y.B.double()) * (x.A.double() @ y.A.double().T)).sum() for x, y in pairs))
 
     def norm(self) -> float:
         """Frobenius norm over all modules; by singular values, so accurate for differences of near equals too."""
-        return math.sqrt(sum(float(module.S.double().square().sum()) for module in canonicalise(self).values()))
+        return update_norm(canonicalise(self))
 
     @staticmethod
     def combine(terms: Sequence[tuple[float, "WeightUpdate"]]) -> "WeightUpdate":
@@ -122,8 +121,8 @@ def _require(kind: type, *values: object) -> None:
             raise TypeError(f"a {kind.__name__} is needed, was {type(value).__name__}")
 
 
-def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
-    return float((x.double() * y).sum())
+def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x.double() * y).sum()
 
 
 def _sum(tensors: list[torch.Tensor]) -> torch.Tensor:

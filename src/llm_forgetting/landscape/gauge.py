@@ -8,7 +8,7 @@ which leaves signs and rotations among equal singular values; directions are dra
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,12 @@ import torch.nn.functional as F
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` in float32, or as it is where that is more precise."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def numbers(scalars: Iterable[torch.Tensor]) -> list[float]:
+    """Tensors without dimensions, of one dtype and device, as numbers: a GPU is waited for once, not once for each."""
+    kept = list(scalars)
+    return torch.stack(kept).tolist() if kept else []
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,12 @@ def _canonical(pair: Factors) -> ModuleSvd:
 
 def adapter_norm(adapter: CanonicalAdapter) -> float:
     """|P|_F over all canonical factors of all modules: sqrt(2 sum of singular values)."""
-    return math.sqrt(sum(2 * float(module.S.double().sum()) for module in adapter.values()))
+    return math.sqrt(sum(numbers(2 * module.S.double().sum() for module in adapter.values())))
 
 
 def update_norm(adapter: CanonicalAdapter) -> float:
     """|delta W|_F over all modules."""
-    return math.sqrt(sum(float(module.S.double().square().sum()) for module in adapter.values()))
+    return math.sqrt(sum(numbers(module.S.double().square().sum() for module in adapter.values())))
 
 
 def regauged(factors: Mapping[str, Factors], seed: int) -> dict[str, Factors]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.landscape.gauge import Factors, canonicalise
+from llm_forgetting.landscape.gauge import Factors, canonicalise, numbers
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,15 @@ class Truncated:
 
 def truncated(update: WeightUpdate, ranks: Mapping[str, int]) -> Truncated:
     """`update` cut to `ranks[module]` singular values per module, as balanced factors."""
-    kept, lost, whole = {}, 0.0, 0.0
+    kept, lost, whole = {}, [], []
     for name, module in canonicalise(update).items():
         rank, root = ranks[name], module.S.sqrt()
         kept[name] = Factors(B=module.U[:, :rank] * root[:rank], A=root[:rank, None] * module.V[:, :rank].T)
         squares = module.S.double().square()
-        lost, whole = lost + float(squares[rank:].sum()), whole + float(squares.sum())
-    return Truncated(WeightUpdate(kept), math.sqrt(lost / whole) if whole else 0.0)
+        lost.append(squares[rank:].sum())
+        whole.append(squares.sum())
+    all_of_it = sum(numbers(whole))
+    return Truncated(WeightUpdate(kept), math.sqrt(sum(numbers(lost)) / all_of_it) if all_of_it else 0.0)
 
 
 def write_update(path: Path, update: WeightUpdate) -> None:

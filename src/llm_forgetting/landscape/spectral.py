@@ -17,6 +17,7 @@ from math import comb
 
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
+from numpy.typing import NDArray
 from scipy.linalg import lu_factor
 
 from llm_forgetting.arrays import Floats
@@ -98,6 +99,10 @@ class Fit:
         values = vandermonde(self.domain.unit(points), self.degree) @ self.coefficients
         values[:, self.absent] = -np.inf
         return np.asarray(values)
+
+    def of(self, columns: NDArray[np.intp]) -> "Fit":
+        """The fit of some of the functions, by their numbers."""
+        return replace(self, coefficients=self.coefficients[:, columns], absent=self.absent[columns])
 
 
 def fit(domain: Domain, points: Floats, values: Floats, degree: int) -> Fit:

@@ -4,8 +4,7 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_forgetting.errors import UserError
-from llm_forgetting.progress import program
+from llm_forgetting.errors import UserError, program
 from llm_forgetting.report.tables.run import Table
 
 REPORT = "report.html"

@@ -16,7 +16,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from llm_forgetting.progress import Advance, duration, program
+from llm_forgetting.errors import program
+from llm_forgetting.progress import Advance, duration
 from llm_forgetting.report.set_up import set_up
 from llm_forgetting.report.tables.closing import closing_tables, landscape_sentence
 from llm_forgetting.report.tables.run import Table
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 APART, SIDES = 3, 2
 # Characters of a first column into which names can still be broken.
 SHORTEST = 6
+
+# Seconds between lines on how far a phase is, in a file or a pipe.
+SAID_AGAIN = 60.0
 
 
 class Terminal:
@@ -56,20 +60,27 @@ class Terminal:
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:
-        """A bar with counts, a short text, time gone and time left; then one line that says how long it took."""
+        """A bar with counts, a short text, time gone and time left; then one line that says how long it took.
+
+        Where no bar can be drawn, a line says every `SAID_AGAIN` seconds how far it is.
+        """
         columns = (
             TextColumn("       "), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
-        started = time.perf_counter()
+        started = said = time.perf_counter()
         latest, done = "", 0
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(label, total=total, text="")
 
             def advance(steps: int, text: str) -> None:
-                nonlocal latest, done
+                nonlocal latest, done, said
                 latest, done = text or latest, done + steps
                 progress.update(task, total=max(total, done), completed=done, text=latest)
+                now = time.perf_counter()
+                if not self.console.is_terminal and now - said >= SAID_AGAIN and 0 < done < total:
+                    said, left = now, (now - started) * (total - done) / done
+                    self.note(f"{label}: {done} of {total}, about {duration(left, rough=True)} left")
 
             yield advance
         seconds = time.perf_counter() - started

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from llm_forgetting.files import Json
 from llm_forgetting.study.measures import MADE_AT_FIRST, NATS, title
 from llm_forgetting.study.plan import Analysis
 from llm_forgetting.study.records import CellRecord
@@ -29,7 +30,7 @@ from llm_forgetting.study.statistics.trade_off import (
     compare_at_matched_learning,
 )
 
-Content = dict[str, Any]
+Content = dict[str, Json]
 Result = TypeVar("Result")
 RETENTION = "retention_loss"
 OTHERS = (RETENTION, "observed")

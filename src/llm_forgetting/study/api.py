@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
-from llm_forgetting.files import decode
-from llm_forgetting.manifest import checked
+from llm_forgetting.files import Json, decode
+from llm_forgetting.files.manifest import checked
 from llm_forgetting.progress import say
 from llm_forgetting.report.notebook import WithReport, summary_html
 from llm_forgetting.report.tables.run import Table
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-Content = Mapping[str, Any]
+Content = Mapping[str, Json]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_forgetting.config.files import parse_config
-from llm_forgetting.errors import UserError, is_out_of_memory
+from llm_forgetting.errors import UserError, is_broken_device, is_out_of_memory
 from llm_forgetting.experiment.artifacts.logs import log_file
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.files import encode, write_text
@@ -33,7 +33,11 @@ class CellJob:
 
 
 def run_cell(job: CellJob) -> None:
-    """Compute the cell and write its record; or, where it fails, why. Only what ends the process is raised."""
+    """Compute the cell and write its record; or, where it fails, why. Only what ends the process is raised.
+
+    After an error that leaves the GPU unusable the process ends, for every later cell would fail in it; the study begins the
+    cell again in a new one.
+    """
     started = time.perf_counter()
     (job.folder / FAILURE).unlink(missing_ok=True)
     try:
@@ -41,6 +45,8 @@ def run_cell(job: CellJob) -> None:
     except UserError as error:
         _fail(job, str(error))
     except Exception as error:  # one cell's fault is not the study's
+        if is_broken_device(error):
+            raise SystemExit(f"cell {job.place.cell}: {' '.join(str(error).split())[:200]}") from error
         logging.getLogger(__name__).exception("cell %s failed", job.place.cell)
         memory = "memory ran out: " if is_out_of_memory(error) else ""
         _fail(job, f"{memory}{type(error).__name__}: {' '.join(str(error).split())[:400]}", traceback.format_exc())

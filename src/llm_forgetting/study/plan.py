@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from llm_forgetting.config.files import PRESETS, dotted_paths, parse_config, written
+from llm_forgetting.config.files import PRESETS, ConfigTemplate, dotted_paths
 from llm_forgetting.config.paths import SEEDS, leaves
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
@@ -21,7 +22,7 @@ DEFAULT_ARM = "default"
 WHERE = "where"
 _LENGTH = 16
 MOST_CELLS = 10_000
-"""Cells of a study: more are never computed, and take minutes to be listed."""
+"""Cells of a study: more are never computed."""
 Fields = dict[str, object]
 
 
@@ -78,7 +79,7 @@ class Cell:
     arm: str
     config: ExperimentConfig
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The beginning of the configuration's fingerprint: equal exactly for cells that compute the same."""
         return self.config.fingerprint[:_LENGTH]
@@ -129,7 +130,7 @@ def read_plan(path: Path) -> Plan:
         )
     vary, arms = _vary(content.get("vary"), path), _arms(content.get("arms"), path)
     where = {arm: _where(arm, settings.pop(WHERE, None), vary, path) for arm, settings in arms.items()}
-    base, common = _base(content.get("base", "quickstart"), path), _flat(content.get("set") or {}, "set", path)
+    template, common = _base(content.get("base", "quickstart"), path), _flat(content.get("set") or {}, "set", path)
     single = _single(content.get("cells"), path)
     asked = (math.prod(map(len, vary.values())) + len(single)) * len(arms)
     if asked > MOST_CELLS:
@@ -139,7 +140,7 @@ def read_plan(path: Path) -> Plan:
     cells: dict[str, Cell] = {}
     for factors, arm in itertools.product([*_combinations(vary), *single], arms):
         if all(factors.get(field) == value for field, value in where[arm].items()):
-            cell = _cell(base, common, factors, arm, arms[arm], path)
+            cell = _cell(template, common, factors, (arm, arms[arm]), path)
             cells.setdefault(cell.id, cell)
     analysis = _analysis(content.get("analysis") or {}, tuple(arms), path)
     return Plan(_name(content, path), tuple(cells.values()), tuple(arms), analysis, content)
@@ -199,9 +200,12 @@ def _require_field(name: str, path: Path) -> None:
         raise UserError(f"{path}: {name} is no field of the configuration (`llm-forgetting run --help` lists them)")
 
 
-def _base(name: object, path: Path) -> str:
+def _base(name: object, path: Path) -> ConfigTemplate:
     text = str(name)
-    return text if text in PRESETS else str((path.parent / text).resolve())
+    try:
+        return ConfigTemplate(text if text in PRESETS else str((path.parent / text).resolve()))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _flat(tree: object, section: str, path: Path) -> Fields:
@@ -230,26 +234,18 @@ def _single(given: object, path: Path) -> list[Fields]:
     return [dict(entry) for entry in given]
 
 
-def _cell(  # noqa: PLR0917 -- one call, above
-    base: str,
-    common: Mapping[str, object],
-    factors: Mapping[str, object],
-    arm: str,
-    settings: Mapping[str, object],
-    path: Path,
-) -> Cell:
-    merged = {**common, **factors, **settings}
+def _cell(template: ConfigTemplate, common: Fields, factors: Fields, arm: tuple[str, Fields], path: Path) -> Cell:
+    merged = {**common, **factors, **arm[1]}
     tasks = merged.pop(TASKS, None)
     if tasks is not None and not (isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)):
         raise UserError(f"{path}: {TASKS} must be a list of names, was {str(tasks)[:40]!r}")
     if "seed" in merged:
         merged = {**dict.fromkeys(SEEDS, merged.pop("seed")), **merged}
-    dotted = [f"--{name}={written(value)}" for name, value in merged.items()]
     try:
-        config = parse_config(base, dotted, tasks=tasks)
+        config = template.config(merged, tasks)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return Cell({name: value for name, value in factors.items() if name != TASKS}, arm, config)
+    return Cell({name: value for name, value in factors.items() if name != TASKS}, arm[0], config)
 
 
 def _analysis(given: object, arms: Sequence[str], path: Path) -> Analysis:

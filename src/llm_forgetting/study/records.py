@@ -8,7 +8,7 @@ from typing import Annotated
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import OMITTED, decode, encode, read, read_regular, write_bytes
-from llm_forgetting.manifest import checked
+from llm_forgetting.files.manifest import checked
 from llm_forgetting.study.plan import Analysis, CellPlace
 
 RECORD, FAILURE, RECORDS = "record.json", "failure.json", "records.json.gz"

@@ -5,13 +5,12 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from llm_forgetting.config.files import PRESETS, parse_config
-from llm_forgetting.files import encode_json, write_text
-from llm_forgetting.manifest import write
+from llm_forgetting.files import Json, encode_json, write_text
+from llm_forgetting.files.manifest import write
 from llm_forgetting.report.figures.study import draw_study
 from llm_forgetting.report.html.files import write_study_report
 from llm_forgetting.report.tables.study import study_markdown
@@ -20,7 +19,7 @@ from llm_forgetting.study.plan import Analysis, Plan
 from llm_forgetting.study.records import RECORDS, StudyRecords, read_records, write_records
 from llm_forgetting.study.scheduler import StudyFolder
 
-Content = dict[str, Any]
+Content = dict[str, Json]
 log = logging.getLogger(__name__)
 
 

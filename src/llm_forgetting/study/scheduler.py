@@ -12,7 +12,7 @@ from llm_forgetting.config.paths import to_dict
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.run_folder import holding
 from llm_forgetting.files import encode, remove_temporary, write_text
-from llm_forgetting.manifest import write
+from llm_forgetting.files.manifest import write
 from llm_forgetting.progress import duration
 from llm_forgetting.study.cell import CellJob
 from llm_forgetting.study.engines import Engine

@@ -21,7 +21,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
 )
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.tasks import source_of, tasks_of
-from llm_forgetting.manifest import recorded_folder, take_inputs
+from llm_forgetting.files.manifest import recorded_folder, take_inputs
 from llm_forgetting.study.measures import FIRST
 from llm_forgetting.tasks.sources import Source
 from llm_forgetting.tasks.task import Task

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import psutil
 
@@ -10,6 +9,7 @@ from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.cost.devices import own_device, this_cpu
 from llm_forgetting.experiment.cost.fit import host_bytes, worker_bytes
+from llm_forgetting.files import Json
 from llm_forgetting.study.engines import Engine, LocalEngine, RayEngine, visible_gpus
 from llm_forgetting.study.plan import Plan
 from llm_forgetting.study.report import write_study
@@ -26,7 +26,7 @@ def complete_study(
     threads: int | None = None,
     address: str | None = None,
     report: Callable[[str], None],
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Compute every cell of `plan` that is missing, and write the study's report.
 
     What an interrupt leaves is kept in `folder`.
@@ -99,7 +99,7 @@ def share_machine(workers: int | None, threads: int | None, plan: Plan, gpus: in
 
 
 def _fitting(configs: Sequence[ExperimentConfig], gpus: int) -> int:
-    """How many workers the host's memory that is free now holds; those on GPUs have no weights there."""
+    """How many workers the free memory of the host holds; on GPUs they keep what they load there, and not the weights."""
     each = host_bytes(configs) if gpus else worker_bytes(configs, this_cpu())
     return max(1, int(0.8 * psutil.virtual_memory().available / each)) if each else os.cpu_count() or 1
 

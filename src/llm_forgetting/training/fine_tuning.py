@@ -17,16 +17,16 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from llm_forgetting import manifest
 from llm_forgetting.config.sections import TrainingConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import from_plain
+from llm_forgetting.files import from_plain, manifest
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.memory import OutOfMemoryRetry
 from llm_forgetting.results import TrainingStep
 from llm_forgetting.seeding import derive_seed, generator
-from llm_forgetting.training.interventions import Interventions, TwoPasses
+from llm_forgetting.training.interventions import Interventions, TwoPasses, rewinding
 
 # Batches are cut from runs of this many batches sorted by length: little padding, yet other company every epoch.
 BATCHES_PER_BUCKET = 4
@@ -86,8 +86,9 @@ class AnswerTrainer(Trainer):
         super().__init__(model=language_model.peft_model, **kwargs)
         self._packed = packed
         self._anchor = interventions.anchor
-        trained = [parameter for parameter in language_model.peft_model.parameters() if parameter.requires_grad]
-        self._two_passes = TwoPasses(interventions.sam, trained) if interventions.sam is not None else None
+        self._trained = [parameter for parameter in language_model.peft_model.parameters() if parameter.requires_grad]
+        self._two_passes = TwoPasses(interventions.sam, self._trained) if interventions.sam is not None else None
+        self._retry = OutOfMemoryRetry(language_model.device)
         # The loss of a micro-batch comes as its share of the step's mean; Trainer is not to divide it again.
         self.model_accepts_loss_kwargs = True
         self._language_model = language_model
@@ -123,11 +124,38 @@ class AnswerTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Adds the gradient of a batch; with SAM the step's last batch leaves the gradient at the ascended weights."""
-        step = partial(super().training_step, model, inputs, num_items_in_batch)
+        """Adds the gradient of a batch, in halves where memory runs out; with SAM the step's last batch leaves the gradient at
+        the ascended weights.
+        """
+        backward = super().training_step
+        step = partial(
+            self._piecewise,
+            tuple(inputs["items"]),
+            lambda piece: backward(model, {"items": list(piece)}, num_items_in_batch or len(inputs["items"])),
+        )
         if self._two_passes is None:
             return step()
         return self._two_passes.add(step, last=self.accelerator.sync_gradients)
+
+    def _piecewise(
+        self, items: tuple[EncodedItem, ...], backward: Callable[[tuple[EncodedItem, ...]], torch.Tensor]
+    ) -> torch.Tensor:
+        """The sum of what `backward` returns for the pieces; one that does not fit leaves no gradient and no random number."""
+        losses = []
+
+        def compute(places: tuple[int, ...]) -> None:
+            rewind = rewinding(self._language_model.device)
+            before = [None if parameter.grad is None else parameter.grad.clone() for parameter in self._trained]
+            try:
+                losses.append(backward(tuple(items[place] for place in places)))
+            except (MemoryError, RuntimeError):
+                rewind()
+                for parameter, gradient in zip(self._trained, before, strict=True):
+                    parameter.grad = gradient
+                raise
+
+        self._retry.run(tuple(range(len(items))), compute)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _get_train_sampler(self, train_dataset: object = None) -> LengthBucketSampler:
         return self._sampler
@@ -217,6 +245,8 @@ def _accelerate_settings_aside() -> Iterator[None]:
     try:
         yield
     finally:
+        for name in accelerate_settings():
+            del os.environ[name]
         os.environ.update(aside)
 
 
@@ -248,6 +278,11 @@ def fine_tune(
     per_step = config.batch_size * config.gradient_accumulation_steps
     sampler = LengthBucketSampler([len(item.input_ids) for item in items], per_step, seed)
     steps = optimizer_steps(len(items), config)
+    if model.device.type not in (
+        "cpu",
+        "cuda",
+    ):  # of another device Trainer must be told, or it takes the model to the CPU
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(model.device)
     trainer = AnswerTrainer(
         model,
         sampler,
@@ -265,7 +300,8 @@ def fine_tune(
     except (ImportError, TypeError, ValueError) as error:
         raise _unusable(config, "work without another package or further arguments", error) from error
     try:
-        trainer.train(resume_from_checkpoint=_last_checkpoint(scratch, note))
+        with model.computing():
+            trainer.train(resume_from_checkpoint=_last_checkpoint(scratch, note))
     finally:
         model.peft_model.eval()
     return tuple(from_plain(TrainingStep, entry) for entry in trainer.state.log_history if "loss" in entry)

@@ -78,7 +78,7 @@ class TwoPasses:
         are those at the ascended weights, and the weights are where they were.
         """
         if not self._passes:
-            self._rewind = _rewinding(self._parameters[0].device)
+            self._rewind = rewinding(self._parameters[0].device)
         self._passes.append(backward)
         self._losses.append(backward())
         loss = self._losses[-1]
@@ -100,7 +100,7 @@ class TwoPasses:
             )
 
 
-def _rewinding(device: torch.device) -> Callable[[], None]:
+def rewinding(device: torch.device) -> Callable[[], None]:
     """What brings the random numbers of the CPU and of `device` back to where they are now."""
     states = [(torch.set_rng_state, torch.get_rng_state())]
     if device.type != "cpu":

@@ -174,7 +174,8 @@ def _surface(
     loss, surface, half = scan.surface("loss"), plane.surface, len(plane.alphas) // 2
 
     def curvature(fit: Fit) -> Curvature:
-        return fitted_curvature(lambda points: objective.losses(fit(points))[:, index], config.resolved_distance)
+        own = fit.of(objective.columns(index))
+        return fitted_curvature(lambda points: objective.loss(index, own(points)), config.resolved_distance)
 
     profiles = lines.losses[:, :, index]
     with np.errstate(invalid="ignore"):

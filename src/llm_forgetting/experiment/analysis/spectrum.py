@@ -92,13 +92,15 @@ def _weights(
     for number in range(config.weight_probes):
         samples.append(products.along_update(random_update(base, config.seed, number, PROBE_RANK)).curvature)
         advance()
-    # The steepest step of the factors, as a step of the weights, is where the ascent begins.
-    start = Weights({name: top[name].B @ base[name].A + base[name].B @ top[name].A for name in base})
-    return WeightSpectrum(
-        dimension=sum(len(pair.B) * pair.A.shape[1] for pair in base.values()),
-        trace=mean_trace(samples),
-        largest=largest_eigenvalue(products.weight_hessian, start, config.power_steps, advance),
+    largest = largest_eigenvalue(
+        products.weight_hessian,
+        # The steepest step of the factors, as a step of the weights, is where the ascent begins.
+        Weights({name: top[name].B @ base[name].A + base[name].B @ top[name].A for name in base}),
+        config.power_steps,
+        advance,
     )
+    dimension = sum(len(pair.B) * pair.A.shape[1] for pair in base.values())
+    return WeightSpectrum(dimension=dimension, trace=mean_trace(samples), largest=largest)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llm_forgetting import manifest
 from llm_forgetting.errors import UserError, refusal
 from llm_forgetting.experiment.artifacts.meter import Meter
 from llm_forgetting.experiment.artifacts.phase_artifacts import (
@@ -20,7 +19,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     artifact_kind,
     follows_from,
 )
-from llm_forgetting.files import decode, encode, remove_temporary
+from llm_forgetting.files import decode, encode, manifest, remove_temporary
 from llm_forgetting.results import Timing
 
 WRITTEN_AGAIN = ("results.json", "items.jsonl", "results.md", "landscape.json")

@@ -169,7 +169,7 @@ def worker_bytes(configs: Iterable[ExperimentConfig], device: Device) -> float:
 
 
 def host_bytes(configs: Iterable[ExperimentConfig]) -> float:
-    """Memory of the host that a worker on a GPU takes at most: the program, and while it loads a file of weights."""
+    """Memory of the host that a worker on a GPU takes at most: while it loads, a file of weights and the program."""
     found = [model_settings(model) for model in {config.model for config in configs}]
     weights = [2.0 * parameters(each.settings) for each in found if each is not None]
     return GPU_REST + min(max(weights, default=0.0), SHARD)

@@ -59,7 +59,18 @@ def refuse_uncovered(model: Any) -> None:
             f"exactly one adapter must be active (delta W of several is not one B A), active: {', '.join(active)}"
         )
     refuse_uncovered_options(model.peft_config[active[0]])
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1:
+        raise UserError(
+            f"all weights must be on one device, they are on {', '.join(devices)} (device_map or offloading); load the model "
+            "onto one"
+        )
     for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and not hasattr(module.get_base_layer(), "weight"):
+            raise UserError(
+                f"every adapted layer must have a weight, {name} ({type(module.get_base_layer()).__name__}) has a quantised "
+                "one of its own kind; load the backbone without quantisation"
+            )
         if isinstance(module, LoraLayer) and (module.lora_embedding_A or not module.lora_A):
             raise UserError(
                 f"LoRA on an embedding ({name}) is not covered: its update is not a matrix product applied to activations"

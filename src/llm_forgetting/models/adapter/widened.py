@@ -4,6 +4,7 @@ Rounding to bfloat16 or float16 makes a loss rough on the scale of a landscape; 
 arithmetic on them is float32. Quantised weights are dequantised in the same way.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +34,29 @@ def is_widened(layer: Any) -> bool:
     return layer.weight.dtype in NARROW or is_quantised(layer)
 
 
+class _Memory(threading.local):
+    """Of a thread, for one float32 weight after the other."""
+
+    kept: torch.Tensor | None = None
+
+
+_MEMORY = _Memory()
+
+
+def passing_weight(layer: Any) -> torch.Tensor:
+    """`wide_weight` until the next call in this thread: on a CPU every widened weight has the same memory.
+
+    Fresh pages would cost more there than widening and a product of 40 tokens together.
+    """
+    weight: torch.Tensor = layer.weight
+    if weight.device.type != "cpu" or weight.dtype not in NARROW or is_quantised(layer):
+        return wide_weight(layer)
+    if _MEMORY.kept is None or len(_MEMORY.kept) < weight.numel():
+        with torch.inference_mode(False):
+            _MEMORY.kept = torch.empty(weight.numel())
+    return _MEMORY.kept[: weight.numel()].view(weight.shape).copy_(weight.detach())
+
+
 class _FrozenProduct(torch.autograd.Function):
     """x W, or x W^T, of a frozen weight that is widened anew in every pass; differentiable in x any number of times."""
 
@@ -40,7 +64,7 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, layer: nn.Module, transposed: bool) -> torch.Tensor:
         """x (..., n) -> (..., m)."""
         ctx.layer, ctx.transposed = layer, transposed
-        weight = wide_weight(layer)
+        weight = passing_weight(layer)
         return F.linear(x, weight if transposed else weight.T)
 
     @staticmethod

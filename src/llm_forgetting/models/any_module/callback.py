@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from llm_forgetting.models.any_module.directions import SpaceName, as_adapted
 from llm_forgetting.models.any_module.flatness import FlatnessOptions, flatness
 from llm_forgetting.models.any_module.losses import Batches, Loss
 from llm_forgetting.models.any_module.scan_options import Tasks, measuring, unwrap_single_task
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,9 @@ class FlatnessCallback(TrainerCallback):
         self._model: torch.nn.Module | None = None
         self.recorded: list[Recorded] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
         """The first measurement."""
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             raise UserError(
@@ -104,21 +109,27 @@ class FlatnessCallback(TrainerCallback):
         self.recorded = []
         self._record(state, kwargs["model"])
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
         """A measurement every so many steps."""
         if self._unit == "steps" and state.global_step % self._every == 0:
             self._record(state, kwargs["model"])
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
         """A measurement every so many epochs."""
         if self._unit == "epochs" and round(state.epoch) % self._every == 0:
             self._record(state, kwargs["model"])
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
         """The last measurement."""
         self._record(state, kwargs["model"])
 
-    def _record(self, state: Any, model: torch.nn.Module) -> None:
+    def _record(self, state: "TrainerState", model: torch.nn.Module) -> None:
         if not state.is_world_process_zero or (self.recorded and self.recorded[-1].step == state.global_step):
             return
         self._model = model

@@ -13,7 +13,7 @@ import torch
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.directions import orthogonalised, random_direction
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
-from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, canonicalise
+from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, canonicalise, numbers
 from llm_forgetting.landscape.results import ScanAxes
 from llm_forgetting.landscape.spaces import AdapterSpace, Space, WeightSpace, scaled_gaussians
 from llm_forgetting.models.any_module.losses import MeanLosses
@@ -245,7 +245,7 @@ def _along_tensors(
         perturbed=partial(moved, tensors),
         point=DirectionBasis(vectors).point,
         description="given directions" + (", filter-normalised" if normalise else ""),
-        norm=math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values())),
+        norm=math.sqrt(sum(numbers(tensor.double().square().sum() for tensor in tensors.values()))),
         units=units,
         cosine=cosine,
     )

@@ -48,7 +48,13 @@ def movable(module: torch.nn.Module, patterns: Sequence[str] | None) -> dict[str
 
 
 def refuse_unmovable(tensors: Tensors) -> None:
-    """UserError where a step would be rounded away, or where there is nothing here to be moved."""
+    """UserError where a step would be rounded away, where nothing can be moved, or not everything at once."""
+    devices = sorted({str(tensor.device) for tensor in tensors.values() if not tensor.is_meta})
+    if len(devices) > 1:
+        raise UserError(
+            f"parameters must be on one device to be moved together, they are on {', '.join(devices)}; name those of one by "
+            "parameters=['pattern', ...]"
+        )
     for name, tensor in tensors.items():
         if tensor.is_meta:
             raise UserError(f"parameters must be in memory to be moved, {name} is not (device_map or offloading)")

@@ -111,4 +111,5 @@ class DifferenceProducts:
             self._gradients.weight_gradient(Weights({name: sign * h * V for name, V in direction.items()}))
             for sign in (1.0, -1.0)
         ]
-        return Weights({name: (ends[0][name] - ends[1][name]) / (2 * h) for name in direction})
+        forth, back = ends
+        return Weights({name: (forth.pop(name) - back.pop(name)) / (2 * h) for name in direction})

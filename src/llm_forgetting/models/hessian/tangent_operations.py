@@ -7,7 +7,9 @@ no graph of a graph. Nothing is kept but inputs; what can be recomputed cheaply 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.language.packing import Layout
 
 Context = Any  # of torch.autograd.Function
-# Rows at a time of an elementwise operation: its temporaries then stay in the cache.
+# Rows at a time of an elementwise operation on a CPU: its temporaries then stay in the cache.
 ROWS = 64
 
 
@@ -110,7 +112,7 @@ class SwiGLU(torch.autograd.Function):
         """Both (2, T, f) -> (2, T, f)."""
         ctx.save_for_backward(gate, up)
         out = torch.empty_like(gate)
-        for rows in _chunks(gate.shape[1]):
+        for rows in _chunks(gate):
             (g, dg), (u, du) = gate[:, rows], up[:, rows]
             sigma = torch.sigmoid(g)
             a = g * sigma
@@ -124,7 +126,7 @@ class SwiGLU(torch.autograd.Function):
         """With a = silu(g): a' = s + a (1 - s), a'' = s (1 - s) (2 + g (1 - 2 s)), s the logistic function of g."""
         gate, up = ctx.saved_tensors
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
-        for rows in _chunks(gate.shape[1]):
+        for rows in _chunks(gate):
             (g, dg), (u, du), (G, dG) = gate[:, rows], up[:, rows], grads[0][:, rows]
             sigma = torch.sigmoid(g)
             a, rest = g * sigma, 1 - sigma
@@ -186,14 +188,21 @@ class SegmentAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, None
 
 
+@dataclass(frozen=True)
 class _Part:
-    """Segments of one length: `queries` (n, L) and `keys` (n, K) are places in the row, `own` (n, L) those that are real.
+    """Segments of one length: `queries` (n, L) and `keys` (n, K) are places in the row, `own` (n, L) those that are real;
+    `item`, `offset` and `places` (m,) as in `Layout`.
 
     The heads of a group share their keys, so their queries stand below one another: (2, groups, n, heads / groups x L, d).
     """
 
-    def __init__(self, queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, own: torch.Tensor) -> None:
-        self.queries, self.keys, self.mask, self.own = queries, keys, mask, own
+    queries: torch.Tensor
+    keys: torch.Tensor
+    mask: torch.Tensor
+    own: torch.Tensor
+    item: torch.Tensor
+    offset: torch.Tensor
+    places: torch.Tensor
 
     def queries_of(self, tensor: torch.Tensor, groups: int) -> torch.Tensor:
         two, heads, _, d = tensor.shape
@@ -209,10 +218,10 @@ class _Part:
         two, groups, n, _, d = tensor.shape
         length = self.queries.shape[1]
         spread = tensor.view(two, groups, n, -1, length, d).permute(0, 2, 4, 1, 3, 5)
-        return spread[:, self.own].flatten(2, 3)
+        return spread[:, self.item, self.offset].flatten(2, 3)
 
     def scatter(self, y: torch.Tensor, out: torch.Tensor) -> None:
-        out[:, self.queries[self.own]] = self._by_token(y)
+        out[:, self.places] = self._by_token(y)
 
     def gather(self, grad: torch.Tensor, groups: int) -> torch.Tensor:
         """Of (2, T, heads, d); 0 in places that are not real."""
@@ -222,19 +231,31 @@ class _Part:
         return gathered.reshape(two, groups, n, -1, d)
 
     def put_queries(self, grad: torch.Tensor, out: torch.Tensor) -> None:
-        out.transpose(1, 2)[:, self.queries[self.own]] = self._by_token(grad)
+        out.transpose(1, 2)[:, self.places] = self._by_token(grad)
 
     def add_keys(self, grad: torch.Tensor, out: torch.Tensor) -> None:
         out.index_add_(2, self.keys.reshape(-1), grad.flatten(2, 3))
 
 
+_PARTS: WeakKeyDictionary[Layout, list[_Part]] = WeakKeyDictionary()
+
+
 def _parts(layout: Layout) -> list[_Part]:
-    parts = [_Part(layout.queries, layout.keys, layout.mask[:, 0], layout.own)]
-    for prefix in layout.prefixes:
-        places = torch.arange(prefix.start, prefix.stop, device=layout.queries.device)[None]
-        causal = torch.ones(places.shape[1], places.shape[1], dtype=torch.bool, device=places.device).tril()
-        parts.append(_Part(places, places, causal[None], torch.ones_like(places, dtype=torch.bool)))
-    return parts
+    """The items' own segments and the shared prefixes, the same for all layers and passes."""
+    if layout not in _PARTS:
+        item, offset, places = layout.item, layout.offset, layout.places
+        own = _Part(layout.queries, layout.keys, layout.mask[:, 0], layout.own, item, offset, places)
+        _PARTS[layout] = [own, *(_prefix_part(prefix, places.device) for prefix in layout.prefixes)]
+    return _PARTS[layout]
+
+
+def _prefix_part(prefix: slice, device: torch.device) -> _Part:
+    places = torch.arange(prefix.start, prefix.stop, device=device)
+    own = torch.ones_like(places, dtype=torch.bool)
+    causal = own.expand(len(places), -1).tril()
+    return _Part(
+        places[None], places[None], causal[None], own[None], torch.zeros_like(places), places - prefix.start, places
+    )
 
 
 def _probabilities(
@@ -252,5 +273,8 @@ def _precise(pair: torch.Tensor) -> torch.Tensor:
     return pair.float() if pair.dtype in (torch.bfloat16, torch.float16) else pair
 
 
-def _chunks(rows: int) -> list[slice]:
-    return [slice(start, start + ROWS) for start in range(0, rows, ROWS)]
+def _chunks(pair: torch.Tensor) -> list[slice]:
+    """All rows at once on a GPU, whose launches cost more than its cache saves."""
+    rows = pair.shape[1]
+    size = ROWS if pair.device.type == "cpu" else max(1, rows)
+    return [slice(start, start + size) for start in range(0, rows, size)]

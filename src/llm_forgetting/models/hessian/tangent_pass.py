@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from llm_forgetting.landscape.gauge import Factors
-from llm_forgetting.models.adapter.widened import is_quantised, wide_weight
+from llm_forgetting.models.adapter.widened import is_quantised, passing_weight
 from llm_forgetting.models.hessian.tangent_operations import Linear, RMSNorm, SegmentAttention, SwiGLU, WeightTangent
 from llm_forgetting.models.language.packing import Pack, layout_for, packed_answer_logits, segments
 
@@ -70,7 +70,7 @@ class TangentPass:
         if isinstance(module, nn.Linear):
             name = self._names.get(id(module), "")
             native = module.weight.dtype == self._dtype and not is_quantised(module)
-            weight = partial(getattr, module, "weight") if native else partial(wide_weight, module)
+            weight = partial(getattr, module, "weight") if native else partial(passing_weight, module)
             return lambda x: Linear.apply(  # type: ignore[no-untyped-call]
                 x, self._anchor, weight, module.bias, self.beside.get(name), self.tangents.get(name)
             )

@@ -6,7 +6,7 @@ import torch
 
 from llm_forgetting.curvature.operators import DirectionalDerivatives, Weights
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
-from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.landscape.gauge import Factors, numbers
 from llm_forgetting.models.hessian.micro_batches import MicroBatches, sparing
 from llm_forgetting.models.hessian.tangent_operations import WeightTangent
 from llm_forgetting.models.hessian.tangent_pass import TangentPass
@@ -63,7 +63,7 @@ class TangentProducts:
         """Derivatives along the update, collected as numbers."""
         tangents = {name: LowRankTangent(pair, self._dtype) for name, pair in update.items()}
         loss, slope = self.run(tangents)
-        return DirectionalDerivatives(loss, slope, sum(tangent.curvature for tangent in tangents.values()))
+        return DirectionalDerivatives(loss, slope, sum(numbers(tangent.curvature for tangent in tangents.values())))
 
     @sparing
     def weight_hessian(self, direction: Weights) -> Weights:

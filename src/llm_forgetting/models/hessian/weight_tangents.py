@@ -48,12 +48,11 @@ class AdapterTangent:
 
 
 class LowRankTangent:
-    """V = B A of any rank; collects <g, V> and <V, H V> and nothing of the size of the weights."""
+    """V = B A of any rank; collects <V, H V> and nothing of the size of the weights."""
 
     def __init__(self, update: Factors, dtype: torch.dtype) -> None:
         self._update = Factors(update.B.to(dtype), update.A.to(dtype))
-        self.slope = 0.0
-        self.curvature = 0.0
+        self.curvature = update.B.new_zeros((), dtype=torch.float64)
 
     def spread(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Add V x[0], in the factors, to y[1]."""
@@ -62,21 +61,19 @@ class LowRankTangent:
         return P
 
     def collect(self, x: torch.Tensor, grad_y: torch.Tensor, grad_x: torch.Tensor | None, kept: torch.Tensor) -> None:
-        """Collect the two numbers from products of rank r."""
+        """Collect the number, which stays on the device, from products of rank r."""
         Q = grad_y @ self._update.B
         if grad_x is not None:
             grad_x[0].addmm_(Q[1], self._update.A)
-        self.slope += _dot(Q[1], kept[0])
-        self.curvature += _dot(Q, kept)
+        self.curvature += (Q * kept).sum(dtype=torch.float64)
 
 
 class DenseTangent:
-    """Any V (d_out, d_in); collects H V, of the same size, and <g, V>."""
+    """Any V (d_out, d_in); collects H V, of the same size."""
 
     def __init__(self, direction: torch.Tensor, dtype: torch.dtype) -> None:
         self._direction = direction.to(dtype)
         self.product = torch.zeros_like(direction)
-        self.slope = 0.0
 
     def spread(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add V x[0] to y[1]."""
@@ -85,14 +82,9 @@ class DenseTangent:
     def collect(self, x: torch.Tensor, grad_y: torch.Tensor, grad_x: torch.Tensor | None, kept: None) -> None:
         """Collect H V in place."""
         back = grad_y[1] @ self._direction
-        self.slope += _dot(back, x[0])
         if grad_x is not None:
             grad_x[0] += back
         if self.product.dtype == x.dtype:
             self.product.addmm_(grad_y.flatten(0, 1).T, x.flatten(0, 1))
         else:
             self.product += grad_y.flatten(0, 1).T @ x.flatten(0, 1)
-
-
-def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
-    return float((x * y).sum(dtype=torch.float64))

@@ -20,6 +20,7 @@ from llm_forgetting.models.language.settings import (
     BUILT_IN,
     SHAPES,
     read_settings,
+    require_plain_weights,
     require_possible_size,
     without_weights,
 )
@@ -185,7 +186,9 @@ def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
     }
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **common)
-        require_possible_size(config.name, AutoConfig.from_pretrained(source, **common))
+        settings = AutoConfig.from_pretrained(source, **common)
+        require_possible_size(config.name, settings)
+        require_plain_weights(config.name, settings)
         model, report = _load_weights(source, config, device, common, notify)
         _require_all_weights(config.name, report)
         model = model.to(device)

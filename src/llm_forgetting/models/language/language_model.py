@@ -3,7 +3,8 @@
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from llm_forgetting.models.adapter.adapted_model import (
     attach_saved,
     saved_options,
 )
+from llm_forgetting.models.adapter.widened import NARROW
 from llm_forgetting.models.language.backbones import built_in_name, load_backbone
 from llm_forgetting.models.language.batches import ROUNDING, Batch, EncodedItem, answer_position_logits, collate
 from llm_forgetting.models.language.packing import (
@@ -40,6 +42,12 @@ Notify = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 
+def _numbers(parameter: torch.Tensor) -> int:
+    """How many numbers a parameter stands for: of a 4-bit one the bytes hold two each."""
+    shape: torch.Size = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
+    return shape.numel()
+
+
 class LanguageModel(AdaptedModel):
     """Backbone, tokenizer and one LoRA adapter called `default`.
 
@@ -56,6 +64,7 @@ class LanguageModel(AdaptedModel):
             )
         self.tokenizer = tokenizer
         self.source = source
+        self._narrow = self.dtype in NARROW
         forward = inspect.signature(peft_model.get_base_model().forward).parameters
         self._accepted = frozenset(forward)
         if tokenizer.pad_token_id is None:
@@ -101,6 +110,15 @@ class LanguageModel(AdaptedModel):
         device: torch.device = next(self.peft_model.parameters()).device
         return device
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Within the block, of scores or of training, the backbone computes in its own precision; on a CPU in `precision`.
+
+        There a product of 40 tokens with a bfloat16 W (4,096, 4,096) takes 0.2 s forward and 7 s backward, in float32 0.1 s.
+        """
+        with self.analysed() if self._narrow and self.device.type == "cpu" else nullcontext():
+            yield
+
     def description(self) -> dict[str, Any]:
         """Name, architecture, sizes, precision and adapter, for the results."""
         update = self.adapter_factors()
@@ -108,7 +126,7 @@ class LanguageModel(AdaptedModel):
         return {
             "name": self.source,
             "architecture": type(self.peft_model.get_base_model()).__name__,
-            "parameters": sum(p.numel() for p in self.peft_model.parameters()) - adapter,
+            "parameters": sum(map(_numbers, self.peft_model.parameters())) - adapter,
             "adapter_parameters": adapter,
             "adapted_modules": len(update),
             "adapted_weights": sum(len(pair.B) * pair.A.shape[1] for pair in update.values()),

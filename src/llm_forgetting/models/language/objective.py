@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
@@ -86,6 +87,18 @@ class LandscapeObjective:
         n, k = len(self._items), self._options
         z = values[..., : n * k].reshape(*values.shape[:-1], n, k)
         return split_groups(AnswerStatistics(z, values[..., n * k :], self._answers), self._sizes)
+
+    def columns(self, index: int) -> NDArray[np.intp]:
+        """Which of a point's values are those of task number `index`."""
+        first, n, k = sum(self._sizes[:index]), len(self._items), self._options
+        items = np.arange(first, first + self._sizes[index])
+        return np.concatenate([(items[:, None] * k + np.arange(k)).reshape(-1), n * k + items])
+
+    def loss(self, index: int, values: Floats) -> Floats:
+        """(...) mean loss of task number `index`, from values (..., m) of its `columns`."""
+        first, n, k = sum(self._sizes[:index]), self._sizes[index], self._options
+        z = values[..., : n * k].reshape(*values.shape[:-1], n, k)
+        return AnswerStatistics(z, values[..., n * k :], self._answers[first : first + n]).surface("loss")
 
     def losses(self, values: Floats) -> Floats:
         """(..., tasks) mean loss of each task."""

@@ -24,13 +24,14 @@ class CannotPackError(Exception):
     """The model's attention does something that segments do not know."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Who attends to whom in a row of T tokens.
 
     `prefixes`: slices of shared prefixes. `queries` (n, L) and `keys` (n, P + L): places of each item's own tokens, and of
     its shared prefix followed by them, filled up with 0. `mask` (n, 1, L, P + L): what a query may see. `own` (n, L):
-    which queries are real. Keys are counted from the first of `kept` tokens that were computed before the row.
+    which queries are real, and `item`, `offset` (m,) where they stand in it: a GPU that is asked for a mask's places has to
+    be waited for. Keys are counted from the first of `kept` tokens that were computed before the row.
     """
 
     prefixes: tuple[slice, ...]
@@ -38,6 +39,9 @@ class Layout:
     keys: torch.Tensor
     mask: torch.Tensor
     own: torch.Tensor
+    item: torch.Tensor
+    offset: torch.Tensor
+    places: torch.Tensor
     kept: int = 0
 
 
@@ -157,7 +161,8 @@ def _layout(prefixes: tuple[slice, ...], starts: list[int], sizes: list[int], sh
     first = torch.where(before, torch.tensor([prefix.start for prefix in shared])[:, None] + torch.arange(widest), 0)
     causal = torch.ones(longest, longest, dtype=torch.bool).tril().expand(len(sizes), -1, -1)
     mask = torch.cat([before[:, None, :].expand(-1, longest, -1), causal], dim=2)
-    return Layout(prefixes, queries, torch.cat([first, queries], dim=1), mask[:, None], own)
+    keys, (item, offset) = torch.cat([first, queries], dim=1), own.nonzero(as_tuple=True)
+    return Layout(prefixes, queries, keys, mask[:, None], own, item, offset, queries[own])
 
 
 _layout_in_use: ContextVar[Layout] = ContextVar("layout")
@@ -198,7 +203,10 @@ def segment_attention(  # noqa: PLR0917 -- transformers' signature
         return _attention_after_beginning(module, query, key, value, layout, scaling), None
     key, value = _with_beginning(module, key, value, layout.kept)
     b, heads, _, d = query.shape
-    grouped: Any = {"scale": scaling, "enable_gqa": key.shape[1] != heads, "dropout_p": dropout}
+    repeats = heads // key.shape[1]
+    if query.device.type != "cpu" and repeats > 1:  # a GPU's fused kernels take a mask or groups, not both
+        key, value, repeats = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1), 1
+    grouped: Any = {"scale": scaling, "enable_gqa": repeats > 1, "dropout_p": dropout}
     n, longest = layout.queries.shape
 
     def gathered(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -209,7 +217,8 @@ def segment_attention(  # noqa: PLR0917 -- transformers' signature
         q, k, v = gathered(query, layout.queries), gathered(key, layout.keys), gathered(value, layout.keys)
         mask = layout.mask.repeat(b, 1, 1, 1) if b > 1 else layout.mask
         items = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **grouped)
-        out[:, layout.queries[layout.own]] = items.reshape(b, n, heads, longest, d).transpose(2, 3)[:, layout.own]
+        every = items.reshape(b, n, heads, longest, d).transpose(2, 3)
+        out[:, layout.places] = every[:, layout.item, layout.offset]
     for prefix in layout.prefixes:
         part = F.scaled_dot_product_attention(
             query[:, :, prefix], key[:, :, prefix], value[:, :, prefix], is_causal=True, **grouped
@@ -247,9 +256,9 @@ def _attention_after_beginning(  # noqa: PLR0917 -- as above
     own_out, own_lse = attend(
         own(query), own(key), own(value), 0.0, True, scale=scaling
     )  # filled up behind, so causal is all
-    places = layout.queries[layout.own]
-    own_out = own_out.reshape(b, n, heads, longest, d).transpose(2, 3)[:, layout.own]
-    own_lse = own_lse.reshape(b, n, heads, longest).transpose(2, 3)[:, layout.own]
+    places, item, offset = layout.places, layout.item, layout.offset
+    own_out = own_out.reshape(b, n, heads, longest, d).transpose(2, 3)[:, item, offset]
+    own_lse = own_lse.reshape(b, n, heads, longest).transpose(2, 3)[:, item, offset]
     out, lse = out.transpose(1, 2), lse.reshape(b, heads, -1).transpose(1, 2)
     weight = torch.sigmoid(own_lse - lse[:, places])[..., None]
     joined = torch.empty_like(out)
@@ -295,7 +304,8 @@ def segments(backbone: Any, attention: Callable[..., Any] | None = None) -> Iter
 def compute_prefix(model: Any, tokens: tuple[int, ...], device: torch.device) -> PrefixCache:
     """The prefix `tokens`, with keys and values of every layer, inside `segments`; for one row of tokens."""
     length, none = len(tokens), torch.zeros(0, 0, dtype=torch.long)
-    layout = Layout((slice(0, length),), none, none, none.bool()[:, None, None, :], none.bool())
+    mask, nowhere = none.bool(), none.flatten()
+    layout = Layout((slice(0, length),), none, none, mask[:, None, None, :], mask, nowhere, nowhere, nowhere)
     last = torch.tensor([length - 1])
     row = Pack(torch.tensor([tokens]), torch.arange(length)[None], last, torch.zeros(0, 0), (), layout).to(device)
     prefix = PrefixCache(tokens)

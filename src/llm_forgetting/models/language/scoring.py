@@ -24,7 +24,7 @@ def score(
     *,
     packed: bool = True,
 ) -> AnswerStatistics:
-    """Statistics of all items in the order given; eval mode, no gradients, float32 logits.
+    """Statistics of all items in the order given; eval mode, no gradients, float32 logits (see `LanguageModel.computing`).
 
     Items are packed (no padding, shared prefixes once) where the model allows it and `packed` does, else padded in length
     buckets. The batches depend only on the items, so they are the same at every call, unless memory runs out: then they are
@@ -32,7 +32,7 @@ def score(
     each batch.
     """
     model.peft_model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), model.computing():
         if packed and model.supports_packing:
             try:
                 return _score_packed(model, encoded, batch_size, advance)

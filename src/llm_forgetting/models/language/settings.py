@@ -55,7 +55,7 @@ def model_settings(config: ModelConfig) -> ModelSettings | None:
 def read_settings(config: ModelConfig) -> "PretrainedConfig | None":
     """The backbone's configuration in its folder or the hub's cache; None where neither has one.
 
-    UserError where it asks for more layers than any model has.
+    UserError where it asks for more layers than any model has, or says that the weights are quantised.
     """
     from transformers import AutoConfig, LlamaConfig
 
@@ -67,6 +67,7 @@ def read_settings(config: ModelConfig) -> "PretrainedConfig | None":
         shape = SHAPES.get(config.name)
         return None if shape is None else LlamaConfig(**shape)
     require_possible_size(config.name, settings)
+    require_plain_weights(config.name, settings)
     return settings
 
 
@@ -131,4 +132,15 @@ def require_possible_size(name: str, settings: Any) -> None:
     if isinstance(layers, int) and layers > MOST_LAYERS:
         raise UserError(
             f"model.name={name!r} must have at most {MOST_LAYERS:,} layers, its config.json says {layers:,}"
+        )
+
+
+def require_plain_weights(name: str, settings: Any) -> None:
+    """UserError where config.json says that the weights are quantised."""
+    quantised = getattr(settings, "quantization_config", None)
+    if isinstance(quantised, dict) or hasattr(quantised, "quant_method"):
+        kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise UserError(
+            f"model.name={name!r} must have plain weights, its config.json says that they are quantised "
+            f"({getattr(kind, 'value', kind)}), which is not supported yet; take the checkpoint without quantisation"
         )

@@ -54,7 +54,7 @@ def text_losses(
     """Per passage the mean of -log p(token | those before it) over its tokens but the first, nats; eval mode."""
     model.peft_model.eval()
     losses = []
-    with torch.inference_mode():
+    with torch.inference_mode(), model.computing():
         for text in texts:
             ids = torch.tensor([text.input_ids], device=model.device)
             logits = model.peft_model(input_ids=ids).logits[0, :-1].float()

@@ -4,12 +4,13 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from llm_forgetting.arrays import Floats
+from llm_forgetting.files import Json
 from llm_forgetting.report.tables.run import Table
 
-Spec = dict[str, Any]
+Spec = dict[str, Json]
 Rounded = float | None | list["Rounded"]
 
 

@@ -3,12 +3,12 @@
 import math
 from functools import cache
 from importlib import resources
-from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from llm_forgetting.files import Json
 from llm_forgetting.report.html.blocks import Figures, Page, Plot
 
 
@@ -45,7 +45,7 @@ def _spec(plot: Plot) -> dict[str, object]:
     return spec if plot.alike is None else {**spec, "alike": _spec(plot.alike)}
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: Json) -> Json:
     """`value` with None for every number that is not finite: JSON has no such numbers, and plotly leaves a gap."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

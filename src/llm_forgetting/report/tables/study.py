@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
+from llm_forgetting.files import Json
 from llm_forgetting.report.tables.markdown import markdown_rows
 from llm_forgetting.report.tables.run import Table, p_text
 
-Study = Mapping[str, Any]
+Study = Mapping[str, Json]
 """What study.json holds, or an object in it."""
 
 # The level of study.statistics.power.SIGNIFICANCE, which stands on a higher floor.

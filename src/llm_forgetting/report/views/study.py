@@ -1,14 +1,14 @@
 """Views of study.json: the runs as points, and the axes on which they can be told apart."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from llm_forgetting.arrays import Floats
+from llm_forgetting.files import Json
 from llm_forgetting.report.views.axis_scale import AxisScale, choose_scale
 
-StudyContent = Mapping[str, Any]
+StudyContent = Mapping[str, Json]
 
 
 def columns(points: Sequence[StudyContent], x: str, y: str) -> tuple[Floats, Floats]:

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llm_forgetting.errors import UserError
+from llm_forgetting.errors import UserError, program
 from llm_forgetting.files import decode, encode, whole_folder, write_bytes, write_text
-from llm_forgetting.progress import program
 
 MANIFEST = "manifest.json"
 INPUTS = {
