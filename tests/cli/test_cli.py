@@ -486,15 +486,21 @@ def test_a_dry_run_of_a_gated_7b_model_needs_no_network_and_no_model(shell: Shel
     done = shell.run("--config", "llama2-7b", "--dry_run")
     assert done.status == 0, done.stderr
     said = " ".join(done.stdout.split())
-    for words in ("meta-llama/Llama-2-7b-hf", "32 layers of 4096, guessed from its name", "sizes assumed", "computer_science"):
+    for words in (
+        "meta-llama/Llama-2-7b-hf",
+        "32 layers of 4096, guessed from its name",
+        "sizes assumed",
+        "computer_science",
+    ):
         assert words in said
     # Items of 1,024 tokens: training and its neighbours, GB on 24, 40, 80 and 141 GB.
     training, forecast = (re.search(rf"\n {phase} .*", done.stdout) for phase in ("training", "forecast"))
     assert training and forecast  # noqa: PT018
     assert re.search(r"27\.\d \(no\) +27\.\d +27\.\d +27\.\d", training[0])
     assert re.search(r"A100-40 +40 GB +yes +\d", done.stdout)
-    assert re.search(r"RTX-4090 +24 GB +no: training", done.stdout)
-    assert "set training.batch_size=8 with training.gradient_accumulation_steps=2" in said
+    assert re.search(r"RTX-4090 +24 GB +no: forecast", done.stdout)
+    assert "A100-40" in said
+    assert "set curvature.forecast=false" in said
     assert re.search(r"philosophy +240 +60", done.stdout)
 
 
