@@ -17,6 +17,7 @@ from llm_forgetting.config.sections import (
     DataConfig,
     ExperimentConfig,
     LandscapeConfig,
+    LoraConfig,
     ModelConfig,
     TrainingConfig,
 )
@@ -397,7 +398,8 @@ def test_a_worker_takes_what_its_largest_phase_does(monkeypatch: pytest.MonkeyPa
     plain = NeedsCounter.needs
     monkeypatch.setattr(NeedsCounter, "needs", lambda self, c, **rest: counted.append(c) or plain(self, c, **rest))
     seeds = [dataclasses.replace(config, training=TrainingConfig(seed=n)) for n in range(5)]
-    found = worker_bytes([*seeds, dataclasses.replace(config, training=TrainingConfig(batch_size=32))], this_cpu())
+    hungriest = dataclasses.replace(config, lora=LoraConfig(rank=64))
+    found = worker_bytes([*seeds, hungriest], this_cpu())
     assert len(counted) == 2  # seeds change no need
     largest = needs.needs(
         dataclasses.replace(fit.in_smallest_batches(config), training=TrainingConfig(batch_size=32)),

@@ -154,9 +154,8 @@ def host_bytes(configs: Iterable[ExperimentConfig]) -> float:
 
 def _memory_key(config: ExperimentConfig) -> tuple[object, ...]:
     """What memory depends on: configurations of a study differ in little of it."""
-    training, data, landscape = config.training, config.data, config.landscape
     return (
-        (config.model, config.lora, training.batch_size, training.gradient_checkpointing),
-        (config.interventions.sam_rho > 0, config.evaluation.batch_size, len(data.tasks), data.max_tokens),
-        (replace(landscape, seed=0), replace(config.curvature, seed=0)),
+        (config.model, config.lora, config.training.gradient_checkpointing, config.interventions.sam_rho > 0),
+        (len(config.data.tasks), config.data.max_tokens),
+        (replace(config.landscape, seed=0), replace(config.curvature, seed=0)),
     )

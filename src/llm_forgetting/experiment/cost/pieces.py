@@ -44,7 +44,10 @@ def training(model: LanguageModel, batches: HeaviestBatches, config: ExperimentC
     kept = [
         torch.empty_like(parameter) for parameter in trained for _ in range(4 if config.interventions.sam_rho else 2)
     ]
-    answer_losses(model, batches.training, packed=not settings.gradient_checkpointing).mean().backward()  # type: ignore[no-untyped-call]
+    with model.computing():
+        losses = answer_losses(model, batches.training, packed=not settings.gradient_checkpointing)
+        losses.mean().backward()  # type: ignore[no-untyped-call]
+        del losses
     yield
     del kept
     optimizer = torch.optim.AdamW(trained, foreach=True)
