@@ -3,12 +3,12 @@
     make bench-memory
     make bench-memory ARGS="--phase training"
 
-The embedded model (SmolLM2-135M, float32) on this machine's CPU, batches of 16 items. Every phase runs in fresh processes: the piece
-that is counted, on the same batch. What was resident when the items had been read is taken off the largest resident memory;
-the weights are loaded after that. In the first process every tensor has pages of its own (MALLOC_MMAP_THRESHOLD_), which go back
-when it does, as with a GPU's allocator; in the second the system's allocator keeps what it likes.
+The embedded model (SmolLM2-135M, float32) on this machine's CPU, batches of 16 items. Every phase runs in fresh processes: the
+piece that is counted, on the same batch. What was resident when the items had been read is taken off the largest resident
+memory; the weights are loaded after that. In the first process every tensor has pages of its own (MALLOC_MMAP_THRESHOLD_),
+which go back when it does, as with a GPU's allocator; in the second the system's allocator keeps what it likes.
 
-Everything is written to benchmarks/results/memory.json. Status 1 if a phase takes more than 15% more or less in the first process.
+Everything is written to benchmarks/results/memory.json. Status 1 if the first process takes 15% more or less than was counted.
 """
 
 import argparse
