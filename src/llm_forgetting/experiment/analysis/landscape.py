@@ -132,7 +132,7 @@ def analyse_landscape(
         note=plane.note,
         points=plane.points,
         surfaces={name: _surface(index, objective, plane, lines, config) for index, name in enumerate(objective.names)},
-        gauge_self_test=gauge_self_test(model, items[0], config, length),
+        gauge_self_test=gauge_self_test(model, items[0], config, length, space),
     )
 
 
@@ -207,9 +207,9 @@ def _surface(
 
 
 def gauge_self_test(
-    model: LanguageModel, task: tuple[str, Sequence[EncodedItem]], config: LandscapeConfig, length: float
+    model: LanguageModel, task: tuple[str, Sequence[EncodedItem]], config: LandscapeConfig, length: float, space: Space
 ) -> GaugeSelfTest:
-    """One landscape value and one second difference, for the adapter as it is and rewritten by random M per module.
+    """One landscape value and one second difference, for the adapter as it is (`space`) and rewritten by random M per module.
 
     Both adapters are the same function, so both numbers must agree; in raw coordinates they would not.
     `relative_difference` is of each number's own size. A second difference of a nearly flat line is a difference of equal
@@ -219,10 +219,10 @@ def gauge_self_test(
     items = list(task[1][: config.self_test_items])
     objective = objective_of(model, [(task[0], items)], config)
     points = []
-    for written in (factors, WeightUpdate(regauged(factors, derive_seed(config.seed, "gauge self-test")))):
-        space = space_of(model, config, written)
-        (direction,) = space.directions(config.seed, 1, length)
-        points += [space.point([(step, direction)]) for step in (-h, 0.0, h)]
+    rewritten = WeightUpdate(regauged(factors, derive_seed(config.seed, "gauge self-test")))
+    for around in (space, space_of(model, config, rewritten)):
+        (direction,) = around.directions(config.seed, 1, length)
+        points += [around.point([(step, direction)]) for step in (-h, 0.0, h)]
     with objective.evaluating() as values_at:
         losses = [float(objective.losses(values)[0]) for values in values_at(points)]
     (value, second, centre), (value_other, second_other, _) = [
