@@ -365,8 +365,8 @@ def test_mean_rise_in_raw_coordinates_is_another_number_in_every_gauge(spectrum:
     assert abs(rises["GL(r)"] / rises["trained"] - 1) > 0.1
 
 
-@pytest.mark.parametrize("share", [0.25, 0.0])
-def test_directions_are_drawn_once_where_they_fit(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fits", [True, False])
+def test_directions_are_drawn_once_where_they_fit(fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every point of a plane has the same numbers as when it is drawn anew."""
     draws: list[tuple[str, int]] = []
     drawn = spaces_module.scaled_gaussians
@@ -376,8 +376,8 @@ def test_directions_are_drawn_once_where_they_fit(share: float, monkeypatch: pyt
         return drawn(seed, module, indices, *rest)
 
     monkeypatch.setattr(spaces_module, "scaled_gaussians", counted)
-    monkeypatch.setattr(spaces_module, "SHARE", share)
-    space, _, factors = weight_space()
+    W, factors = make()
+    space = WeightSpace(factors, merged_norms(W, factors), room=100_000 if fits else 0)
     d, e = space.directions(3, 2, 1.0)
     for a, b in ((0.5, 0.0), (0.1, -0.2), (0.0, 1.0)):
         found = dense(space.point([(a, d), (b, e)]))
@@ -386,5 +386,4 @@ def test_directions_are_drawn_once_where_they_fit(share: float, monkeypatch: pyt
             again = NoisyUpdate(pair.B, pair.A, pair.row_norms, name, pair.noise)
             assert torch.equal(found[name], dense({name: again})[name])
         del draws[draws_before:]
-    assert len(draws) == (2 * len(factors) if share else len(draws)) > 0
-    assert (len(draws) == 2 * len(factors)) is bool(share)
+    assert (len(draws) == 2 * len(factors)) is fits

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -14,9 +13,6 @@ from llm_forgetting.landscape.directions import gaussian_chunks, orthogonal_dire
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, adapter_norm
 from llm_forgetting.seeding import derive_seed
-
-# Of the free memory, for directions of the size of the weights.
-SHARE = 0.25
 
 
 class Space(Protocol):
@@ -196,14 +192,14 @@ def scaled_gaussians(
 class WeightSpace:
     """The merged weights W' = W + delta W: Gaussian directions with the row norms of W' (filter normalisation, Li et al. 2018).
 
-    `row_norms` (d_out,) per module are those of W'. Gaussians are kept in a `SHARE` of the memory that is free, and drawn
-    from their seed whenever they are needed beyond that.
+    `row_norms` (d_out,) per module are those of W'. Gaussians are kept as far as `room` bytes go, and drawn from their
+    seed whenever they are needed beyond that.
     """
 
-    def __init__(self, factors: WeightUpdate, row_norms: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, factors: WeightUpdate, row_norms: Mapping[str, torch.Tensor], room: int = 0) -> None:
         self._factors = factors
         self._row_norms = {name: norms.float().cpu() for name, norms in row_norms.items()}
-        self._gaussians = Gaussians(int(SHARE * psutil.virtual_memory().available))
+        self._gaussians = Gaussians(room)
 
     @property
     def norm(self) -> float:

@@ -32,6 +32,7 @@ from llm_forgetting.landscape.scan import LINE_NODES, LineScan, PlaneScan, scan_
 from llm_forgetting.landscape.spaces import AdapterSpace, RawSpace, Space, WeightSpace
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, Fit, Rule, SpectralSurface, terms
 from llm_forgetting.models.adapter.widened import NARROW
+from llm_forgetting.models.any_module.parameters import room_for_directions
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.objective import Items, LandscapeObjective
@@ -61,7 +62,7 @@ def space_of(model: LanguageModel, config: LandscapeConfig, factors: WeightUpdat
         return RawSpace(written)
     if config.space == "weight":
         require_space(model, config)
-        return WeightSpace(written, model.weight_row_norms())
+        return WeightSpace(written, model.weight_row_norms(), room_for_directions())
     return AdapterSpace(canonicalise(written))
 
 
