@@ -135,11 +135,11 @@ def require_possible_size(name: str, settings: Any) -> None:
         )
 
 
-def require_plain_weights(name: str, settings: Any) -> None:
+def require_plain_weights(name: str, settings: object) -> None:
     """UserError where config.json says that the weights are quantised."""
     quantised = getattr(settings, "quantization_config", None)
-    if isinstance(quantised, dict) or hasattr(quantised, "quant_method"):
-        kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+    said = quantised if isinstance(quantised, dict) else getattr(quantised, "__dict__", {})
+    if kind := said.get("quant_method"):
         raise UserError(
             f"model.name={name!r} must have plain weights, its config.json says that they are quantised "
             f"({getattr(kind, 'value', kind)}), which is not supported yet; take the checkpoint without quantisation"
