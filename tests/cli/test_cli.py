@@ -485,9 +485,35 @@ def test_the_fewest_evaluations_are_what_a_run_at_least_takes(tiny_run: Path) ->
 def test_a_dry_run_of_a_gated_7b_model_needs_no_network_and_no_model(shell: Shell) -> None:
     done = shell.run("--config", "llama2-7b", "--dry_run")
     assert done.status == 0, done.stderr
-    for words in ("meta-llama/Llama-2-7b-hf", "7,000 M parameters", "14.0 GB", "sizes assumed", "computer_science"):
-        assert words in done.stdout
+    said = " ".join(done.stdout.split())
+    for words in (
+        "meta-llama/Llama-2-7b-hf",
+        "32 layers of 4096, guessed from its name",
+        "sizes assumed",
+        "computer_science",
+    ):
+        assert words in said
+    # Items of 1,024 tokens: training and its neighbours, GB on 24, 40, 80 and 141 GB.
+    training, forecast = (re.search(rf"\n {phase} .*", done.stdout) for phase in ("training", "forecast"))
+    assert training and forecast  # noqa: PT018
+    assert re.search(r"27\.\d \(no\) +27\.\d +27\.\d +27\.\d", training[0])
+    assert re.search(r"A100-40 +40 GB +yes +\d", done.stdout)
+    assert re.search(r"RTX-4090 +24 GB +no: forecast", done.stdout)
+    assert "A100-40" in said
+    assert "set curvature.forecast=false" in said
     assert re.search(r"philosophy +240 +60", done.stdout)
+
+
+def test_a_dry_run_says_what_another_gpu_would_take(shell: Shell) -> None:
+    done = shell.run("--config", "smoke", "--dry_run", "--gpu", "h200")
+    assert done.status == 0, done.stderr
+    assert "Times on H200." in done.stdout
+    assert re.search(r"phase +141 GB +24 GB +40 GB +80 GB +this CPU", done.stdout)
+    for device in ("this CPU", "RTX-4090", "A100-40", "A100-80", "H100", "H200"):
+        assert re.search(rf"{device} +\d+ GB +yes +\d+ s", done.stdout)
+    complaint = shell.run("--config", "smoke", "--dry_run", "--gpu", "H1000").complaint
+    assert complaint == "--gpu must be one of RTX-4090, A100-40, A100-80, H100, H200, was 'H1000'"
+    assert "goes with --dry_run" in shell.run("--config", "smoke", "--gpu", "H100").complaint
 
 
 def test_a_dry_run_on_the_hub_knows_the_subjects_without_it(shell: Shell) -> None:

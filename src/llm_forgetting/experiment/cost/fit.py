@@ -48,9 +48,10 @@ class Misfit:
 
 
 def in_smallest_batches(config: ExperimentConfig) -> ExperimentConfig:
-    """What a run comes down to by itself where memory runs out: everything but training goes on with smaller batches."""
+    """What a run comes down to by itself where memory runs out: it goes on with smaller batches, with the same numbers."""
     return replace(
         config,
+        training=replace(config.training, batch_size=1),
         evaluation=replace(config.evaluation, batch_size=1),
         landscape=replace(config.landscape, batch_size=1),
         curvature=replace(config.curvature, micro_batch=1),
@@ -62,9 +63,9 @@ def misfit(counter: NeedsCounter, config: ExperimentConfig, device: Device) -> M
     for need in _least_needs(counter, config, device):
         if device.required(need.peak_bytes) > device.memory:
             fits = _fits(counter, need.phase, device)
-            found = (next((o.text for o in group if fits(o.config)), None) for group in _options(config, need.phase))
-            options = tuple(islice(filter(None, found), MOST_NAMED))
-            return Misfit(need.phase, device.required(need.peak_bytes), device.memory, device.name, options)
+            options = (option.text for option in _options(config, need.phase) if fits(option.config))
+            required = device.required(need.peak_bytes)
+            return Misfit(need.phase, required, device.memory, device.name, tuple(islice(options, MOST_NAMED)))
     return None
 
 
@@ -83,48 +84,24 @@ def _fits(counter: NeedsCounter, phase: str, device: Device) -> Callable[[Experi
     return fits
 
 
-def _options(config: ExperimentConfig, phase: str) -> Iterator[list[Option]]:
-    """What might make a phase fit: what changes no number first, what leaves something out last.
-
-    Of the options of one list the first that suffices is meant.
-    """
+def _options(config: ExperimentConfig, phase: str) -> Iterator[Option]:
+    """What might make a phase fit: what changes no number first, what leaves something out last."""
     curvature = config.curvature
-    if phase == "training":
-        yield from _of_training(config)
+    if phase == "training" and not config.training.gradient_checkpointing:
+        again = replace(config.training, gradient_checkpointing=True)
+        yield Option("training.gradient_checkpointing=true", replace(config, training=again))
     if phase in ("landscape", "plane") and config.landscape.points_per_forward != 1:
         one = replace(config.landscape, points_per_forward=1)
-        yield [Option("landscape.points_per_forward=1", replace(config, landscape=one))]
+        yield Option("landscape.points_per_forward=1", replace(config, landscape=one))
     if config.model.dtype in ("auto", "float32"):
-        yield [Option("model.dtype=bfloat16", replace(config, model=replace(config.model, dtype="bfloat16")))]
+        yield Option("model.dtype=bfloat16", replace(config, model=replace(config.model, dtype="bfloat16")))
     if phase == "forecast":
-        yield [Option("curvature.forecast=false", replace(config, curvature=replace(curvature, forecast=False)))]
+        yield Option("curvature.forecast=false", replace(config, curvature=replace(curvature, forecast=False)))
     if phase == "weight spectrum":
         none = replace(curvature, weight_probes=0)
-        yield [Option("curvature.weight_probes=0", replace(config, curvature=none))]
+        yield Option("curvature.weight_probes=0", replace(config, curvature=none))
     if phase == "spectrum":
-        yield [Option("curvature.spectrum=false", replace(config, curvature=replace(curvature, spectrum=False)))]
-
-
-def _of_training(config: ExperimentConfig) -> Iterator[list[Option]]:
-    """Recomputing activations; the items of a step in smaller batches; both."""
-    training = config.training
-    if not training.gradient_checkpointing:
-        again = replace(training, gradient_checkpointing=True)
-        yield [Option("training.gradient_checkpointing=true", replace(config, training=again))]
-    sizes = [size for size in range(training.batch_size - 1, 0, -1) if training.batch_size % size == 0]
-    for recompute in (False, True) if not training.gradient_checkpointing else (True,):
-        options = []
-        for size in sizes:
-            steps = training.gradient_accumulation_steps * training.batch_size // size
-            smaller = replace(
-                training, batch_size=size, gradient_accumulation_steps=steps, gradient_checkpointing=recompute
-            )
-            also = (
-                " and training.gradient_checkpointing=true" if recompute and not training.gradient_checkpointing else ""
-            )
-            text = f"training.batch_size={size} with training.gradient_accumulation_steps={steps}{also}"
-            options.append(Option(text, replace(config, training=smaller)))
-        yield options
+        yield Option("curvature.spectrum=false", replace(config, curvature=replace(curvature, spectrum=False)))
 
 
 def require_fit(config: ExperimentConfig, notify: Callable[[str], None], device: Device | None = None) -> None:
@@ -177,9 +154,8 @@ def host_bytes(configs: Iterable[ExperimentConfig]) -> float:
 
 def _memory_key(config: ExperimentConfig) -> tuple[object, ...]:
     """What memory depends on: configurations of a study differ in little of it."""
-    training, data, landscape = config.training, config.data, config.landscape
     return (
-        (config.model, config.lora, training.batch_size, training.gradient_checkpointing),
-        (config.interventions.sam_rho > 0, config.evaluation.batch_size, len(data.tasks), data.max_tokens),
-        (replace(landscape, seed=0), replace(config.curvature, seed=0)),
+        (config.model, config.lora, config.training.gradient_checkpointing, config.interventions.sam_rho > 0),
+        (len(config.data.tasks), config.data.max_tokens),
+        (replace(config.landscape, seed=0), replace(config.curvature, seed=0)),
     )

@@ -9,7 +9,6 @@ from llm_forgetting.config.sections import DataConfig, ExperimentConfig
 from llm_forgetting.errors import UnreachableError
 from llm_forgetting.experiment.tasks import source_of, tasks_of
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
-from llm_forgetting.models.language.packing import common_prefix
 from llm_forgetting.models.language.settings import local_tokenizer
 from llm_forgetting.tasks.prompts import render
 from llm_forgetting.tasks.task import Item, Task
@@ -86,9 +85,15 @@ def _by_characters(task: Task, max_tokens: int, each: float) -> EncodedTask:
         items = [item for split in _SPLITS for item in task.split(split) if item.subject == subject]
         texts = [render(item, task.shots.get(subject, ())) for item in items]
         lengths = [min(max_tokens, 1 + round(len(text) / each)) for text in texts]
-        shared = min(round(common_prefix(texts) / each), *lengths) if len(texts) > 1 else 0
+        shared = min(round(_common(texts) / each), *lengths) if len(texts) > 1 else 0
         made |= {item.item.id: item for item in _of_length(items, lengths, shared)}
     return EncodedTask(task.name, *(tuple(made[item.id] for item in task.split(split)) for split in _SPLITS))
+
+
+def _common(texts: Sequence[str]) -> int:
+    """Characters that all texts begin with."""
+    first, last = min(texts), max(texts)
+    return next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 def _of_length(items: Sequence[Item], lengths: Iterable[int], shared: int) -> list[EncodedItem]:

@@ -116,14 +116,11 @@ class NeedsCounter:
         self, config: ExperimentConfig, *, memory: int, gpu: bool, phases: Collection[str] | None = None
     ) -> list[PhaseNeed]:
         """As the function `needs`; of some phases, if they are given."""
-        dtype = pieces.precision(config, gpu=gpu)
-        whole = self._whole(config, dtype)
-        fit = tokens_within(memory - whole.weights, whole.bytes_per_token)
-        batches = heaviest_batches(config, self.lengths, tokens_that_fit=fit, gpu=gpu)
+        dtype, batches = pieces.precision(config, gpu=gpu), self.batches(config, memory=memory, gpu=gpu)
         wanted = [name for name in _wanted(config) if phases is None or name in phases]
-        keys = {name: (name, dtype, _relevant(name, config, batches)) for name in wanted}
+        keys = {name: (name, dtype, gpu, _relevant(name, config, batches)) for name in wanted}
         missing = [name for name in wanted if keys[name] not in self._found]
-        for name, counted in self._counted(config, dtype, batches, missing).items():
+        for name, counted in self._counted(config, batches, missing, gpu=gpu).items():
             self._found[keys[name]] = counted
         return [
             PhaseNeed(
@@ -131,10 +128,16 @@ class NeedsCounter:
                 max(self._found[keys[name]].peaks),
                 self._found[keys[name]].flops,
                 batches.tokens(name),
-                _arithmetic(name, config, dtype),
+                _arithmetic(name, config, dtype, gpu=gpu),
             )
             for name in wanted
         ]
+
+    def batches(self, config: ExperimentConfig, *, memory: int, gpu: bool) -> HeaviestBatches:
+        """The batches that are counted."""
+        whole = self._whole(config, pieces.precision(config, gpu=gpu))
+        fit = tokens_within(memory - whole.weights, whole.bytes_per_token)
+        return heaviest_batches(config, self.lengths, tokens_that_fit=fit, gpu=gpu)
 
     def surely_fits(self, config: ExperimentConfig, memory: int, *, gpu: bool) -> bool:
         """Whether a bound well above what would be counted is within `memory` bytes: no pass is made for it."""
@@ -157,26 +160,28 @@ class NeedsCounter:
         return self._wholes[key]
 
     def _counted(
-        self, config: ExperimentConfig, dtype: torch.dtype, batches: HeaviestBatches, names: Collection[str]
+        self, config: ExperimentConfig, batches: HeaviestBatches, names: Collection[str], *, gpu: bool
     ) -> dict[str, _Counted]:
         """The pieces called `names`, of a model of all layers."""
-        whole = self._whole(config, dtype)
+        whole = self._whole(config, pieces.precision(config, gpu=gpu))
         if not names or whole.depth <= max(FEW_LAYERS) or not whole.alike:
-            return self._of_layers(None, config, dtype, batches, names) if names else {}
-        one, other = (self._of_layers(layers, config, dtype, batches, names) for layers in FEW_LAYERS)
+            return self._of_layers(None, config, batches, names, gpu=gpu) if names else {}
+        one, other = (self._of_layers(layers, config, batches, names, gpu=gpu) for layers in FEW_LAYERS)
         return {name: _deeper(one[name], other[name], whole.depth) for name in names}
 
     def _of_layers(
         self,
         layers: int | None,
         config: ExperimentConfig,
-        dtype: torch.dtype,
         batches: HeaviestBatches,
         names: Collection[str],
+        *,
+        gpu: bool,
     ) -> dict[str, _Counted]:
         found = {}
         with counting() as count:
-            model = weightless_model(self.settings, config.lora, dtype, count, layers)
+            dtype = pieces.precision(config, gpu=gpu)
+            model = weightless_model(self.settings, config.lora, dtype, count, layers, gpu=gpu)
             model.arithmetic = config.landscape.arithmetic
             if self._tangent_pass is None:
                 self._tangent_pass = supports_tangent_pass(model)
@@ -222,12 +227,12 @@ def _relevant(name: str, config: ExperimentConfig, batches: HeaviestBatches) -> 
     if name == "scores":
         return (*common, config.evaluation.batch_size)
     landscape = config.landscape
-    common = (*common, landscape.arithmetic, landscape.space, landscape.directions, landscape.batch_size)
-    return common if name in ("landscape", "plane") else (*common, config.curvature)
+    around = (*common, landscape.arithmetic, landscape.space, landscape.directions, landscape.batch_size)
+    return around if name in ("landscape", "plane") else (*around, config.curvature)
 
 
-def _arithmetic(name: str, config: ExperimentConfig, dtype: torch.dtype) -> str:
-    native = str(dtype).removeprefix("torch.")
-    if name in ("training", "scores") or config.landscape.arithmetic == "native":
-        return native
-    return "tf32" if config.landscape.arithmetic == "tf32" else "float32"
+def _arithmetic(name: str, config: ExperimentConfig, dtype: torch.dtype, *, gpu: bool) -> str:
+    own = str(dtype).removeprefix("torch.")
+    if config.landscape.arithmetic == "native" or (gpu and name in ("training", "scores")):
+        return own
+    return "tf32" if gpu and config.landscape.arithmetic == "tf32" else "float32"

@@ -44,7 +44,10 @@ def training(model: LanguageModel, batches: HeaviestBatches, config: ExperimentC
     kept = [
         torch.empty_like(parameter) for parameter in trained for _ in range(4 if config.interventions.sam_rho else 2)
     ]
-    answer_losses(model, batches.training, packed=not settings.gradient_checkpointing).mean().backward()
+    with model.computing():
+        losses = answer_losses(model, batches.training, packed=not settings.gradient_checkpointing)
+        losses.mean().backward()  # type: ignore[no-untyped-call]
+        del losses
     yield
     del kept
     optimizer = torch.optim.AdamW(trained, foreach=True)
@@ -122,13 +125,13 @@ def forecast(model: LanguageModel, batches: HeaviestBatches, config: ExperimentC
 
 
 def spectrum(model: LanguageModel, batches: HeaviestBatches, config: ExperimentConfig) -> Iterator[None]:
-    """A product with the Hessian in the factors, beside the Krylov bases and the vectors of a Lanczos run."""
+    """A product with the Hessian in the factors, beside the longest Lanczos run's basis and another run's."""
     factors, settings = model.adapter_factors(), config.curvature
     with products_at(
         model, batches.products, factors, micro_batch=settings.micro_batch, method=settings.products
     ) as products:
         hessian = AdapterHessian(products)
-        kept = settings.lanczos_steps + settings.density_runs * settings.density_steps + 3
+        kept = settings.lanczos_steps + settings.density_steps * (settings.density_runs > 0) + 3
         krylov = torch.empty(kept, hessian.shape[0], device=model.device)
         hessian @ krylov[0]
     yield
@@ -140,8 +143,11 @@ def weight_spectrum(model: LanguageModel, batches: HeaviestBatches, config: Expe
     with products_at(
         model, batches.products, factors, micro_batch=settings.micro_batch, method=settings.products
     ) as products:
-        start = Weights({name: pair.B @ pair.A for name, pair in factors.items()})
-        largest_eigenvalue(products.weight_hessian, start, min(3, settings.power_steps))
+        largest_eigenvalue(
+            products.weight_hessian,
+            Weights({name: pair.B @ pair.A for name, pair in factors.items()}),
+            min(3, settings.power_steps),
+        )
     yield
 
 

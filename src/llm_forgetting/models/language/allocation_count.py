@@ -32,14 +32,14 @@ _INDEXING = {
 Operator = Callable[..., Any]
 
 
-class AllocationCount(TorchDispatchMode):
+class AllocationCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes alive, their peak, and floating-point operations of what is computed within the block.
 
     `live`, `peak` in bytes; `flops` counts a multiplication and an addition as two. Host memory is not counted.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self.flops = 0.0
@@ -192,7 +192,8 @@ def _attention(count: AllocationCount) -> Operator:
     plain = F.scaled_dot_product_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Any) -> Any:
-        if not query.is_meta or not torch.backends.cuda.mem_efficient_sdp_enabled():
+        fused = torch.backends.cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
+        if not query.is_meta or not fused:
             return plain(query, key, value, attn_mask, **rest)
         repeats = query.shape[1] // key.shape[1]
         if repeats > 1:

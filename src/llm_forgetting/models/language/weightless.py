@@ -1,5 +1,7 @@
 """A language model without weights, of any size: what it would allocate and compute is counted (see `allocation_count`)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +12,16 @@ from llm_forgetting.models.adapter.adapted_model import attach_lora
 from llm_forgetting.models.language.allocation_count import AllocationCount
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.settings import without_weights
+
+
+class _OnCpu(LanguageModel):
+    """Computes as on a CPU, whose narrow weights are widened in scores and training too."""
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """As `LanguageModel.computing` on a CPU."""
+        with self.analysed() if self._narrow else nullcontext():
+            yield
 
 
 class _WithoutProbe(LanguageModel):
@@ -35,6 +47,7 @@ def weightless_model(
     count: AllocationCount,
     layers: int | None = None,
     *,
+    gpu: bool = True,
     probe: bool = True,
 ) -> LanguageModel:
     """The model of transformers' configuration `settings` with a fresh adapter, its weights counted by `count`.
@@ -45,6 +58,7 @@ def weightless_model(
         dtype: Precision of the backbone.
         count: The count that is going on.
         layers: Decoder layers that are kept, the first ones; None keeps all.
+        gpu: Whether it computes as on a GPU, else as on a CPU.
         probe: Whether it is tried out what the model can do, which takes a few passes.
     """
     backbone = without_weights(settings, dtype)
@@ -55,7 +69,8 @@ def weightless_model(
         adapted = attach_lora(backbone, lora, seed=0)
     count.hold(adapted)
     tokenizer: Any = _NoTokenizer()
-    return (LanguageModel if probe else _WithoutProbe)(adapted.eval(), tokenizer, "without weights")
+    kind = _WithoutProbe if not probe else LanguageModel if gpu else _OnCpu
+    return kind(adapted.eval(), tokenizer, "without weights")
 
 
 def decoder_layers(backbone: Any) -> nn.ModuleList:
