@@ -3,11 +3,12 @@
     make bench-memory
     make bench-memory ARGS="--phase training"
 
-The embedded model (SmolLM2-135M, float32) on this machine's CPU, batches of 16 items. Every phase runs in a fresh process, the piece
-that is counted and the same batch. What was resident when the items had been read is taken off its largest resident memory; the
-weights are loaded after that. Counted are tensors alone.
+The embedded model (SmolLM2-135M, float32) on this machine's CPU, batches of 16 items. Every phase runs in fresh processes: the
+piece that is counted, on the same batch. What was resident when the items had been read is taken off the largest resident
+memory; the weights are loaded after that. In the first process every tensor has pages of its own (MALLOC_MMAP_THRESHOLD_),
+which go back when it does, as with a GPU's allocator; in the second the system's allocator keeps what it likes.
 
-Everything is written to benchmarks/results/memory.json. Status 1 if a phase takes more than 15% more or less than was counted.
+Everything is written to benchmarks/results/memory.json. Status 1 if the first process takes 15% more or less than was counted.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from llm_forgetting.experiment.artifacts.meter import Meter
 from llm_forgetting.experiment.cost.devices import this_cpu
 from llm_forgetting.experiment.cost.lengths import ItemLengths, item_lengths
 from llm_forgetting.experiment.cost.needs import PIECES, NeedsCounter
+from llm_forgetting.models.adapter.adapted_model import target_layers
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.settings import model_settings
 
@@ -53,17 +55,24 @@ def main() -> int:
         return 0
     found = {need.phase: need for need in counter.needs(config, memory=this_cpu().capacity, gpu=False)}
     record = {}
-    print(f"{'phase':18}{'counted':>9}{'measured':>10}  GB{'difference':>14}")
+    print(f"{'phase':18}{'counted':>9}{'measured':>10}{'as it is':>10} GB{'difference':>14}")
     for phase in options.phase or PIECES:
-        command = [sys.executable, __file__, "--measure", phase]
-        taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        taken, kept = (in_a_process(phase, each) for each in ({"MALLOC_MMAP_THRESHOLD_": "65536"}, {}))
         counted = found[phase].peak_bytes
-        record[phase] = {"counted": counted, "measured": taken, "difference": counted / taken - 1}
-        print(f"{phase:18}{counted / 1e9:9.2f}{taken / 1e9:10.2f}{100 * (counted / taken - 1):+16.1f}%", flush=True)
+        record[phase] = {"counted": counted, "measured": taken, "as_it_is": kept, "difference": counted / taken - 1}
+        row = f"{phase:18}{counted / 1e9:9.2f}{taken / 1e9:10.2f}{kept / 1e9:10.2f}"
+        print(f"{row}{100 * (counted / taken - 1):+16.1f}%", flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     content = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "phases": record}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
     return int(any(abs(entry["difference"]) > AGREEMENT for entry in record.values()))
+
+
+def in_a_process(phase: str, environment: dict[str, str]) -> int:
+    """`measured` in a process of its own."""
+    command = [sys.executable, __file__, "--measure", phase]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **environment})
+    return int(done.stdout.split()[-1])
 
 
 def counter_of(config: ExperimentConfig, lengths: ItemLengths) -> NeedsCounter:
@@ -78,6 +87,8 @@ def measured(phase: str, config: ExperimentConfig, counter: NeedsCounter) -> int
     batches = counter.batches(config, memory=this_cpu().capacity, gpu=False)
     before = psutil.Process().memory_info().rss
     model = LanguageModel.load(config.model, config.lora, seed=0)
+    for layer in target_layers(model.peft_model).values():
+        torch.nn.init.normal_(layer.lora_B[model.adapter].weight, std=0.01)  # a fresh adapter has no direction
     with Meter() as meter:
         for _ in PIECES[phase](model, batches, config):
             pass

@@ -493,10 +493,8 @@ def test_a_dry_run_of_a_gated_7b_model_needs_no_network_and_no_model(shell: Shel
         "computer_science",
     ):
         assert words in said
-    # Items of 1,024 tokens: training and its neighbours, GB on 24, 40, 80 and 141 GB.
-    training, forecast = (re.search(rf"\n {phase} .*", done.stdout) for phase in ("training", "forecast"))
-    assert training and forecast  # noqa: PT018
-    assert re.search(r"27\.\d \(no\) +27\.\d +27\.\d +27\.\d", training[0])
+    # Items as long as the preset allows; GB on this CPU and on 24, 40, 80 and 141 GB.
+    assert re.search(r"\n training .* 24\.\d \(no\) +24\.\d +24\.\d +24\.\d", done.stdout)
     assert re.search(r"A100-40 +40 GB +yes +\d", done.stdout)
     assert re.search(r"RTX-4090 +24 GB +no: forecast", done.stdout)
     assert "A100-40" in said

@@ -108,7 +108,10 @@ def test_llama2_7b_fits_24_gb_at_the_lengths_of_mmlu(seven_billion: NeedsCounter
 
 @pytest.mark.slow
 def test_llama2_7b_fits_40_gb_at_1024_tokens() -> None:
-    counter, device = NeedsCounter(llama_7b(), longest_lengths(preset().data)), card("A100-40")
+    counter, device = (
+        NeedsCounter(llama_7b(), longest_lengths(preset("--data.max_tokens", "1024").data)),
+        card("A100-40"),
+    )
     found = counter.needs(preset(), memory=device.capacity, gpu=True)
     assert all(device.required(need.peak_bytes) < 40 * GB for need in found)
     assert misfit(counter, preset(), device) is None
@@ -117,7 +120,10 @@ def test_llama2_7b_fits_40_gb_at_1024_tokens() -> None:
 @pytest.mark.slow
 def test_on_24_gb_items_of_1024_tokens_leave_out_the_forecast() -> None:
     """Training goes on in halves by itself; the tangent pass of a single item is too much, and the message says so."""
-    counter, device = NeedsCounter(llama_7b(), longest_lengths(preset().data)), card("RTX-4090")
+    counter, device = (
+        NeedsCounter(llama_7b(), longest_lengths(preset("--data.max_tokens", "1024").data)),
+        card("RTX-4090"),
+    )
     found = by_phase(counter.needs(preset(), memory=device.capacity, gpu=True))
     # The other program's count of 16 items of 1,024 tokens, and of one for the forecast.
     assert found["training"].peak_bytes == pytest.approx(23.56 * GB, rel=0.15)
@@ -401,10 +407,6 @@ def test_a_worker_takes_what_its_largest_phase_does(monkeypatch: pytest.MonkeyPa
     hungriest = dataclasses.replace(config, lora=LoraConfig(rank=64))
     found = worker_bytes([*seeds, hungriest], this_cpu())
     assert len(counted) == 2  # seeds change no need
-    largest = needs.needs(
-        dataclasses.replace(fit.in_smallest_batches(config), training=TrainingConfig(batch_size=32)),
-        memory=this_cpu().capacity,
-        gpu=False,
-    )
+    largest = needs.needs(fit.in_smallest_batches(hungriest), memory=this_cpu().capacity, gpu=False)
     assert found == this_cpu().required(max(need.peak_bytes for need in largest))
     assert worker_bytes([ExperimentConfig(model=ModelConfig(name="nobody/model"))], this_cpu()) == 0.0

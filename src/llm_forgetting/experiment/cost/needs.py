@@ -1,5 +1,6 @@
 """What every phase of a run needs: the project's own code, run on a model without weights, its allocations counted."""
 
+import gc
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -188,6 +189,7 @@ class NeedsCounter:
             remember_tangent_pass(model, self._tangent_pass)
             for name in names:
                 peaks, flops = [], 0.0
+                gc.collect()  # what the piece before left in circles is not this one's
                 count.restart()
                 for _ in PIECES[name](model, batches, config):
                     peaks.append(count.peak)

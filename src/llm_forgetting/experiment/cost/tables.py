@@ -117,7 +117,8 @@ def _memory(estimates: Sequence[DeviceEstimate], found: ModelSettings) -> Table:
     note = (
         f"GB of the device, at micro-batches as the run chooses them for its memory; (no): more than it has. GPU: "
         f"{1 + FRAGMENTATION:g} times what is alive at once, and {CONTEXT / 1e9:g} GB for the CUDA context; CPU: "
-        f"{REST / 1e9:g} GB for Python and PyTorch (its allocator can hold 40% more). Counted on the program's own code, without weights. The model's shape: "
+        f"{REST / 1e9:g} GB for Python and PyTorch (the system's allocator can hold 40% more). Counted on the program's own "
+        f"code, without weights. The model's shape: "
         f"{getattr(settings, 'num_hidden_layers', '?')} layers of {getattr(settings, 'hidden_size', '?')}, {found.origin}."
     )
     return Table("Memory", ("phase", *names), rows, note)
