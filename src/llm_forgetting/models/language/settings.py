@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from llm_forgetting.config.sections import EMBEDDED_MODEL, ModelConfig
 from llm_forgetting.errors import UserError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 # The built-in backbones' folders in the cache.
 BUILT_IN = {"embedded": "SmolLM2-135M-Instruct", "synthetic": "synthetic-llama-v1"}
 # Their shapes, for the time before they are there.
-SHAPES: Mapping[str, Mapping[str, Any]] = {
+SHAPES: Mapping[str, Mapping[str, object]] = {
     "embedded": {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
         "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True,
@@ -111,7 +112,7 @@ def local_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase | None":
     return found
 
 
-def without_weights(settings: Any, dtype: torch.dtype = torch.float32) -> Any:
+def without_weights(settings: "PretrainedConfig", dtype: torch.dtype = torch.float32) -> nn.Module:
     """The modules of a backbone on `meta`, made of its configuration; UserError where transformers cannot."""
     from transformers import AutoModelForCausalLM
 
@@ -126,7 +127,7 @@ def parameters(settings: "PretrainedConfig") -> int:
     return sum(parameter.numel() for parameter in without_weights(settings).parameters())
 
 
-def require_possible_size(name: str, settings: Any) -> None:
+def require_possible_size(name: str, settings: object) -> None:
     """UserError where config.json asks for more layers than any model has, which would be built for hours."""
     layers = getattr(settings, "num_hidden_layers", 1)
     if isinstance(layers, int) and layers > MOST_LAYERS:
