@@ -192,7 +192,9 @@ def _attention(count: AllocationCount) -> Operator:
     """scaled_dot_product_attention, counted as the kernel that a GPU takes where that kernel is allowed."""
     plain = F.scaled_dot_product_attention
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Argument) -> Argument:
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Argument
+    ) -> Argument:
         fused = torch.backends.cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
         if not query.is_meta or not fused:
             return plain(query, key, value, attn_mask, **rest)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from llm_forgetting.config.sections import EMBEDDED_MODEL, ModelConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import user_path
+from llm_forgetting.files import Json, user_path
 from llm_forgetting.tasks import embedded
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 # The built-in backbones' folders in the cache.
 BUILT_IN = {"embedded": "SmolLM2-135M-Instruct", "synthetic": "synthetic-llama-v1"}
 # Their shapes, for the time before they are there.
-SHAPES: Mapping[str, Mapping[str, object]] = {
+SHAPES: Mapping[str, Json] = {
     "embedded": {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
         "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True,
@@ -112,7 +111,7 @@ def local_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase | None":
     return found
 
 
-def without_weights(settings: "PretrainedConfig", dtype: torch.dtype = torch.float32) -> nn.Module:
+def without_weights(settings: "PretrainedConfig", dtype: torch.dtype = torch.float32) -> Any:
     """The modules of a backbone on `meta`, made of its configuration; UserError where transformers cannot."""
     from transformers import AutoModelForCausalLM
 
