@@ -216,6 +216,8 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], found: A
     for place, entry in enumerate(func._schema.arguments):
         if entry.alias_info is not None and entry.alias_info.is_write:
             value = kwargs.get(entry.name, args[place] if place < len(args) else None)
+            if value.shape != value.on_cpu.shape:  # such as squeeze_
+                value.data = Ghost(value.on_cpu)
             assert value.shape == value.on_cpu.shape, f"{func} resized what it wrote into"
             given[frozenset(entry.alias_info.before_set)] = value
     several = found if isinstance(found, list | tuple) else (found,)

@@ -23,9 +23,10 @@ import llm_forgetting as lf
 from llm_forgetting.cli.main import main
 from llm_forgetting.config.sections import LoraConfig as LoraSettings
 from llm_forgetting.config.sections import ModelConfig
+from llm_forgetting.curvature.spectrum import estimate_spectrum
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.models.adapter.adapted_model import AdaptedModel
-from llm_forgetting.models.hessian.products import products_at, supports_tangent_pass
+from llm_forgetting.models.hessian.products import AdapterHessian, products_at, supports_tangent_pass
 from llm_forgetting.models.hessian.tangent_operations import SwiGLU
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -207,6 +208,8 @@ def _counts(folder: Path, layers: int) -> dict[str, Any]:
         along = WeightUpdate(step.factors)
         found["along an update"] = _counted(lambda: products.along_update(along))
         found["Hessian-vector product"] = _counted(lambda: products.hessian(step))
+        hessian = AdapterHessian(products)
+        found["spectrum"] = _counted(lambda: estimate_spectrum(hessian, eigenvalues=1, seed=0, **SPECTRUM))
     found["inner product"] = _counted(lambda: step.inner(step) + along.inner(along) + step.norm())
     for rows in (64, 640):
         pair = torch.ones(2, rows, 8, device="ghost", requires_grad=True)

@@ -414,6 +414,20 @@ def test_gauge_self_test_of_a_model_passes(equal: bool, any_folder: Path) -> Non
     assert model.adapter_sha256() == before
 
 
+def test_a_direction_of_a_checkpoint_is_drawn_once(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its first once more in the other gauge: the self-test takes what the plane was drawn along."""
+    drawn: list[int] = []
+
+    def counted(adapter: CanonicalAdapter, seed: int, index: int) -> FactorStep:
+        drawn.append(index)
+        return random_direction(adapter, seed, index)
+
+    monkeypatch.setattr(directions_module, "random_direction", counted)
+    found = tiny_landscape(load(llama_folder))
+    directions = len(next(iter(found["surfaces"].values()))["lines"]["losses"])
+    assert drawn == [*range(directions), 0]
+
+
 def test_gauge_self_test_fails_where_directions_are_raw(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the canonical form (columns of B and rows of A as they happen to be) the self-test must say so."""
 

@@ -14,6 +14,7 @@ from tiny_models import load
 from llm_forgetting.config.sections import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis import landscape as landscape_analysis
+from llm_forgetting.landscape import spaces as spaces_module
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, canonicalise, regauged
 from llm_forgetting.landscape.spaces import (
@@ -362,3 +363,27 @@ def test_mean_rise_in_raw_coordinates_is_another_number_in_every_gauge(spectrum:
     assert rises["x10"] > 20 * rises["trained"]
     assert rises["diag(1..20)"] > 5 * rises["trained"]
     assert abs(rises["GL(r)"] / rises["trained"] - 1) > 0.1
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_directions_are_drawn_once_where_they_fit(fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every point of a plane has the same numbers as when it is drawn anew."""
+    draws: list[tuple[str, int]] = []
+    drawn = spaces_module.scaled_gaussians
+
+    def counted(seed: int, module: str, indices: Any, *rest: Any) -> Any:
+        draws.extend((module, index) for index in indices)
+        return drawn(seed, module, indices, *rest)
+
+    monkeypatch.setattr(spaces_module, "scaled_gaussians", counted)
+    W, factors = make()
+    space = WeightSpace(factors, merged_norms(W, factors), room=100_000 if fits else 0)
+    d, e = space.directions(3, 2, 1.0)
+    for a, b in ((0.5, 0.0), (0.1, -0.2), (0.0, 1.0)):
+        found = dense(space.point([(a, d), (b, e)]))
+        draws_before = len(draws)
+        for name, pair in space.point([(a, d), (b, e)]).items():
+            again = NoisyUpdate(pair.B, pair.A, pair.row_norms, name, pair.noise)
+            assert torch.equal(found[name], dense({name: again})[name])
+        del draws[draws_before:]
+    assert (len(draws) == 2 * len(factors)) is fits

@@ -398,7 +398,7 @@ def test_a_move_needs_a_few_rows_for_a_moment() -> None:
     assert snapshot < peak.most < 1.3 * snapshot
 
 
-def test_drawing_weight_directions_needs_a_few_rows() -> None:
+def test_drawing_weight_directions_needs_a_few_rows_where_they_are_not_kept() -> None:
     rows, columns = 8192, 1024
     pair = Factors(B=torch.ones(rows, 1), A=torch.ones(1, columns))
     space = WeightSpace({"w": pair}, {"w": torch.ones(rows)})

@@ -22,6 +22,7 @@ import torch
 from llm_forgetting.arrays import Floats
 from llm_forgetting.curvature.operators import SupportsProducts, dot
 from llm_forgetting.curvature.results import Eigenvalue, SpectralDensity, Trace, estimate
+from llm_forgetting.landscape.gauge import numbers
 from llm_forgetting.seeding import derive_seed
 
 # A Krylov space is exhausted when what is new in a product is rounding.
@@ -159,8 +160,8 @@ def traces(
         q, image = basis[index], krylov.products(index)
         # S Q Q^T H and S P H Q Q^T, traced; only the last product leaves the Krylov space.
         both = image + krylov.betas[index] * krylov.rest if index == len(basis) - 1 else image
-        for name, slices in blocks.items():
-            known[name] += sum(dot(q[s], both[s]) for s in slices)
+        for name, part in _by_block(q, both, blocks).items():
+            known[name] += part
     samples: dict[str, list[float]] = {name: [] for name in blocks}
     totals: list[float] = []
     for number in range(probes):
@@ -170,12 +171,18 @@ def traces(
         advance()
         image = image - basis.T @ (basis @ image)
         totals.append(dot(z, image))
-        for name, slices in blocks.items():
-            samples[name].append(sum(dot(signs[s], image[s]) for s in slices))
+        for name, part in _by_block(signs, image, blocks).items():
+            samples[name].append(part)
     return (
         estimate(float(krylov.alphas.sum()), totals),
         {name: estimate(known[name], samples[name]) for name in blocks},
     )
+
+
+def _by_block(x: torch.Tensor, y: torch.Tensor, blocks: Mapping[str, Sequence[slice]]) -> dict[str, float]:
+    """The part of every block in the inner product of two vectors, summed in float64."""
+    parts = iter(numbers((x[s].double() * y[s].double()).sum() for slices in blocks.values() for s in slices))
+    return {name: sum(next(parts) for _ in slices) for name, slices in blocks.items()}
 
 
 def density(runs: Sequence[Krylov]) -> SpectralDensity:

@@ -1,8 +1,8 @@
 """Direction spaces: what a random direction is, how long a checkpoint is in it, and what lies at a step along directions."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +41,9 @@ class AdapterSpace:
     """The adapter's own reachable set, in canonical factors: independent of the gauge (see `directions`)."""
 
     adapter: CanonicalAdapter
+    _known: dict[tuple[int, float], list[FactorStep]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def norm(self) -> float:
@@ -48,8 +51,11 @@ class AdapterSpace:
         return adapter_norm(self.adapter)
 
     def directions(self, seed: int, count: int, length: float) -> list[FactorStep]:
-        """Directions drawn from ambient Gaussians; UserError where delta W = 0."""
-        return orthogonal_directions(self.adapter, seed, count, length)
+        """Directions drawn from ambient Gaussians, once; UserError where delta W = 0."""
+        known = self._known.get((seed, length), [])
+        if len(known) < count:
+            known = self._known[seed, length] = orthogonal_directions(self.adapter, seed, count, length)
+        return known[:count]
 
     def point(self, steps: Sequence[tuple[float, FactorStep]]) -> WeightUpdate:
         """(B + sum a dB)(A + sum a dA): of the same rank."""
@@ -114,18 +120,53 @@ class WeightDirection:
     coefficients: tuple[float, ...]
 
 
+class Gaussians:
+    """The `scaled_gaussians` of one checkpoint, drawn once as far as `room` bytes go, and the others at every use."""
+
+    def __init__(self, room: int = 0) -> None:
+        self._room = room
+        self._kept: dict[tuple[int, str, int], list[tuple[slice, list[torch.Tensor]]]] = {}
+
+    def __reduce__(self) -> tuple[type["Gaussians"], tuple[()]]:
+        """A copy elsewhere draws its own."""
+        return Gaussians, ()
+
+    def blocks(
+        self, seed: int, module: str, indices: Sequence[int], row_norms: torch.Tensor, columns: int
+    ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+        """What `scaled_gaussians` yields, not to be written into."""
+        streams = [self._stream(seed, module, index, row_norms, columns) for index in indices]
+        for parts in zip(*streams, strict=True):
+            yield parts[0][0], [block for _, (block,) in parts]
+
+    def _stream(
+        self, seed: int, module: str, index: int, row_norms: torch.Tensor, columns: int
+    ) -> Iterable[tuple[slice, list[torch.Tensor]]]:
+        key, size = (seed, module, index), 4 * len(row_norms) * columns
+        if key in self._kept:
+            return self._kept[key]
+        drawn = scaled_gaussians(seed, module, [index], row_norms, columns)
+        if size > self._room:
+            return drawn
+        self._room -= size
+        self._kept[key] = list(drawn)
+        return self._kept[key]
+
+
 @dataclass(frozen=True)
 class NoisyUpdate(Factors):
-    """delta W = B A + noise of one module, the noise too large to keep: `blocks` draws it anew, some rows at a time."""
+    """delta W = B A + noise of one module, which is made anew, some rows at a time, from `gaussians`."""
 
     row_norms: torch.Tensor
     module: str
     noise: WeightDirection
+    gaussians: Gaussians = field(default_factory=Gaussians, repr=False, compare=False)
 
     def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """(rows, their noise (rows, d_in)), on the CPU in float32."""
         used = [index for index, weight in enumerate(self.noise.coefficients) if weight]
-        for rows, blocks in scaled_gaussians(self.noise.seed, self.module, used, self.row_norms, self.A.shape[1]):
+        drawn = self.gaussians.blocks(self.noise.seed, self.module, used, self.row_norms, self.A.shape[1])
+        for rows, blocks in drawn:
             total = torch.zeros_like(blocks[0])
             for index, block in zip(used, blocks, strict=True):
                 total.add_(block, alpha=self.noise.coefficients[index])
@@ -151,13 +192,14 @@ def scaled_gaussians(
 class WeightSpace:
     """The merged weights W' = W + delta W: Gaussian directions with the row norms of W' (filter normalisation, Li et al. 2018).
 
-    `row_norms` (d_out,) per module are those of W'. Nothing of the size of the weights is kept: Gaussians are drawn from their
-    seed whenever they are needed.
+    `row_norms` (d_out,) per module are those of W'. Gaussians are kept as far as `room` bytes go, and drawn from their
+    seed whenever they are needed beyond that.
     """
 
-    def __init__(self, factors: WeightUpdate, row_norms: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, factors: WeightUpdate, row_norms: Mapping[str, torch.Tensor], room: int = 0) -> None:
         self._factors = factors
         self._row_norms = {name: norms.float().cpu() for name, norms in row_norms.items()}
+        self._gaussians = Gaussians(room)
 
     @property
     def norm(self) -> float:
@@ -167,7 +209,7 @@ class WeightSpace:
     def _products(self, seed: int, indices: Sequence[int]) -> NDArray[np.float64]:
         gram = np.zeros((len(indices), len(indices)))
         for name, pair in self._factors.items():
-            for _, blocks in scaled_gaussians(seed, name, indices, self._row_norms[name], pair.A.shape[1]):
+            for _, blocks in self._gaussians.blocks(seed, name, indices, self._row_norms[name], pair.A.shape[1]):
                 flat = torch.stack([block.reshape(-1) for block in blocks])
                 gram += (flat @ flat.T).double().numpy()
         return gram
@@ -192,7 +234,7 @@ class WeightSpace:
         noise = WeightDirection(moved[0][1].seed, tuple(map(float, total)))
         return WeightUpdate(
             {
-                name: NoisyUpdate(B=pair.B, A=pair.A, row_norms=self._row_norms[name], module=name, noise=noise)
+                name: NoisyUpdate(pair.B, pair.A, self._row_norms[name], name, noise, self._gaussians)
                 for name, pair in self._factors.items()
             }
         )

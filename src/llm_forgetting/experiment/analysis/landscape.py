@@ -32,6 +32,7 @@ from llm_forgetting.landscape.scan import LINE_NODES, LineScan, PlaneScan, scan_
 from llm_forgetting.landscape.spaces import AdapterSpace, RawSpace, Space, WeightSpace
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, Fit, Rule, SpectralSurface, terms
 from llm_forgetting.models.adapter.widened import NARROW
+from llm_forgetting.models.any_module.parameters import room_for_directions
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.objective import Items, LandscapeObjective
@@ -61,7 +62,7 @@ def space_of(model: LanguageModel, config: LandscapeConfig, factors: WeightUpdat
         return RawSpace(written)
     if config.space == "weight":
         require_space(model, config)
-        return WeightSpace(written, model.weight_row_norms())
+        return WeightSpace(written, model.weight_row_norms(), room_for_directions())
     return AdapterSpace(canonicalise(written))
 
 
@@ -138,7 +139,7 @@ def analyse_landscape(
         note=plane.note,
         points=plane.points,
         surfaces={name: _surface(index, objective, plane, lines, config) for index, name in enumerate(objective.names)},
-        gauge_self_test=gauge_self_test(model, items[0], config, length),
+        gauge_self_test=gauge_self_test(model, items[0], config, length, space),
     )
 
 
@@ -213,9 +214,9 @@ def _surface(
 
 
 def gauge_self_test(
-    model: LanguageModel, task: tuple[str, Sequence[EncodedItem]], config: LandscapeConfig, length: float
+    model: LanguageModel, task: tuple[str, Sequence[EncodedItem]], config: LandscapeConfig, length: float, space: Space
 ) -> GaugeSelfTest:
-    """One landscape value and one second difference, for the adapter as it is and rewritten by random M per module.
+    """One landscape value and one second difference, for the adapter as it is (`space`) and rewritten by random M per module.
 
     Both adapters are the same function, so both numbers must agree; in raw coordinates they would not.
     `relative_difference` is of each number's own size. A second difference of a nearly flat line is a difference of equal
@@ -225,10 +226,10 @@ def gauge_self_test(
     items = list(task[1][: config.self_test_items])
     objective = objective_of(model, [(task[0], items)], config)
     points = []
-    for written in (factors, WeightUpdate(regauged(factors, derive_seed(config.seed, "gauge self-test")))):
-        space = space_of(model, config, written)
-        (direction,) = space.directions(config.seed, 1, length)
-        points += [space.point([(step, direction)]) for step in (-h, 0.0, h)]
+    rewritten = WeightUpdate(regauged(factors, derive_seed(config.seed, "gauge self-test")))
+    for around in (space, space_of(model, config, rewritten)):
+        (direction,) = around.directions(config.seed, 1, length)
+        points += [around.point([(step, direction)]) for step in (-h, 0.0, h)]
     with objective.evaluating() as values_at:
         losses = [float(objective.losses(values)[0]) for values in values_at(points)]
     (value, second, centre), (value_other, second_other, _) = [

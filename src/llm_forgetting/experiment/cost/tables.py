@@ -26,7 +26,8 @@ from llm_forgetting.report.tables.run import Table
 
 _ARITHMETIC_NOTE = (
     f"Times: operations over {100 * EFFICIENCY['bfloat16']:.0f}% of a GPU's matrix rate in bfloat16 and TF32, "
-    f"{100 * EFFICIENCY['float32']:.0f}% in float32, {100 * CPU_EFFICIENCY:.0f}% of this CPU's, measured now."
+    f"{100 * EFFICIENCY['float32']:.0f}% in float32, {100 * CPU_EFFICIENCY:.0f}% of this CPU's, measured now. "
+    "Launches of operators are not counted: a small model takes longer on a GPU."
 )
 
 
@@ -97,7 +98,7 @@ def _tasks(lengths: ItemLengths) -> Table:
 
 def _phases(config: ExperimentConfig, work: Sequence[Work], own: DeviceEstimate) -> Table:
     def row(label: str, passes: str, parts: Sequence[Work]) -> tuple[str, ...]:
-        return label, passes, _time(own.seconds(parts)), _operations(sum(map(own.flops, parts)))
+        return label, passes, _time(own.seconds(parts), gpu=own.device.gpu), _operations(sum(map(own.flops, parts)))
 
     note = (
         f"Times on {own.device.name}. Fits take as many points as they need, at most {config.landscape.max_evaluations} each; "
@@ -131,7 +132,12 @@ def _gigabytes(estimate: DeviceEstimate, need: PhaseNeed) -> str:
 
 def _devices(estimates: Sequence[DeviceEstimate], work: Sequence[Work]) -> Table:
     rows = tuple(
-        (each.device.name, f"{each.device.memory / 1e9:.0f} GB", _verdict(each), _time(each.seconds(work)))
+        (
+            each.device.name,
+            f"{each.device.memory / 1e9:.0f} GB",
+            _verdict(each),
+            _time(each.seconds(work), gpu=each.device.gpu),
+        )
         for each in estimates
     )
     problems = [f"{each.misfit}." for each in estimates if each.misfit is not None]
@@ -146,8 +152,11 @@ def _verdict(estimate: DeviceEstimate) -> str:
     return "yes" if whole else "yes, in smaller batches"
 
 
-def _time(seconds: float | None) -> str:
-    return "?" if seconds is None else duration(seconds, rough=True)
+def _time(seconds: float | None, *, gpu: bool = False) -> str:
+    """Of a GPU nothing below a minute, because what is not counted decides there."""
+    if seconds is None:
+        return "?"
+    return "under 1 min" if gpu and seconds < 60 else duration(seconds, rough=True)
 
 
 def _operations(flops: float) -> str:

@@ -23,6 +23,7 @@ from llm_forgetting.models.any_module.parameters import (
     movable,
     moved,
     named_parameters,
+    room_for_directions,
     weight_space,
 )
 
@@ -116,7 +117,8 @@ def _around_adapter(model: "AdaptedModel", losses: MeanLosses, count: int, optio
         if options.directions == "gradient":
             raise UserError("directions='gradient' of an adapter needs space='adapter', was 'weight'")
         name = "the merged weights, row norms of W + delta W"
-        return _random(WeightSpace(factors, model.weight_row_norms()), model.perturbed, count, options, name)
+        weights = WeightSpace(factors, model.weight_row_norms(), room_for_directions())
+        return _random(weights, model.perturbed, count, options, name)
     adapter = canonicalise(factors)
     space = AdapterSpace(adapter)
     name = "the adapter's own reachable set, in canonical factors"

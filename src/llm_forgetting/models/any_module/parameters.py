@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
+import psutil
 import torch
 
 from llm_forgetting.errors import UserError
@@ -65,6 +66,15 @@ def refuse_unmovable(tensors: Tensors) -> None:
             )
 
 
+def room_for_directions() -> int:
+    """A quarter of the host's free memory, for directions of the size of the weights.
+
+    Returns:
+        Bytes.
+    """
+    return int(psutil.virtual_memory().available) // 4
+
+
 def weight_space(tensors: Tensors) -> WeightSpace:
     """Filter-normalised directions of `tensors`, each seen as a matrix (first dimension, all others); one of a single
     dimension as a column, every entry of which moves by its own size.
@@ -74,7 +84,8 @@ def weight_space(tensors: Tensors) -> WeightSpace:
     """
     flat = {name: matrix_of(tensor) for name, tensor in tensors.items()}
     unmoved = {n: Factors(B=m.new_zeros(len(m), 0), A=m.new_zeros(0, m.shape[1])) for n, m in flat.items()}
-    return WeightSpace(WeightUpdate(unmoved), {name: matrix.norm(dim=1) for name, matrix in flat.items()})
+    row_norms = {name: matrix.norm(dim=1) for name, matrix in flat.items()}
+    return WeightSpace(WeightUpdate(unmoved), row_norms, room_for_directions())
 
 
 def matrix_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,8 @@ _INDEXING = {
     _aten.index_put_.default,
     _aten._index_put_impl_.default,
 }
-Operator = Callable[..., Any]
+Argument = Any  # of one of PyTorch's operators, or what it gives
+Operator = Callable[..., Argument]
 
 
 class AllocationCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -69,8 +70,8 @@ class AllocationCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= size
 
     def __torch_dispatch__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self, func: Argument, types: object, args: Sequence[Argument] = (), kwargs: Mapping[str, Argument] | None = None
+    ) -> Argument:
         """One operation, computed on shapes where a tensor without numbers takes part in it."""
         given = dict(kwargs or {})
         if _is_composite(func):  # inference mode hands on whole ones
@@ -82,7 +83,7 @@ class AllocationCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._track(tensor)
         return out
 
-    def _computed(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _computed(self, func: Argument, args: Sequence[Argument], kwargs: dict[str, Argument]) -> Argument:
         tensors = list(_tensors((*args, *kwargs.values())))
         asked = kwargs.get("device")
         to_meta = asked is not None and torch.device(asked) == _META
@@ -111,11 +112,11 @@ class AllocationCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @cache
-def _is_composite(func: Any) -> bool:
+def _is_composite(func: Argument) -> bool:
     return bool(func._can_decompose()) and func._overloadpacket not in flop_registry
 
 
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+def _tensors(values: Sequence[Argument]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -129,7 +130,7 @@ def _number(dtype: torch.dtype) -> float | bool | int:
     return NUMBER if dtype.is_floating_point else 0
 
 
-def _moved(func: Operator, source: Tensor, kwargs: dict[str, Any], *, to_meta: bool, asked: object) -> Tensor:
+def _moved(func: Operator, source: Tensor, kwargs: dict[str, Argument], *, to_meta: bool, asked: object) -> Tensor:
     """A copy on another device or of another type: floating-point numbers go to `meta`, integers stay real."""
     dtype = kwargs.get("dtype") or source.dtype
     if source.is_meta:
@@ -154,7 +155,7 @@ def _places(index: Sequence[Tensor | None]) -> list[Tensor | None]:
     return places
 
 
-def _on_meta(value: Any) -> Any:
+def _on_meta(value: Argument) -> Argument:
     if isinstance(value, Tensor):
         # A CPU tensor of no dimension takes part in operations on any device, as a number.
         return value if value.is_meta or value.dim() == 0 else value.to(_META)
@@ -168,7 +169,7 @@ class _EfficientAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917 -- of a Function
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, count: AllocationCount
+        ctx: Argument, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, count: AllocationCount
     ) -> Tensor:
         """query (b, heads, L, d), key and value (b, heads, K, d) -> (b, heads, L, d)."""
         *batch, length, d = query.shape
@@ -180,7 +181,7 @@ class _EfficientAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Argument, *grads: Tensor) -> Argument:
         """Two and a half times the products of the forward pass."""
         query, key, value, *_ = ctx.saved_tensors
         ctx.count.flops += 10 * ctx.products
@@ -191,7 +192,9 @@ def _attention(count: AllocationCount) -> Operator:
     """scaled_dot_product_attention, counted as the kernel that a GPU takes where that kernel is allowed."""
     plain = F.scaled_dot_product_attention
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Any) -> Any:
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Argument
+    ) -> Argument:
         fused = torch.backends.cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
         if not query.is_meta or not fused:
             return plain(query, key, value, attn_mask, **rest)

@@ -11,7 +11,7 @@ import torch
 
 from llm_forgetting.config.sections import EMBEDDED_MODEL, ModelConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import user_path
+from llm_forgetting.files import Json, user_path
 from llm_forgetting.tasks import embedded
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # The built-in backbones' folders in the cache.
 BUILT_IN = {"embedded": "SmolLM2-135M-Instruct", "synthetic": "synthetic-llama-v1"}
 # Their shapes, for the time before they are there.
-SHAPES: Mapping[str, Mapping[str, Any]] = {
+SHAPES: Mapping[str, Json] = {
     "embedded": {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
         "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True,
@@ -111,7 +111,7 @@ def local_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase | None":
     return found
 
 
-def without_weights(settings: Any, dtype: torch.dtype = torch.float32) -> Any:
+def without_weights(settings: "PretrainedConfig", dtype: torch.dtype = torch.float32) -> Any:
     """The modules of a backbone on `meta`, made of its configuration; UserError where transformers cannot."""
     from transformers import AutoModelForCausalLM
 
@@ -126,7 +126,7 @@ def parameters(settings: "PretrainedConfig") -> int:
     return sum(parameter.numel() for parameter in without_weights(settings).parameters())
 
 
-def require_possible_size(name: str, settings: Any) -> None:
+def require_possible_size(name: str, settings: object) -> None:
     """UserError where config.json asks for more layers than any model has, which would be built for hours."""
     layers = getattr(settings, "num_hidden_layers", 1)
     if isinstance(layers, int) and layers > MOST_LAYERS:
@@ -135,13 +135,11 @@ def require_possible_size(name: str, settings: Any) -> None:
         )
 
 
-def require_plain_weights(name: str, settings: Any) -> None:
+def require_plain_weights(name: str, settings: object) -> None:
     """UserError where config.json says that the weights are quantised."""
     quantised = getattr(settings, "quantization_config", None)
-    if isinstance(quantised, dict) or hasattr(quantised, "quant_method"):
-        kind = (
-            quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
-        )
+    said = quantised if isinstance(quantised, dict) else getattr(quantised, "__dict__", {})
+    if kind := said.get("quant_method"):
         raise UserError(
             f"model.name={name!r} must have plain weights, its config.json says that they are quantised "
             f"({getattr(kind, 'value', kind)}), which is not supported yet; take the checkpoint without quantisation"
