@@ -21,6 +21,7 @@ from llm_forgetting.models.language import backbones
 from llm_forgetting.models.language.backbones import synthetic_backbone
 from llm_forgetting.models.language.batches import collate, encode
 from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.tasks import hub
 from llm_forgetting.tasks.prompts import render
 from llm_forgetting.tasks.sources import open_source
 from llm_forgetting.tasks.synthetic import SUBJECTS, SyntheticSource
@@ -293,15 +294,20 @@ def test_a_skeleton_has_the_modules_and_no_weights(llama_folder: Path, tmp_path:
 
 
 def test_a_hub_that_is_silent_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, object]] = []
+    asked: list[str] = []
 
-    def silent_hub(*args: object, **kwargs: object) -> None:
-        asked.append(kwargs)
-        raise ConnectionError("no route to host")
+    class SilentSession:
+        def head(self, address: str, **options: object) -> None:
+            asked.append(address)
+            raise ConnectionError("no route to host")
 
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", silent_hub)
-    with pytest.raises(
-        UserError, match=r"model\.name='nobody/nothing' could not be loaded: the Hugging Face hub cannot"
-    ):
-        backbones.load_backbone(ModelConfig(name="nobody/nothing"), silent)
-    assert asked == [{"timeout": 10}]
+    hub._answers.cache_clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_session", SilentSession)
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"model\.name='nobody/nothing' could not be loaded: the Hugging Face hub cannot"
+        ):
+            backbones.load_backbone(ModelConfig(name="nobody/nothing"), silent)
+    hub._answers.cache_clear()
+    assert len(asked) == 1
