@@ -287,11 +287,9 @@ def test_a_run_that_cannot_fit_ends_in_one_line_before_anything_is_loaded(tmp_pa
     config = small(
         model=ModelConfig(name=str(tmp_path)), data=DataConfig(source="synthetic", tasks=("synthetic_1", "synthetic_2"))
     )
-    with pytest.raises(
-        UserError,
-        match=r"^training needs 0\.\d GB of memory, a small GPU has 0\.5 GB; set training\.gradient_checkpointing=true",
-    ) as told:
-        require_fit(config, print, gpu(0.51))
+    line = r"^training needs 0\.5 GB of memory, a small GPU has 0\.5 GB; (set|take) "
+    with pytest.raises(UserError, match=line) as told:
+        require_fit(config, print, gpu(0.501))
     assert "\n" not in str(told.value)
     require_fit(config, print, gpu(24))
     require_fit(config, print, this_cpu())

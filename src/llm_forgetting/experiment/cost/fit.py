@@ -53,7 +53,7 @@ def in_smallest_batches(config: ExperimentConfig) -> ExperimentConfig:
         config,
         training=replace(config.training, batch_size=1),
         evaluation=replace(config.evaluation, batch_size=1),
-        landscape=replace(config.landscape, batch_size=1),
+        landscape=replace(config.landscape, batch_size=1, points_per_forward=config.landscape.points_per_forward or 1),
         curvature=replace(config.curvature, micro_batch=1),
     )
 
