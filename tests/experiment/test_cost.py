@@ -118,6 +118,16 @@ def test_llama2_7b_fits_40_gb_at_1024_tokens() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("gigabytes", "options"), [(30, ()), (24, ("--data.max_tokens", "448"))])
+def test_the_readmes_cards_hold_llama2_7b_whatever_the_questions_are(gigabytes: int, options: tuple[str, ...]) -> None:
+    config, device = preset(*options), gpu(gigabytes)
+    counter = NeedsCounter(llama_7b(), longest_lengths(config.data))
+    found = counter.needs(config, memory=device.capacity, gpu=True)
+    assert max(device.required(need.peak_bytes) for need in found) < gigabytes * GB
+    assert misfit(counter, config, device) is None
+
+
+@pytest.mark.slow
 def test_on_24_gb_items_of_1024_tokens_leave_out_the_forecast() -> None:
     """Training goes on in halves by itself; the tangent pass of a single item is too much, and the message says so."""
     counter, device = (
