@@ -241,7 +241,7 @@ def arithmetic(device: str, small: bool, keep: Keep) -> None:
             points = (space.point([(float(step), direction)]) for step in steps)
             losses = np.array([float(objective.losses(values)[0]) for values in values_at(points)])
         smooth = np.polynomial.Chebyshev.fit(steps, losses, 6)(steps)
-        test = gauge_self_test(model, named[0], LandscapeConfig(), space.norm)
+        test = gauge_self_test(model, named[0], LandscapeConfig(), space.norm, space)
         found[name] = {
             "roughness": float(np.sqrt(np.mean((losses - smooth) ** 2))),
             "range": float(np.ptp(losses)),

@@ -155,20 +155,20 @@ EVERYTHING = ExperimentConfig(
 )
 VARIANTS = {
     "as it is": {},
-    "float32": {"model": ModelConfig(dtype="float32")},
     "recomputed": {"training": TrainingConfig(batch_size=4, gradient_checkpointing=True)},
     "weight space": {"landscape": LandscapeConfig(space="weight")},
-    "native": {"landscape": LandscapeConfig(arithmetic="native")},
     "differences": {"curvature": CurvatureConfig(spectrum=True, products="differences")},
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
-def test_two_and_three_layers_say_what_eight_need(variant: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("make", "variant"),
+    [(tiny_llama, "as it is"), (tiny_llama, "weight space"), (tiny_llama, "recomputed"), (tiny_gpt2, "differences")],
+)
+def test_two_and_three_layers_say_what_six_need(variant: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly but for the rounding of sizes, although no layer is like another in what is alive when it is passed."""
-    depth = {"num_hidden_layers": 8, "hidden_size": 64} if make is tiny_llama else {"n_layer": 8, "n_embd": 64}
+    depth = {"num_hidden_layers": 6, "hidden_size": 64} if make is tiny_llama else {"n_layer": 6, "n_embd": 64}
     config = dataclasses.replace(EVERYTHING, **VARIANTS[variant])
     settings, lengths = make(**depth).config, lengths_of(COMPUTER_SCIENCE[-24:], PHILOSOPHY[-24:])
     few = NeedsCounter(settings, lengths).needs(config, memory=int(GB), gpu=True)
