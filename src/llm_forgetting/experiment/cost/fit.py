@@ -9,7 +9,8 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.cost.devices import Device, own_device
 from llm_forgetting.experiment.cost.lengths import item_lengths, longest_lengths
 from llm_forgetting.experiment.cost.needs import NeedsCounter, PhaseNeed
-from llm_forgetting.models.language.settings import model_settings, parameters
+from llm_forgetting.models.language.settings import model_settings, parameters, read_settings
+from llm_forgetting.tasks.hub import hub_answers
 
 # Most options that a message names.
 MOST_NAMED = 2
@@ -111,7 +112,7 @@ def require_fit(config: ExperimentConfig, notify: Callable[[str], None], device:
     """
     device = own_device(config.model.device) if device is None else device
     found = model_settings(config.model)
-    if found is None:
+    if found is None or (read_settings(config.model) is None and not hub_answers()):  # it will not be loaded either
         return
     if not device.gpu and _surely_fits(NeedsCounter(found.settings, longest_lengths(config.data)), config, device):
         return
