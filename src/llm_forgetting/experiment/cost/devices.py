@@ -63,10 +63,10 @@ CARDS: Mapping[str, Device] = {
 
 def card(name: str) -> Device:
     """The class of GPUs called `name`; UserError that lists them where there is none."""
-    found = {known.lower(): device for known, device in CARDS.items()}.get(name.lower())
-    if found is None:
+    device = {known.lower(): each for known, each in CARDS.items()}.get(name.lower())
+    if device is None:
         raise UserError(f"--gpu must be one of {', '.join(CARDS)}, was {name!r}")
-    return found
+    return device
 
 
 def own_device(name: str) -> Device:

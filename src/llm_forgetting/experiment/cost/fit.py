@@ -79,8 +79,8 @@ def _least_needs(
 
 def _fits(counter: NeedsCounter, phase: str, device: Device) -> Callable[[ExperimentConfig], bool]:
     def fits(config: ExperimentConfig) -> bool:
-        found = _least_needs(counter, config, device, phase)
-        return all(device.required(need.peak_bytes) <= device.memory for need in found)
+        phase_needs = _least_needs(counter, config, device, phase)
+        return all(device.required(need.peak_bytes) <= device.memory for need in phase_needs)
 
     return fits
 
@@ -111,12 +111,12 @@ def require_fit(config: ExperimentConfig, notify: Callable[[str], None], device:
     The memory of a CPU is all that the machine has: others share it, and give it back.
     """
     device = own_device(config.model.device) if device is None else device
-    found = model_settings(config.model)
-    if found is None or (read_settings(config.model) is None and not hub_answers()):  # it will not be loaded either
+    model = model_settings(config.model)
+    if model is None or (read_settings(config.model) is None and not hub_answers()):  # it will not be loaded either
         return
-    if not device.gpu and _surely_fits(NeedsCounter(found.settings, longest_lengths(config.data)), config, device):
+    if not device.gpu and _surely_fits(NeedsCounter(model.settings, longest_lengths(config.data)), config, device):
         return
-    counter = NeedsCounter(found.settings, item_lengths(config, notify))
+    counter = NeedsCounter(model.settings, item_lengths(config, notify))
     if not device.gpu and _surely_fits(counter, config, device):
         return
     problem = misfit(counter, config, device)
@@ -137,10 +137,10 @@ def worker_bytes(configs: Iterable[ExperimentConfig], device: Device) -> float:
     for config in {_memory_key(config): config for config in configs}.values():
         key = config.model, config.data.max_tokens
         if key not in counters:
-            found = model_settings(config.model)
-            if found is None:
+            model = model_settings(config.model)
+            if model is None:
                 continue
-            counters[key] = NeedsCounter(found.settings, longest_lengths(config.data))
+            counters[key] = NeedsCounter(model.settings, longest_lengths(config.data))
         for need in _least_needs(counters[key], config, device):
             largest = max(largest, device.required(need.peak_bytes))
     return largest
@@ -148,8 +148,8 @@ def worker_bytes(configs: Iterable[ExperimentConfig], device: Device) -> float:
 
 def host_bytes(configs: Iterable[ExperimentConfig]) -> float:
     """Memory of the host that a worker on a GPU takes at most: while it loads, a file of weights and the program."""
-    found = [model_settings(model) for model in {config.model for config in configs}]
-    weights = [2.0 * parameters(each.settings) for each in found if each is not None]
+    known = [model_settings(model) for model in {config.model for config in configs}]
+    weights = [2.0 * parameters(each.settings) for each in known if each is not None]
     return GPU_REST + min(max(weights, default=0.0), SHARD)
 
 

@@ -74,10 +74,10 @@ def needs(
         lengths: Of the items; None takes all as long as `data.max_tokens` allows.
     """
     if settings is None:
-        found = model_settings(config.model)
-        if found is None:
+        model = model_settings(config.model)
+        if model is None:
             return []
-        settings = found.settings
+        settings = model.settings
     counter = NeedsCounter(settings, longest_lengths(config.data) if lengths is None else lengths)
     return counter.needs(config, memory=memory, gpu=gpu)
 
@@ -156,8 +156,8 @@ class NeedsCounter:
             with counting() as count:
                 model = weightless_model(self.settings, config.lora, dtype, count, probe=False).peft_model
                 layers = decoder_layers(model.get_base_model())
-                found = _Whole(count.live, tangent_bytes_per_token(model), len(layers), are_alike(layers))
-                self._wholes[key] = found
+                whole = _Whole(count.live, tangent_bytes_per_token(model), len(layers), are_alike(layers))
+                self._wholes[key] = whole
         return self._wholes[key]
 
     def _counted(
@@ -179,7 +179,7 @@ class NeedsCounter:
         *,
         gpu: bool,
     ) -> dict[str, _Counted]:
-        found = {}
+        counted = {}
         with counting() as count:
             dtype = pieces.precision(config, gpu=gpu)
             model = weightless_model(self.settings, config.lora, dtype, count, layers, gpu=gpu)
@@ -195,8 +195,8 @@ class NeedsCounter:
                     peaks.append(count.peak)
                     flops += count.flops
                     count.restart()
-                found[name] = _Counted(tuple(peaks), flops)
-        return found
+                counted[name] = _Counted(tuple(peaks), flops)
+        return counted
 
 
 def _deeper(one: _Counted, other: _Counted, depth: int) -> _Counted:

@@ -58,36 +58,36 @@ def estimate(config: ExperimentConfig, notify: Callable[[str], None], gpu: str |
     The device is the class of GPUs called `gpu`, else this machine's own. UserError where there is no such class.
     """
     device = own_device(config.model.device) if gpu is None else card(gpu)
-    lengths, found = item_lengths(config, notify), model_settings(config.model)
+    lengths, model = item_lengths(config, notify), model_settings(config.model)
     work = work_of(config, task_sizes(lengths))
-    if found is None:
+    if model is None:
         note = "The model's size is not known here, so neither time nor memory can be estimated."
         rows = tuple((each.label, f"{each.passes:,.0f}") for each in work)
         return [_tasks(lengths), Table("Phases", ("phase", "item passes"), rows, note)]
-    counter = NeedsCounter(found.settings, lengths)
+    counter = NeedsCounter(model.settings, lengths)
     own = _estimated(counter, config, device)
     others = [_estimated(counter, config, each) for each in (*CARDS.values(), this_cpu()) if each.name != device.name]
     return [
         _tasks(lengths),
         _phases(config, work, own),
-        _memory([own, *others], found),
+        _memory([own, *others], model),
         _devices([own, *others], work),
     ]
 
 
 def _estimated(counter: NeedsCounter, config: ExperimentConfig, device: Device) -> DeviceEstimate:
-    found = counter.needs(config, memory=device.capacity, gpu=device.gpu)
-    fits = all(device.required(need.peak_bytes) <= device.memory for need in found)
-    return DeviceEstimate(device, tuple(found), None if fits else misfit(counter, config, device))
+    phase_needs = counter.needs(config, memory=device.capacity, gpu=device.gpu)
+    fits = all(device.required(need.peak_bytes) <= device.memory for need in phase_needs)
+    return DeviceEstimate(device, tuple(phase_needs), None if fits else misfit(counter, config, device))
 
 
 def seconds_of(config: ExperimentConfig, notify: Callable[[str], None]) -> float | None:
     """Seconds of a whole run on this machine; None where the model's size is not known, or what the device computes."""
-    found = model_settings(config.model)
-    if found is None:
+    model = model_settings(config.model)
+    if model is None:
         return None
     lengths, device = item_lengths(config, notify), own_device(config.model.device)
-    counted = NeedsCounter(found.settings, lengths).needs(config, memory=device.capacity, gpu=device.gpu)
+    counted = NeedsCounter(model.settings, lengths).needs(config, memory=device.capacity, gpu=device.gpu)
     return DeviceEstimate(device, tuple(counted), None).seconds(work_of(config, task_sizes(lengths)))
 
 
@@ -108,19 +108,19 @@ def _phases(config: ExperimentConfig, work: Sequence[Work], own: DeviceEstimate)
     return Table("Phases", ("phase", "item passes", "time", "operations"), rows, note)
 
 
-def _memory(estimates: Sequence[DeviceEstimate], found: ModelSettings) -> Table:
+def _memory(estimates: Sequence[DeviceEstimate], model: ModelSettings) -> Table:
     """Memory by phase, a column for every memory size."""
     columns = {each.device.memory if each.device.gpu else each.device.name: each for each in estimates[::-1]}
     ordered = [each for each in estimates if each in columns.values()]
     names = [f"{e.device.memory / 1e9:.0f} GB" if e.device.gpu else e.device.name for e in ordered]
     rows = tuple((need.phase, *(_gigabytes(e, e.needs[n]) for e in ordered)) for n, need in enumerate(ordered[0].needs))
-    settings = found.settings
+    settings = model.settings
     note = (
         f"GB of the device, at micro-batches as the run chooses them for its memory; (no): more than it has. GPU: "
         f"{1 + FRAGMENTATION:g} times what is alive at once, and {CONTEXT / 1e9:g} GB for the CUDA context; CPU: "
         f"{REST / 1e9:g} GB for Python and PyTorch (the system's allocator can hold 40% more). Counted on the program's own "
         f"code, without weights. The model's shape: "
-        f"{getattr(settings, 'num_hidden_layers', '?')} layers of {getattr(settings, 'hidden_size', '?')}, {found.origin}."
+        f"{getattr(settings, 'num_hidden_layers', '?')} layers of {getattr(settings, 'hidden_size', '?')}, {model.origin}."
     )
     return Table("Memory", ("phase", *names), rows, note)
 
