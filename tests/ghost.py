@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils import backend_registration
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map
@@ -231,7 +231,7 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], found: A
 def install() -> None:
     """From here on `ghost` is a device of this process."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Runtime())
-    everything, factories = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+    everything, factories = library.Library("_", "IMPL"), library.Library("aten", "IMPL")
     everything.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
     for func in RESIZING:
         factories.impl(func, lambda *args, f=func, **kwargs: _run(f, args, kwargs), "PrivateUse1")

@@ -4,6 +4,7 @@ Peaks are kept apart, because with the depth of the model each grows at its own 
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from llm_forgetting.experiment.cost.batches import HeaviestBatches, Items
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.spaces import NoisyUpdate, WeightDirection
-from llm_forgetting.models.hessian.products import AdapterHessian, products_at
+from llm_forgetting.models.hessian.products import AdapterHessian, Products, products_at
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import answer_distributions, merged, score
@@ -109,10 +110,7 @@ def forecast(model: LanguageModel, batches: HeaviestBatches, config: ExperimentC
     """A product over a micro-batch along the difference of two checkpoints; then the losses and distributions at the second."""
     before, after = model.adapter_factors(), model.adapter_factors()
     difference = WeightUpdate.combine([(1.0, after), (-1.0, before)])
-    curvature = config.curvature
-    with products_at(
-        model, batches.products, before, micro_batch=curvature.micro_batch, method=curvature.products
-    ) as products:
+    with _products(model, batches, config, before) as products:
         products.along_update(difference)
     yield
     size = config.landscape.batch_size
@@ -124,12 +122,17 @@ def forecast(model: LanguageModel, batches: HeaviestBatches, config: ExperimentC
     yield
 
 
+def _products(
+    model: LanguageModel, batches: HeaviestBatches, config: ExperimentConfig, at: WeightUpdate
+) -> AbstractContextManager[Products]:
+    settings = config.curvature
+    return products_at(model, batches.products, at, micro_batch=settings.micro_batch, method=settings.products)
+
+
 def spectrum(model: LanguageModel, batches: HeaviestBatches, config: ExperimentConfig) -> Iterator[None]:
     """A product with the Hessian in the factors, beside the longest Lanczos run's basis and another run's."""
     factors, settings = model.adapter_factors(), config.curvature
-    with products_at(
-        model, batches.products, factors, micro_batch=settings.micro_batch, method=settings.products
-    ) as products:
+    with _products(model, batches, config, factors) as products:
         hessian = AdapterHessian(products)
         kept = settings.lanczos_steps + settings.density_steps * (settings.density_runs > 0) + 3
         krylov = torch.empty(kept, hessian.shape[0], device=model.device)
@@ -140,9 +143,7 @@ def spectrum(model: LanguageModel, batches: HeaviestBatches, config: ExperimentC
 def weight_spectrum(model: LanguageModel, batches: HeaviestBatches, config: ExperimentConfig) -> Iterator[None]:
     """Three products with the Hessian in the merged weights, in the ascent to the largest eigenvalue."""
     factors, settings = model.adapter_factors(), config.curvature
-    with products_at(
-        model, batches.products, factors, micro_batch=settings.micro_batch, method=settings.products
-    ) as products:
+    with _products(model, batches, config, factors) as products:
         largest_eigenvalue(
             products.weight_hessian,
             Weights({name: pair.B @ pair.A for name, pair in factors.items()}),
