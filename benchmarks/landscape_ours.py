@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from landscape_case import Scan
 
-from llm_forgetting.config.sections import LandscapeConfig
+from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.experiment.analysis.landscape import objective_of, rule_of, space_of
 from llm_forgetting.landscape.nodes import CachedEvaluator
 from llm_forgetting.landscape.scan import scan_plane

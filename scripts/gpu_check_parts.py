@@ -26,15 +26,8 @@ from gpu_check_tools import (
     with_adapter,
 )
 
-from llm_forgetting.config.sections import (
-    CurvatureConfig,
-    DataConfig,
-    EvaluationConfig,
-    ExperimentConfig,
-    LandscapeConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from llm_forgetting.config.measurements import CurvatureConfig, EvaluationConfig, LandscapeConfig
+from llm_forgetting.config.sections import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
 from llm_forgetting.curvature.operators import Weights
 from llm_forgetting.errors import is_out_of_memory
 from llm_forgetting.experiment.analysis.landscape import gauge_self_test

@@ -19,7 +19,8 @@ from llm_forgetting import errors, progress
 from llm_forgetting.cli.main import SHORT_FLAGS, guarded, main, run_main
 from llm_forgetting.cli.parser import EXAMPLES
 from llm_forgetting.config.files import dotted_paths
-from llm_forgetting.config.sections import LandscapeConfig, ModelConfig
+from llm_forgetting.config.measurements import LandscapeConfig
+from llm_forgetting.config.sections import ModelConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis.checkpoint_plane import plane_evaluations
 from llm_forgetting.experiment.analysis.landscape import evaluations

@@ -13,9 +13,10 @@ from bad_inputs import BOMB
 
 from llm_forgetting.cli.main import SHORT_FLAGS, parse_run
 from llm_forgetting.config.files import PRESETS, ConfigTemplate, config_help, dotted_paths, parse_config, written
+from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.config.paths import to_dict
 from llm_forgetting.config.rules import bounds_of
-from llm_forgetting.config.sections import DataConfig, ExperimentConfig, LandscapeConfig, LoraConfig, TrainingConfig
+from llm_forgetting.config.sections import DataConfig, ExperimentConfig, LoraConfig, TrainingConfig
 from llm_forgetting.errors import UserError
 
 BOUNDS = bounds_of(ExperimentConfig())

@@ -12,15 +12,8 @@ from tiny_models import llama2_tokenizer, save, tiny_llama
 from transformers import LlamaConfig
 
 from llm_forgetting.cli.main import parse_run
-from llm_forgetting.config.sections import (
-    CurvatureConfig,
-    DataConfig,
-    ExperimentConfig,
-    LandscapeConfig,
-    LoraConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from llm_forgetting.config.measurements import CurvatureConfig, LandscapeConfig
+from llm_forgetting.config.sections import DataConfig, ExperimentConfig, LoraConfig, ModelConfig, TrainingConfig
 from llm_forgetting.errors import UnreachableError, UserError
 from llm_forgetting.experiment.cost import fit, needs, tables
 from llm_forgetting.experiment.cost.devices import CARDS, CONTEXT, Device, card, matrix_rate, this_cpu

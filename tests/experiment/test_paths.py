@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tiny_models import load, make_encoded, tiny_llama
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.config.sections import LandscapeConfig
+from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.experiment.analysis.checkpoint_plane import analyse_checkpoint_plane, plane_evaluations
 from llm_forgetting.experiment.analysis.paths import analyse_between, analyse_path, path_evaluations, path_objective
 from llm_forgetting.experiment.session import CheckpointUpdates

@@ -15,7 +15,7 @@ from PIL import Image
 from runs import Shell
 from tiny_models import load, make_encoded
 
-from llm_forgetting.config.sections import CurvatureConfig
+from llm_forgetting.config.measurements import CurvatureConfig
 from llm_forgetting.curvature.operators import Weights
 from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.experiment.analysis.forecast import compare_with_rival_predictors

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import load, make_encoded, tiny_llama
 
-from llm_forgetting.config.sections import LandscapeConfig
+from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis import landscape as landscape_analysis
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_models import load
 
-from llm_forgetting.config.sections import LandscapeConfig
+from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis import landscape as landscape_analysis
 from llm_forgetting.landscape import spaces as spaces_module

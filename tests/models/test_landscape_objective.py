@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import load, make_encoded
 
-from llm_forgetting.config.sections import LandscapeConfig
+from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape
 from llm_forgetting.landscape.gauge import Factors, canonicalise

@@ -1,15 +1,13 @@
 """The configuration of a run: sections, rules, files and overrides."""
 
+from llm_forgetting.config.measurements import CurvatureConfig, EvaluationConfig, LandscapeConfig
 from llm_forgetting.config.paths import SEEDS, leaves, to_dict
 from llm_forgetting.config.rules import refuse_impossible
 from llm_forgetting.config.sections import (
-    CurvatureConfig,
     DataConfig,
     EvaluateConfig,
-    EvaluationConfig,
     ExperimentConfig,
     InterventionsConfig,
-    LandscapeConfig,
     LoraConfig,
     ModelConfig,
     OutputConfig,

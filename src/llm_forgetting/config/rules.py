@@ -11,15 +11,8 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.tasks.sources import KINDS
 
 if TYPE_CHECKING:
-    from llm_forgetting.config.sections import (
-        AnyConfig,
-        CurvatureConfig,
-        DataConfig,
-        InterventionsConfig,
-        LandscapeConfig,
-        LoraConfig,
-        TrainingConfig,
-    )
+    from llm_forgetting.config.measurements import CurvatureConfig, LandscapeConfig
+    from llm_forgetting.config.sections import AnyConfig, DataConfig, InterventionsConfig, LoraConfig, TrainingConfig
 
 Value = TypeVar("Value")
 

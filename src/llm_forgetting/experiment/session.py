@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from llm_forgetting.config.sections import ExperimentConfig, LandscapeConfig
+from llm_forgetting.config.measurements import LandscapeConfig
+from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.phase_artifacts import checkpoint_name
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder

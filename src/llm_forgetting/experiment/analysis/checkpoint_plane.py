@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from llm_forgetting.config.sections import LandscapeConfig
+from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.experiment.analysis.landscape import CHECK_POINTS, fit_error, fit_summary, rule_of
 from llm_forgetting.landscape.checkpoint_plane import CheckpointPlane, ScannedPlane, scan_checkpoint_plane
 from llm_forgetting.landscape.domains import Triangle

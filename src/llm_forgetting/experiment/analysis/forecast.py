@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from llm_forgetting.arrays import Floats, mean_stderr
-from llm_forgetting.config.sections import CurvatureConfig
+from llm_forgetting.config.measurements import CurvatureConfig
 from llm_forgetting.curvature import forecast as forecasts
 from llm_forgetting.curvature.operators import DirectionalDerivatives, dot
 from llm_forgetting.curvature.records import (

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llm_forgetting.config.sections import LandscapeConfig
+from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import canonicalise, regauged, update_norm

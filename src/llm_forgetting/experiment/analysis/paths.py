@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.config.sections import LandscapeConfig
+from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis.checkpoint_plane import analyse_checkpoint_plane, plane_evaluations
 from llm_forgetting.experiment.analysis.landscape import CHECK_POINTS, fit_error, fit_summary, objective_of, rule_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llm_forgetting.config.sections import CurvatureConfig
+from llm_forgetting.config.measurements import CurvatureConfig
 from llm_forgetting.curvature.operators import Weights, dot
 from llm_forgetting.curvature.rayleigh import largest_eigenvalue
 from llm_forgetting.curvature.records import Sharpness, SpectrumRecord, WeightSpectrum

@@ -14,7 +14,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from llm_forgetting.config.sections import Arithmetic, LoraConfig
+from llm_forgetting.config.measurements import Arithmetic
+from llm_forgetting.config.sections import LoraConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import write_text
 from llm_forgetting.landscape.factors import WeightUpdate
