@@ -42,7 +42,7 @@ class _NoTokenizer:
 
 def weightless_model(
     settings: Any,
-    lora: LoraConfig,
+    lora: LoraConfig | None,
     dtype: torch.dtype,
     count: AllocationCount,
     layers: int | None = None,
@@ -61,6 +61,7 @@ def weightless_model(
         gpu: Whether it computes as on a GPU, else as on a CPU.
         probe: Whether it is tried out what the model can do, which takes a few passes.
     """
+    assert lora is not None  # see `ExperimentConfig.low_rank`
     backbone = without_weights(settings, dtype)
     if layers is not None:
         del decoder_layers(backbone)[layers:]
