@@ -231,6 +231,28 @@ class ScanConfig:
 
 
 @dataclass(frozen=True)
+class ForecastConfig:
+    """What the landscape at one saved checkpoint forecasts of another, on any tasks.
+
+    Args:
+        model: The backbone; `embedded` stands for the one that the adapters name themselves.
+        data: Tasks and splits.
+        landscape: Of its fields items, num_items, batch_size, arithmetic and seed have a meaning here.
+        curvature: Of its fields products and micro_batch have a meaning here.
+        output: Where results go.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    landscape: LandscapeConfig = field(default_factory=LandscapeConfig)
+    curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        refuse_impossible(self)
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Accuracy of a backbone or of a saved adapter on whole test splits.
 
@@ -250,4 +272,4 @@ class EvaluateConfig:
         refuse_impossible(self)
 
 
-AnyConfig = ExperimentConfig | ScanConfig | EvaluateConfig
+AnyConfig = ExperimentConfig | ScanConfig | ForecastConfig | EvaluateConfig

@@ -1,11 +1,15 @@
 """Typed records of every artifact: those of a run, and those of what is measured of saved adapters."""
 
 from llm_forgetting.results.adapters import (
+    Evaluated,
     EvaluationResults,
+    ForecastResults,
+    PairForecast,
     RepairRecord,
     RepairScore,
     ScanResults,
     read_evaluation,
+    read_forecast,
     read_scan,
 )
 from llm_forgetting.results.run import (
@@ -32,11 +36,14 @@ from llm_forgetting.results.run import (
 __all__ = [
     "AnchorRecord",
     "Environment",
+    "Evaluated",
     "EvaluationResults",
+    "ForecastResults",
     "GuardReport",
     "InterventionRecord",
     "ItemHash",
     "ModelDescription",
+    "PairForecast",
     "Protocol",
     "RepairRecord",
     "RepairScore",
@@ -51,6 +58,7 @@ __all__ = [
     "TrainingRecord",
     "TrainingStep",
     "read_evaluation",
+    "read_forecast",
     "read_items",
     "read_results",
     "read_scan",
