@@ -67,7 +67,7 @@ def evaluate_adapter(
     results = EvaluationResults(
         schema_version=provenance.SCHEMA_VERSION,
         config=config,
-        versions=provenance.versions(),
+        versions=provenance.versions(description.quantization),
         environment=provenance.environment(),
         source=source.description,
         model=description if adapter is not None else replace(description, adapter_parameters=0),
