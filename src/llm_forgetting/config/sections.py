@@ -29,6 +29,8 @@ class ModelConfig:
         device: `auto` takes a GPU if there is one; else cpu, cuda or mps.
         attention: Attention kernel of transformers.
         trust_remote_code: Run code that comes with a Hugging Face model. Only if you trust its author.
+        quantization: Quantise the weights while they are loaded: `4bit` (NF4, as in QLoRA) or `8bit` (LLM.int8()), by
+            bitsandbytes; null for none.
     """
 
     name: str = "embedded"
@@ -37,6 +39,7 @@ class ModelConfig:
     device: str = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = False
+    quantization: Literal["4bit", "8bit"] | None = None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from llm_forgetting.models.adapter.saved_adapter import (
     weight_name,
     write_weights,
 )
-from llm_forgetting.models.adapter.widened import is_widened, widened
+from llm_forgetting.models.adapter.widened import is_widened, keep_layout, widened
 from llm_forgetting.seeding import derive_seed
 
 
@@ -166,6 +166,7 @@ class AdaptedModel:
 
     def __init__(self, peft_model: Any) -> None:
         refuse_uncovered(peft_model)
+        keep_layout(peft_model)
         self.peft_model = peft_model
         self.adapter: str = peft_model.active_adapters[0]
         self.arithmetic: Arithmetic = "float32"
@@ -380,5 +381,9 @@ def _one_line(error: Exception) -> str:
 def _linear_names(backbone: Any) -> list[str]:
     modules = backbone.named_modules()
     return sorted(
-        {name.rsplit(".", 1)[-1] for name, module in modules if type(module).__name__ in ("Linear", "Conv1D")}
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in modules
+            if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+        }
     )

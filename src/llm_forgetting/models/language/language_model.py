@@ -19,7 +19,7 @@ from llm_forgetting.models.adapter.adapted_model import (
     attach_saved,
     saved_options,
 )
-from llm_forgetting.models.adapter.widened import NARROW
+from llm_forgetting.models.adapter.widened import is_exchanged
 from llm_forgetting.models.language.backbones import built_in_name, load_backbone
 from llm_forgetting.models.language.batches import ROUNDING, Batch, EncodedItem, answer_position_logits, collate
 from llm_forgetting.models.language.packing import (
@@ -32,6 +32,7 @@ from llm_forgetting.models.language.packing import (
     packs,
     segments,
 )
+from llm_forgetting.models.language.quantisation import arithmetic_of, description_of, numbers, quantises_activations
 from llm_forgetting.tasks.task import Item
 
 if TYPE_CHECKING:
@@ -40,12 +41,6 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 Notify = Callable[[str], None]
 log = logging.getLogger(__name__)
-
-
-def _numbers(parameter: torch.Tensor) -> int:
-    """How many numbers a parameter stands for: of a 4-bit one the bytes hold two each."""
-    shape: torch.Size = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
-    return shape.numel()
 
 
 class LanguageModel(AdaptedModel):
@@ -64,7 +59,7 @@ class LanguageModel(AdaptedModel):
             )
         self.tokenizer = tokenizer
         self.source = source
-        self._narrow = self.dtype in NARROW
+        self._widened = is_exchanged(peft_model.get_base_model())
         forward = inspect.signature(peft_model.get_base_model().forward).parameters
         self._accepted = frozenset(forward)
         if tokenizer.pad_token_id is None:
@@ -116,7 +111,7 @@ class LanguageModel(AdaptedModel):
 
         There a product of 40 tokens with a bfloat16 W (4,096, 4,096) takes 0.2 s forward and 7 s backward, in float32 0.1 s.
         """
-        with self.analysed() if self._narrow and self.device.type == "cpu" else nullcontext():
+        with self.analysed() if self._widened and self.device.type == "cpu" else nullcontext():
             yield
 
     def description(self) -> dict[str, Any]:
@@ -126,15 +121,24 @@ class LanguageModel(AdaptedModel):
         return {
             "name": self.source,
             "architecture": type(self.peft_model.get_base_model()).__name__,
-            "parameters": sum(map(_numbers, self.peft_model.parameters())) - adapter,
+            "parameters": sum(map(numbers, self.peft_model.parameters())) - adapter,
             "adapter_parameters": adapter,
             "adapted_modules": len(update),
             "adapted_weights": sum(len(pair.B) * pair.A.shape[1] for pair in update.values()),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "quantization": (kind := description_of(self.peft_model.get_base_model())),
+            "arithmetic": None if kind is None else arithmetic_of(kind, self.arithmetic, self.device),
             "title": EMBEDDED_MODEL if self.source == "embedded" else None,
         }
+
+    @property
+    def rounding(self) -> float:
+        """How much a logit may differ between two ways of scoring an item."""
+        kernels = self.arithmetic == "native" or self.device.type != "cpu"
+        rough = kernels and quantises_activations(self.peft_model.get_base_model())
+        return ROUNDING[torch.bfloat16 if rough else self.dtype]
 
     def answer_logits(self, batch: Batch) -> torch.Tensor:
         """(n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""
