@@ -218,12 +218,34 @@ def test_a_foreign_pair_is_measured_without_training(
         )
     assert set(results.landscapes) == {"adapter", "other"}
     assert {landscape.space for landscape in results.landscapes.values()} == {"weight"}
+    forecast_and_evaluate(tmp_path, [str(first), str(second)], arguments[4:], items, (one, other))
     if named:
         corners = list(results.checkpoint_plane.surfaces["oaks"].at_checkpoints.values())
         assert corners == pytest.approx([loss_of(model, items) for model in (opened(base, base), one, other)], abs=1e-5)
     else:
         assert results.checkpoint_plane is None
         assert "give it as --model_name" in " ".join(results.warnings)
+
+
+def forecast_and_evaluate(tmp_path: Path, pair: list[str], options: list[str], items: Any, models: Any) -> None:
+    """`forecast A B` and `evaluate A B` of the same pair, against losses of the plain models."""
+    options = [word for word in options if word != str(tmp_path / "out")]
+    options.insert(options.index("--output_dir") + 1, str(tmp_path / "further"))
+    assert main(["forecast", *pair, *options]) == 0
+    (folder,) = (tmp_path / "further").iterdir()
+    first, second = (loss_of(model, items) for model in models)
+    forecast = json.loads((folder / "forecast.json").read_text())["tasks"]["oaks"]["forecast"]
+    assert forecast["loss"] == pytest.approx(first, abs=1e-5)
+    assert forecast["observed"] == pytest.approx(second - first, abs=2e-5)
+    options = [word for word in options if not word.startswith(("--landscape.", "--data.train", "--data.test"))]
+    options[options.index("--output_dir") + 1] = str(tmp_path / "scored")
+    assert main(["evaluate", *pair, *options]) == 0
+    (folder,) = (tmp_path / "scored").iterdir()
+    lines = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    chosen = [item.item.id for item in items]
+    for name, expected in (("A", first), ("B", second)):
+        scored = [line["loss"] for line in lines if line["checkpoint"] == name and line["id"] in chosen]
+        assert sum(scored) / len(chosen) == pytest.approx(expected, abs=1e-5)
 
 
 def read_scan(folder: Path) -> ScanResults:

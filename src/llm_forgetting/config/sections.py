@@ -29,6 +29,8 @@ class ModelConfig:
         device: `auto` takes a GPU if there is one; else cpu, cuda or mps.
         attention: Attention kernel of transformers.
         trust_remote_code: Run code that comes with a Hugging Face model. Only if you trust its author.
+        quantization: Quantise the weights while they are loaded: `4bit` (NF4, as in QLoRA) or `8bit` (LLM.int8()), by
+            bitsandbytes; null for none.
     """
 
     name: str = "embedded"
@@ -37,6 +39,7 @@ class ModelConfig:
     device: str = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = False
+    quantization: Literal["4bit", "8bit"] | None = None
 
 
 @dataclass(frozen=True)
@@ -263,6 +266,28 @@ class ScanConfig:
 
 
 @dataclass(frozen=True)
+class ForecastConfig:
+    """What the landscape at one saved checkpoint forecasts of another, on any tasks.
+
+    Args:
+        model: The backbone; `embedded` stands for the one that the adapters name themselves.
+        data: Tasks and splits.
+        landscape: Of its fields items, num_items, batch_size, arithmetic and seed have a meaning here.
+        curvature: Of its fields products and micro_batch have a meaning here.
+        output: Where results go.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    landscape: LandscapeConfig = field(default_factory=LandscapeConfig)
+    curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        refuse_impossible(self)
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Accuracy of a backbone or of a saved adapter on whole test splits.
 
@@ -282,4 +307,4 @@ class EvaluateConfig:
         refuse_impossible(self)
 
 
-AnyConfig = ExperimentConfig | ScanConfig | EvaluateConfig
+AnyConfig = ExperimentConfig | ScanConfig | ForecastConfig | EvaluateConfig

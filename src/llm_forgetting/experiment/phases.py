@@ -230,9 +230,8 @@ def _relearn(session: Session, name: str, start: int, chosen: list[EncodedItem],
 
 def scan_landscape(session: Session, k: int, reference_norm: float | None) -> CheckpointLandscape:
     """Loss surfaces of every task around the checkpoint after task k, distances in units of `reference_norm`."""
-    model, named, settings = session.at(k), session.named_landscape_items(), session.config.landscape
-    named = named[: {"all": len(named), "learnt": k, "first": 1}[settings.tasks]]
-    name = checkpoint_name(k)
+    model, settings, name = session.at(k), session.config.landscape, checkpoint_name(k)
+    named = session.named_landscape_items(settings.tasks_around(k, len(session.config.data.tasks)))
     with session.progress.bar(f"landscape of {name}", evaluations(settings)) as advance:
         journal = session.journal(landscape_phase(name).name)
         return analyse_landscape(
@@ -259,7 +258,15 @@ def scan_paths(session: Session) -> BetweenCheckpoints:
         journal=session.journal,
         pools=[len(task.split(session.config.landscape.items)) for task in session.encoded],
         trajectory={name: partial(_of_epoch, session, folder) for name, folder in epochs.items()},
+        concerned=partial(_between, session),
     )
+
+
+def _between(session: Session, start: str, end: str) -> list[int]:
+    """Places of the tasks that are measured between two checkpoints."""
+    last = len(session.config.data.tasks)
+    numbers = {checkpoint_name(k): k for k in range(last + 1)}
+    return [number - 1 for number in session.config.landscape.tasks_between(numbers[start], numbers[end], last)]
 
 
 def _of_epoch(session: Session, folder: Path) -> WeightUpdate:
@@ -286,11 +293,13 @@ def _forecast(session: Session, between: BetweenCheckpoints, k: int) -> Forecast
     other = "test" if own == "train" else "train"
     old = {
         task.name: {own: items, other: choose_landscape_items(task.split(other), task.name, config.landscape)}
-        for task, (_, items) in list(zip(session.encoded, named, strict=True))[:k]
+        for task, (_, items) in (
+            (session.encoded[number - 1], named[number - 1]) for number in config.landscape.tasks_forecast(k)
+        )
     }
     first, second = ((checkpoint_name(n), session.at(n).adapter_factors()) for n in (k, k + 1))
     path = next((path for path in between.paths if path.start == checkpoint_name(k)), None)
-    with session.progress.bar(f"forecast from {checkpoint_name(k)}", forecast_evaluations(k)) as advance:
+    with session.progress.bar(f"forecast from {checkpoint_name(k)}", forecast_evaluations(len(old))) as advance:
         return analyse_forecast(
             session.model,
             first,

@@ -45,7 +45,7 @@ def assemble(
         schema_version=provenance.SCHEMA_VERSION,
         answer=summary.answer,
         config=config,
-        versions=provenance.versions(),
+        versions=provenance.versions(setup.model.quantization),
         environment=provenance.environment(),
         **{**vars(setup), "warnings": (*setup.warnings, *_late_warnings(setup, summary, surfaces))},
         training=tuple(training),

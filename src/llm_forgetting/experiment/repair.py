@@ -34,7 +34,6 @@ def repair(session: Session, path: PathScan, *, rank: int | None, t: float | Non
     update, error = interpolate(first, second, chosen), 0.0
     if rank is not None:
         session.model.require_low_rank("--rank")
-    if rank is not None:
         ranks = {name: min(rank, pair.A.shape[0]) for name, pair in update.items()}
         cut = truncated(update, ranks)
         update, error = cut.update, cut.relative_error

@@ -41,7 +41,7 @@ from llm_forgetting.models.adapter.saved_adapter import (
     weight_name,
     write_weights,
 )
-from llm_forgetting.models.adapter.widened import is_widened, widened
+from llm_forgetting.models.adapter.widened import is_widened, keep_layout, widened
 
 __all__ = ["AdaptedModel", "attach_lora", "is_adapted", "target_layers"]
 
@@ -72,6 +72,7 @@ class AdaptedModel:
         self.dense = dense
         if dense is None:
             refuse_uncovered(peft_model)
+            keep_layout(peft_model)
             self.adapter = peft_model.active_adapters[0]
             self.dense = None if is_plain_lora(peft_model) else PeftUpdates(peft_model)
         self.arithmetic: Arithmetic = "float32"
@@ -310,7 +311,7 @@ class AdaptedModel:
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """The bare backbone; which parameters are trained is as before afterwards (PEFT trains all that it enables)."""
+        """The backbone without its adapter; what is trained is as before afterwards (PEFT trains all that it enables)."""
         if not isinstance(self.peft_model, peft.PeftModel):
             yield
             return
@@ -322,6 +323,17 @@ class AdaptedModel:
             self.peft_model.base_model.enable_adapter_layers()
             for parameter, requires_grad in trained:
                 parameter.requires_grad_(requires_grad)
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Within the block the model is that from which updates are counted, trained biases and all."""
+        if self.dense is None:
+            with self.without_adapter():
+                yield
+            return
+        with self.perturbed() as move:
+            move(WeightUpdate({}))
+            yield
 
     def adapter_sha256(self) -> str:
         """Hash over names and bytes of all adapter weights: equal exactly if the adapters are bit-equal."""

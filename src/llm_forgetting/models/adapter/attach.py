@@ -171,7 +171,11 @@ def linear_names(backbone: Any) -> list[str]:
     """The last names of a backbone's linear modules."""
     modules = backbone.named_modules()
     return sorted(
-        {name.rsplit(".", 1)[-1] for name, module in modules if type(module).__name__ in ("Linear", "Conv1D")}
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in modules
+            if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+        }
     )
 
 

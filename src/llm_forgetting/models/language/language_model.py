@@ -20,7 +20,7 @@ from llm_forgetting.models.adapter.adapted_model import (
 from llm_forgetting.models.adapter.attach import attach_saved, saved_options
 from llm_forgetting.models.adapter.dense_updates import DenseUpdates
 from llm_forgetting.models.adapter.full_updates import FullUpdates, is_full_model
-from llm_forgetting.models.adapter.widened import NARROW
+from llm_forgetting.models.adapter.widened import is_exchanged
 from llm_forgetting.models.language.backbones import backbone_folder, built_in_name, load_backbone
 from llm_forgetting.models.language.batches import ROUNDING, Batch, EncodedItem, answer_position_logits, collate
 from llm_forgetting.models.language.packing import (
@@ -33,6 +33,7 @@ from llm_forgetting.models.language.packing import (
     packs,
     segments,
 )
+from llm_forgetting.models.language.quantisation import arithmetic_of, description_of, numbers, quantises_activations
 from llm_forgetting.tasks.task import Item
 
 if TYPE_CHECKING:
@@ -41,12 +42,6 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 Notify = Callable[[str], None]
 log = logging.getLogger(__name__)
-
-
-def _numbers(parameter: torch.Tensor) -> int:
-    """How many numbers a parameter stands for: of a 4-bit one the bytes hold two each."""
-    shape: torch.Size = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
-    return shape.numel()
 
 
 class LanguageModel(AdaptedModel):
@@ -67,7 +62,7 @@ class LanguageModel(AdaptedModel):
             )
         self.tokenizer = tokenizer
         self.source = source
-        self._narrow = self.dtype in NARROW
+        self._widened = is_exchanged(self.backbone)
         forward = inspect.signature(self.backbone.forward).parameters
         self._accepted = frozenset(forward)
         if tokenizer.pad_token_id is None:
@@ -144,7 +139,7 @@ class LanguageModel(AdaptedModel):
 
         There a product of 40 tokens with a bfloat16 W (4,096, 4,096) takes 0.2 s forward and 7 s backward, in float32 0.1 s.
         """
-        with self.analysed() if self._narrow and self.device.type == "cpu" else nullcontext():
+        with self.analysed() if self._widened and self.device.type == "cpu" else nullcontext():
             yield
 
     def description(self) -> dict[str, Any]:
@@ -155,7 +150,7 @@ class LanguageModel(AdaptedModel):
         return {
             "name": self.source,
             "architecture": type(self.backbone).__name__,
-            "parameters": sum(map(_numbers, self.backbone.parameters()))
+            "parameters": sum(map(numbers, self.backbone.parameters()))
             - (0 if self.peft_model is self.backbone else adapter),
             "adapter_parameters": adapter,
             "adapted_modules": len(update.parameters),
@@ -164,8 +159,17 @@ class LanguageModel(AdaptedModel):
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "quantization": (kind := description_of(self.backbone)),
+            "arithmetic": None if kind is None else arithmetic_of(kind, self.arithmetic, self.device),
             "title": EMBEDDED_MODEL if self.source == "embedded" else None,
         }
+
+    @property
+    def rounding(self) -> float:
+        """How much a logit may differ between two ways of scoring an item."""
+        kernels = self.arithmetic == "native" or self.device.type != "cpu"
+        rough = kernels and quantises_activations(self.backbone)
+        return ROUNDING[torch.bfloat16 if rough else self.dtype]
 
     def answer_logits(self, batch: Batch) -> torch.Tensor:
         """(n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""
