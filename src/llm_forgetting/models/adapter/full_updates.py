@@ -73,6 +73,8 @@ class FullUpdates:
 
     def _values_of(self, folder: Path) -> Values:
         """From parameters to their values in a model's folder; UserError where it is of another model."""
+        if not is_full_model(folder):
+            raise UserError(f"a folder with a whole model is needed (config.json, no adapter), {folder} is not one")
         if not self._fits(folder):
             return self._loaded(folder)
         files = _files(folder)
