@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from llm_forgetting.errors import UserError, program
 from llm_forgetting.files import decode, encode, whole_folder, write_bytes, write_text
 
 MANIFEST = "manifest.json"
+Kind = TypeVar("Kind")
 INPUTS = {
     "config": "the configuration ({}, and the file of data.definitions)",
     "rows": "the questions of task {}",
@@ -124,6 +126,12 @@ def checked(folder: Path, name: str) -> bytes:
     return data
 
 
+def read_checked(kind: type[Kind], folder: Path, name: str) -> Kind:
+    """The record of an artifact, with its arrays out of the file beside it; UserError as `checked` and `decode`."""
+    found = checked(folder, name)
+    return decode(kind, found, file=str(folder / name), beside=lambda other: checked(folder, Path(other).name))
+
+
 def require_whole(folder: Path, part: str, remedy: str) -> None:
     """Raise UserError where a recorded file of the sub-folder `part` is not there as it was written."""
     for name in damaged(folder, f"{part}/"):
@@ -144,7 +152,10 @@ def _remedy(folder: Path) -> str:
 
 def unchecked(folder: Path) -> list[str]:
     """One line where artifacts of a run are older than its manifest, or than manifests; else nothing."""
-    patterns = ("config.yaml", "results.json", "items.jsonl", "phases/*.json", "checkpoint_*/adapter_model.safetensors")
+    patterns = (
+        *("config.yaml", "results.json", "results.npz", "items.jsonl", "phases/*.json", "phases/*.npz"),
+        "checkpoint_*/adapter_model.safetensors",
+    )
     there = [path.relative_to(folder).as_posix() for pattern in patterns for path in sorted(folder.glob(pattern))]
     missing = [name for name in there if name not in read_manifest(folder).artifacts]
     if not missing:

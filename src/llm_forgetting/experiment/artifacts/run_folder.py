@@ -19,10 +19,10 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     artifact_kind,
     follows_from,
 )
-from llm_forgetting.files import decode, encode, manifest, remove_temporary
+from llm_forgetting.files import decode, encode, encode_with_arrays, manifest, remove_temporary
 from llm_forgetting.results import Timing
 
-WRITTEN_AGAIN = ("results.json", "items.jsonl", "results.md", "landscape.json")
+WRITTEN_AGAIN = ("results.json", "results.npz", "items.jsonl", "results.md", "landscape.json", "landscape.npz")
 """What the end of a run or scan writes, also where it is resumed with nothing left to compute."""
 
 
@@ -191,3 +191,11 @@ class RunFolder:
         """Write `text` to file `name` of the folder, atomically, its checksum before it."""
         manifest.write(self.path, name, text.encode())
         return self.path / name
+
+    def write_record(self, name: str, record: object) -> None:
+        """`write` for a record; its large arrays, where it has many, go into the .npz file of the same name first."""
+        arrays_file = Path(name).with_suffix(".npz").name
+        text, arrays = encode_with_arrays(record, arrays_file)
+        if arrays is not None:
+            manifest.write(self.path, arrays_file, arrays)
+        self.write(name, text)
