@@ -29,13 +29,22 @@ def set_aside(document: Any, file: str) -> tuple[Any, bytes | None]:
     kept: Arrays = {}
     for key, array in arrays.items():
         if array.dtype == object:  # null where nothing was measured
-            kept[key + _NULLS] = np.equal(array, None)
+            kept[key + _NULLS] = np.array([entry is None for entry in array.flat]).reshape(array.shape)
             kept[key] = array.astype(np.float64)
         else:
             kept[key] = array
+    return _replaced(document, "", arrays, file), _npz(kept)
+
+
+def _npz(arrays: Arrays) -> bytes:
+    """What np.savez_compressed writes, for keys of any name, the same bytes for the same arrays."""
     written = io.BytesIO()
-    np.savez_compressed(written, **kept)
-    return _replaced(document, "", arrays, file), written.getvalue()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as file:
+        for key, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array)
+            file.writestr(zipfile.ZipInfo(f"{key}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
+    return written.getvalue()
 
 
 def put_back(document: Any, read: Callable[[str], bytes]) -> Any:
