@@ -47,7 +47,13 @@ CHANGED: frozenset[str] = frozenset(
 )
 # Fields that came since, last in their record, with their default in older results.
 ADDED: frozenset[str] = frozenset(
-    {"run.results.landscape_comparison.*.verdict", "run.results.model.title", "run.results.config.landscape.arithmetic"}
+    {
+        *("run.results.landscape_comparison.*.verdict", "run.results.model.title"),
+        "run.results.config.landscape.arithmetic",
+        *("run.results.config.lora.use_dora", "run.results.config.lora.init", "run.results.config.lora.bias"),
+        *("run.results.config.lora.modules_to_save", "run.results.config.lora.layers_to_transform"),
+        *("run.results.config.lora.rank_pattern", "run.results.config.lora.alpha_pattern"),
+    }
 )
 SHOWN = 20
 

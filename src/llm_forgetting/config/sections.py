@@ -29,6 +29,8 @@ class ModelConfig:
         device: `auto` takes a GPU if there is one; else cpu, cuda or mps.
         attention: Attention kernel of transformers.
         trust_remote_code: Run code that comes with a Hugging Face model. Only if you trust its author.
+        quantization: Quantise the weights while they are loaded: `4bit` (NF4, as in QLoRA) or `8bit` (LLM.int8()), by
+            bitsandbytes; null for none.
     """
 
     name: str = "embedded"
@@ -37,11 +39,14 @@ class ModelConfig:
     device: str = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = False
+    quantization: Literal["4bit", "8bit"] | None = None
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """The adapter: delta W = s B A in every target module, s = alpha / rank (alpha / sqrt(rank) for rsLoRA).
+
+    With `use_dora`, `bias` or `modules_to_save` the update is more than that, and landscapes are those of weight space.
 
     Args:
         rank: Rank of every update.
@@ -49,6 +54,14 @@ class LoraConfig:
         dropout: Dropout on the adapter's input while training.
         target_modules: `all-linear`, one module name, or a list of names such as [q_proj, v_proj].
         use_rslora: Rank-stabilised scale alpha / sqrt(rank).
+        use_dora: DoRA: direction and length of every row of W are trained apart.
+        init: PEFT's init_lora_weights: true, gaussian, pissa, pissa_niter_N or olora. The last three begin with a
+            part of W itself, which is taken out of W: adapters are saved with twice the rank, as updates of the original W.
+        bias: Biases that are trained as well: none, all, or lora_only: those of target modules.
+        modules_to_save: Modules that are trained as a whole, such as [lm_head].
+        rank_pattern: Ranks of single modules, by name or pattern.
+        alpha_pattern: Their alphas.
+        layers_to_transform: Numbers of the only layers that are adapted; empty for all.
     """
 
     rank: int = at_least(1, default=8, most=65_536)
@@ -56,6 +69,23 @@ class LoraConfig:
     dropout: float = at_least(0, default=0.0)
     target_modules: str | tuple[str, ...] = "all-linear"
     use_rslora: bool = False
+    use_dora: bool = False
+    init: bool | str = True
+    bias: Literal["none", "all", "lora_only"] = "none"
+    modules_to_save: tuple[str, ...] = ()
+    rank_pattern: dict[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: dict[str, float] = field(default_factory=dict, hash=False)
+    layers_to_transform: tuple[int, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether delta W = s B A in target modules is the whole of the update."""
+        return not (self.use_dora or self.bias != "none" or self.modules_to_save)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether `init` takes a part out of the frozen weights."""
+        return isinstance(self.init, str) and (self.init == "olora" or self.init.startswith("pissa"))
 
 
 @dataclass(frozen=True)
@@ -203,6 +233,11 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         refuse_impossible(self)
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether what is trained is plain LoRA: delta W = s B A."""
+        return self.lora.plain
 
     @property
     def fingerprint(self) -> str:

@@ -132,7 +132,7 @@ def _results(config: EvaluateConfig, source: str, limit: int | None, found: Eval
     return EvaluationResults(
         schema_version=provenance.SCHEMA_VERSION,
         config=config,
-        versions=provenance.versions(),
+        versions=provenance.versions(found.model.quantization),
         environment=provenance.environment(),
         source=source,
         limit=limit,

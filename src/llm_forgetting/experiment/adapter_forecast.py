@@ -43,12 +43,13 @@ def forecast_pair(config: ForecastConfig, pair: Pair, folder: RunFolder, progres
 
         tasks[task] = folder.once(pair_forecast_phase(k), forecast)
     first, second = updates.values()
+    description = from_plain(ModelDescription, model.description())
     return ForecastResults(
         schema_version=provenance.SCHEMA_VERSION,
         config=config,
-        versions=provenance.versions(),
+        versions=provenance.versions(description.quantization),
         environment=provenance.environment(),
-        model=from_plain(ModelDescription, model.description()),
+        model=description,
         checkpoints={name: described(checkpoint) for name, checkpoint in zip(NAMES, pair, strict=True)},
         norms={name: update.norm() for name, update in updates.items()},
         update_norm=WeightUpdate.combine([(1.0, second), (-1.0, first)]).norm(),

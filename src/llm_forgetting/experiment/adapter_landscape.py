@@ -96,12 +96,13 @@ def scan_adapter(config: ScanConfig, adapters: Sequence[Path], folder: RunFolder
         )
 
     between = provenance.profiles_alone(folder.once(BETWEEN, scan_between))
+    description = from_plain(ModelDescription, model.description())
     return ScanResults(
         schema_version=provenance.SCHEMA_VERSION,
         config=config,
-        versions=provenance.versions(),
+        versions=provenance.versions(description.quantization),
         environment=provenance.environment(),
-        model=from_plain(ModelDescription, model.description()),
+        model=description,
         adapters=dict(zip(NAMES, map(str, adapters), strict=False)),
         landscapes={name: provenance.surfaces_alone(landscape) for name, landscape in landscapes.items()},
         **vars(between),

@@ -12,7 +12,12 @@ from llm_forgetting.config.paths import to_dict
 from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.experiment import guards
 from llm_forgetting.experiment.analysis.forecast import analyse_forecast, forecast_evaluations
-from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations, require_space
+from llm_forgetting.experiment.analysis.landscape import (
+    NO_COORDINATES,
+    analyse_landscape,
+    evaluations,
+    require_space,
+)
 from llm_forgetting.experiment.analysis.paths import analyse_between, path_objective
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
 from llm_forgetting.experiment.artifacts.item_records import (
@@ -62,6 +67,8 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
         session.progress.note(f"{name}={value} of the environment is set aside: model.dtype says the precision")
     tasks, model, encoded, _ = session.tasks, session.model, session.encoded, session.passages
     require_space(model, session.config.landscape)
+    if not model.low_rank and session.config.landscape.space == "adapter":
+        session.progress.note(NO_COORDINATES)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
     report = folder.once(GUARDS, lambda: _guarded(session, items))
     return RunSetup(
@@ -143,6 +150,7 @@ def train(session: Session, k: int) -> TrainingRecord:
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
             note=session.progress.note,
         )
+    model.require_initial_parts("the adapter, as training left it,")
     session.mark_checkpoint(k)
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)

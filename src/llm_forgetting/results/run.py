@@ -90,7 +90,8 @@ class TaskSetup:
 @dataclass(frozen=True)
 class ModelDescription:
     """Model as it was loaded: numbers of parameters, of the adapter's, of adapted modules and of their weights;
-    precision, device and threads. `title` says what the weights are where the name does not.
+    precision, device and threads. `title` says what the weights are where the name does not; `quantization` how they are
+    quantised, and `arithmetic` what the numbers of a quantised model are of.
     """
 
     name: str
@@ -103,6 +104,13 @@ class ModelDescription:
     device: str
     threads: int
     title: Annotated[str | None, OMITTED] = None
+    quantization: Annotated[str | None, OMITTED] = None
+    arithmetic: Annotated[str | None, OMITTED] = None
+
+    @property
+    def precision(self) -> str:
+        """Precision of the weights, in words."""
+        return self.dtype if self.quantization is None else f"{self.quantization} and {self.dtype}"
 
     @property
     def weights(self) -> str:

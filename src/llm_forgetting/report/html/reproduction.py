@@ -18,7 +18,8 @@ def what_ran(results: AnyResults, *more: tuple[str, str]) -> Numbers:
     model, machine = results.model, results.environment
     adapter = f"LoRA on {model.adapted_modules} modules, {model.adapter_parameters:,} parameters"
     facts = (
-        ("model", f"{model_name(model)} ({model.architecture}, {model.parameters:,} parameters, {model.dtype})"),
+        ("model", f"{model_name(model)} ({model.architecture}, {model.parameters:,} parameters, {model.precision})"),
+        *((("arithmetic", model.arithmetic),) if model.arithmetic else ()),
         ("adapter", adapter if model.adapter_parameters else "none"),
         ("machine", f"{machine.platform}, {model.threads} threads on {model.device}"),
         *more,
