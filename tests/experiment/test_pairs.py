@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from runs import TINY, Shell
@@ -159,6 +160,39 @@ def test_other_ranks_and_the_bare_backbone_are_forecast_as_by_hand(
     assert task.forecast.curvature == pytest.approx((high - 2 * start + low) / h**2, rel=0.05, abs=0.1)
     distance = sum(float((after[name] - before[name]).double().square().sum()) for name in before) ** 0.5
     assert found.update_norm == pytest.approx(distance, rel=1e-4)
+
+
+def test_an_adapter_of_another_kind_is_one_of_a_pair(
+    foreign: dict[str, Any], llama_folder: Path, tmp_path: Path
+) -> None:
+    """Plain LoRA to DoRA: losses of both are those of PEFT's own forward, |D| that of weights that PEFT merged."""
+    backbone = AutoModelForCausalLM.from_pretrained(llama_folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        dora = peft.get_peft_model(
+            backbone, peft.LoraConfig(r=3, use_dora=True, target_modules="all-linear", task_type="CAUSAL_LM")
+        ).eval()
+        for name, parameter in dora.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.2)
+    dora.save_pretrained(tmp_path / "dora")
+    pair = foreign["folder"] / "A", tmp_path / "dora"
+    found = read_forecast(made("forecast", tmp_path, "forecast", *pair, *foreign["data"], *SIZES))
+    task, model = found.tasks["trees"], foreign["models"]["A"]
+    by_id = {str(n): item for n, item in enumerate(encode(model.tokenizer, make_items(9), {}, 512))}
+    items = [by_id[name.rsplit("/", 1)[1]] for name in task.forecast.items]
+    theirs = SimpleNamespace(peft_model=dora)
+    before, after = (plain_losses(each, items).mean().item() for each in (model, theirs))
+    assert (task.forecast.loss, task.change.value) == pytest.approx((before, after - before), abs=1e-5)
+    first, second = merged_weights(model, model), dora.merge_and_unload().state_dict()
+    distance = sum(float((second[f"{name}.weight"] - first[name]).double().square().sum()) for name in first) ** 0.5
+    assert found.update_norm == pytest.approx(distance, rel=1e-4)
+    items_of_b = [
+        line.loss for line in read_items(made("evaluation", tmp_path, "evaluate", *pair, *foreign["data"]))[9:]
+    ]
+    assert np.mean([items_of_b[int(name.rsplit("/", 1)[1])] for name in task.forecast.items]) == pytest.approx(
+        after, abs=1e-5
+    )
 
 
 def merged_weights(trained: Any, like: Any) -> dict[str, torch.Tensor]:
