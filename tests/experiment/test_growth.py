@@ -29,6 +29,8 @@ from llm_forgetting.report.figures.paths import paths_figure
 from llm_forgetting.report.figures.run import figures
 from llm_forgetting.report.html.page import render
 from llm_forgetting.report.html.run import run_page
+from llm_forgetting.report.tables.closing import closing_tables
+from llm_forgetting.report.tables.run import forgetting_table
 from llm_forgetting.report.views.lines import line_ensembles
 from llm_forgetting.report.views.paths import path_views
 from llm_forgetting.report.views.surfaces import drawn_surfaces, left_out_sentence, surface_views
@@ -210,3 +212,17 @@ def test_results_whose_arrays_are_in_another_file_are_the_same_results(
     assert main(["report", str(tmp_path)]) == main(["report", str(four)]) == 0
     assert (tmp_path / "report.html").read_bytes() == (four / "report.html").read_bytes()
     assert main(["compare", str(tmp_path), str(four), "--output", str(tmp_path / "compare.html")]) == 0
+
+
+def test_intervals_of_tasks_of_several_subjects_are_said_to_be_over_subjects(results: Results) -> None:
+    def with_subjects(*counts: int) -> Results:
+        tasks = zip(results.tasks, counts, strict=True)
+        return replace(results, tasks=tuple(replace(task, subjects=("s",) * count) for task, count in tasks))
+
+    for counts, said in (
+        ((1, 1, 1, 1), "over items;"),
+        ((2, 3, 2, 2), "over subjects;"),
+        ((1, 3, 1, 1), "over items (over subjects, where a task has several);"),
+    ):
+        assert f"brackets: 95% interval {said}" in forgetting_table(with_subjects(*counts)).note
+        assert f"95% intervals {said[:-1]}, below" in closing_tables(with_subjects(*counts))[0].note

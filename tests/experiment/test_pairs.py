@@ -26,6 +26,7 @@ from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.models.language.batches import encode
 from llm_forgetting.results import read_evaluation, read_forecast, read_items, read_results
 
+pytestmark = pytest.mark.process  # what names the machine asks `uname`
 TASKS = ("--task", "synthetic_1", "--task", "synthetic_2")
 OF_TINY = [
     word
@@ -306,7 +307,7 @@ def test_mistakes_end_in_one_line(
         (["forecast", "base", "base", *task], "at least one of A and B must be a saved adapter, both are base"),
         (["forecast", theirs, theirs, *task], "A and B must be two checkpoints"),
         (["forecast", theirs, ours, *task], "must be of one backbone"),
-        (["forecast", theirs, str(tmp_path / "nowhere"), *task], "a folder with a saved LoRA adapter is needed"),
+        (["forecast", theirs, str(tmp_path / "nowhere"), *task], "adapter is needed (adapter_config.json"),
         (["forecast", "base", theirs], "at least one task must be named"),
         (["evaluate", theirs, ours, *task], "must be of one backbone"),
         (["evaluate", "base", "base", *task], "both are base"),
