@@ -14,6 +14,7 @@ from llm_forgetting.files.codec import (
     reshaped,
     schema_text,
     to_plain,
+    without_arrays,
 )
 from llm_forgetting.files.disk import (
     is_text,
@@ -50,6 +51,7 @@ __all__ = [
     "to_plain",
     "user_path",
     "whole_folder",
+    "without_arrays",
     "write_bytes",
     "write_text",
 ]

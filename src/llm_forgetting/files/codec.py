@@ -11,7 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema, from_json
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.files.elsewhere import put_back, set_aside
+from llm_forgetting.files.elsewhere import MOST_NUMBERS, put_back, set_aside
 
 Json = Any
 
@@ -130,6 +130,14 @@ def encode_with_arrays(record: object, file: str, kind: object = None) -> tuple[
     """`encode`, and the bytes of `file` beside it with the large arrays, None where it has few (see `elsewhere`)."""
     plain, arrays = set_aside(to_plain(record, kind), file)
     return encode_json(plain), arrays
+
+
+def without_arrays(text: str, file: str) -> tuple[str, bytes | None]:
+    """`encode_with_arrays` of what `encode` gave; arrays with numbers that are not finite stay."""
+    if len(text) < 2 * MOST_NUMBERS:  # a number and the comma after it
+        return text, None
+    plain, arrays = set_aside(from_json(text), file)
+    return (text, None) if arrays is None else (encode_json(plain), arrays)
 
 
 def decode_lines(kind: type[list[Kind]], text: str, *, file: str = "", extra: Extra = "ignore") -> list[Kind]:

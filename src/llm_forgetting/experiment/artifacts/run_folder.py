@@ -19,7 +19,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     artifact_kind,
     follows_from,
 )
-from llm_forgetting.files import decode, encode, encode_with_arrays, manifest, remove_temporary
+from llm_forgetting.files import decode, encode, encode_with_arrays, manifest, remove_temporary, without_arrays
 from llm_forgetting.results import Timing
 
 WRITTEN_AGAIN = ("results.json", "results.npz", "items.jsonl", "results.md", "landscape.json", "landscape.npz")
@@ -101,6 +101,7 @@ class RunFolder:
         damaged = [self.path / name for name in manifest.damaged(self.path)]
         for path in (path for path in damaged if path.parent == self.phases):
             self._remove(path, "is damaged or gone, and is computed again")
+            path.with_suffix(".json").unlink(missing_ok=True)  # which means nothing without its arrays
         for path in damaged:
             if path.name in WRITTEN_AGAIN and path.parent == self.path:
                 notify(f"{path.name} is damaged or gone, and is written again")
@@ -146,11 +147,15 @@ class RunFolder:
     def take(self, phase: Phase[Result], source: "RunFolder") -> None:
         """The artifact of `phase` out of another run's folder, which it names; UserError where it is damaged."""
         kind = artifact_kind(phase)
-        artifact = decode(kind, source._bytes(phase), file=str(source._artifact(phase.name)))
+        file = str(source._artifact(phase.name))
+        artifact = decode(kind, source._bytes(phase), file=file, beside=source._beside)
         found = manifest.digest(encode(artifact.result, phase.kind).encode())
         self._write_phase(phase.name, encode(replace(artifact, taken_from=source.path.name), kind), found)
 
     def _write_phase(self, name: str, text: str, found: str) -> None:
+        text, arrays = without_arrays(text, f"{name}.npz")
+        if arrays is not None:
+            manifest.write(self.path, f"phases/{name}.npz", arrays)
         manifest.write(self.path, f"phases/{name}.json", text.encode(), {name: found})
 
     def _remove_what_followed(self, name: str, found: str) -> None:
@@ -170,10 +175,14 @@ class RunFolder:
         return self._read(phase) if self.has(phase) else None
 
     def _read(self, phase: Phase[Result]) -> Result:
-        return decode(artifact_kind(phase), self._bytes(phase), file=f"{phase.name}.json").result
+        kind = artifact_kind(phase)
+        return decode(kind, self._bytes(phase), file=f"{phase.name}.json", beside=self._beside).result
 
     def _bytes(self, phase: Phase[Any]) -> bytes:
         return manifest.checked(self.path, f"phases/{phase.name}.json")
+
+    def _beside(self, name: str) -> bytes:
+        return manifest.checked(self.path, f"phases/{Path(name).name}")
 
     def has(self, phase: Phase[Any]) -> bool:
         """Whether `phase` has been computed."""
