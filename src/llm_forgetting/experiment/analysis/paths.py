@@ -47,6 +47,7 @@ def analyse_between(
     journal: Callable[[str], Path],
     pools: Sequence[int] | None = None,
     trajectory: Mapping[str, Callable[[], WeightUpdate]] | None = None,
+    concerned: Callable[[str, str], Sequence[int]] | None = None,
 ) -> BetweenCheckpoints:
     """The paths between successive checkpoints after the first, and the plane through the first, the second and the last.
 
@@ -60,15 +61,20 @@ def analyse_between(
         journal: From a scan's name to the file that keeps its evaluations.
         pools: Per task the number of items that its own were drawn from (see `selection_mask`).
         trajectory: Updates that are projected onto the plane, by name, loaded one at a time.
+        concerned: From two checkpoints' names to the places of the tasks that are measured between them; None: all.
     """
     origin, *trained = checkpoints
     parts = []
     for start, end in pairwise(trained) if config.paths else ():
         ends = {name: checkpoints[name] for name in (start, end)}
-        parts.append(path_between(objective, ends, config, progress=progress, journal=journal, pools=pools))
+        tasks = None if concerned is None else concerned(start, end)
+        part = objective if tasks is None else objective.only(tasks)
+        own = pools if pools is None or tasks is None else [pools[place] for place in tasks]
+        parts.append(path_between(part, ends, config, progress=progress, journal=journal, pools=own))
     if config.checkpoint_plane and len(trained) > 1:
         three = {name: checkpoints[name] for name in (origin, trained[0], trained[-1])}
-        parts.append(plane_through(objective, three, config, progress=progress, journal=journal, trajectory=trajectory))
+        part = objective if concerned is None else objective.only(concerned(trained[0], trained[-1]))
+        parts.append(plane_through(part, three, config, progress=progress, journal=journal, trajectory=trajectory))
     return joined(parts)
 
 
