@@ -4,8 +4,8 @@
     python benchmarks/run_workers.py --tasks 10 --clock  every phase measured one after the other, then 1, 2, 4 and 8
                                                          workers by the scheduler's order on a simulated clock
 
-Runs are of the preset `smoke`, with further `--set PATH=VALUE`. Printed are wall seconds, CPU seconds of all processes, and the
-critical path: the longest chain of phases that need one another.
+Runs are of the preset `smoke`; with `--clock` on the questions and with the settings of growth.py. Printed are wall seconds,
+CPU seconds of all processes, and the critical path: the longest chain of phases that need one another.
 """
 
 import argparse
@@ -19,6 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from growth import SETTINGS, write_questions
+
 from llm_forgetting.config.files import parse_config
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.engines.engine import Job, JobResult
@@ -27,6 +29,7 @@ from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.experiment import save_config
 from llm_forgetting.experiment.jobs import PhaseJob, Step, compute_phase, run_steps, steps_of
 from llm_forgetting.files import encode
+from llm_forgetting.models.language.backbones import synthetic_backbone
 from llm_forgetting.progress import say
 
 
@@ -134,12 +137,17 @@ def main() -> None:
     parser.add_argument("--clock", action="store_true", help="measure phases here, and simulate the workers")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
     options = parser.parse_args()
-    tasks = [f"synthetic_{n}" for n in range(1, options.tasks + 1)]
     settings = ["--output.figures=false", *(f"--{given}" for given in options.set)]
     with tempfile.TemporaryDirectory() as folder:
         if options.clock:
-            show_clock(parse_config("smoke", settings, tasks=tasks), Path(folder))
+            questions = Path(folder) / "questions"
+            write_questions(questions, options.tasks)
+            given = {"data.source": "local", "data.path": questions, "model.name": synthetic_backbone(say), **SETTINGS}
+            own = [f"--{path}={value}" for path, value in given.items()]
+            tasks = [f"subject_{n:02}" for n in range(1, options.tasks + 1)]
+            show_clock(parse_config("smoke", [*own, *settings], tasks=tasks), Path(folder))
             return
+        tasks = [f"synthetic_{n}" for n in range(1, options.tasks + 1)]
         common = ["--config", "smoke", "--tasks", ",".join(tasks), "--output_dir", folder, *settings]
         for repeat in range(options.repeats):
             for workers in ([], ["--workers", "1"], ["--workers", "2"]):

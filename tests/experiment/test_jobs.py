@@ -20,6 +20,7 @@ from runs import Shell, read_results, same_results
 from test_artifact_integrity import SMALLEST
 from test_crash_points import DIFFERENT, comparable, contents
 
+from llm_forgetting.cli.main import main
 from llm_forgetting.config.files import parse_config
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.engines.engine import Job, JobResult
@@ -270,12 +271,12 @@ def test_killed_workers_and_a_killed_main_process_change_nothing(
         return next((process for process in new if "spawn_main" in " ".join(process.cmdline())), None)
 
     first = wait_for(worker)
-    main = first.parent()
+    command = first.parent()
     wait_for((phases / "train_task1.json").exists)
     first.kill()
-    wait_for(lambda: (phases / "train_task2.json").exists() and workers_of(main))
-    left = workers_of(main)
-    os.kill(main.pid, signal.SIGKILL)
+    wait_for(lambda: (phases / "train_task2.json").exists() and workers_of(command))
+    left = workers_of(command)
+    os.kill(command.pid, signal.SIGKILL)
     thread.join(60)
     assert ended[0].status == -signal.SIGKILL
     assert psutil.wait_procs(left, 10)[1] == []
@@ -285,3 +286,11 @@ def test_killed_workers_and_a_killed_main_process_change_nothing(
     assert same_results(read_results(folder.path), read_results(whole.path))
     assert set(contents(folder.path)) == set(contents(whole.path))
     assert all(path.read_bytes() == kept for path, kept in there.items() if path.exists())
+
+
+def test_a_dry_run_with_workers_says_how_many_jobs_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llm_forgetting.experiment.cost.tables.estimate", lambda *_: [])
+    assert main(["run", "--config", "smoke", "--dry_run", "--workers", "2", "--curvature.spectrum", "true"]) == 0
+    assert "\n14 jobs, " in capsys.readouterr().out

@@ -128,7 +128,7 @@ def replay_in(folder: Path | None, needed: float, notify: Callable[[str], None])
 def _checksum(arrays: Mapping[str, Tensor]) -> str:
     total = 0
     for name in sorted(arrays):
-        total = zlib.crc32(memoryview(arrays[name].reshape(-1).view(torch.uint8).numpy()), total)
+        total = zlib.crc32(arrays[name].reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
 
 
