@@ -28,6 +28,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     forecast_phase,
     landscape_phase,
     path_phase,
+    recovery_phase,
     train_phase,
 )
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
@@ -70,7 +71,10 @@ def steps_of(config: ExperimentConfig) -> list[Step]:
     steps = [Step(SETUP, lambda session: phases.set_up(session, RunFolder(session.folder)))]
     steps += [Step(trained[k], partial(phases.train, k=k), (trained[k - 1],)) for k in range(1, last + 1)]
     if config.evaluation.recovery_items:
-        steps.append(Step(RECOVERY, phases.relearning_probe, (trained[last],)))
+        steps += [
+            Step(recovery_phase(j), partial(phases.relearn_task, j=j), (trained[last],), RECOVERY)
+            for j in range(1, last)
+        ]
     if landscape.checkpoint_plane and last > 1:
         steps.append(Step(PLANE, phases.scan_checkpoint_plane, (trained[last],), BETWEEN))
     for k in range(1, last + 1):

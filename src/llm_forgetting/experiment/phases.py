@@ -37,6 +37,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     forecast_phase,
     landscape_phase,
     path_phase,
+    recovery_phase,
 )
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import training_tracked
@@ -206,18 +207,24 @@ def evaluate(session: Session, k: int) -> Lines:
 
 
 def relearning_probe(session: Session) -> Lines:
-    """For every task but the last: a few of its trained items learnt again at the last checkpoint, and its others scored."""
-    settings, last = session.config.evaluation, len(session.encoded)
+    """`relearn_task` for every task but the last; those that were probed apart are read back."""
+    folder, tasks = RunFolder(session.folder), range(1, len(session.config.data.tasks))
+    parts = [folder.read(recovery_phase(j)) or relearn_task(session, j) for j in tasks]
+    return tuple(line for part in parts for line in part)
+
+
+def relearn_task(session: Session, j: int) -> Lines:
+    """A few of the trained items of task j learnt again at the last checkpoint, and its others scored."""
+    settings, last, task = session.config.evaluation, len(session.encoded), session.encoded[j - 1]
     starts = {RECOVERED: last, **({FRESH: 0} if settings.recovery_control else {})}
     records: list[ItemRecord] = []
-    for j, task in enumerate(session.encoded[:-1], start=1):
-        chosen = recovery_items(task, settings.recovery_items, session.config.data.seed)
-        others = [item for item in task.train if item not in chosen]
-        for kind, start in starts.items():
-            name = f"{kind}_task{j}"
-            _relearn(session, name, start, chosen, task.name)
-            (scored,) = score_tasks(session.model, [others], settings.batch_size)
-            records += item_records(name, task.name, "train", others, scored)
+    chosen = recovery_items(task, settings.recovery_items, session.config.data.seed)
+    others = [item for item in task.train if item not in chosen]
+    for kind, start in starts.items():
+        name = f"{kind}_task{j}"
+        _relearn(session, name, start, chosen, task.name)
+        (scored,) = score_tasks(session.model, [others], settings.batch_size)
+        records += item_records(name, task.name, "train", others, scored)
     return tuple(records)
 
 

@@ -47,7 +47,7 @@ class PhaseArtifact(Generic[Result]):
 GUARDS = Phase("guards", GuardReport)
 SETUP = Phase("setup", RunSetup, "set-up: model, tokenizer, tasks, guards, and the base model's scores")
 EVALUATE_INITIAL = Phase("evaluate_initial", Lines)
-RECOVERY = Phase("recovery", Lines)
+RECOVERY = Phase("recovery", Lines, parts=("recovery_task",))
 FORGETTING = Phase("forgetting", ForgettingSummary, "forgetting, with its uncertainty")
 PLANE = Phase("checkpoint_plane", BetweenCheckpoints)
 BETWEEN = Phase(
@@ -82,6 +82,11 @@ def curvature_phase(checkpoint: str) -> Phase[SpectrumRecord]:
     return Phase(f"curvature_{checkpoint}", SpectrumRecord)
 
 
+def recovery_phase(j: int) -> Phase[Lines]:
+    """The relearning probe of task j alone."""
+    return Phase(f"recovery_task{j}", Lines)
+
+
 def path_phase(end: str) -> Phase[BetweenCheckpoints]:
     """The path to a checkpoint from the one before, by its name."""
     return Phase(f"path_to_{end}", BetweenCheckpoints)
@@ -100,7 +105,7 @@ def pair_forecast_phase(k: int) -> Phase[PairForecast]:
 _KNOWN: tuple[Phase[Any], ...] = (
     GUARDS, SETUP, RECOVERY, FORGETTING, BETWEEN, FORECAST, COMPARISON, TRACKED,
     Phase("train_", TrainingRecord), Phase("evaluate_", Lines), landscape_phase(""), curvature_phase(""),
-    PLANE, path_phase(""), forecast_phase(""),
+    Phase("recovery_", Lines), PLANE, path_phase(""), forecast_phase(""),
     Phase("pair_forecast_", PairForecast),
 )  # fmt: skip
 
