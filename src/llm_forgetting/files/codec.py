@@ -24,6 +24,8 @@ def encode_json(value: Json) -> str:
 def _spelt(value: Json) -> Json:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, dict):
         return {str(key): _spelt(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

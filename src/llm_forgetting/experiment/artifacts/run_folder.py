@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -85,9 +85,19 @@ class RunFolder:
         """Hold the folder for this process; what a killed one left unfinished is removed."""
         busy = f"{self.path} is being written by another process; wait for it or end it first"
         with holding(self.path / ".lock", busy):
+            (self.path / manifest.TURN).unlink(missing_ok=True)
             for folder in [self.path, *filter(Path.is_dir, self.path.rglob("*"))]:
                 remove_temporary(folder)
             yield
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Workers may write artifacts meanwhile, one process each; only for who holds the folder."""
+        (self.path / manifest.TURN).touch()
+        try:
+            yield
+        finally:
+            (self.path / manifest.TURN).unlink(missing_ok=True)
 
     def check(self, notify: Callable[[str], None]) -> None:
         """Compare every artifact with its checksum: a damaged phase is removed, and so computed again; `notify` hears of it.
@@ -136,13 +146,26 @@ class RunFolder:
         if not self.has(phase):
             with Meter() as meter:
                 result = compute()
-            artifact = PhaseArtifact(phase=phase.name, **vars(meter.reading()), result=result)
+            timing = _together([meter.reading(), *map(self._timing, self._parts(phase))])
+            artifact = PhaseArtifact(phase=phase.name, **vars(timing), result=result)
             found = manifest.digest(encode(result, phase.kind).encode())
             self._remove_what_followed(phase.name, found)
             self._write_phase(phase.name, encode(artifact, artifact_kind(phase)), found)
-            for journal in self.phases.glob("*.journal"):  # what it held is in the artifact now
-                journal.unlink()
+        self._remove_parts(phase)
         return self._read(phase)
+
+    def _parts(self, phase: Phase[Any]) -> list[str]:
+        return [path.stem for start in phase.parts for path in sorted(self.phases.glob(f"{start}*.json"))]
+
+    def _remove_parts(self, phase: Phase[Any]) -> None:
+        """Remove journals and artifacts of the phase's parts: what they held is in its artifact now."""
+        if parts := self._parts(phase):
+            manifest.forget(self.path, parts)
+        for part in parts:
+            self._artifact(part).unlink()
+        for start in (f"{phase.name}.", *phase.parts):
+            for journal in self.phases.glob(f"{start}*journal"):
+                _remove_journal(journal)
 
     def take(self, phase: Phase[Result], source: "RunFolder") -> None:
         """The artifact of `phase` out of another run's folder, which it names; UserError where it is damaged."""
@@ -167,6 +190,9 @@ class RunFolder:
         for later in order[order.index(name) + 1 :]:
             if follows_from(later, name) and self._artifact(later).exists():
                 self._remove(self._artifact(later), f"follows from {name}, which came out differently: computed again")
+        for journal in self.phases.glob("*.journal"):
+            if follows_from(journal.stem, name):
+                _remove_journal(journal)
         for scratch in self.phases.glob("trainer_*"):
             shutil.rmtree(scratch)
 
@@ -194,7 +220,15 @@ class RunFolder:
     def timings(self) -> dict[str, Timing]:
         """Wall seconds and peak memory of every phase computed so far, in the order of the files' creation."""
         files = sorted(self.phases.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return {path.stem: decode(Timing, path.read_bytes(), file=path.name) for path in files}
+        return {path.stem: self._timing(path.stem) for path in files}
+
+    def seconds(self, phase: Phase[Any]) -> float:
+        """Wall seconds of a phase, 0 where it has not been computed."""
+        return self._timing(phase.name).wall_seconds if self.has(phase) else 0.0
+
+    def _timing(self, name: str) -> Timing:
+        path = self._artifact(name)
+        return decode(Timing, path.read_bytes(), file=path.name)
 
     def write(self, name: str, text: str) -> Path:
         """Write `text` to file `name` of the folder, atomically, its checksum before it."""
@@ -208,3 +242,19 @@ class RunFolder:
         if arrays is not None:
             manifest.write(self.path, arrays_file, arrays)
         self.write(name, text)
+
+def _together(timings: Sequence[Timing]) -> Timing:
+    """Seconds of all, and the most memory of any."""
+    gpu = [timing.peak_gpu_memory_bytes for timing in timings if timing.peak_gpu_memory_bytes is not None]
+    return Timing(
+        round(sum(timing.wall_seconds for timing in timings), 3),
+        max(timing.peak_memory_bytes for timing in timings),
+        max(gpu, default=None),
+    )
+
+
+def _remove_journal(journal: Path) -> None:
+    if journal.is_dir():
+        shutil.rmtree(journal)
+    else:
+        journal.unlink(missing_ok=True)
