@@ -15,6 +15,7 @@ from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedPr
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
     Line,
+    QuantisationCost,
     SpuriousForgetting,
     TextDrift,
 )
@@ -286,6 +287,8 @@ class Results:
     timings: dict[str, Timing]
     """Cost of every phase, by phase name, in the order they were computed. The only part that differs when a run is
     repeated on the same machine."""
+    quantised: Annotated[tuple[QuantisationCost, ...] | None, OMITTED] = None
+    """What quantising every checkpoint costs every task; absent unless evaluation.quantised."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 SEEDS = ("training.seed", "data.seed", "landscape.seed", "curvature.seed")
 """The fields that `seed` stands for in a study's file and in Python."""
-LATER_FIELDS = {"data.definitions": None, "landscape.arithmetic": "float32", "model.quantization": None}
+LATER_FIELDS: dict[str, Json] = {
+    "data.definitions": None,
+    "landscape.arithmetic": "float32",
+    "model.quantization": None,
+    "evaluation.quantised": [],
+}
 """Fields that older runs do not have: with these values a configuration keeps the fingerprint that it had."""
 
 

@@ -1,0 +1,88 @@
+"""Quantisation as a perturbation: a model that computes with W + B A rounded to 4 or 8 bits, its own weights untouched."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from llm_forgetting.models.adapter.adapted_model import AdaptedModel, target_layers
+from llm_forgetting.models.adapter.interrupts import defer_interrupts
+from llm_forgetting.models.adapter.perturbation import merged_weight
+from llm_forgetting.models.adapter.widened import frozen_product, wide_weight
+
+Kind = Literal["4bit", "8bit"]
+# Weights of a block of NF4 that share a float32 scale.
+BLOCK = 64
+
+
+class Requantised(nn.Linear):
+    """A linear layer that holds W as bitsandbytes packs it: blocks of NF4, or rows of int8."""
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, kind: Kind) -> None:
+        from bitsandbytes import functional
+
+        super().__init__(weight.shape[1], weight.shape[0], bias is not None, "meta")
+        self._functional: Any = functional
+        weight = weight.contiguous()
+        if kind == "8bit":
+            packed, self._state, _ = self._functional.int8_vectorwise_quant(weight.half())
+        else:
+            packed, self._state = self._functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
+        self._kind = kind
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.bias = bias  # type: ignore[assignment]
+
+    def dequantize(self) -> Tensor:
+        """(d_out, d_in) float32, as `widened` asks for it."""
+        if self._kind == "8bit":
+            wide: Tensor = self._functional.int8_vectorwise_dequant(self.weight.data, self._state)
+        else:
+            wide = self._functional.dequantize_4bit(self.weight.data, self._state)
+        return wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with what is left of W, in the precision of x."""
+        y = frozen_product(x, self)
+        return y if self.bias is None else y + self.bias
+
+
+def between_embeddings(backbone: Any) -> Iterator[tuple[str, Any]]:
+    """The linear layers that are quantised: all but those whose weight is that of the input or output embeddings."""
+    modules = [getattr(backbone, f"get_{which}_embeddings")() for which in ("input", "output")]
+    embeddings = {id(module.weight) for module in modules if module is not None}
+    for name, layer in backbone.named_modules():
+        if (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D") and id(layer.weight) not in embeddings:
+            yield name, layer
+
+
+@contextmanager
+def requantised(model: AdaptedModel, kind: Kind) -> Iterator[None]:
+    """Within the block every layer between the embeddings computes with W + B A rounded to `kind` and back, layer by layer.
+
+    No weight is written: the layers stand aside and come back. Costs a copy of the weights in `kind`.
+    """
+    backbone, factors = model.peft_model.get_base_model(), model.adapter_factors()
+    adapted = {f"{name}.base_layer": (name, layer) for name, layer in target_layers(model.peft_model).items()}
+    exchanged: list[tuple[str, nn.Module, nn.Module]] = []
+    with torch.no_grad():
+        for name, plain in between_embeddings(backbone):
+            if name in adapted:
+                own, layer = adapted[name]
+                weight = merged_weight(layer, factors[own])
+            elif ".lora_" in name:
+                continue
+            else:
+                weight = wide_weight(plain)
+                weight = weight if isinstance(plain, nn.Linear) else weight.T
+            exchanged.append((name, plain, Requantised(weight, plain.bias, kind)))
+    with model.without_adapter():
+        try:
+            for name, _, rounded in exchanged:
+                backbone.set_submodule(name, rounded)
+            yield
+        finally:
+            with defer_interrupts():
+                for name, plain, _ in exchanged:
+                    backbone.set_submodule(name, plain)
