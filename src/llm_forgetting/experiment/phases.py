@@ -40,6 +40,7 @@ from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
 from llm_forgetting.models.adapter.requantised import requantised
+from llm_forgetting.models.hessian.products import supports_tangent_pass
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.scoring import merged, score_tasks
 from llm_forgetting.models.language.text_loss import text_losses
@@ -81,7 +82,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
             landscape_items=f"{session.config.landscape.items} items, the same at every point and checkpoint",
             runs=1,
         ),
-        warnings=tuple(_setup_warnings(report.letter_mass, items)),
+        warnings=(*_setup_warnings(report.letter_mass, items), *_fallbacks(session)),
     )
 
 
@@ -122,6 +123,14 @@ def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
             f"{shortened} of {len(items)} questions were shortened and {dropped} shots dropped to fit data.max_tokens"
         )
     return warnings
+
+
+def _fallbacks(session: Session) -> list[str]:
+    """What the backbone cannot be computed by, among what this run asks for."""
+    curvature = session.config.curvature
+    if (curvature.forecast or curvature.spectrum) and curvature.products == "exact":
+        supports_tangent_pass(session.model)
+    return session.model.fallbacks
 
 
 def train(session: Session, k: int) -> TrainingRecord:

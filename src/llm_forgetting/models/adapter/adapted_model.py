@@ -21,6 +21,7 @@ from llm_forgetting.files import write_text
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, at_least_float32
 from llm_forgetting.models.adapter import perturbation
+from llm_forgetting.models.adapter.linear_layers import is_linear, target_names
 from llm_forgetting.models.adapter.lora_options import refuse_uncovered_options
 from llm_forgetting.models.adapter.saved_adapter import (
     CONFIG,
@@ -94,14 +95,14 @@ def target_layers(model: Any) -> dict[str, Any]:
     }
 
 
-def attach_lora(backbone: Any, lora: LoraConfig, seed: int) -> Any:
-    """`backbone` with a fresh adapter (B = 0), its A drawn from stream `adapter` of `seed`."""
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+def attach_lora(backbone: Any, lora: LoraConfig, seed: int, notify: Callable[[str], None] = lambda line: None) -> Any:
+    """`backbone` with a fresh adapter (B = 0), its A drawn from stream `adapter` of `seed`; see `target_names`."""
+    targets = target_names(backbone, lora.target_modules, notify)
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=targets if targets == "all-linear" or not isinstance(targets, str) else [targets],
+        target_modules=targets,
         use_rslora=lora.use_rslora,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in backbone.modules()),
         task_type="CAUSAL_LM",
@@ -116,8 +117,11 @@ def attach_lora(backbone: Any, lora: LoraConfig, seed: int) -> Any:
                 f"its linear modules are {', '.join(_linear_names(backbone))}"
             ) from error
     layer_names = [f".{name}" for name in target_layers(model)]
-    names = [] if isinstance(targets, str) else targets
-    unmatched = [target for target in names if not any(name.endswith(f".{target}") for name in layer_names)]
+    unmatched = [
+        target
+        for target in targets
+        if targets != "all-linear" and not any(name.endswith(f".{target}") for name in layer_names)
+    ]
     if unmatched:
         raise UserError(
             f"every name of lora.target_modules must match a linear module of the model, {', '.join(unmatched)} did not; "
@@ -379,11 +383,4 @@ def _one_line(error: Exception) -> str:
 
 
 def _linear_names(backbone: Any) -> list[str]:
-    modules = backbone.named_modules()
-    return sorted(
-        {
-            name.rsplit(".", 1)[-1]
-            for name, module in modules
-            if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-        }
-    )
+    return sorted({name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if is_linear(module)})

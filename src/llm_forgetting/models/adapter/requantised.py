@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from llm_forgetting.models.adapter.adapted_model import AdaptedModel, target_layers
 from llm_forgetting.models.adapter.interrupts import defer_interrupts
+from llm_forgetting.models.adapter.linear_layers import between_embeddings
 from llm_forgetting.models.adapter.perturbation import merged_weight
 from llm_forgetting.models.adapter.widened import frozen_product, wide_weight
 
@@ -46,15 +47,6 @@ class Requantised(nn.Linear):
         """The product with what is left of W, in the precision of x."""
         y = frozen_product(x, self)
         return y if self.bias is None else y + self.bias
-
-
-def between_embeddings(backbone: Any) -> Iterator[tuple[str, Any]]:
-    """The linear layers that are quantised: all but those whose weight is that of the input or output embeddings."""
-    modules = [getattr(backbone, f"get_{which}_embeddings")() for which in ("input", "output")]
-    embeddings = {id(module.weight) for module in modules if module is not None}
-    for name, layer in backbone.named_modules():
-        if (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D") and id(layer.weight) not in embeddings:
-            yield name, layer
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from torch import nn
 from llm_forgetting.config.measurements import Arithmetic
 from llm_forgetting.config.sections import ModelConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.models.adapter.requantised import BLOCK, between_embeddings
+from llm_forgetting.models.adapter.linear_layers import between_embeddings
+from llm_forgetting.models.adapter.requantised import BLOCK
 from llm_forgetting.models.adapter.widened import frozen_product
 
 if TYPE_CHECKING:
