@@ -23,7 +23,7 @@ from llm_forgetting.experiment import guards
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, canonicalise
 from llm_forgetting.landscape.spaces import WeightSpace
-from llm_forgetting.models.adapter.adapted_model import target_layers
+from llm_forgetting.models.adapter.attach import target_layers
 from llm_forgetting.models.adapter.requantised import Kind, requantised
 from llm_forgetting.models.adapter.widened import wide_weight
 from llm_forgetting.models.hessian.products import Method, products_at

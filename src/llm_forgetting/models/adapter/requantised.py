@@ -1,13 +1,15 @@
 """Quantisation as a perturbation: a model that computes with W + B A rounded to 4 or 8 bits, its own weights untouched."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from llm_forgetting.models.adapter.adapted_model import AdaptedModel, target_layers
+from llm_forgetting.landscape.factors import WeightUpdate
+from llm_forgetting.models.adapter.adapted_model import AdaptedModel
+from llm_forgetting.models.adapter.attach import target_layers
 from llm_forgetting.models.adapter.interrupts import defer_interrupts
 from llm_forgetting.models.adapter.linear_layers import between_embeddings
 from llm_forgetting.models.adapter.perturbation import merged_weight
@@ -51,25 +53,26 @@ class Requantised(nn.Linear):
 
 @contextmanager
 def requantised(model: AdaptedModel, kind: Kind) -> Iterator[None]:
-    """Within the block every layer between the embeddings computes with W + B A rounded to `kind` and back, layer by layer.
+    """Within the block every layer between the embeddings computes with W + delta W rounded to `kind` and back, layer by layer.
 
     No weight is written: the layers stand aside and come back. Costs a copy of the weights in `kind`.
     """
-    backbone, factors = model.peft_model.get_base_model(), model.adapter_factors()
-    adapted = {f"{name}.base_layer": (name, layer) for name, layer in target_layers(model.peft_model).items()}
-    exchanged: list[tuple[str, nn.Module, nn.Module]] = []
-    with torch.no_grad():
-        for name, plain in between_embeddings(backbone):
-            if name in adapted:
-                own, layer = adapted[name]
-                weight = merged_weight(layer, factors[own])
-            elif ".lora_" in name:
-                continue
-            else:
-                weight = wide_weight(plain)
-                weight = weight if isinstance(plain, nn.Linear) else weight.T
-            exchanged.append((name, plain, Requantised(weight, plain.bias, kind)))
-    with model.without_adapter():
+    backbone, exchanged = model.backbone, list[tuple[str, nn.Module, nn.Module]]()
+    with ExitStack() as stack:
+        if model.dense is None:
+            factors = model.adapter_factors()
+            layers = target_layers(model.peft_model)
+            stack.enter_context(model.without_adapter())
+        else:
+            stack.enter_context(model.perturbed())(model.adapter_factors())
+            factors, layers = WeightUpdate({}), {}
+        with torch.no_grad():
+            for name, plain in between_embeddings(backbone):
+                if any(part.startswith(("lora_", "modules_to_save")) for part in name.split(".")):
+                    continue
+                own = name.removesuffix(".base_layer")
+                wide = merged_weight(layers[own], factors[own]) if own in layers else _upright(plain)
+                exchanged.append((name, plain, Requantised(wide, plain.bias, kind)))
         try:
             for name, _, rounded in exchanged:
                 backbone.set_submodule(name, rounded)
@@ -78,3 +81,8 @@ def requantised(model: AdaptedModel, kind: Kind) -> Iterator[None]:
             with defer_interrupts():
                 for name, plain, _ in exchanged:
                     backbone.set_submodule(name, plain)
+
+
+def _upright(layer: nn.Module) -> Tensor:
+    weight = wide_weight(layer)
+    return weight if isinstance(layer, nn.Linear) else weight.T

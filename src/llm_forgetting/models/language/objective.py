@@ -44,6 +44,12 @@ class LandscapeObjective:
         self._options = max(len(item.letter_ids) for item in self._items)
         self._answers = np.array([item.item.answer for item in self._items])
 
+    def only(self, tasks: Sequence[int]) -> "LandscapeObjective":
+        """The same of the tasks at these places alone."""
+        if list(tasks) == list(range(len(self.items))):
+            return self
+        return LandscapeObjective(self._model, [self.items[place] for place in tasks], self._batch_size, self._rows)
+
     def item_ids(self, index: int) -> tuple[str, ...]:
         """Names of the items of task number `index`."""
         return tuple(item.item.id for item in self.items[index][1])

@@ -8,9 +8,9 @@ from llm_forgetting.files import to_plain
 from llm_forgetting.report.html.blocks import Folded, Numbers
 from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.run import Table
-from llm_forgetting.results import EvaluationResults, Results, ScanResults, Timing
+from llm_forgetting.results import EvaluationResults, ForecastResults, Results, ScanResults, Timing
 
-AnyResults = Results | ScanResults | EvaluationResults
+AnyResults = Results | ScanResults | ForecastResults | EvaluationResults
 
 
 def what_ran(results: AnyResults, *more: tuple[str, str]) -> Numbers:
