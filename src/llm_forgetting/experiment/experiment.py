@@ -28,6 +28,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     curvature_phase,
     evaluation_phase,
     landscape_phase,
+    quantised_phase,
     train_phase,
 )
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
@@ -36,6 +37,7 @@ from llm_forgetting.experiment.jobs import Workers, compute_side_by_side
 from llm_forgetting.experiment.phases import (
     estimate_spectrum,
     evaluate,
+    evaluate_quantised,
     forecast_forgetting,
     relearning_probe,
     scan_landscape,
@@ -83,6 +85,8 @@ def run_experiment(
     for warning in setup.warnings:
         progress.warn(warning)
     scores = [phase(EVALUATE_INITIAL, evaluate, session, 0)]
+    if config.evaluation.quantised:
+        scores.append(phase(quantised_phase(0), evaluate_quantised, session, 0))
     training: list[TrainingRecord] = []
     landscapes: dict[str, CheckpointLandscape] = {}
     spectra: dict[str, SpectrumRecord] = {}
@@ -90,6 +94,8 @@ def run_experiment(
         after = checkpoint_name(k)
         training.append(phase(train_phase(k, task), train, session, k))  # 2, 5
         scores.append(phase(evaluation_phase(k), evaluate, session, k))  # 3, 6
+        if config.evaluation.quantised:
+            scores.append(phase(quantised_phase(k), evaluate_quantised, session, k))
         unit = next(iter(landscapes.values())).reference_norm if landscapes else None
         landscapes[after] = phase(landscape_phase(after), scan_landscape, session, k, unit)  # 4, 7
         if config.curvature.spectrum and (k == 1 or config.curvature.checkpoints == "all"):

@@ -59,6 +59,7 @@ def assemble(
         forecasts=compare_with_rival_predictors(forecasts, spectra),
         figures=(),
         timings=dict(timings),
+        quantised=summary.quantised,
     )
 
 

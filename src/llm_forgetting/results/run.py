@@ -13,6 +13,7 @@ from llm_forgetting.files.manifest import checked, read_checked, read_manifest
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
     Line,
+    QuantisationCost,
     SpuriousForgetting,
     TextDrift,
 )
@@ -284,6 +285,8 @@ class Results:
     timings: dict[str, Timing]
     """Cost of every phase, by phase name, in the order they were computed. The only part that differs when a run is
     repeated on the same machine."""
+    quantised: Annotated[tuple[QuantisationCost, ...] | None, OMITTED] = None
+    """What quantising every checkpoint costs every task; absent unless evaluation.quantised."""
 
 
 def read_results(folder: Path) -> Results:

@@ -71,6 +71,11 @@ def evaluation_phase(k: int) -> Phase[Lines]:
     return Phase(f"evaluate_{checkpoint_name(k)}", Lines, "evaluate on every task")
 
 
+def quantised_phase(k: int) -> Phase[Lines]:
+    """Scores of the checkpoint after task k with its weights quantised."""
+    return Phase(f"{evaluation_phase(k).name}_quantised", Lines)
+
+
 def landscape_phase(checkpoint: str) -> Phase[CheckpointLandscape]:
     """Landscape around a checkpoint (or a saved adapter) by its name."""
     after = checkpoint.removeprefix("after_task")

@@ -63,6 +63,9 @@ def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
             {"scores": (checkpoints + 1) * scored_tokens},
         )
     )
+    if kinds := config.evaluation.quantised:
+        times = len(kinds) * (checkpoints + 1)
+        work.append(Work("the same, quantised", times * scored, {"scores": times * scored_tokens}))
     return [*work, *_probes(config, sizes), *_scans(config, sizes), *_derivatives(config, sizes)]
 
 
