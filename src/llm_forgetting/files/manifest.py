@@ -108,7 +108,7 @@ def forget(folder: Path, phases: Sequence[str]) -> None:
     """Record no longer the artifacts of `phases`, which are about to be removed."""
     with _turn(folder):
         known = read_manifest(folder)
-        names = {f"phases/{name}.json" for name in phases}
+        names = {f"phases/{name}.{suffix}" for name in phases for suffix in ("json", "npz")}
         artifacts = {name: found for name, found in known.artifacts.items() if name not in names}
         results = {name: found for name, found in known.results.items() if name not in phases}
         _save(folder, replace(known, artifacts=artifacts, results=results))

@@ -163,6 +163,7 @@ class RunFolder:
             manifest.forget(self.path, parts)
         for part in parts:
             self._artifact(part).unlink()
+            self._artifact(part).with_suffix(".npz").unlink(missing_ok=True)
         for start in (f"{phase.name}.", *phase.parts):
             for journal in self.phases.glob(f"{start}*journal"):
                 _remove_journal(journal)
@@ -242,6 +243,7 @@ class RunFolder:
         if arrays is not None:
             manifest.write(self.path, arrays_file, arrays)
         self.write(name, text)
+
 
 def _together(timings: Sequence[Timing]) -> Timing:
     """Seconds of all, and the most memory of any."""
