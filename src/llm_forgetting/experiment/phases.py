@@ -13,7 +13,6 @@ from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.experiment import guards
 from llm_forgetting.experiment.analysis.forecast import analyse_forecast, forecast_evaluations
 from llm_forgetting.experiment.analysis.landscape import (
-    NO_COORDINATES,
     analyse_landscape,
     evaluations,
     require_space,
@@ -76,9 +75,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
     for name, value in accelerate_settings().items():
         session.progress.note(f"{name}={value} of the environment is set aside: model.dtype says the precision")
     tasks, model, encoded, _ = session.tasks, session.model, session.encoded, session.passages
-    require_space(model, session.config.landscape)
-    if not model.low_rank and session.config.landscape.space == "adapter":
-        session.progress.note(NO_COORDINATES)
+    require_space(model, session.config.landscape, session.progress.note)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
     report = folder.once(GUARDS, lambda: _guarded(session, items))
     return RunSetup(
@@ -168,7 +165,6 @@ def train(session: Session, k: int) -> TrainingRecord:
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
             note=session.progress.note,
         )
-    model.require_initial_parts("the adapter, as training left it,")
     session.mark_checkpoint(k if session.config.lora is not None else None)  # all weights are read from what is saved
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)

@@ -351,6 +351,7 @@ class AdaptedModel:
 
     def save(self, folder: Path) -> None:
         """The adapter into an existing folder (safetensors, loadable by `PeftModel.from_pretrained`)."""
+        self.require_initial_parts("the adapter, as training left it,")
         self.peft_model.save_pretrained(folder, safe_serialization=True)
         if (folder / CONFIG).is_file():
             _sort_names(folder)
