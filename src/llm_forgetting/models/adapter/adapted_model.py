@@ -206,6 +206,8 @@ class AdaptedModel:
         ):
             self.dense = self.dense or PeftUpdates(self.peft_model)
             return self.dense.read(Path(checkpoint))
+        if isinstance(checkpoint, WeightUpdate) and checkpoint.dense:
+            self.dense = self.dense or PeftUpdates(self.peft_model)
         if self.dense is not None:
             return self._dense_update_of(checkpoint)
         live = self.adapter_factors()
@@ -232,6 +234,8 @@ class AdaptedModel:
         if isinstance(checkpoint, WeightUpdate):
             return checkpoint
         assert isinstance(checkpoint, Mapping)
+        if all(isinstance(pair, Factors) for pair in checkpoint.values()):
+            return WeightUpdate(checkpoint)
         before = self.adapter_state()
         try:
             self.set_adapter_state(checkpoint)
