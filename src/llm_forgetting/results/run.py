@@ -8,8 +8,8 @@ from pydantic import ConfigDict
 
 from llm_forgetting.config.sections import EMBEDDED_MODEL, ExperimentConfig
 from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
-from llm_forgetting.files import OMITTED, decode, decode_lines
-from llm_forgetting.files.manifest import checked, read_manifest
+from llm_forgetting.files import OMITTED, decode_lines
+from llm_forgetting.files.manifest import checked, read_checked, read_manifest
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
     Line,
@@ -291,7 +291,7 @@ class Results:
 
 def read_results(folder: Path) -> Results:
     """results.json of a run's folder; UserError names the file and what is wrong in it, also where it is damaged."""
-    return decode(Results, checked(folder, "results.json"), file=str(folder / "results.json"))
+    return read_checked(Results, folder, "results.json")
 
 
 def read_items(folder: Path) -> list[Line]:

@@ -105,7 +105,7 @@ def _scans(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     """What the landscapes around the checkpoints and between them cost at the least."""
     landscape, last = config.landscape, len(sizes)
 
-    def passes(tasks: list[int]) -> tuple[int, int]:
+    def passes(tasks: list[int]) -> tuple[float, float]:
         """Items and tokens of one point."""
         items = landscape.num_items
         return items * len(tasks), sum(items * sizes[number - 1].tokens for number in tasks)

@@ -42,6 +42,10 @@ PRIVATE = (
 )
 
 
+# More later tasks than this are counted in the title.
+MOST_NAMED = 4
+
+
 def run_page(results: Results, items: Sequence[Line], questions: Questions | None = None) -> Page:
     """The page; `items` are none where items.jsonl is gone, `questions` only where they were asked for."""
     model = results.model
@@ -59,6 +63,8 @@ def run_page(results: Results, items: Sequence[Line], questions: Questions | Non
 
 def _title(tasks: Sequence[str]) -> str:
     first, *others = map(display_name, tasks)
+    if len(others) > MOST_NAMED:
+        return f"Forgetting of {first} after fine-tuning on {len(others)} more tasks"
     return (
         f"Forgetting of {first} after fine-tuning on {', then '.join(others)}" if others else f"Fine-tuning on {first}"
     )

@@ -15,6 +15,7 @@ from llm_forgetting.report.tables.run import (
     estimate_text,
     measured,
     number,
+    sampled,
     sentence,
     verdict_text,
 )
@@ -63,8 +64,8 @@ def _accuracies(results: Results) -> Table:
             )
     header = ("accuracy", "items", "base", "tuned", "end", "lost", "loss gained")
     note = (
-        "tuned: after the task's own training; lost: brackets are 95% intervals over items, below 40 items counts of right "
-        f"answers; loss gained: nats. {sentence(chance_text(results))}"
+        f"tuned: after the task's own training; lost: brackets are 95% intervals over {sampled(results)}, below 40 items "
+        f"counts of right answers; loss gained: nats. {sentence(chance_text(results))}"
     )
     return Table("Accuracy and forgetting", header, tuple(rows), note.strip())
 
