@@ -123,7 +123,7 @@ def _evaluate(
         model=description if adapter is not None else replace(description, adapter_parameters=0),
         tasks=tuple(tasks),
         run=None if trained is None else str(trained.run),
-        warnings=_warnings(adapter, trained, tasks),
+        warnings=(*_warnings(adapter, trained, tasks), *model.fallbacks),
     )
     return found, records
 

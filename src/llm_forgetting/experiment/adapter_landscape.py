@@ -128,7 +128,7 @@ def scan_adapter(config: ScanConfig, adapters: Sequence[Path], folder: RunFolder
         adapters=dict(zip(NAMES, map(str, adapters), strict=False)),
         landscapes={name: provenance.surfaces_alone(landscape) for name, landscape in landscapes.items()},
         **vars(between),
-        warnings=(*warnings, *between.between_notes),
+        warnings=(*warnings, *model.fallbacks, *between.between_notes),
         figures=(),
         timings=folder.timings(),
     )

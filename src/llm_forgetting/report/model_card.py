@@ -23,6 +23,8 @@ BUILT_IN = ("embedded", "synthetic")
 """Backbones that the package builds; the hub has no such weights."""
 
 MMLU = "cais/mmlu"
+# Arguments of transformers' BitsAndBytesConfig by `model.quantization`.
+_LOADED = {"4bit": 'load_in_4bit=True, bnb_4bit_quant_type="nf4"', "8bit": "load_in_8bit=True"}
 SPLITS = {"train": "training items", "test": "held-out items"}
 COORDINATES = {
     "adapter": "in coordinates that do not depend on how the update is written as A and B",
@@ -141,6 +143,9 @@ def _text(results: Results, k: int) -> str:
         base=base,
         built_in=results.model.name if results.model.name in BUILT_IN else "",
         backbone=base if _on_the_hub(base) else "path/to/the/backbone",
+        quantization=_LOADED.get(results.config.model.quantization or "", ""),
+        weights=results.model.quantization,
+        arithmetic=results.model.arithmetic,
         learnt=_tasks_learnt(results, k),
         lora=None
         if lora is None
