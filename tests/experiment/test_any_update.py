@@ -17,6 +17,7 @@ from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.experiment import run_experiment
+from llm_forgetting.experiment.phases import reference_norm
 from llm_forgetting.experiment.repair import path_of, repair
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.progress import Silent
@@ -115,6 +116,7 @@ def test_a_run_is_what_plain_peft_and_transformers_make_of_its_checkpoints(run: 
     for n in (0, len(path.nodes) // 2, -1):
         expected = between(first, second, float(path.nodes[n]))(items)
         assert float(path.tasks["oaks"].at_nodes.loss[n]) == pytest.approx(expected, abs=1e-5)
+    assert reference_norm(session) == pytest.approx(results.landscapes["after_task2"].reference_norm, rel=1e-5)
     for landscape, loss in zip(results.landscapes.values(), losses[1:], strict=True):
         assert landscape.space == ("adapter" if kind == "PiSSA" else "weight")
         assert landscape.distance == (0.5 if kind == "PiSSA" else 0.05)  # the preset's, and weight space's own

@@ -62,7 +62,7 @@ def rule_of(config: LandscapeConfig) -> Rule:
 
 def space_of(model: LanguageModel, config: LandscapeConfig, factors: WeightUpdate | None = None) -> Space:
     """The configured direction space at the live adapter, or at the same adapter written as `factors`."""
-    written = model.adapter_factors() if factors is None else factors
+    config, written = suited(model, config), model.adapter_factors() if factors is None else factors
     if config.space == "raw":
         return RawSpace(written)
     if config.space == "weight":
