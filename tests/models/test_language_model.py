@@ -248,10 +248,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: peft.get_peft_model(tiny_llama(), plain_lora(target_parameters=["mlp.gate_proj.weight"])),
         r"target_parameters \(mlp.gate_proj.weight\) is not covered",
     ),
-    "all-linear of experts": (
-        lambda: attach_lora(tiny_mixtral(), LoraConfig(rank=2), 0),
-        r"name linear modules as target_modules: q_proj, k_proj, v_proj, o_proj",
-    ),
     "replicated layers": (
         lambda: wrapped(plain_lora(layer_replication=[[0, 2], [1, 2]])),
         "layer_replication=.* is not covered",
