@@ -9,7 +9,7 @@ import torch
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
-from llm_forgetting.models.language.batches import EncodedItem, collate, length_buckets, split_logits
+from llm_forgetting.models.language.batches import EncodedItem, collate, largest_other, length_buckets, split_logits
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.memory import OutOfMemoryRetry
 from llm_forgetting.models.language.packing import CannotPackError, PrefixCache, pack_of, packs
@@ -135,20 +135,27 @@ class _Collector:
     """Letter logits and rest of the items, filled in batch by batch."""
 
     def __init__(self, encoded: Sequence[EncodedItem]) -> None:
-        self._z = np.full((len(encoded), max(len(item.letter_ids) for item in encoded)), -np.inf)
-        self._rest = np.empty(len(encoded))
-        self._answers = np.array([item.item.answer for item in encoded])
+        self._sizes = np.array([len(item.predictions) for item in encoded])
+        self._first = np.cumsum(self._sizes) - self._sizes
+        rows, options = int(self._sizes.sum()), max(len(tokens) for item in encoded for tokens in item.options)
+        self._z = np.full((rows, options), -np.inf)
+        self._rest = np.empty(rows)
+        self._most = np.empty(rows) if any(item.places for item in encoded) else None
+        self._answers = np.array([answer for item in encoded for answer in item.answers])
 
     def take(self, places: Sequence[int], logits: torch.Tensor, letter_ids: torch.Tensor) -> None:
-        """Logits (n, vocabulary) of the items at `places`."""
-        letters, others = split_logits(logits, letter_ids.to(logits.device))
-        index = list(places)
+        """Logits (m, vocabulary) of the predictions of the items at `places`."""
+        letter_ids = letter_ids.to(logits.device)
+        letters, others = split_logits(logits, letter_ids)
+        index = [row for n in places for row in range(self._first[n], self._first[n] + self._sizes[n])]
         self._z[index, : letters.shape[1]] = letters.double().cpu().numpy()
         self._rest[index] = others.double().cpu().numpy()
+        if self._most is not None:
+            self._most[index] = largest_other(logits, letter_ids).double().cpu().numpy()
 
     @property
     def statistics(self) -> AnswerStatistics:
-        return AnswerStatistics(self._z, self._rest, self._answers)
+        return AnswerStatistics(self._z, self._rest, self._answers, self._sizes, self._most)
 
 
 def score_tasks(
@@ -164,8 +171,5 @@ def score_tasks(
 
 def split_groups(together: AnswerStatistics, sizes: Sequence[int]) -> list[AnswerStatistics]:
     """Statistics (..., n) of items that were scored together, cut into groups of the given sizes."""
-    bounds = np.cumsum([0, *sizes])
-    return [
-        AnswerStatistics(together.letter_logits[..., a:b, :], together.rest[..., a:b], together.answers[a:b])
-        for a, b in pairwise(bounds)
-    ]
+    ends = np.cumsum([0, *sizes])
+    return [together.of(slice(a, b)) for a, b in pairwise(ends)]
