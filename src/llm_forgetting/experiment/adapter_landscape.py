@@ -24,7 +24,7 @@ from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
 from llm_forgetting.models.adapter.saved_adapter import CONFIG, WEIGHTS
 from llm_forgetting.models.language.batches import EncodedItem
-from llm_forgetting.models.language.batches import encode as encode_items
+from llm_forgetting.models.language.encoding import encode as encode_items
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.progress import Progress
 from llm_forgetting.report.figures.run import draw_landscapes

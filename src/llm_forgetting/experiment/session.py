@@ -14,7 +14,8 @@ from llm_forgetting.experiment.inputs import require_same_backbone, require_same
 from llm_forgetting.experiment.tasks import source_of, tasks_of
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.text_loss import Passage, passages
 from llm_forgetting.progress import Progress

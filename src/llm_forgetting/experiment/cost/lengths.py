@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig
 from llm_forgetting.errors import UnreachableError
 from llm_forgetting.experiment.tasks import source_of, tasks_of
-from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.settings import local_tokenizer
 from llm_forgetting.tasks.prompts import render
 from llm_forgetting.tasks.task import Item, Task

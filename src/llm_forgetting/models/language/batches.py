@@ -1,19 +1,18 @@
 """From items to tensors: token ids, answer letters in context, left padding with explicit positions, length buckets."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import at_least_float32
 from llm_forgetting.tasks.completion import Completion
-from llm_forgetting.tasks.prompts import fit
 from llm_forgetting.tasks.task import Item
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
 # How much a logit may differ between two ways of computing it, by precision of the backbone. Llama logits are of order 20:
@@ -84,59 +83,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`."""
-        *tensors, kept = vars(self).values()
-        return Batch(*(tensor.to(device) for tensor in tensors), kept)
-
-
-def letter_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str, letters: str) -> tuple[int, ...]:
-    """The token that " A", " B", ... is after `prompt`.
-
-    LLaMA-2's " A" is the token "▁A" (319) in context and two tokens alone, so the letters are read off in context.
-    """
-    ids = tokenizer(prompt)["input_ids"]
-    tokens = []
-    for letter in letters:
-        extended = tokenizer(f"{prompt} {letter}")["input_ids"]
-        if len(extended) != len(ids) + 1 or extended[: len(ids)] != ids:
-            raise UserError(
-                f"every answer letter must be one token after the prompt; ' {letter}' is {len(extended) - len(ids)} with this "
-                f"tokenizer ({type(tokenizer).__name__}): choose another model or prompt"
-            )
-        tokens.append(extended[-1])
-    if len(set(tokens)) != len(tokens):
-        raise UserError(
-            "the answer letters must be different tokens; this tokenizer maps several to one (unknown?) token"
-        )
-    if tokenizer.unk_token_id in tokens:
-        letter = letters[tokens.index(tokenizer.unk_token_id)]
-        raise UserError(f"every answer letter must be a known token; ' {letter}' is unknown to this tokenizer")
-    return tuple(tokens)
-
-
-def encode(
-    tokenizer: "PreTrainedTokenizerBase",
-    items: Sequence[Item],
-    shots: dict[str, tuple[Item, ...]],
-    max_tokens: int,
-) -> list[EncodedItem]:
-    """Every item's prompt in at most `max_tokens` tokens; what was cut is recorded in each."""
-
-    def count(text: str) -> int:
-        return len(tokenizer(text)["input_ids"])
-
-    encoded = []
-    for item in items:
-        prompt = fit(item, shots.get(item.subject, ()), max_tokens, count)
-        encoded.append(
-            EncodedItem(
-                item=item,
-                input_ids=tuple(tokenizer(prompt.text)["input_ids"]),
-                letter_ids=letter_tokens(tokenizer, prompt.text, item.letters),
-                shots_dropped=prompt.shots_dropped,
-                truncated=prompt.question_truncated or prompt.options_truncated,
-            )
-        )
-    return encoded
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **moved)
 
 
 def collate(encoded: Sequence[EncodedItem], pad_id: int) -> Batch:
