@@ -28,9 +28,16 @@ def answer_losses(model: LanguageModel, items: Sequence[EncodedItem], *, packed:
             model.disable_packing(error)
         else:
             chosen = [items[n] for n in pack.items]
-            losses = F.cross_entropy(logits, answer_tokens(chosen).to(model.device), reduction="none")
+            losses = _cross_entropy(logits, chosen)
             places = [(n, k) for n in pack.items for k in range(len(items[n].predictions))]
             order = sorted(range(len(places)), key=places.__getitem__)
             return losses[torch.tensor(order, device=losses.device)]
-    logits = model.answer_logits(collate(items, model.pad_id))
-    return F.cross_entropy(logits, answer_tokens(items).to(model.device), reduction="none")
+    return _cross_entropy(model.answer_logits(collate(items, model.pad_id)), items)
+
+
+def _cross_entropy(logits: torch.Tensor, items: Sequence[EncodedItem]) -> torch.Tensor:
+    tokens = answer_tokens(items).to(logits.device)
+    if not any(item.places for item in items):
+        return F.cross_entropy(logits, tokens, reduction="none")
+    # Over 49,152 tokens PyTorch's own is 2e-5 too small on a CPU, which the older kind of item keeps for its earlier numbers.
+    return logits.logsumexp(dim=1) - logits.gather(1, tokens[:, None])[:, 0]

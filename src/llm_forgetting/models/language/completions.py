@@ -78,9 +78,14 @@ def _conversation(tokenizer: "PreTrainedTokenizerBase", item: Completion) -> tup
 
 
 def _assistant_turns(tokenizer: "PreTrainedTokenizerBase", item: Completion) -> tuple[Tokens, Tokens]:
+    """By the template's own marks, where it has some; else every turn from where the assistant begins to its end token."""
     assert not isinstance(item.completion, str)
-    learnt: Tokens = []
     tokens = _rendered(tokenizer, item, item.completion)
+    if "{% generation" in str(tokenizer.chat_template).replace("{%-", "{%"):
+        marked = _fill(tokenizer, item, item.completion, return_dict=True, return_assistant_tokens_mask=True)
+        return tokens, [place for place, mark in enumerate(marked["assistant_masks"]) if mark]
+    learnt: Tokens = []
+    special = set(tokenizer.all_special_ids)
     for n, turn in enumerate(item.completion):
         if turn.role != "assistant":
             continue
@@ -88,7 +93,8 @@ def _assistant_turns(tokenizer: "PreTrainedTokenizerBase", item: Completion) -> 
         after = _rendered(tokenizer, item, item.completion[: n + 1])
         _require_continued(item, before, after)
         _require_continued(item, after, tokens)
-        learnt += range(len(before), len(after))
+        ends = [place for place in range(len(before), len(after)) if after[place] in special]
+        learnt += range(len(before), ends[-1] + 1 if ends else len(after))
     return tokens, learnt
 
 
@@ -96,6 +102,10 @@ def _rendered(
     tokenizer: "PreTrainedTokenizerBase", item: Completion, turns: Sequence[Message], *, begin: bool = False
 ) -> Tokens:
     """The turns by the chat template; `begin`: with what opens the assistant's next."""
+    return list(_fill(tokenizer, item, turns, add_generation_prompt=begin, return_dict=False))
+
+
+def _fill(tokenizer: "PreTrainedTokenizerBase", item: Completion, turns: Sequence[Message], **options: bool) -> Any:
     if not tokenizer.chat_template:
         raise UserError(
             f"item {item.id} is a conversation, and the model's tokenizer has no chat template; choose a model that was tuned "
@@ -103,15 +113,12 @@ def _rendered(
         )
     messages: Any = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
-        tokens: Any = tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=begin, return_dict=False
-        )
+        return tokenizer.apply_chat_template(messages, tokenize=True, **options)
     except Exception as error:  # what a template raises is its author's choice
         said = " ".join(str(error).split())[:160]
         raise UserError(
             f"item {item.id}: the model's chat template cannot be filled with its messages: {said}"
         ) from error
-    return list(tokens)
 
 
 def _require_continued(item: Completion, before: Tokens, tokens: Tokens) -> None:
