@@ -12,7 +12,10 @@ _UNITS = (
     ("metres", "centimetres", 100), ("kilometres", "metres", 1000), ("kilograms", "grams", 1000), ("hours", "minutes", 60),
     ("days", "hours", 24), ("weeks", "days", 7), ("years", "months", 12), ("litres", "millilitres", 1000),
 )  # fmt: skip
-_ROMAN = ((100, "C"), (90, "XC"), (50, "L"), (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"))
+_ROMAN = (
+    (1000, "M"), (900, "CM"), (500, "D"), (400, "CD"), (100, "C"), (90, "XC"), (50, "L"), (40, "XL"), (10, "X"), (9, "IX"),
+    (5, "V"), (4, "IV"), (1, "I"),
+)  # fmt: skip
 
 
 def _different(rng: Generator, count: int, most: int) -> list[int]:
@@ -40,7 +43,7 @@ def arithmetic(rng: Generator, difficulty: int, shifted: bool) -> tuple[str, str
 
 def sequence(rng: Generator, difficulty: int, shifted: bool) -> tuple[str, str]:
     """The next number of an arithmetic sequence; shifted: it descends."""
-    first, step = int(rng.integers(1, 30 * difficulty)), int(rng.integers(2, 4 + 3 * difficulty))
+    first, step = int(rng.integers(1, 40 * difficulty)), int(rng.integers(2, 9 * difficulty))
     shown = [first + n * step for n in range(5)]
     if shifted:
         shown.reverse()
@@ -57,7 +60,7 @@ def counting(rng: Generator, difficulty: int, shifted: bool) -> tuple[str, str]:
 
 def roman(rng: Generator, difficulty: int, shifted: bool) -> tuple[str, str]:
     """A number in Roman numerals; shifted: larger ones."""
-    most = min(30 * difficulty, 150)
+    most = 300 * difficulty
     number = int(rng.integers(1, most)) + (most if shifted else 0)
     rest, written = number, ""
     for value, letters in _ROMAN:
@@ -69,13 +72,13 @@ def roman(rng: Generator, difficulty: int, shifted: bool) -> tuple[str, str]:
 def units(rng: Generator, difficulty: int, shifted: bool) -> tuple[str, str]:
     """One unit in another; shifted: larger numbers."""
     large, small, factor = _UNITS[int(rng.integers(len(_UNITS)))]
-    number = int(rng.integers(2, 10 * difficulty)) + (10 * difficulty if shifted else 0)
+    number = int(rng.integers(2, 50 * difficulty)) + (50 * difficulty if shifted else 0)
     return f"How many {small} are {number} {large}?", str(number * factor)
 
 
 def weekday(rng: Generator, difficulty: int, shifted: bool) -> tuple[str, str]:
     """The day some days after another; shifted: before it."""
-    day, days = int(rng.integers(7)), int(rng.integers(1, 4 + 3 * difficulty))
+    day, days = int(rng.integers(7)), int(rng.integers(1, 50 * difficulty))
     where = "before" if shifted else "after"
     return f"Which day is {days} days {where} {_DAYS[day]}?", _DAYS[(day + (-days if shifted else days)) % 7]
 

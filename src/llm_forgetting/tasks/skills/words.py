@@ -55,7 +55,7 @@ def last_letters(rng: Generator, difficulty: int, shifted: bool) -> tuple[str, s
 
 def capitals(rng: Generator, difficulty: int, shifted: bool) -> tuple[str, str]:
     """Words in capital letters; shifted: other words."""
-    shown = _some(rng, _half(WORDS, shifted), difficulty)
+    shown = _some(rng, _half(WORDS, shifted), 1 + difficulty)
     return f"Write in capital letters: {' '.join(shown)}", " ".join(shown).upper()
 
 

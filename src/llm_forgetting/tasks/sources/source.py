@@ -56,7 +56,7 @@ class LoadedSource:
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Settings of a source: a path, a hub configuration, the layout of records, who hears of downloads, how skills are drawn."""
+    """Settings of a source: a path, a hub configuration, the layout of records, who hears of downloads, what skills are."""
 
     path: str | None
     hub_config: str | None
