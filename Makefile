@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SCHEMA := src/llm_forgetting/data/results.schema.json
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
-.PHONY: run check test golden schema docs gpu-check bench-landscape bench-curvature bench-evaluation bench-completions bench-memory bench-study bench-7b clean
+.PHONY: run check test golden schema docs gpu-check bench-landscape bench-curvature bench-evaluation bench-completions bench-memory bench-study bench-growth bench-7b clean
 
 run: $(VENV)/installed          ## environment, install, the main job; ARGS="--config smoke" and the like are passed on
 	$(BIN)/llm-forgetting run $(ARGS)
@@ -53,6 +53,9 @@ bench-memory: $(VENV)/installed         ## memory of every phase: what --dry_run
 
 bench-study: $(VENV)/installed          ## cells of a study per minute: one worker and two
 	$(BIN)/python benchmarks/study_throughput.py $(ARGS)
+
+bench-growth: $(VENV)/installed         ## files and seconds of runs of 2, 4, 8 and 16 tasks; ARGS="--tasks 57"
+	$(BIN)/python benchmarks/growth.py $(ARGS)
 
 bench-7b: $(VENV)/installed             ## LLaMA-2 7B's shape on this CPU: 13.5 GB of random weights, a kill, --resume
 	$(BIN)/python benchmarks/seven_billion.py $(ARGS)

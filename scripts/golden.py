@@ -40,13 +40,20 @@ CHANGED: frozenset[str] = frozenset(
         *("run.results.warnings.*", "run.results.forgetting.*.detectable.*.said"),  # plain words
         # The farther of two intervals of a mean loss.
         *("run.results.forgetting.*.loss.*.interval.*", "run.results.text.*.interval.*"),
+        "run.results.config.landscape.tasks",  # another default, which of two tasks is the same
         "run.results.curvature.*est.*.residual",  # not below the rounding of the products
         "run.results.forgetting.*.detectable.*.drop",  # of the exact test's power, not the normal approximation's
     }
 )
 # Fields that came since, last in their record, with their default in older results.
 ADDED: frozenset[str] = frozenset(
-    {"run.results.landscape_comparison.*.verdict", "run.results.model.title", "run.results.config.landscape.arithmetic"}
+    {
+        *("run.results.landscape_comparison.*.verdict", "run.results.model.title"),
+        "run.results.config.landscape.arithmetic",
+        *("run.results.config.lora.use_dora", "run.results.config.lora.init", "run.results.config.lora.bias"),
+        *("run.results.config.lora.modules_to_save", "run.results.config.lora.layers_to_transform"),
+        *("run.results.config.lora.rank_pattern", "run.results.config.lora.alpha_pattern"),
+    }
 )
 SHOWN = 20
 

@@ -17,6 +17,7 @@ from runs import ROOT
 import llm_forgetting
 from llm_forgetting.cli.adapters import parse_evaluation, parse_landscape
 from llm_forgetting.cli.main import main, parse_run
+from llm_forgetting.cli.pairs import parse_pair_forecast
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 
@@ -25,7 +26,9 @@ PAGES = sorted(DOCS.rglob("*.md"))
 GENERATED = {"changelog.md"}  # made of CHANGELOG.md by scripts/mkdocs_hook.py
 DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMANDS = ("run", "repair", "landscape", "study", "report", "compare", "evaluate", "tasks")
+COMMANDS = ("run", "repair", "landscape", "forecast", "study", "report", "compare", "evaluate", "tasks")
+
+PARSERS = {"landscape": parse_landscape, "forecast": parse_pair_forecast, "evaluate": parse_evaluation}
 
 
 def shown(page: Path) -> str:
@@ -99,8 +102,8 @@ def test_a_command_has_options_that_exist(page: str, line: str, monkeypatch: pyt
     assert command in COMMANDS
     monkeypatch.chdir(ROOT)
     given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
-    if command in ("landscape", "evaluate"):
-        (parse_landscape if command == "landscape" else parse_evaluation)(arguments)
+    if command in PARSERS:
+        PARSERS[command](arguments)
     elif command == "run" and not {"--resume", "my.yaml", "config.yaml"} & set(arguments):
         parse_run(arguments)
     else:

@@ -422,7 +422,8 @@ def test_the_configuration_is_frozen() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["--model.dtype=float32", "--lora.alpha=17", "--training.learning_rate=1e-5", "--data.seed=1", "--data.test_items=9",
+    ["--model.dtype=float32", "--model.quantization=4bit", "--lora.alpha=17", "--training.learning_rate=1e-5", "--data.seed=1",
+     "--data.test_items=9",
      "--interventions.sam_rho=0.1", "--interventions.sam_on=first", "--interventions.replay_items=1",
      "--interventions.anchor=1", "--interventions.rescale=2", "--evaluation.batch_size=9", "--landscape.distance=0.5",
      "--landscape.method=grid", "--landscape.tolerance=0.02",

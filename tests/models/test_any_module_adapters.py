@@ -322,7 +322,7 @@ def test_adapters_as_checkpoints(tmp_path: Path) -> None:
         ({"x": torch.ones(2)}, "must hold the A and B of a LoRA adapter and nothing else, it holds x"),
         ({"q.lora_A.weight": torch.ones(2, 3)}, "both A and B of every module, of q it does not"),
         ({f"q.lora_{n}.weight": torch.ones(2, 2) for n in "AB"}, r"must adapt the same modules as the model, 5 differ"),
-        ("nowhere", r"a folder with a saved LoRA adapter is needed .* nowhere has no adapter_config.json"),
+        ("nowhere", r"a folder with a saved PEFT adapter is needed .* nowhere has no adapter_config.json"),
     ],
 )
 def test_checkpoints_that_do_not_fit(checkpoint: Any, reason: str) -> None:

@@ -150,7 +150,7 @@ def pissa(folder: Path) -> None:
 
 
 def other_kind(folder: Path) -> None:
-    change(folder, peft_type="IA3")
+    change(folder, peft_type="PROMPT_TUNING", num_virtual_tokens=2)
 
 
 def nameless(folder: Path) -> None:
@@ -194,19 +194,19 @@ def no_folder(folder: Path) -> None:
 
 
 BROKEN: dict[Callable[[Path], None], str] = {
-    dora: "use_dora=True is not covered",
+    dora: "must fit this model .*lora_magnitude_vector is None",
     pissa: "init_lora_weights='pissa' is not covered",
-    other_kind: "must be plain LoRA .* its peft_type is IA3",
+    other_kind: "must have settings that this PEFT knows",
     nameless: "does not name its backbone; give it as model.name",
     lost_backbone: "the backbone of the adapter in .* cannot be loaded: model.name='/nowhere/at/all' looks like a folder",
     wrong_backbone: r"must fit the backbone, none of its target_modules \(c_attn\) is there; its linear modules are .*q_proj",
-    no_settings: "a folder with a saved LoRA adapter is needed .* has no adapter_config.json",
+    no_settings: "a folder with a saved PEFT adapter is needed .* has no adapter_config.json",
     no_json: "adapter_config.json must be a JSON file",
     no_weights: "has no adapter_model.safetensors",
     pickled: "adapter_model.bin is a pickle, which runs code when it is read",
     half_a_file: "must be a whole adapter_model.safetensors",
     other_shapes: "must fit this model",
-    no_folder: "a folder with a saved LoRA adapter is needed",
+    no_folder: "a folder with a saved PEFT adapter is needed",
 }
 
 

@@ -188,7 +188,7 @@ def test_unfinished_and_old_folders_end_in_one_line(
 ) -> None:
     (tmp_path / "phases").mkdir()
     shutil.copy(scan / "scan.json", tmp_path)
-    assert "unfinished landscape; finish it by the same command with --resume" in complaints(
+    assert "unfinished landscape or forecast; finish it by the same command with --resume" in complaints(
         ["report", str(tmp_path)], capsys
     )
     content = read(scan, "landscape.json")
@@ -208,7 +208,7 @@ def test_a_page_that_cannot_be_drawn_is_a_warning(
         monkeypatch.setattr(f"llm_forgetting.report.html.files.{writer}", broken)
     shutil.copy((scan if name == "landscape.json" else evaluation) / name, tmp_path)
     console = Console(record=True, width=200)
-    assert cli_scan._draw_report(tmp_path, name, Terminal(console)) == ""
+    assert cli_scan.draw_page(tmp_path, name, Terminal(console)) == ""
     assert f"(ZeroDivisionError('no ink')); all numbers are in {name}" in console.export_text()
 
 

@@ -1,4 +1,4 @@
-"""Commands on what is there already: `landscape ADAPTER_DIR`, `evaluate [ADAPTER_DIR]` and `repair RUN`."""
+"""Commands on what is there already: `landscape ADAPTER_DIR`, `evaluate [A [B]]` and `repair RUN`."""
 
 import argparse
 import logging
@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_forgetting.cli.parser import Parser, parse_dotted, positive
+from llm_forgetting.cli.parser import Parser, leading_words, parse_dotted, positive
 from llm_forgetting.cli.report import draw_report
 from llm_forgetting.cli.signals import stopped
 from llm_forgetting.config.files import parse_config, parse_evaluate, parse_scan
@@ -59,12 +59,12 @@ def landscape(arguments: list[str]) -> int:
                 shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
             raise
         results = save_scan(results, folder, dpi=config.output.dpi)
-        page = _draw_report(folder.path, "landscape.json", terminal)
+        page = draw_page(folder.path, "landscape.json", terminal)
     _show(terminal, results, folder.path, page)
     return 0
 
 
-def _draw_report(folder: Path, numbers: str, terminal: "Terminal") -> str:
+def draw_page(folder: Path, numbers: str, terminal: "Terminal") -> str:
     """report.html out of the file `numbers`, which is written by then; how it is named among what was written."""
     try:
         draw_report(folder)
@@ -107,35 +107,44 @@ def parse_landscape(arguments: list[str]) -> tuple[argparse.Namespace, ScanConfi
     options, dotted = parse_dotted(parser, arguments, {**SHORT_FLAGS, "--seed": seeds}, ScanConfig)
     if options.adapter is None:
         raise UserError("the folder of a saved LoRA adapter must be given (see llm-forgetting landscape --help)")
-    return options, parse_scan(dotted, options.task or _no_tasks(dotted))
+    return options, parse_scan(dotted, options.task or no_tasks(dotted))
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`llm-forgetting evaluate`: accuracy on whole test splits."""
+    """`llm-forgetting evaluate`: accuracy on whole test splits, of one checkpoint or of two on the same items."""
     options, config = parse_evaluation(arguments)
     quiet_libraries()
-    from llm_forgetting.experiment.adapter_evaluation import evaluate_adapter
+    from llm_forgetting.experiment.adapter_evaluation import evaluate_adapter, evaluate_pair
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+    from llm_forgetting.experiment.pairs import checkpoint_named, require_pair
     from llm_forgetting.files import encode, encode_lines
     from llm_forgetting.report.tables.evaluation import evaluation_table
+    from llm_forgetting.report.tables.pairs import change_table
     from llm_forgetting.report.terminal import Terminal
 
-    terminal = Terminal()
-    adapter = user_path(options.adapter) if options.adapter else None
+    terminal, checkpoints = Terminal(), [checkpoint_named(word) for word in options.checkpoints]
+    if len(checkpoints) == 2:
+        require_pair((checkpoints[0], checkpoints[1]), config.model)
     # Before anything is scored: what could not be written is not computed.
     folder = RunFolder.create(Path(config.output.folder), prefix="evaluation")
     folder.phases.rmdir()
     try:
-        results, records = evaluate_adapter(config, adapter, options.limit, terminal)
+        if len(checkpoints) == 2:
+            results, records = evaluate_pair(config, (checkpoints[0], checkpoints[1]), options.limit, terminal)
+        else:
+            results, records = evaluate_adapter(config, next(iter(checkpoints), None), options.limit, terminal)
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)  # a mistyped name leaves nothing behind
         raise
-    terminal.show_table(evaluation_table(results))  # first, as it is in no file yet
-    for warning in results.warnings:
-        terminal.warn(warning)
+    for one in results.each:  # first, as it is in no file yet
+        terminal.show_table(evaluation_table(one))
+        for warning in one.warnings:
+            terminal.warn(warning)
+    if results.changes is not None:
+        terminal.show_table(change_table(results))
     folder.write("items.jsonl", encode_lines(records))
     folder.write("evaluation.json", encode(results))
-    page = _draw_report(folder.path, "evaluation.json", terminal)
+    page = draw_page(folder.path, "evaluation.json", terminal)
     say(f"Everything is in {folder.path}: {page}evaluation.json and items.jsonl.")
     return 0
 
@@ -145,12 +154,14 @@ def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, Evaluate
     parser = Parser(
         "llm-forgetting evaluate",
         add_help=False,
-        usage="llm-forgetting evaluate [ADAPTER_DIR] --task NAME [--task NAME ...] [--few_shot K] [--DOTTED.PATH VALUE ...]",
-        description="Accuracy and loss on every test row of any tasks, of the base model or of a saved PEFT LoRA adapter, "
-        "with the prompts, few-shot examples, accuracies and standard errors of lm-evaluation-harness 0.4.13.",
+        usage="llm-forgetting evaluate [A [B]] --task NAME [--task NAME ...] [--few_shot K] [--DOTTED.PATH VALUE ...]",
+        description="Accuracy and loss on every test row of any tasks, of the base model or of a saved PEFT LoRA adapter A, "
+        "or of two, A and B, with their paired difference (`base` is the base model); with the prompts, few-shot examples, "
+        "accuracies and standard errors of lm-evaluation-harness 0.4.13.",
     )
-    # Not a positional of the parser: it would take the value of the first dotted option for the adapter.
-    named = [entry for entry in arguments[:1] if not entry.startswith("-")]
+    named = leading_words(arguments)
+    if len(named) > 2:
+        raise UserError(f"evaluate takes at most two checkpoints, A and B, {len(named)} were given: {', '.join(named)}")
     main_options = parser.add_argument_group("main options")
     main_options.add_argument("-h", "--help", action="store_true", help="show this help and stop")
     main_options.add_argument("--task", action="append", default=[], metavar="NAME", help="see `llm-forgetting tasks`")
@@ -160,11 +171,11 @@ def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, Evaluate
     main_options.add_argument("--output_dir", metavar="DIR", help="output.folder")
     short_flags = {**SHORT_FLAGS, "--few_shot": ("data.few_shot",)}
     options, dotted = parse_dotted(parser, arguments[len(named) :], short_flags, EvaluateConfig)
-    options.adapter = named[0] if named else None
-    return options, parse_evaluate(dotted, options.task or _no_tasks(dotted))
+    options.checkpoints = named
+    return options, parse_evaluate(dotted, options.task or no_tasks(dotted))
 
 
-def _no_tasks(dotted: list[str]) -> list[str] | None:
+def no_tasks(dotted: list[str]) -> list[str] | None:
     """No task, unless --data.tasks names some: the configuration's own would be a surprise."""
     return None if any(word.partition("=")[0] == "--data.tasks" for word in dotted) else []
 

@@ -1,4 +1,4 @@
-"""The command line: `llm-forgetting run`, `repair`, `landscape`, `study`, `report`, `compare`, `evaluate`, `tasks`."""
+"""The command line: `llm-forgetting COMMAND`, with what `_USAGE` lists."""
 
 import argparse
 import codecs
@@ -16,6 +16,7 @@ import yaml
 
 from llm_forgetting import __version__
 from llm_forgetting.cli import adapters as cli_scan
+from llm_forgetting.cli import pairs as cli_pairs
 from llm_forgetting.cli import report as cli_report
 from llm_forgetting.cli import study as cli_study
 from llm_forgetting.cli.parser import Parser, parse_dotted
@@ -57,10 +58,11 @@ usage: llm-forgetting COMMAND [options]
   run        fine-tune on each task in turn, measure forgetting and the loss landscape   (the main job)
   repair     interpolate between two checkpoints to the lowest mean loss of both tasks, and score that adapter
   landscape  the loss landscape of anyone's saved LoRA adapter, on any tasks
+  forecast   what the landscape at one saved adapter forecasts of another, beside what is observed
   study      many runs that answer the question, with error bars over runs
-  report     report.html of a finished run, study, landscape or evaluation, drawn again from its folder in seconds
+  report     report.html of a finished run, study, landscape, forecast or evaluation, drawn again from its folder
   compare    finished runs side by side, on the terminal and as a page
-  evaluate   accuracy of a model or a saved adapter on whole test splits, as lm-evaluation-harness measures it
+  evaluate   accuracy of a model, a saved adapter or a pair on whole test splits, as lm-evaluation-harness measures it
   tasks      the subjects and groups that can be named as tasks, with their item counts
 
 `llm-forgetting COMMAND --help` says more. Start with `llm-forgetting run` (ten minutes, nothing to set up)
@@ -77,6 +79,7 @@ def _command(given: list[str]) -> int:
         "run": run,
         "repair": cli_scan.repair,
         "landscape": cli_scan.landscape,
+        "forecast": cli_pairs.forecast,
         "evaluate": cli_scan.evaluate,
         "study": cli_study.study,
         "report": cli_report.report,

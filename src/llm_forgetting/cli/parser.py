@@ -1,6 +1,7 @@
 """Parser of a command, which complains in one line, and the examples that its help ends with."""
 
 import argparse
+import itertools
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,14 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "llm-forgetting evaluate my_adapter --task anatomy --limit 50",
             "an adapter, the first 50 rows of each subject",
         ),
+        ("llm-forgetting evaluate base my_adapter --task anatomy", "both on the same items, and the paired difference"),
+    ),
+    "forecast": (
+        (
+            "llm-forgetting forecast before after --task anatomy",
+            "could the landscape have told the loss at `after`?",
+        ),
+        ("llm-forgetting forecast base my_adapter --task anatomy", "from the bare backbone on"),
     ),
     "study": (
         ("llm-forgetting study studies/toy.yaml --dry_run", "cells, cost, what is missing"),
@@ -101,3 +110,8 @@ def positive(text: str, most: int = 1_000_000) -> int:
     if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most}, was {text!r}")
     return int(text)
+
+
+def leading_words(arguments: list[str]) -> list[str]:
+    """What is named before the first option. (A positional of the parser would take the value of a dotted option.)"""
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))

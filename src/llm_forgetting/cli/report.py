@@ -17,10 +17,10 @@ def report(arguments: list[str]) -> int:
     """`llm-forgetting report`: report.html of a run or a study, drawn again."""
     parser = Parser(
         "llm-forgetting report",
-        description="Write report.html of a finished run, study, landscape or evaluation again, from what is in its folder: no "
-        "model, no network, seconds. All of them write one at their end.",
+        description="Write report.html of a finished run, study, landscape, forecast or evaluation again, from what is in its "
+        "folder: no model, no network, seconds. All of them write one at their end.",
     )
-    parser.add_argument("folder", metavar="DIR", help="the folder of a run, study, landscape or evaluation")
+    parser.add_argument("folder", metavar="DIR", help="the folder of a run, study, landscape, forecast or evaluation")
     parser.add_argument(
         "--questions",
         action="store_true",
@@ -54,7 +54,7 @@ def draw_report(folder: Path) -> Path:
     from llm_forgetting.files import decode
     from llm_forgetting.files.manifest import checked
     from llm_forgetting.report.html import files
-    from llm_forgetting.results import read_evaluation, read_items, read_results, read_scan
+    from llm_forgetting.results import read_evaluation, read_forecast, read_items, read_results, read_scan
 
     if (folder / "results.json").is_file():
         return files.write_run_report(read_results(folder), read_items(folder), folder)
@@ -68,6 +68,8 @@ def draw_report(folder: Path) -> Path:
         return files.write_scan_report(read_scan(folder), folder)
     if (folder / "evaluation.json").is_file():
         return files.write_evaluation_report(read_evaluation(folder), read_items(folder), folder)
+    if (folder / "forecast.json").is_file():
+        return files.write_forecast_report(read_forecast(folder), folder)
     if (folder / "records.json.gz").is_file():
         from llm_forgetting.study.records import read_records
         from llm_forgetting.study.report import write_report
@@ -79,15 +81,16 @@ def draw_report(folder: Path) -> Path:
 
 def _not_a_folder(folder: Path) -> str:
     wanted = (
-        "a report needs the folder of a finished run (results.json), study (study.json), landscape (landscape.json) or "
-        f"evaluation (evaluation.json), {folder}"
+        "a report needs the folder of a finished run (results.json), study (study.json), landscape (landscape.json), "
+        f"forecast (forecast.json) or evaluation (evaluation.json), {folder}"
     )
     if not folder.is_dir():
         return f"{wanted} is no folder"
     if (folder / "phases").is_dir() and (folder / "config.yaml").is_file():
         return f"{wanted} holds an unfinished run; finish it with: {program()} run --resume {shlex.quote(str(folder))}"
     if (folder / "phases").is_dir() and (folder / "scan.json").is_file():
-        return f"{wanted} holds an unfinished landscape; finish it by the same command with --resume {shlex.quote(str(folder))}"
+        again = f"finish it by the same command with --resume {shlex.quote(str(folder))}"
+        return f"{wanted} holds an unfinished landscape or forecast; {again}"
     if (folder / "cells").is_dir():
         return f"{wanted} holds an unfinished study; go on with it by the command it was started with"
     return f"{wanted} holds none of them"

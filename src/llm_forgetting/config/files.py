@@ -14,13 +14,13 @@ import yaml
 from jsonargparse import ArgumentParser, set_loader
 
 from llm_forgetting.config.paths import leaves
-from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
+from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ForecastConfig, ScanConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import load_yaml, read_yaml
 
 PRESETS = ("quickstart", "full", "smoke", "llama2-7b")
 DEFAULT_PRESET = "quickstart"
-Config = TypeVar("Config", ExperimentConfig, ScanConfig, EvaluateConfig)
+Config = TypeVar("Config", ExperimentConfig, ScanConfig, ForecastConfig, EvaluateConfig)
 _STRICT = "strict_yaml"
 set_loader(_STRICT, load_yaml, exceptions=(yaml.YAMLError,))
 
@@ -75,16 +75,23 @@ class ConfigTemplate:
 
 def parse_scan(dotted: Sequence[str], tasks: Sequence[str] | None) -> ScanConfig:
     """The configuration of a landscape of a saved adapter: the defaults, overridden by `--dotted.path=value` arguments."""
-    parser, parsed = _parsed(ScanConfig, dotted)
-    parsed.data.tasks = tuple((parsed.data.tasks if tasks is None else tasks) or ())
-    return _built(ScanConfig, parser, parsed)
+    return _parsed_with(ScanConfig, dotted, tasks)
+
+
+def parse_forecast(dotted: Sequence[str], tasks: Sequence[str] | None) -> ForecastConfig:
+    """The configuration of a forecast between two saved checkpoints; as `parse_scan`."""
+    return _parsed_with(ForecastConfig, dotted, tasks)
 
 
 def parse_evaluate(dotted: Sequence[str], tasks: Sequence[str] | None) -> EvaluateConfig:
-    """The configuration of an evaluation: the defaults, overridden by `--dotted.path=value` arguments."""
-    parser, parsed = _parsed(EvaluateConfig, dotted)
+    """The configuration of an evaluation; as `parse_scan`."""
+    return _parsed_with(EvaluateConfig, dotted, tasks)
+
+
+def _parsed_with(cls: type[Config], dotted: Sequence[str], tasks: Sequence[str] | None) -> Config:
+    parser, parsed = _parsed(cls, dotted)
     parsed.data.tasks = tuple((parsed.data.tasks if tasks is None else tasks) or ())
-    return _built(EvaluateConfig, parser, parsed)
+    return _built(cls, parser, parsed)
 
 
 def config_help(cls: type = ExperimentConfig) -> str:

@@ -55,8 +55,11 @@ class LandscapeConfig:
         checkpoint_plane: Also scan the plane through the initial, the first and the last checkpoint.
         plane_tolerance: `tolerance` of that plane, which is drawn and not measured on.
         paths: Also measure the straight paths from each trained checkpoint to the next, and the point of repair on them.
-        tasks: `all`: surfaces of every task around every checkpoint. `learnt`: only of those learnt by then, `first`: only of
-            the first; what is measured around a checkpoint then does not depend on what comes after it.
+        tasks: Whose loss is measured where. `first_own_last`: surfaces of the first, the checkpoint's own and the last task;
+            on a path also of both ends' tasks; forecasts of the first and the own one: a sequence of T tasks costs T times
+            one task's. `all`: of every task everywhere, T^2 (of two tasks that is the same). `learnt`: surfaces only of those
+            learnt by then, `first`: only of the first; what is measured around a checkpoint then does not depend on what
+            comes after it.
         trajectory: Also project the adapter at the end of every epoch onto that plane, with its distance from the plane and
             its true loss; an evaluation per epoch.
         items: Split whose items define the loss: `train` (the minimum that was reached) or `test`.
@@ -82,7 +85,7 @@ class LandscapeConfig:
     checkpoint_plane: bool = True
     plane_tolerance: float = above(0, default=0.1)
     paths: bool = True
-    tasks: Literal["all", "learnt", "first"] = "all"
+    tasks: Literal["first_own_last", "all", "learnt", "first"] = "first_own_last"
     trajectory: bool = False
     items: Literal["train", "test"] = "train"
     num_items: int = at_least(1, default=8)
@@ -103,6 +106,19 @@ class LandscapeConfig:
         """`resolution`, or what null stands for."""
         default = 11 if self.method == "grid" else 41
         return default if self.resolution is None else self.resolution
+
+    def tasks_around(self, k: int, tasks: int) -> list[int]:
+        """Numbers of the tasks of which surfaces are taken around the checkpoint after task k of `tasks`, from 1 on."""
+        last = {"all": tasks, "learnt": k, "first": 1}
+        return list(range(1, last[self.tasks] + 1)) if self.tasks in last else sorted({1, k, tasks})
+
+    def tasks_between(self, start: int, end: int, tasks: int) -> list[int]:
+        """Numbers of the tasks that are measured between the checkpoints after tasks `start` and `end`."""
+        return sorted({1, start, end, tasks}) if self.tasks == "first_own_last" else list(range(1, tasks + 1))
+
+    def tasks_forecast(self, k: int) -> list[int]:
+        """Numbers of the tasks whose losses are forecast at the checkpoint after task k."""
+        return sorted({1, k}) if self.tasks == "first_own_last" else list(range(1, k + 1))
 
 
 @dataclass(frozen=True)

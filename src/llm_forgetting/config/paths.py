@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 SEEDS = ("training.seed", "data.seed", "landscape.seed", "curvature.seed")
 """The fields that `seed` stands for in a study's file and in Python."""
-LATER_FIELDS = {"data.definitions": None, "landscape.arithmetic": "float32", "data.difficulty": 1, "data.shift": False}
+LATER_FIELDS: dict[str, Json] = {
+    "data.definitions": None, "landscape.arithmetic": "float32", "model.quantization": None, "lora.use_dora": False,
+    "lora.init": True, "lora.bias": "none", "lora.modules_to_save": [], "lora.rank_pattern": {}, "lora.alpha_pattern": {},
+    "lora.layers_to_transform": [], "data.difficulty": 1, "data.shift": False,
+}  # fmt: skip
 """Fields that older runs do not have: with these values a configuration keeps the fingerprint that it had."""
 
 
@@ -23,10 +27,13 @@ def to_dict(config: "AnyConfig") -> dict[str, Json]:
     return plain
 
 
+_MAPPINGS = ("columns", "rank_pattern", "alpha_pattern")
+
+
 def leaves(tree: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
     """Every value of nested sections with its dotted path."""
     for key, value in tree.items():
-        if isinstance(value, Mapping) and key != "columns":
+        if isinstance(value, Mapping) and key not in _MAPPINGS:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -40,6 +47,8 @@ def fingerprint(config: "ExperimentConfig") -> str:
         for path, value in leaves(to_dict(config))
         if not path.startswith("output.") and (path, value) not in LATER_FIELDS.items()
     }
+    if config.landscape.tasks == "first_own_last" and len(config.data.tasks) <= 2:
+        content["landscape.tasks"] = "all"  # the same numbers, and the fingerprint of older runs
     if config.data.definitions is not None:
         content["data.definitions_sha256"] = config.data.definitions_sha256
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

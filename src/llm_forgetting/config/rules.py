@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import NoneType
@@ -12,7 +13,14 @@ from llm_forgetting.tasks.sources import KINDS
 
 if TYPE_CHECKING:
     from llm_forgetting.config.measurements import CurvatureConfig, LandscapeConfig
-    from llm_forgetting.config.sections import AnyConfig, DataConfig, InterventionsConfig, LoraConfig, TrainingConfig
+    from llm_forgetting.config.sections import (
+        AnyConfig,
+        DataConfig,
+        ExperimentConfig,
+        InterventionsConfig,
+        LoraConfig,
+        TrainingConfig,
+    )
 
 Value = TypeVar("Value")
 
@@ -89,6 +97,9 @@ def problems(config: "AnyConfig") -> Iterator[str]:
     if isinstance(config, ExperimentConfig):
         yield from _curvature_problems(config.curvature)
         yield from _training_problems(config.lora, config.training)
+        yield from _initialisation_problems(config.lora, config.training, config.interventions)
+        if not config.lora.plain:
+            yield from _dense_problems(config)
         if config.model.dtype == "float16":
             yield "model.dtype=float16 cannot be trained: gradients underflow in it; use bfloat16 or float32"
         yield from _intervention_problems(config.interventions, config.training, config.data)
@@ -123,8 +134,53 @@ def _training_problems(lora: "LoraConfig", training: "TrainingConfig") -> Iterat
         yield f"lora.dropout must be below 1, was {lora.dropout!r}"
     if not lora.target_modules:
         yield "lora.target_modules must name at least one module, or be all-linear; was empty"
+    wrong = [str(rank) for rank in lora.rank_pattern.values() if not 1 <= rank <= 65_536]
+    wrong += [str(alpha) for alpha in lora.alpha_pattern.values() if not 0 < alpha <= MOST]
+    if wrong:
+        yield f"lora.rank_pattern and lora.alpha_pattern must hold ranks from 1 and alphas above 0, was {wrong[0]}"
+    if any(layer < 0 for layer in lora.layers_to_transform):
+        yield f"lora.layers_to_transform must be numbers of layers from 0, was {list(lora.layers_to_transform)}"
     if training.warmup_ratio > 1:
         yield f"training.warmup_ratio must be at most 1, was {training.warmup_ratio!r}"
+
+
+_INITIALISATIONS = r"gaussian|pissa|pissa_niter_\d{1,3}|olora"
+
+
+def _initialisation_problems(
+    lora: "LoraConfig", training: "TrainingConfig", interventions: "InterventionsConfig"
+) -> Iterator[str]:
+    if lora.init is not True and not (isinstance(lora.init, str) and re.fullmatch(_INITIALISATIONS, lora.init)):
+        yield (
+            f"lora.init must be true, gaussian, pissa, pissa_niter_N or olora, was {lora.init!r} (PEFT's others need "
+            f"data or a quantised base, or do not begin at the base model)"
+        )
+    if not lora.rewrites:
+        return
+    others = {
+        "lora.dropout=0": lora.dropout == 0,
+        "lora.use_dora=false": not lora.use_dora,
+        "training.weight_decay=0": training.weight_decay == 0,
+        "interventions.rescale=1": interventions.rescale == 1,
+    }
+    for needed, given in others.items():
+        if not given:
+            yield f"lora.init={lora.init} needs {needed}: what it takes out of the weights must stay as it is"
+
+
+def _dense_problems(config: "ExperimentConfig") -> Iterator[str]:
+    """What needs delta W = s B A, where the trained update is more than that."""
+    landscape, what = config.landscape, "a plain LoRA adapter (delta W = s B A), the trained update is more than that"
+    if config.interventions.anchor:
+        yield f"interventions.anchor needs {what}; set it to 0"
+    if config.curvature.spectrum:
+        yield f"curvature.spectrum needs {what}; set it to false"
+    if landscape.trajectory:
+        yield f"landscape.trajectory needs {what}; set it to false"
+    if landscape.space == "raw":
+        yield f"landscape.space=raw needs {what}; set it to weight"
+    if landscape.arithmetic == "native" and config.model.dtype in ("bfloat16", "float16"):
+        yield f"landscape.arithmetic=native needs {what}; set it to float32"
 
 
 def _intervention_problems(

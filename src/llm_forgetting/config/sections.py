@@ -30,6 +30,8 @@ class ModelConfig:
         device: `auto` takes a GPU if there is one; else cpu, cuda or mps.
         attention: Attention kernel of transformers.
         trust_remote_code: Run code that comes with a Hugging Face model. Only if you trust its author.
+        quantization: Quantise the weights while they are loaded: `4bit` (NF4, as in QLoRA) or `8bit` (LLM.int8()), by
+            bitsandbytes; null for none.
     """
 
     name: str = "embedded"
@@ -38,11 +40,14 @@ class ModelConfig:
     device: str = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = False
+    quantization: Literal["4bit", "8bit"] | None = None
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """The adapter: delta W = s B A in every target module, s = alpha / rank (alpha / sqrt(rank) for rsLoRA).
+
+    With `use_dora`, `bias` or `modules_to_save` the update is more than that, and landscapes are those of weight space.
 
     Args:
         rank: Rank of every update.
@@ -50,6 +55,14 @@ class LoraConfig:
         dropout: Dropout on the adapter's input while training.
         target_modules: `all-linear`, one module name, or a list of names such as [q_proj, v_proj].
         use_rslora: Rank-stabilised scale alpha / sqrt(rank).
+        use_dora: DoRA: direction and length of every row of W are trained apart.
+        init: PEFT's init_lora_weights: true, gaussian, pissa, pissa_niter_N or olora. The last three begin with a
+            part of W itself, which is taken out of W: adapters are saved with twice the rank, as updates of the original W.
+        bias: Biases that are trained as well: none, all, or lora_only: those of target modules.
+        modules_to_save: Modules that are trained as a whole, such as [lm_head].
+        rank_pattern: Ranks of single modules, by name or pattern.
+        alpha_pattern: Their alphas.
+        layers_to_transform: Numbers of the only layers that are adapted; empty for all.
     """
 
     rank: int = at_least(1, default=8, most=65_536)
@@ -57,6 +70,23 @@ class LoraConfig:
     dropout: float = at_least(0, default=0.0)
     target_modules: str | tuple[str, ...] = "all-linear"
     use_rslora: bool = False
+    use_dora: bool = False
+    init: bool | str = True
+    bias: Literal["none", "all", "lora_only"] = "none"
+    modules_to_save: tuple[str, ...] = ()
+    rank_pattern: dict[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: dict[str, float] = field(default_factory=dict, hash=False)
+    layers_to_transform: tuple[int, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether delta W = s B A in target modules is the whole of the update."""
+        return not (self.use_dora or self.bias != "none" or self.modules_to_save)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether `init` takes a part out of the frozen weights."""
+        return isinstance(self.init, str) and (self.init == "olora" or self.init.startswith("pissa"))
 
 
 @dataclass(frozen=True)
@@ -212,6 +242,11 @@ class ExperimentConfig:
         refuse_impossible(self)
 
     @property
+    def low_rank(self) -> bool:
+        """Whether what is trained is plain LoRA: delta W = s B A."""
+        return self.lora.plain
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that can change a number (all but `output`), the content of `data.definitions` included."""
         return fingerprint(self)
@@ -238,6 +273,28 @@ class ScanConfig:
 
 
 @dataclass(frozen=True)
+class ForecastConfig:
+    """What the landscape at one saved checkpoint forecasts of another, on any tasks.
+
+    Args:
+        model: The backbone; `embedded` stands for the one that the adapters name themselves.
+        data: Tasks and splits.
+        landscape: Of its fields items, num_items, batch_size, arithmetic and seed have a meaning here.
+        curvature: Of its fields products and micro_batch have a meaning here.
+        output: Where results go.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    landscape: LandscapeConfig = field(default_factory=LandscapeConfig)
+    curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        refuse_impossible(self)
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Accuracy of a backbone or of a saved adapter on whole test splits.
 
@@ -257,4 +314,4 @@ class EvaluateConfig:
         refuse_impossible(self)
 
 
-AnyConfig = ExperimentConfig | ScanConfig | EvaluateConfig
+AnyConfig = ExperimentConfig | ScanConfig | ForecastConfig | EvaluateConfig

@@ -1,5 +1,6 @@
 """Accuracy of a backbone or of anyone's saved adapter on whole test splits, as lm-evaluation-harness measures it."""
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +12,20 @@ from llm_forgetting.config.sections import DataConfig, EvaluateConfig, LoraConfi
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.item_records import item_records
+from llm_forgetting.experiment.pairs import NAMES, Pair, open_one, require_pair
 from llm_forgetting.experiment.tasks import source_of
 from llm_forgetting.experiment.trained_items import TrainedItems, require_whole_adapter, trained_items
 from llm_forgetting.files import from_plain
 from llm_forgetting.files.manifest import unchecked
 from llm_forgetting.forgetting.evaluation import PooledAccuracy, SubjectEvaluation, TaskEvaluation
 from llm_forgetting.forgetting.intervals import Proportion, estimate_mean, pooled_stderr, proportion
+from llm_forgetting.forgetting.paired_evaluation import task_changes
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score
 from llm_forgetting.progress import Progress
-from llm_forgetting.results import EvaluationResults, ModelDescription
+from llm_forgetting.results import Evaluated, EvaluationResults, ModelDescription
 from llm_forgetting.tasks.task import Item, Pool
 
 EVALUATED = "evaluated"
@@ -40,44 +43,101 @@ def evaluate_adapter(
     """
     if adapter is not None:
         require_whole_adapter(adapter)
-    source = source_of(config.data, progress.note)
-    pools = [source.pool(name, subjects) for name, subjects in source.resolve(config.data.tasks)]
-    chosen = [
-        (pool.name, [subject_items(pool, subject, config.data, limit) for subject in pool.subjects]) for pool in pools
-    ]
-    trained = None if adapter is None else trained_items(adapter)
-    for line in unchecked(trained.run) if trained else ():
-        progress.note(line)
+    source, chosen = _chosen(config, limit, progress)
     model = (
         LanguageModel.load(config.model, LoraConfig(rank=1), seed=0, notify=progress.note)
         if adapter is None
         else LanguageModel.open_adapter(adapter, config.model, progress.note)
     )
+    found, records = _evaluate(model, adapter, chosen, config, progress, name=EVALUATED)
+    return _results(config, source, limit, found), records
+
+
+def evaluate_pair(
+    config: EvaluateConfig, pair: Pair, limit: int | None, progress: Progress
+) -> tuple[EvaluationResults, list[ItemRecord]]:
+    """`evaluate_adapter` of A and of B on the same items, and what changed from A to B.
+
+    The two are loaded one after the other, so that either may be of any rank or kind. UserError as there, and where they are
+    not of one backbone.
+    """
+    require_pair(pair, config.model)
+    source, chosen = _chosen(config, limit, progress)
+    evaluated: list[Evaluated] = []
+    lines: list[list[ItemRecord]] = []
+    for name, checkpoint in zip(NAMES, pair, strict=True):
+        model = open_one((checkpoint, *pair), config.model, progress.note)
+        found, records = _evaluate(model, checkpoint, chosen, config, progress, name=name)
+        evaluated.append(found)
+        lines.append(records)
+        del model
+        gc.collect()
+    first, second = evaluated
+    changes = task_changes(*map(_by_task, lines), seed=config.data.seed)
+    results = replace(_results(config, source, limit, first), other=second, changes=changes)
+    return results, [*lines[0], *lines[1]]
+
+
+def _by_task(records: Sequence[ItemRecord]) -> dict[str, list[ItemRecord]]:
+    tasks: dict[str, list[ItemRecord]] = {}
+    for record in records:
+        tasks.setdefault(record.task, []).append(record)
+    return tasks
+
+
+def _chosen(config: EvaluateConfig, limit: int | None, progress: Progress) -> tuple[str, "Chosen"]:
+    """What the source says of itself, and per task what is scored."""
+    source = source_of(config.data, progress.note)
+    pools = [source.pool(name, subjects) for name, subjects in source.resolve(config.data.tasks)]
+    return source.description, [
+        (pool.name, [subject_items(pool, subject, config.data, limit) for subject in pool.subjects]) for pool in pools
+    ]
+
+
+def _evaluate(
+    model: LanguageModel,
+    adapter: Path | None,
+    chosen: "Chosen",
+    config: EvaluateConfig,
+    progress: Progress,
+    *,
+    name: str,
+) -> tuple[Evaluated, list[ItemRecord]]:
+    """The live adapter of `model` (that of `adapter`; None: the bare backbone), and its items as those of checkpoint `name`."""
+    trained = None if adapter is None else trained_items(adapter)
+    for line in unchecked(trained.run) if trained else ():
+        progress.note(line)
     tasks: list[TaskEvaluation] = []
     records: list[ItemRecord] = []
     with model.without_adapter() if adapter is None else merged(model):
-        for name, parts in chosen:
+        for task, parts in chosen:
             subjects = []
             for part in parts:
-                subject, lines = _score_subject(model, part, trained, config, progress)
+                subject, lines = _score_subject(model, part, trained, config, progress, checkpoint=name)
                 subjects.append(subject)
                 records += lines
-            tasks.append(_task_evaluation(name, subjects))
+            tasks.append(_task_evaluation(task, subjects))
     description = from_plain(ModelDescription, model.description())
-    results = EvaluationResults(
-        schema_version=provenance.SCHEMA_VERSION,
-        config=config,
-        versions=provenance.versions(),
-        environment=provenance.environment(),
-        source=source.description,
-        model=description if adapter is not None else replace(description, adapter_parameters=0),
+    found = Evaluated(
         adapter=None if adapter is None else str(adapter),
-        limit=limit,
+        model=description if adapter is not None else replace(description, adapter_parameters=0),
         tasks=tuple(tasks),
         run=None if trained is None else str(trained.run),
         warnings=_warnings(adapter, trained, tasks),
     )
-    return results, records
+    return found, records
+
+
+def _results(config: EvaluateConfig, source: str, limit: int | None, found: Evaluated) -> EvaluationResults:
+    return EvaluationResults(
+        schema_version=provenance.SCHEMA_VERSION,
+        config=config,
+        versions=provenance.versions(found.model.quantization),
+        environment=provenance.environment(),
+        source=source,
+        limit=limit,
+        **vars(found),
+    )
 
 
 @dataclass(frozen=True)
@@ -88,6 +148,9 @@ class SubjectItems:
     subject: str
     items: tuple[Item, ...]
     shots: tuple[Item, ...]
+
+
+Chosen = list[tuple[str, list[SubjectItems]]]
 
 
 def subject_items(pool: Pool, subject: str, data: DataConfig, limit: int | None) -> SubjectItems:
@@ -111,6 +174,8 @@ def _score_subject(
     trained: TrainedItems | None,
     config: EvaluateConfig,
     progress: Progress,
+    *,
+    checkpoint: str,
 ) -> tuple[SubjectEvaluation, list[ItemRecord]]:
     shots = {part.subject: part.shots}
     start = time.perf_counter()
@@ -130,7 +195,7 @@ def _score_subject(
         trained=proportion(scored.correct[known]) if known.any() else None,
         held_out=proportion(scored.correct[~known]) if known.any() and not known.all() else None,
     )
-    records = item_records(EVALUATED, part.task, "test", encoded, scored)
+    records = item_records(checkpoint, part.task, "test", encoded, scored)
     return evaluation, [
         replace(record, split="train") if seen else record for record, seen in zip(records, known, strict=True)
     ]

@@ -1,13 +1,13 @@
 """The landscape of anyone's saved adapter: the same phases as an experiment's, without the experiment."""
 
-import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from llm_forgetting.config.paths import to_dict
-from llm_forgetting.config.sections import ScanConfig
+from llm_forgetting.config.sections import ForecastConfig, ScanConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations
 from llm_forgetting.experiment.analysis.paths import analyse_between, path_objective
@@ -55,20 +55,17 @@ class ScanIdentity:
     definitions: Annotated[DefinitionsHash | None, OMITTED] = None
 
 
-def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, progress: Progress) -> ScanResults:
+def scan_adapter(config: ScanConfig, adapters: Sequence[Path], folder: RunFolder, progress: Progress) -> ScanResults:
     """Surfaces of every task around each adapter (one or two), and for two the path and the plane with the backbone.
 
     Every scan is kept in `folder` when it is done, every evaluation when it is made. Returns what landscape.json holds, before
     anything is drawn.
     """
-    folder.check(progress.note)
-    if not (folder.path / IDENTITY).exists():
-        folder.write(IDENTITY, encode(_identity(config, adapters)))
-    _require_same_adapters(folder, adapters)
+    begin(config, adapters, folder, progress)
     model = LanguageModel.open_adapter(adapters[0], config.model)
     model.arithmetic = config.landscape.arithmetic
     require_same_backbone(folder.path, replace(config.model, name=model.source))
-    items = _items(config, model, folder, progress)
+    items = landscape_items(config, model, folder, progress)
     updates = {name: model.update_of(adapter) for name, adapter in zip(NAMES, adapters, strict=False)}
     landscapes: dict[str, CheckpointLandscape] = {}
     warnings: list[str] = []
@@ -99,12 +96,13 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
         )
 
     between = provenance.profiles_alone(folder.once(BETWEEN, scan_between))
+    description = from_plain(ModelDescription, model.description())
     return ScanResults(
         schema_version=provenance.SCHEMA_VERSION,
         config=config,
-        versions=provenance.versions(),
+        versions=provenance.versions(description.quantization),
         environment=provenance.environment(),
-        model=from_plain(ModelDescription, model.description()),
+        model=description,
         adapters=dict(zip(NAMES, map(str, adapters), strict=False)),
         landscapes={name: provenance.surfaces_alone(landscape) for name, landscape in landscapes.items()},
         **vars(between),
@@ -114,9 +112,23 @@ def scan_adapter(config: ScanConfig, adapters: list[Path], folder: RunFolder, pr
     )
 
 
-def _require_same_adapters(folder: RunFolder, adapters: list[Path]) -> None:
+def begin(
+    config: ScanConfig | ForecastConfig,
+    adapters: Sequence[Path | None],
+    folder: RunFolder,
+    progress: Progress,
+    names: Sequence[str] = NAMES,
+) -> None:
+    """Check the folder of a scan or forecast, and write into a new one what decides its numbers; UserError where an adapter
+    is not what it was.
+    """
+    folder.check(progress.note)
+    if not (folder.path / IDENTITY).exists():
+        folder.write(IDENTITY, encode(_identity(config, adapters)))
     checksums: dict[str, str] = {}
-    for name, adapter in zip(NAMES, adapters, strict=False):
+    for name, adapter in zip(names, adapters, strict=False):
+        if adapter is None:
+            continue
         require_whole_adapter(adapter)
         checksums |= {
             f"{file} of the adapter ({name})": file_digest(adapter / file) or "" for file in (CONFIG, WEIGHTS)
@@ -124,8 +136,8 @@ def _require_same_adapters(folder: RunFolder, adapters: list[Path]) -> None:
     require_inputs(folder.path, "adapter", checksums)
 
 
-def refuse_other_scan(config: ScanConfig, adapters: list[Path], folder: RunFolder) -> None:
-    """UserError where `folder` holds a scan of other adapters or of another configuration (its output aside)."""
+def refuse_other_scan(config: ScanConfig | ForecastConfig, adapters: Sequence[Path | None], folder: RunFolder) -> None:
+    """UserError where `folder` holds a scan or forecast of other adapters or another configuration (its output aside)."""
     path = folder.path / IDENTITY
     if path.exists() and decode(ScanIdentity, path.read_bytes(), file=IDENTITY) != _identity(config, adapters):
         raise UserError(
@@ -134,21 +146,24 @@ def refuse_other_scan(config: ScanConfig, adapters: list[Path], folder: RunFolde
         )
 
 
-def _identity(config: ScanConfig, adapters: list[Path]) -> ScanIdentity:
+def _identity(config: ScanConfig | ForecastConfig, adapters: Sequence[Path | None]) -> ScanIdentity:
     """What decides a scan's numbers: the configuration, and the bytes of task definitions and adapters."""
     content = to_dict(config)
     del content["output"]
     definitions = content["data"].pop("definitions")
-    weights = [adapter / "adapter_model.safetensors" for adapter in adapters]
+    weights = [None if adapter is None else adapter / WEIGHTS for adapter in adapters]
     identity = ScanIdentity(
         config=content,
-        adapters=tuple(hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None for path in weights),
+        adapters=tuple(None if path is None else file_digest(path) for path in weights),
         definitions=None if definitions is None else DefinitionsHash(definitions, config.data.definitions_sha256 or ""),
     )
     return decode(ScanIdentity, encode(identity))  # lists and tuples are the same to JSON
 
 
-def _items(config: ScanConfig, model: LanguageModel, folder: RunFolder, progress: Progress) -> Items:
+def landscape_items(
+    config: ScanConfig | ForecastConfig, model: LanguageModel, folder: RunFolder, progress: Progress
+) -> Items:
+    """Per task the items whose loss is measured, those that a run of this configuration takes; UserError for other rows."""
     chosen = []
     tasks = tasks_of(config.data, source_of(config.data, progress.note))
     require_same_rows(folder.path, tasks)

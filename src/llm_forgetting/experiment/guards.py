@@ -9,7 +9,7 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.trackers import require_trackers
 from llm_forgetting.models.adapter.adapted_model import attach_lora
 from llm_forgetting.models.language.backbones import require_folder, skeleton
-from llm_forgetting.models.language.batches import ROUNDING, EncodedItem
+from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import score
 from llm_forgetting.results import GuardReport
@@ -56,7 +56,7 @@ def check(
     difference = max(
         float(np.abs(alone.letter_logits[there] - way.letter_logits[there]).max()) for way in (padded, together)
     )
-    tolerance = ROUNDING[model.dtype]
+    tolerance = model.rounding
     if difference > tolerance:
         raise UserError(
             f"an item's answer must not depend on its batch; letter logits alone and in a batch differ by {difference:.3g} "

@@ -12,7 +12,12 @@ from llm_forgetting.config.paths import to_dict
 from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.experiment import guards
 from llm_forgetting.experiment.analysis.forecast import analyse_forecast, forecast_evaluations
-from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations, require_space
+from llm_forgetting.experiment.analysis.landscape import (
+    NO_COORDINATES,
+    analyse_landscape,
+    evaluations,
+    require_space,
+)
 from llm_forgetting.experiment.analysis.paths import analyse_between, path_objective
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
 from llm_forgetting.experiment.artifacts.item_records import (
@@ -62,6 +67,8 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
         session.progress.note(f"{name}={value} of the environment is set aside: model.dtype says the precision")
     tasks, model, encoded, _ = session.tasks, session.model, session.encoded, session.passages
     require_space(model, session.config.landscape)
+    if not model.low_rank and session.config.landscape.space == "adapter":
+        session.progress.note(NO_COORDINATES)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
     report = folder.once(GUARDS, lambda: _guarded(session, items))
     return RunSetup(
@@ -143,6 +150,7 @@ def train(session: Session, k: int) -> TrainingRecord:
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
             note=session.progress.note,
         )
+    model.require_initial_parts("the adapter, as training left it,")
     session.mark_checkpoint(k)
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)
@@ -222,9 +230,8 @@ def _relearn(session: Session, name: str, start: int, chosen: list[EncodedItem],
 
 def scan_landscape(session: Session, k: int, reference_norm: float | None) -> CheckpointLandscape:
     """Loss surfaces of every task around the checkpoint after task k, distances in units of `reference_norm`."""
-    model, named, settings = session.at(k), session.named_landscape_items(), session.config.landscape
-    named = named[: {"all": len(named), "learnt": k, "first": 1}[settings.tasks]]
-    name = checkpoint_name(k)
+    model, settings, name = session.at(k), session.config.landscape, checkpoint_name(k)
+    named = session.named_landscape_items(settings.tasks_around(k, len(session.config.data.tasks)))
     with session.progress.bar(f"landscape of {name}", evaluations(settings)) as advance:
         journal = session.journal(landscape_phase(name).name)
         return analyse_landscape(
@@ -251,7 +258,15 @@ def scan_paths(session: Session) -> BetweenCheckpoints:
         journal=session.journal,
         pools=[len(task.split(session.config.landscape.items)) for task in session.encoded],
         trajectory={name: partial(_of_epoch, session, folder) for name, folder in epochs.items()},
+        concerned=partial(_between, session),
     )
+
+
+def _between(session: Session, start: str, end: str) -> list[int]:
+    """Places of the tasks that are measured between two checkpoints."""
+    last = len(session.config.data.tasks)
+    numbers = {checkpoint_name(k): k for k in range(last + 1)}
+    return [number - 1 for number in session.config.landscape.tasks_between(numbers[start], numbers[end], last)]
 
 
 def _of_epoch(session: Session, folder: Path) -> WeightUpdate:
@@ -278,11 +293,13 @@ def _forecast(session: Session, between: BetweenCheckpoints, k: int) -> Forecast
     other = "test" if own == "train" else "train"
     old = {
         task.name: {own: items, other: choose_landscape_items(task.split(other), task.name, config.landscape)}
-        for task, (_, items) in list(zip(session.encoded, named, strict=True))[:k]
+        for task, (_, items) in (
+            (session.encoded[number - 1], named[number - 1]) for number in config.landscape.tasks_forecast(k)
+        )
     }
     first, second = ((checkpoint_name(n), session.at(n).adapter_factors()) for n in (k, k + 1))
     path = next((path for path in between.paths if path.start == checkpoint_name(k)), None)
-    with session.progress.bar(f"forecast from {checkpoint_name(k)}", forecast_evaluations(k)) as advance:
+    with session.progress.bar(f"forecast from {checkpoint_name(k)}", forecast_evaluations(len(old))) as advance:
         return analyse_forecast(
             session.model,
             first,

@@ -45,7 +45,7 @@ def assemble(
         schema_version=provenance.SCHEMA_VERSION,
         answer=summary.answer,
         config=config,
-        versions=provenance.versions(),
+        versions=provenance.versions(setup.model.quantization),
         environment=provenance.environment(),
         **{**vars(setup), "warnings": (*setup.warnings, *_late_warnings(setup, summary, surfaces))},
         training=tuple(training),
@@ -105,7 +105,7 @@ def _late_warnings(
             )
     for name, landscape in landscapes.items():
         test = landscape.gauge_self_test
-        if not test.passed:
+        if test is not None and not test.passed:
             yield (
                 f"gauge self-test of {name} failed: the same adapter in another gauge differs by "
                 f"{test.value_relative_difference:.1e} in value; do not compare this landscape's numbers"

@@ -134,9 +134,10 @@ class Session:
         settings = self.config.landscape
         return [choose_landscape_items(task.split(settings.items), task.name, settings) for task in self.encoded]
 
-    def named_landscape_items(self) -> list[tuple[str, list[EncodedItem]]]:
-        """`landscape_items` with the names of their tasks."""
-        return [(task.name, items) for task, items in zip(self.encoded, self.landscape_items(), strict=True)]
+    def named_landscape_items(self, tasks: Sequence[int] | None = None) -> list[tuple[str, list[EncodedItem]]]:
+        """`landscape_items` with the names of their tasks; of those with the numbers `tasks` (from 1), where they are given."""
+        named = [(task.name, items) for task, items in zip(self.encoded, self.landscape_items(), strict=True)]
+        return named if tasks is None else [named[number - 1] for number in tasks]
 
     def rotated(self, task: int, split: str) -> list[list[EncodedItem]]:
         """The items of task number `task` (from 1) with their options moved 1, 2, ... places, one list per rotation.

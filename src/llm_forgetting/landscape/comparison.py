@@ -18,7 +18,7 @@ COMPARED = ("centre", "maximum", "standard_deviation", "curvature_centre", "curv
 
 
 def compare_landscapes(landscapes: Mapping[str, CheckpointLandscape]) -> tuple[LandscapeChange, ...]:
-    """Each metric before and after, for every pair of successive checkpoints and every task.
+    """Each metric before and after, for every pair of successive checkpoints and every task that was scanned at both.
 
     The mean rise carries the standard error of its difference, its two sides taken as independent.
 
@@ -32,6 +32,7 @@ def compare_landscapes(landscapes: Mapping[str, CheckpointLandscape]) -> tuple[L
         _change(task, first, second, landscapes[first], landscapes[second])
         for first, second in pairwise(landscapes)
         for task in landscapes[first].surfaces
+        if task in landscapes[second].surfaces
     )
 
 

@@ -69,7 +69,12 @@ def canonicalise(factors: Mapping[str, Factors]) -> CanonicalAdapter:
 
     Returns:
         U (d_out, r), S (r,) and V (d_in, r) of every module; signs, and rotations among equal singular values, are arbitrary.
+
+    Raises:
+        TypeError: The update has dense changes too, which would be lost.
     """
+    if getattr(factors, "dense", None):
+        raise TypeError("only low-rank updates have canonical factors, this one has dense changes too")
     return {name: _canonical(pair) for name, pair in factors.items()}
 
 

@@ -114,7 +114,7 @@ class CheckpointLandscape:
 
     alphas (a,), betas (b,): steps along the two directions; points (p, 2): what was evaluated; adapter_norm: of this
     checkpoint, reference_norm: the unit of distances, relative_scale: their ratio; update_norm: |delta W|_F. `fit` is
-    None for a grid; `note` says why a grid was taken after all.
+    None for a grid; `note` says why a grid was taken after all. An adapter that is not plain LoRA has no gauge self-test.
     """
 
     space: Literal["adapter", "weight", "raw"]
@@ -132,7 +132,7 @@ class CheckpointLandscape:
     note: str | None
     points: Floats2
     surfaces: dict[str, TaskSurface]
-    gauge_self_test: GaugeSelfTest
+    gauge_self_test: Annotated[GaugeSelfTest | None, OMITTED] = None
 
     def surface(self, task: str, seed: int) -> Surface:
         """The mean loss of one task as a surface; `seed` is that of the directions."""

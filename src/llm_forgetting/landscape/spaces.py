@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llm_forgetting.landscape.dense import Dense
 from llm_forgetting.landscape.directions import gaussian_chunks, orthogonal_directions, orthogonalised
-from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
+from llm_forgetting.landscape.factors import WEIGHT, FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import CanonicalAdapter, Factors, adapter_norm
 from llm_forgetting.seeding import derive_seed
 
@@ -161,16 +162,44 @@ class NoisyUpdate(Factors):
     module: str
     noise: WeightDirection
     gaussians: Gaussians = field(default_factory=Gaussians, repr=False, compare=False)
+    columns: int | None = None
 
     def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """(rows, their noise (rows, d_in)), on the CPU in float32."""
         used = [index for index, weight in enumerate(self.noise.coefficients) if weight]
-        drawn = self.gaussians.blocks(self.noise.seed, self.module, used, self.row_norms, self.A.shape[1])
+        columns = self.A.shape[1] if self.columns is None else self.columns
+        drawn = self.gaussians.blocks(self.noise.seed, self.module, used, self.row_norms, columns)
         for rows, blocks in drawn:
             total = torch.zeros_like(blocks[0])
             for index, block in zip(used, blocks, strict=True):
                 total.add_(block, alpha=self.noise.coefficients[index])
             yield rows, total
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyDense:
+    """`change` + noise of one parameter of two or more dimensions, which counts as a matrix of its first times all others."""
+
+    change: Dense
+    row_norms: torch.Tensor
+    module: str
+    noise: WeightDirection
+    gaussians: Gaussians
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the change."""
+        return self.change.shape
+
+    def read(self) -> torch.Tensor:
+        """The change with its noise."""
+        total = self.change.read().clone()
+        rows = total.view(len(total), -1)
+        empty = total.new_zeros(0)
+        noisy = NoisyUpdate(empty, empty, self.row_norms, self.module, self.noise, self.gaussians, rows.shape[1])
+        for block, noise in noisy.blocks():
+            rows[block] += noise.to(rows)
+        return total
 
 
 def scaled_gaussians(
@@ -192,14 +221,19 @@ def scaled_gaussians(
 class WeightSpace:
     """The merged weights W' = W + delta W: Gaussian directions with the row norms of W' (filter normalisation, Li et al. 2018).
 
-    `row_norms` (d_out,) per module are those of W'. Gaussians are kept as far as `room` bytes go, and drawn from their
-    seed whenever they are needed beyond that.
+    `row_norms` (d_out,) per module are those of W', also where a module's weight is changed densely; what is not named there
+    (biases, norms) moves with the checkpoint and along no direction. Gaussians are kept as far as `room` bytes go, and drawn
+    from their seed whenever they are needed beyond that.
     """
 
     def __init__(self, factors: WeightUpdate, row_norms: Mapping[str, torch.Tensor], room: int = 0) -> None:
         self._factors = factors
         self._row_norms = {name: norms.float().cpu() for name, norms in row_norms.items()}
         self._gaussians = Gaussians(room)
+        self._columns = {name: pair.A.shape[1] for name, pair in factors.items()}
+        for parameter, change in factors.dense.items():
+            if (name := parameter.removesuffix(WEIGHT)) in self._row_norms and name not in self._columns:
+                self._columns[name] = change.shape[1:].numel()
 
     @property
     def norm(self) -> float:
@@ -208,8 +242,8 @@ class WeightSpace:
 
     def _products(self, seed: int, indices: Sequence[int]) -> NDArray[np.float64]:
         gram = np.zeros((len(indices), len(indices)))
-        for name, pair in self._factors.items():
-            for _, blocks in self._gaussians.blocks(seed, name, indices, self._row_norms[name], pair.A.shape[1]):
+        for name, columns in self._columns.items():
+            for _, blocks in self._gaussians.blocks(seed, name, indices, self._row_norms[name], columns):
                 flat = torch.stack([block.reshape(-1) for block in blocks])
                 gram += (flat @ flat.T).double().numpy()
         return gram
@@ -236,8 +270,15 @@ class WeightSpace:
             {
                 name: NoisyUpdate(pair.B, pair.A, self._row_norms[name], name, noise, self._gaussians)
                 for name, pair in self._factors.items()
-            }
+            },
+            {parameter: self._noisy(parameter, change, noise) for parameter, change in self._factors.dense.items()},
         )
+
+    def _noisy(self, parameter: str, change: Dense, noise: WeightDirection) -> Dense:
+        name = parameter.removesuffix(WEIGHT)
+        if name not in self._columns or name in self._factors:  # a factor's noise is already there
+            return change
+        return NoisyDense(change, self._row_norms[name], name, noise, self._gaussians)
 
     def cosine(self, d: WeightDirection, e: WeightDirection) -> float:
         """In the Frobenius product over all modules."""

@@ -11,9 +11,19 @@ def model_name(model: ModelDescription) -> str:
     return path.name if path.is_absolute() else model.weights
 
 
+def _adapter(results: Results) -> str:
+    lora = results.config.lora
+    further = [
+        *([f"from {lora.init}"] if isinstance(lora.init, str) else []),
+        *([f"biases: {lora.bias}"] if lora.bias != "none" else []),
+        *([f"and all of {', '.join(lora.modules_to_save)}"] if lora.modules_to_save else []),
+    ]
+    return ", ".join([f"{'DoRA' if lora.use_dora else 'LoRA'} r = {lora.rank}, alpha = {lora.alpha:g}", *further])
+
+
 def set_up(results: Results) -> str:
     """One line that stands below every title of a run."""
-    lora, training = results.config.lora, results.config.training
+    training = results.config.training
     steps = " + ".join(str(record.optimizer_steps) for record in results.training)
     batch = f"{training.batch_size}"
     if training.gradient_accumulation_steps > 1:
@@ -24,7 +34,7 @@ def set_up(results: Results) -> str:
         (
             model_name(results.model),
             results.source.partition(" (")[0],
-            f"LoRA r = {lora.rank}, alpha = {lora.alpha:g}",
+            _adapter(results),
             f"learning rate {training.learning_rate:g}, {training.num_epochs} epochs ({steps} steps), batch {batch}",
             f"{train} trained and {test} held-out items",
             f"seed {training.seed}",

@@ -85,7 +85,7 @@ def first_task_phases(config: ExperimentConfig) -> Iterator[Phase[Any]]:
     surfaces are of the first task alone.
     """
     yield train_phase(1)
-    if config.landscape.tasks != "all":
+    if config.landscape.tasks in ("learnt", "first"):
         yield landscape_phase(FIRST)
     if config.curvature.spectrum:
         yield curvature_phase(FIRST)

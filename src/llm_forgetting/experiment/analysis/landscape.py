@@ -1,6 +1,7 @@
 """The landscape phase of an experiment: surfaces, their numbers, and the proof that they do not depend on the gauge."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.landscape.gauge import canonicalise, regauged, update_norm
+from llm_forgetting.landscape.gauge import canonicalise, regauged
 from llm_forgetting.landscape.metrics import (
     FLAT_RANGE,
     Curvature,
@@ -42,6 +43,7 @@ from llm_forgetting.seeding import derive_seed
 
 SELF_TEST_TOLERANCE = 1e-4
 CHECK_POINTS = 8
+NO_COORDINATES = "the update is more than plain LoRA (s B A), so landscapes are those of weight space"
 
 
 def evaluations(config: LandscapeConfig) -> int:
@@ -62,23 +64,33 @@ def space_of(model: LanguageModel, config: LandscapeConfig, factors: WeightUpdat
         return RawSpace(written)
     if config.space == "weight":
         require_space(model, config)
-        return WeightSpace(written, model.weight_row_norms(), room_for_directions())
+        norms = model.weight_row_norms() if model.low_rank else model.weight_row_norms(written)
+        return WeightSpace(written, norms, room_for_directions())
     return AdapterSpace(canonicalise(written))
+
+
+def suited(model: LanguageModel, config: LandscapeConfig) -> LandscapeConfig:
+    """`config` with weight space where the model's update is not plain LoRA and has no coordinates of its own."""
+    return config if model.low_rank else replace(config, space="weight")
 
 
 def require_space(model: LanguageModel, config: LandscapeConfig) -> None:
     """UserError where the configured space cannot be measured on this model."""
+    if config.space == "raw":
+        model.require_low_rank("landscape.space=raw")
+    config = suited(model, config)
     if config.space == "weight" and model.precision in NARROW:
         raise UserError(
             f"landscape.space=weight needs float32 arithmetic (in {str(model.precision).removeprefix('torch.')} a small step "
-            f"would be rounded away), landscape.arithmetic is native: set it to float32, or use landscape.space=adapter"
+            f"would be rounded away), landscape.arithmetic is native: set it to float32"
+            + (", or use landscape.space=adapter" if model.low_rank else "")
         )
 
 
 def objective_of(model: LanguageModel, items: Items, config: LandscapeConfig) -> LandscapeObjective:
     """The landscape objective, with as many points in a forward pass as `rows_per_forward` says."""
     rows = rows_per_forward([item for _, group in items for item in group], config, gpu=model.device.type == "cuda")
-    return LandscapeObjective(model, items, config.batch_size, rows)
+    return LandscapeObjective(model, items, config.batch_size, rows if model.low_rank else 1)
 
 
 def rows_per_forward(items: Sequence[EncodedItem], config: LandscapeConfig, *, gpu: bool) -> int:
@@ -101,13 +113,17 @@ def analyse_landscape(
     reference_norm: float | None,
     advance: Advance,
     journal: Path | None = None,
+    update: WeightUpdate | None = None,
 ) -> CheckpointLandscape:
-    """Plane, lines and gauge self-test at the live adapter, for the tasks (name, items).
+    """Plane, lines and gauge self-test at the live adapter or another `update`, for the tasks (name, items).
 
     `reference_norm` is |P| of the reference checkpoint, in units of which distances are counted; None: this one's own.
+    An update that is not plain LoRA is measured in weight space, and has no gauge to be tested.
     Every evaluation is written to `journal` when it is made, and one that stands there already is not made again.
     """
-    objective, space = objective_of(model, items, config), space_of(model, config)
+    config = suited(model, config)
+    update = model.adapter_factors() if update is None else update
+    objective, space = objective_of(model, items, config), space_of(model, config, update)
     own, distance = space.norm, config.resolved_distance
     length = own if reference_norm is None else reference_norm
     directions = space.directions(config.seed, max(config.directions, 2), length)
@@ -132,14 +148,14 @@ def analyse_landscape(
         adapter_norm=own,
         reference_norm=length,
         relative_scale=own / length,
-        update_norm=update_norm(canonicalise(model.adapter_factors())),
+        update_norm=update.norm(),
         direction_cosine=space.cosine(d, e),
         evaluations=nodes.evaluations,
         fit=None if plane.surface is None else fit_summary(plane.surface, config.tolerance),
         note=plane.note,
         points=plane.points,
         surfaces={name: _surface(index, objective, plane, lines, config) for index, name in enumerate(objective.names)},
-        gauge_self_test=gauge_self_test(model, items[0], config, length, space),
+        gauge_self_test=gauge_self_test(model, items[0], config, length, space) if model.low_rank else None,
     )
 
 

@@ -48,6 +48,7 @@ def analyse_between(
     journal: Callable[[str], Path],
     pools: Sequence[int] | None = None,
     trajectory: Mapping[str, Callable[[], WeightUpdate]] | None = None,
+    concerned: Callable[[str, str], Sequence[int]] | None = None,
 ) -> BetweenCheckpoints:
     """The paths between successive checkpoints after the first, and the plane through the first, the second and the last.
 
@@ -61,6 +62,7 @@ def analyse_between(
         journal: From a scan's name to the file that keeps its evaluations.
         pools: Per task the number of items that its own were drawn from (see `selection_mask`).
         trajectory: Updates that are projected onto the plane, by name, loaded one at a time.
+        concerned: From two checkpoints' names to the places of the tasks that are measured between them; None: all.
     """
     paths: list[PathScan] = []
     plane: CheckpointPlaneScan | None = None
@@ -68,22 +70,29 @@ def analyse_between(
     origin, *trained = checkpoints
     for start, end in pairwise(trained) if config.paths else ():
         ends = {name: checkpoints[name] for name in (start, end)}
+        tasks = None if concerned is None else concerned(start, end)
         with progress.bar(f"path from {start} to {end}", path_evaluations()) as advance:
             try:
                 paths.append(
                     analyse_path(
-                        objective, ends, config, advance=advance, journal=journal(f"path_to_{end}"), pools=pools
+                        objective if tasks is None else objective.only(tasks),
+                        ends,
+                        config,
+                        advance=advance,
+                        journal=journal(f"path_to_{end}"),
+                        pools=pools if pools is None or tasks is None else [pools[place] for place in tasks],
                     )
                 )
             except (NotSmoothError, UserError) as error:
                 notes.append(f"the path from {start} to {end} could not be measured: {error}")
     if config.checkpoint_plane and len(trained) > 1:
         three = {name: checkpoints[name] for name in (origin, trained[0], trained[-1])}
+        part = objective if concerned is None else objective.only(concerned(trained[0], trained[-1]))
         file = journal("checkpoint_plane")
         with progress.bar("plane through the checkpoints", plane_evaluations()) as advance:
             try:
                 plane = analyse_checkpoint_plane(
-                    objective, three, config, advance=advance, journal=file, trajectory=trajectory
+                    part, three, config, advance=advance, journal=file, trajectory=trajectory
                 )
             except (NotSmoothError, UserError) as error:
                 notes.append(f"the plane through the checkpoints could not be measured: {error}")

@@ -24,6 +24,9 @@ def quiet_libraries() -> None:
     messages.set_verbosity_error()
     messages.disable_progress_bar()
     datasets.disable_progress_bars()
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it tells of every 8-bit layer that it rounds activations
 
 
 @contextmanager

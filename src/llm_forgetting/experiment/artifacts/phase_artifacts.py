@@ -7,7 +7,7 @@ from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.files import OMITTED
 from llm_forgetting.forgetting.records import ForgettingSummary, Line
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape, LandscapeChange
-from llm_forgetting.results import GuardReport, RunSetup, TrainingRecord
+from llm_forgetting.results import GuardReport, PairForecast, RunSetup, TrainingRecord
 
 Result = TypeVar("Result")
 INITIAL = "initial"
@@ -72,9 +72,15 @@ def curvature_phase(checkpoint: str) -> Phase[SpectrumRecord]:
     return Phase(f"curvature_{checkpoint}", SpectrumRecord)
 
 
+def pair_forecast_phase(k: int) -> Phase[PairForecast]:
+    """Forecast of task number k between any two checkpoints."""
+    return Phase(f"pair_forecast_task{k}", PairForecast)
+
+
 _KNOWN: tuple[Phase[Any], ...] = (
     GUARDS, SETUP, RECOVERY, FORGETTING, BETWEEN, FORECAST, COMPARISON, TRACKED,
     Phase("train_", TrainingRecord), Phase("evaluate_", Lines), landscape_phase(""), curvature_phase(""),
+    Phase("pair_forecast_", PairForecast),
 )  # fmt: skip
 
 

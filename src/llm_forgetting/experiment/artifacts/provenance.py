@@ -31,10 +31,12 @@ _PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of every package that computes a number."""
+def versions(quantization: str | None = None) -> dict[str, str]:
+    """Versions of Python and of every package that computes a number; of a quantised model also of that which its description
+    begins with.
+    """
     installed = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *(quantization or "").split()[:1]):
         try:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -110,6 +110,8 @@ def require_fit(config: ExperimentConfig, notify: Callable[[str], None], device:
 
     The memory of a CPU is all that the machine has: others share it, and give it back.
     """
+    if not config.low_rank:  # not counted
+        return
     device = own_device(config.model.device) if device is None else device
     model = model_settings(config.model)
     if model is None or (read_settings(config.model) is None and not hub_answers()):  # it will not be loaded either
@@ -134,7 +136,7 @@ def worker_bytes(configs: Iterable[ExperimentConfig], device: Device) -> float:
     0 where no model's size is known.
     """
     largest, counters = 0.0, dict[tuple[object, ...], NeedsCounter]()
-    for config in {_memory_key(config): config for config in configs}.values():
+    for config in {_memory_key(config): config for config in configs if config.low_rank}.values():
         key = config.model, config.data.max_tokens
         if key not in counters:
             model = model_settings(config.model)

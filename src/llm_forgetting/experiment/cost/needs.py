@@ -15,6 +15,7 @@ from llm_forgetting.models.hessian.products import remember_tangent_pass, suppor
 from llm_forgetting.models.language.allocation_count import counting
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.memory import tangent_bytes_per_token, tokens_within
+from llm_forgetting.models.language.quantisation import bits_of
 from llm_forgetting.models.language.settings import model_settings
 from llm_forgetting.models.language.weightless import are_alike, decoder_layers, weightless_model
 
@@ -119,7 +120,9 @@ class NeedsCounter:
         """As the function `needs`; of some phases, if they are given."""
         dtype, batches = pieces.precision(config, gpu=gpu), self.batches(config, memory=memory, gpu=gpu)
         wanted = [name for name in _wanted(config) if phases is None or name in phases]
-        keys = {name: (name, dtype, gpu, _relevant(name, config, batches)) for name in wanted}
+        keys = {
+            name: (name, dtype, config.model.quantization, gpu, _relevant(name, config, batches)) for name in wanted
+        }
         missing = [name for name in wanted if keys[name] not in self._found]
         for name, counted in self._counted(config, batches, missing, gpu=gpu).items():
             self._found[keys[name]] = counted
@@ -151,10 +154,11 @@ class NeedsCounter:
         return copies * whole.weights + tokens * (2 * whole.bytes_per_token + 32 * longest * heads) < memory
 
     def _whole(self, config: ExperimentConfig, dtype: torch.dtype) -> _Whole:
-        key = config.lora, dtype
+        key = config.lora, dtype, config.model.quantization
         if key not in self._wholes:
             with counting() as count:
-                model = weightless_model(self.settings, config.lora, dtype, count, probe=False).peft_model
+                bits = bits_of(config.model, self.settings)
+                model = weightless_model(self.settings, config.lora, dtype, count, probe=False, bits=bits).peft_model
                 layers = decoder_layers(model.get_base_model())
                 whole = _Whole(count.live, tangent_bytes_per_token(model), len(layers), are_alike(layers))
                 self._wholes[key] = whole
@@ -182,7 +186,8 @@ class NeedsCounter:
         counted = {}
         with counting() as count:
             dtype = pieces.precision(config, gpu=gpu)
-            model = weightless_model(self.settings, config.lora, dtype, count, layers, gpu=gpu)
+            bits = bits_of(config.model, self.settings)
+            model = weightless_model(self.settings, config.lora, dtype, count, layers, gpu=gpu, bits=bits)
             model.arithmetic = config.landscape.arithmetic
             if self._tangent_pass is None:
                 self._tangent_pass = supports_tangent_pass(model)

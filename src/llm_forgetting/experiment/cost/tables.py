@@ -60,8 +60,9 @@ def estimate(config: ExperimentConfig, notify: Callable[[str], None], gpu: str |
     device = own_device(config.model.device) if gpu is None else card(gpu)
     lengths, model = item_lengths(config, notify), model_settings(config.model)
     work = work_of(config, task_sizes(lengths))
-    if model is None:
-        note = "The model's size is not known here, so neither time nor memory can be estimated."
+    if model is None or not config.low_rank:
+        why = "model's size is not known here" if model is None else "trained update is more than plain LoRA"
+        note = f"The {why}, so neither time nor memory can be estimated."
         rows = tuple((each.label, f"{each.passes:,.0f}") for each in work)
         return [_tasks(lengths), Table("Phases", ("phase", "item passes"), rows, note)]
     counter = NeedsCounter(model.settings, lengths)
@@ -82,9 +83,11 @@ def _estimated(counter: NeedsCounter, config: ExperimentConfig, device: Device) 
 
 
 def seconds_of(config: ExperimentConfig, notify: Callable[[str], None]) -> float | None:
-    """Seconds of a whole run on this machine; None where the model's size is not known, or what the device computes."""
+    """Seconds of a whole run on this machine; None where the model's size is not known, what the device computes, or what
+    an update that is more than plain LoRA takes.
+    """
     model = model_settings(config.model)
-    if model is None:
+    if model is None or not config.low_rank:
         return None
     lengths, device = item_lengths(config, notify), own_device(config.model.device)
     counted = NeedsCounter(model.settings, lengths).needs(config, memory=device.capacity, gpu=device.gpu)

@@ -100,29 +100,37 @@ def _probes(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
 
 def _scans(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     """What the landscapes around the checkpoints and between them cost at the least."""
-    landscape, checkpoints = config.landscape, len(sizes)
-    per_point = landscape.num_items * checkpoints
-    point_tokens = sum(landscape.num_items * size.tokens for size in sizes)
+    landscape, last = config.landscape, len(sizes)
 
-    def scan(label: str, points: int, kind: str = "plane") -> Work:
-        return Work(label, points * per_point, {kind: points * point_tokens})
+    def passes(tasks: list[int]) -> tuple[int, int]:
+        """Items and tokens of one point."""
+        items = landscape.num_items
+        return items * len(tasks), sum(items * sizes[number - 1].tokens for number in tasks)
+
+    def scan(label: str, points: int, scans: list[list[int]], kind: str = "plane") -> Work:
+        """`points` points on each of several scans, each of its own tasks."""
+        items, tokens = map(sum, zip(*map(passes, scans), strict=True))
+        return Work(label, points * items, {kind: points * tokens})
 
     each, self_test = evaluations(landscape), 6 * min(landscape.self_test_items, landscape.num_items)
-    around = (
-        f"landscape of {checkpoints} checkpoints ({each} points each{'' if landscape.method == 'grid' else ' or more'})"
-    )
-    points, tests = checkpoints * each, checkpoints * self_test
-    tokens = points * point_tokens + tests * sizes[0].tokens
-    work = [Work(around, points * per_point + tests, {"landscape": tokens})]
-    paths, path = checkpoints - 1, path_evaluations()
-    if landscape.paths:
-        work.append(scan(f"paths between them ({paths} of {path} points or more)", paths * path))
+    around = f"landscape of {last} checkpoints ({each} points each{'' if landscape.method == 'grid' else ' or more'})"
+    surfaces = scan(around, each, [landscape.tasks_around(k, last) for k in range(1, last + 1)], "landscape")
+    tests = last * self_test
+    work = [
+        Work(around, surfaces.passes + tests, {"landscape": surfaces.tokens["landscape"] + tests * sizes[0].tokens})
+    ]
+    if landscape.paths and last > 1:
+        path = path_evaluations()
+        ends = [landscape.tasks_between(k, k + 1, last) for k in range(1, last)]
+        work.append(scan(f"paths between them ({last - 1} of {path} points or more)", path, ends))
     if landscape.checkpoint_plane:
         plane = plane_evaluations()
-        work.append(scan(f"plane through three of them ({plane} points or more)", plane))
+        label = f"plane through three of them ({plane} points or more)"
+        work.append(scan(label, plane, [landscape.tasks_between(1, last, last)]))
     if landscape.trajectory:
-        epochs = config.training.num_epochs * checkpoints
-        work.append(scan(f"the training trajectory ({epochs} points)", epochs, "landscape"))
+        epochs = config.training.num_epochs * last
+        label = f"the training trajectory ({epochs} points)"
+        work.append(scan(label, epochs, [landscape.tasks_between(1, last, last)], "landscape"))
     return work
 
 
@@ -138,9 +146,9 @@ def _derivatives(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
         label = f"curvature of {len(measured)} checkpoints ({products} products each)"
         work.append(Work(label, passes * len(measured), {"spectrum": tokens}))
     if curvature.forecast:
-        # Two splits of every earlier task, once per later one: a product, and the loss at the end.
-        times = [2 * items * (len(sizes) - k) for k in range(1, len(sizes))]
-        tokens = sum(count * size.tokens for count, size in zip(times, sizes, strict=False))
-        passes = sum((FORWARDS_PER_PRODUCT + 1) * count for count in times)
+        # Two splits of every task that is forecast: a product, and the loss at the end.
+        forecast = [number for k in range(1, len(sizes)) for number in config.landscape.tasks_forecast(k)]
+        tokens = sum(2 * items * sizes[number - 1].tokens for number in forecast)
+        passes = (FORWARDS_PER_PRODUCT + 1) * 2 * items * len(forecast)
         work.append(Work("forecasts", passes, {"forecast": tokens, "landscape": tokens}))
     return work

@@ -5,37 +5,45 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_forgetting.config.measurements import Arithmetic
-from llm_forgetting.config.sections import LoraConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import write_text
-from llm_forgetting.landscape.factors import WeightUpdate
+from llm_forgetting.landscape.factors import WEIGHT, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, at_least_float32
 from llm_forgetting.models.adapter import perturbation
-from llm_forgetting.models.adapter.lora_options import refuse_uncovered_options
+from llm_forgetting.models.adapter.attach import (
+    attach_lora,
+    is_plain_lora,
+    load_weights,
+    refuse_uncovered,
+    saved_options,
+    target_layers,
+)
+from llm_forgetting.models.adapter.dense_updates import DenseUpdates, PeftUpdates
+from llm_forgetting.models.adapter.initial_part import initial_parts, require_initial_parts
+from llm_forgetting.models.adapter.lora_options import is_plain
+from llm_forgetting.models.adapter.places import exchanging, moved_weight
 from llm_forgetting.models.adapter.saved_adapter import (
     CONFIG,
-    PREFIX,
     Checkpoint,
     fitted,
-    read_config,
     read_update,
     read_weights,
     update_from,
     weight_name,
     write_weights,
 )
-from llm_forgetting.models.adapter.widened import is_widened, widened
-from llm_forgetting.seeding import derive_seed
+from llm_forgetting.models.adapter.widened import is_widened, keep_layout, widened
+
+__all__ = ["AdaptedModel", "attach_lora", "is_adapted", "target_layers"]
 
 
 def is_adapted(model: Any) -> bool:
@@ -50,129 +58,56 @@ def is_adapted(model: Any) -> bool:
     return False
 
 
-def refuse_uncovered(model: Any) -> None:
-    """Raise UserError where `model`'s adapter is not delta W = s B A in every adapted module and nothing else."""
-    if not isinstance(model, peft.PeftModel):
-        raise UserError(f"a PEFT model with a LoRA adapter is needed, was {type(model).__name__}")
-    active = list(model.active_adapters)
-    if len(active) != 1:
-        raise UserError(
-            f"exactly one adapter must be active (delta W of several is not one B A), active: {', '.join(active)}"
-        )
-    refuse_uncovered_options(model.peft_config[active[0]])
-    devices = sorted({str(parameter.device) for parameter in model.parameters()})
-    if len(devices) > 1:
-        raise UserError(
-            f"all weights must be on one device, they are on {', '.join(devices)} (device_map or offloading); load the model "
-            "onto one"
-        )
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and not hasattr(module.get_base_layer(), "weight"):
-            raise UserError(
-                f"every adapted layer must have a weight, {name} ({type(module.get_base_layer()).__name__}) has a quantised "
-                "one of its own kind; load the backbone without quantisation"
-            )
-        if isinstance(module, LoraLayer) and (module.lora_embedding_A or not module.lora_A):
-            raise UserError(
-                f"LoRA on an embedding ({name}) is not covered: its update is not a matrix product applied to activations"
-            )
-        if isinstance(module, LoraLayer) and module.merged:
-            raise UserError(
-                f"the adapter must not be merged into the backbone (it is in {name}); call unmerge_adapter() first"
-            )
-        if isinstance(module, LoraLayer) and module.disable_adapters:
-            raise UserError(f"the adapter must not be disabled (it is in {name}); call enable_adapter_layers() first")
-
-
-def target_layers(model: Any) -> dict[str, Any]:
-    """Every layer of the active adapter by its module name in the backbone (`model.layers.0.self_attn.q_proj`), in order."""
-    active = model.active_adapters[0]
-    return {
-        name.removeprefix(PREFIX): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and active in module.lora_A
-    }
-
-
-def attach_lora(backbone: Any, lora: LoraConfig, seed: int) -> Any:
-    """`backbone` with a fresh adapter (B = 0), its A drawn from stream `adapter` of `seed`."""
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    settings = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets if targets == "all-linear" or not isinstance(targets, str) else [targets],
-        use_rslora=lora.use_rslora,
-        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in backbone.modules()),
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, whatever GPUs there are
-        torch.default_generator.manual_seed(derive_seed(seed, "adapter"))
-        try:
-            model = peft.get_peft_model(backbone, settings)
-        except ValueError as error:
-            raise UserError(
-                f"lora.target_modules={lora.target_modules!r} must match linear modules of the model, none did; "
-                f"its linear modules are {', '.join(_linear_names(backbone))}"
-            ) from error
-    layer_names = [f".{name}" for name in target_layers(model)]
-    names = [] if isinstance(targets, str) else targets
-    unmatched = [target for target in names if not any(name.endswith(f".{target}") for name in layer_names)]
-    if unmatched:
-        raise UserError(
-            f"every name of lora.target_modules must match a linear module of the model, {', '.join(unmatched)} did not; "
-            f"its linear modules are {', '.join(_linear_names(backbone))}"
-        )
-    return model
-
-
-def saved_options(folder: Path) -> Any:
-    """PEFT's settings of a saved adapter; UserError where the folder holds none, or one that is not covered."""
-    read_config(folder)
-    try:
-        config = peft.PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # what PEFT says of settings that it cannot take is of any type
-        raise UserError(
-            f"the adapter in {folder} must have settings that this PEFT knows: {_one_line(error)}"
-        ) from error
-    refuse_uncovered_options(config)
-    return config
-
-
-def attach_saved(backbone: Any, folder: Path) -> Any:
-    """`backbone` with an adapter `default` of the settings, not yet the weights, of the one saved in `folder`."""
-    settings = saved_options(folder)
-    targets = settings.target_modules
-    settings.inference_mode, settings.base_model_name_or_path = False, None
-    with torch.random.fork_rng(devices=[]):
-        try:
-            return peft.get_peft_model(backbone, settings)
-        except ValueError as error:
-            raise UserError(
-                f"the adapter in {folder} must fit the backbone, none of its target_modules "
-                f"({targets if isinstance(targets, str) else ', '.join(sorted(targets))}) is there; "
-                f"its linear modules are {', '.join(_linear_names(backbone))}"
-            ) from error
-        except Exception as error:  # as above
-            raise UserError(f"the adapter in {folder} must fit the backbone: {_one_line(error)}") from error
-
-
 class AdaptedModel:
-    """A PEFT model with one active LoRA adapter.
+    """A PEFT model with an adapter, or a model all of whose weights are trained.
 
-    `peft_model` is the live model; `adapter_factors` reads its adapter in scale-free form delta W = B A (the scale s is
-    absorbed), and `perturbed` runs a block at another point of adapter space and restores every bit afterwards.
+    `peft_model` is the live model; `adapter_factors` reads its update, of plain LoRA in scale-free form delta W = B A (the
+    scale s is absorbed), and `perturbed` runs a block at another point and restores every bit afterwards. `dense` does that
+    where the adapter is not plain LoRA; None: it is.
     """
 
-    def __init__(self, peft_model: Any) -> None:
-        refuse_uncovered(peft_model)
+    def __init__(self, peft_model: Any, dense: DenseUpdates | None = None) -> None:
         self.peft_model = peft_model
-        self.adapter: str = peft_model.active_adapters[0]
+        self.adapter: str = "default"
+        self.dense = dense
+        if dense is None:
+            refuse_uncovered(peft_model)
+            keep_layout(peft_model)
+            self.adapter = peft_model.active_adapters[0]
+            self.dense = None if is_plain_lora(peft_model) else PeftUpdates(peft_model)
         self.arithmetic: Arithmetic = "float32"
+        self._initial_parts: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def keep_initial_parts(self) -> None:
+        """Hold the live adapter, and whatever is loaded into it, to what its initialisation took out of the weights."""
+        self._initial_parts = initial_parts(target_layers(self.peft_model), self.adapter)
+
+    def require_initial_parts(self, what: str) -> None:
+        """UserError where the live adapter does not have them any more."""
+        require_initial_parts(target_layers(self.peft_model), self._initial_parts, what, self.adapter)
+
+    @property
+    def backbone(self) -> Any:
+        """The model of transformers, adapted or not."""
+        return self.peft_model.get_base_model() if isinstance(self.peft_model, peft.PeftModel) else self.peft_model
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether all updates of this model are s B A: its own, and those of the checkpoints that were read for it."""
+        return self.dense is None
+
+    def require_low_rank(self, what: str) -> None:
+        """UserError where `what` needs factors that the model's update has not."""
+        if not self.low_rank:
+            raise UserError(
+                f"{what} needs a plain LoRA adapter (delta W = s B A), this model's update is more than that"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the backbone's weights."""
+        if self.dense is not None:
+            return next(place.parameter.dtype for places in self.dense.places.values() for place in places)
         adapter = {id(weight) for layer in target_layers(self.peft_model).values() for weight in self._trained(layer)}
         dtype: torch.dtype = next(p.dtype for p in self.peft_model.parameters() if id(p) not in adapter)
         return dtype
@@ -188,7 +123,7 @@ class AdaptedModel:
         if self.arithmetic == "native":
             yield
             return
-        with self.matrix_products(), widened(self.peft_model.get_base_model()):
+        with self.matrix_products(), widened(self.backbone):
             yield
 
     @contextmanager
@@ -202,7 +137,11 @@ class AdaptedModel:
             matmul.allow_tf32 = before
 
     def adapter_factors(self) -> WeightUpdate:
-        """delta W = B A of every target module, in float32 or better on the model's device; copies."""
+        """delta W = B A of every target module, in float32 or better on the model's device; copies. Dense changes where it is
+        not plain LoRA.
+        """
+        if self.dense is not None:
+            return self.dense.update()
         return WeightUpdate(
             {n: Factors(B=p.B.detach(), A=p.A.detach().clone()) for n, p in self.live_factors().items()}
         )
@@ -227,11 +166,15 @@ class AdaptedModel:
 
     @property
     def is_trained(self) -> bool:
-        """Whether delta W is not 0 (that of a fresh adapter is)."""
-        return any(bool(pair.B.any() and pair.A.any()) for pair in self.adapter_factors().values())
+        """Whether delta W is not 0 (that of a fresh adapter is); True where it is not plain LoRA."""
+        return self.dense is not None or any(
+            bool(pair.B.any() and pair.A.any()) for pair in self.adapter_factors().values()
+        )
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
         """A and B by the names that PEFT gives them in a saved adapter; copies on the CPU."""
+        if self.dense is not None:
+            return self.dense.state()
         return {
             weight_name(name, factor): weight.detach().cpu().clone()
             for name, layer in target_layers(self.peft_model).items()
@@ -240,17 +183,30 @@ class AdaptedModel:
 
     def set_adapter_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Give the adapter the weights that `adapter_state` had."""
+        if self.dense is not None:
+            return self.dense.set_state(state)
         with torch.no_grad():
             for name, layer in target_layers(self.peft_model).items():
                 for factor, weight in zip("AB", self._trained(layer), strict=True):
                     weight.copy_(state[weight_name(name, factor)])
+        return None
 
     def update_of(self, checkpoint: Checkpoint) -> WeightUpdate:
         """delta W of a checkpoint on this backbone, on the model's device.
 
-        A folder of a saved adapter (its own rank and scale), a PEFT state dict (the live adapter's scale), factors, or None:
-        the bare backbone, delta W = 0. UserError where it does not fit.
+        A folder of a saved adapter (its own kind, rank and scale), a PEFT state dict (the live adapter's scale), an update, or
+        None: the bare backbone, delta W = 0. UserError where it does not fit. After one that is not plain LoRA the model itself
+        counts as such.
         """
+        if (
+            checkpoint is not None
+            and isinstance(checkpoint, str | os.PathLike)
+            and not self._reads_factors(Path(checkpoint))
+        ):
+            self.dense = self.dense or PeftUpdates(self.peft_model)
+            return self.dense.read(Path(checkpoint))
+        if self.dense is not None:
+            return self._dense_update_of(checkpoint)
         live = self.adapter_factors()
         if checkpoint is None:
             return WeightUpdate.zero(live)
@@ -263,13 +219,46 @@ class AdaptedModel:
         update = update_from(checkpoint, lambda module, rank: scales.get(module, 1.0), "the checkpoint")
         return fitted(update, live, "the checkpoint")
 
-    def weight_row_norms(self) -> dict[str, torch.Tensor]:
-        """(d_out,) row norms of the merged weight W + delta W of every target module."""
+    def _reads_factors(self, folder: Path) -> bool:
+        """Whether the update of a saved checkpoint is the factors of as many modules as are adapted here."""
+        return self.dense is None and (folder / CONFIG).is_file() and is_plain(saved_options(folder))
+
+    def _dense_update_of(self, checkpoint: Checkpoint) -> WeightUpdate:
+        """The update of what is no folder, where the model's own is not plain LoRA."""
+        assert self.dense is not None
+        if checkpoint is None:
+            return WeightUpdate({})
+        if isinstance(checkpoint, WeightUpdate):
+            return checkpoint
+        assert isinstance(checkpoint, Mapping)
+        before = self.adapter_state()
+        try:
+            self.set_adapter_state(checkpoint)
+            return self.dense.update()
+        finally:
+            self.set_adapter_state(before)
+
+    def weight_row_norms(self, update: WeightUpdate | None = None) -> dict[str, torch.Tensor]:
+        """(d_out,) row norms of the merged weight W + delta W of every target module, of the live update or another.
+
+        Where the update is not plain LoRA, of every changed parameter of two and more dimensions.
+        """
+        if self.dense is not None:
+            return self._dense_row_norms(self.dense.update() if update is None else update)
         factors = self.adapter_factors()
         return {
             name: perturbation.merged_weight(layer, factors[name]).norm(dim=1)
             for name, layer in target_layers(self.peft_model).items()
         }
+
+    def _dense_row_norms(self, update: WeightUpdate) -> dict[str, torch.Tensor]:
+        assert self.dense is not None
+        norms = {}
+        for name in update.parameters:
+            weight = at_least_float32(self.dense.origin(name))
+            if weight.dim() > 1:
+                norms[name.removesuffix(WEIGHT)] = moved_weight(weight, update, name).flatten(1).norm(dim=1)
+        return norms
 
     @property
     def can_merge(self) -> bool:
@@ -277,7 +266,7 @@ class AdaptedModel:
         away, and no adapted W that another module uses too (a head tied to the embedding), which would move as well.
         """
         layers = [layer.get_base_layer() for layer in target_layers(self.peft_model).values()]
-        if any(map(is_widened, layers)):
+        if self.dense is not None or any(map(is_widened, layers)):
             return False
         weights = [layer.weight for layer in layers]
         adapted = {id(weight) for weight in weights}
@@ -292,13 +281,24 @@ class AdaptedModel:
         the bare model's. Where merging is not possible (`can_merge`), it is applied beside a backbone that is never written.
         Either way nothing drifts, also when the block raises or is interrupted.
         Costs one copy of the adapted weights (merged) or one float32 weight at a time (beside narrow weights, see `widened`).
+        An update that is not plain LoRA is put in the place of the parameters that it changes, which are never written.
         """
+        if self.dense is not None:
+            with self.without_adapter(), self.analysed(), self.exchanged() as move:
+                move(WeightUpdate({}))
+                yield move
+            return
         if not self.can_merge:
             with self.unmerged() as move_all:
                 yield lambda point: move_all([point])
             return
         with self.without_adapter(), self.analysed(), perturbation.merged(target_layers(self.peft_model)) as move:
             yield move
+
+    def exchanged(self) -> AbstractContextManager[Callable[[WeightUpdate], None]]:
+        """A setter that puts W + delta W into the places of the parameters that an update changes; see `places.exchanging`."""
+        assert self.dense is not None
+        return exchanging(self.dense.places, self.dense.origin, self.dense.others, self.precision)
 
     @contextmanager
     def unmerged(self) -> Iterator[Callable[[Sequence[WeightUpdate]], None]]:
@@ -312,6 +312,9 @@ class AdaptedModel:
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """The bare backbone; which parameters are trained is as before afterwards (PEFT trains all that it enables)."""
+        if not isinstance(self.peft_model, peft.PeftModel):
+            yield
+            return
         trained = [(parameter, parameter.requires_grad) for parameter in self.peft_model.parameters()]
         try:
             self.peft_model.base_model.disable_adapter_layers()
@@ -324,6 +327,10 @@ class AdaptedModel:
     def adapter_sha256(self) -> str:
         """Hash over names and bytes of all adapter weights: equal exactly if the adapters are bit-equal."""
         digest = hashlib.sha256()
+        if self.dense is not None:
+            for name, weight in sorted(self.dense.state().items()):
+                digest.update(name.encode() + weight.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            return digest.hexdigest()
         for name, layer in sorted(target_layers(self.peft_model).items()):
             for weight in self._trained(layer):
                 digest.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -347,18 +354,10 @@ class AdaptedModel:
 
     def load_adapter_weights(self, folder: Path) -> None:
         """Replace the adapter's weights by those saved in `folder`."""
-        state = read_weights(folder)
-        # Compared first: PEFT keeps quiet about missing weights, and has copied some when it finds a wrong shape.
-        shapes, saved_shapes = ({name: tuple(t.shape) for name, t in s.items()} for s in (self.adapter_state(), state))
-        wrong = sorted(
-            name for name in shapes.keys() | saved_shapes.keys() if shapes.get(name) != saved_shapes.get(name)
-        )
-        if wrong:
-            raise UserError(
-                f"the adapter in {folder} must fit this model (same lora.rank and lora.target_modules), {len(wrong)} of its "
-                f"weights do not: {wrong[0]} is {saved_shapes.get(wrong[0])}, must be {shapes.get(wrong[0])}"
-            )
-        peft.set_peft_model_state_dict(self.peft_model, state, adapter_name=self.adapter)
+        if self.dense is not None:
+            return self.dense.load(folder)
+        load_weights(self.peft_model, self.adapter, read_weights(folder), folder)
+        return self.require_initial_parts(f"the adapter in {folder}")
 
     def _trained(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight
@@ -371,14 +370,3 @@ def _sort_names(folder: Path) -> None:
         if isinstance(config.get(name), list):
             config[name] = sorted(config[name])
     write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def _linear_names(backbone: Any) -> list[str]:
-    modules = backbone.named_modules()
-    return sorted(
-        {name.rsplit(".", 1)[-1] for name, module in modules if type(module).__name__ in ("Linear", "Conv1D")}
-    )

@@ -15,7 +15,7 @@ def settings_problems(config: Mapping[str, object], largest: int) -> Iterator[st
     """What is wrong with an adapter's settings, a line each; `largest` is the largest side of its matrices."""
     rank, number = _whole(1, largest), _number(lambda value: value > 0, "a finite number greater than 0")
     for name in ("r", "lora_alpha", "target_modules"):
-        if config.get(name) is None:
+        if config.get("peft_type", "LORA") == "LORA" and config.get(name) is None:
             yield f"{name} must be given, it is not"
     checks: dict[str, Callable[[object], str | None]] = {
         "r": rank,

@@ -44,18 +44,15 @@ def read_config(folder: Path) -> dict[str, Any]:
                     f"it again with a current PEFT"
                 )
             raise UserError(
-                f"a folder with a saved LoRA adapter is needed ({CONFIG}, {WEIGHTS}), {folder} has no {name}"
+                f"a folder with a saved PEFT adapter is needed ({CONFIG}, {WEIGHTS}), {folder} has no {name}"
             )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / CONFIG} must be a JSON file, it cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise UserError(
-            f"the adapter in {folder} must be plain LoRA (delta W = s B A), its peft_type is {str(kind)[:60]}: "
-            f"landscapes of it are not defined here"
-        )
+        raise UserError(f"the adapter in {folder} must name its kind, its peft_type is {str(kind)[:60]}; save it again")
     for problem in settings_problems(config, _largest_side(folder)):
         raise UserError(f"{folder / CONFIG}: {problem}; save the adapter again, or mend the file")
     return config
@@ -75,17 +72,20 @@ def _damaged(folder: Path, error: Exception) -> UserError:
     return UserError(f"the adapter in {folder} must be a whole {WEIGHTS}: {error}")
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All weights of a saved adapter, by PEFT's names, on the CPU; UserError where one is no matrix of finite numbers."""
+def read_weights(folder: Path, *, matrices: bool = True) -> dict[str, torch.Tensor]:
+    """All weights of a saved adapter, by PEFT's names, on the CPU; UserError where one is no matrix of finite numbers.
+
+    Without `matrices` they may have any number of dimensions, as those of adapters that are not plain LoRA do.
+    """
     try:
         weights = dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:
         raise _damaged(folder, error) from error
     for name, tensor in weights.items():
-        if tensor.dim() != 2 or not tensor.numel() or not tensor.is_floating_point():
+        if (matrices and tensor.dim() != 2) or not tensor.numel() or (matrices and not tensor.is_floating_point()):
             kind = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
             raise UserError(f"the adapter in {folder} must hold matrices of floating-point numbers, {name} is {kind}")
-        if not tensor.float().isfinite().all():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise UserError(f"the adapter in {folder} must hold finite numbers, {name} has NaN or inf; train it again")
     return weights
 

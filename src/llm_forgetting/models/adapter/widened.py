@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 from torch import nn
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -20,18 +20,54 @@ Forward = Callable[..., Any]
 
 def wide_weight(layer: Any) -> torch.Tensor:
     """The weight of a layer as it lies there, in float32 where it is narrower; the weight itself where it is not."""
-    weight: torch.Tensor = dequantize_module_weight(layer).detach()
+    weight = _dequantised(layer).detach()
     return weight.float() if weight.dtype in NARROW else weight
+
+
+def _dequantised(layer: Any) -> torch.Tensor:
+    # `dequantize_module_weight` puts another parameter into a layer of bitsandbytes. One of 8 bits then has no scales any more.
+    kind = type(layer.weight).__name__
+    if kind == "Int8Params":
+        scales = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB
+        rows: torch.Tensor = layer.weight.data.float()
+        return rows.mul_(scales.to(rows.device).unsqueeze(1).mul(1 / 127))
+    weight: torch.Tensor
+    if kind == "Params4bit":
+        weight = dequantize_bnb_weight(layer.weight)
+    else:
+        weight = layer.dequantize() if hasattr(layer, "dequantize") else dequantize_module_weight(layer)
+    return weight
 
 
 def is_quantised(layer: Any) -> bool:
     """Whether the weight of a layer is no plain tensor of floating-point numbers."""
-    return not layer.weight.is_floating_point() or type(layer.weight).__module__.startswith("torchao")
+    return (
+        hasattr(layer, "dequantize")
+        or not layer.weight.is_floating_point()
+        or type(layer.weight).__module__.startswith("torchao")
+    )
 
 
 def is_widened(layer: Any) -> bool:
     """Whether `wide_weight` of a layer is a copy: its weight is narrow or quantised."""
-    return layer.weight.dtype in NARROW or is_quantised(layer)
+    return is_quantised(layer) or layer.weight.dtype in NARROW
+
+
+def is_exchanged(backbone: nn.Module) -> bool:
+    """Whether some part of `backbone` computes otherwise within `widened`."""
+    return any(_in_float32(module) is not None for module in backbone.modules())
+
+
+def keep_layout(backbone: nn.Module) -> None:
+    """Let 4-bit layers keep their weights as they lie.
+
+    On CPUs with bfloat16 units bitsandbytes packs them otherwise at the first forward pass in eval mode. Then it computes in
+    bfloat16, and its backward pass and whoever dequantises them read other numbers.
+    """
+    module: Any
+    for module in backbone.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 class _Memory(threading.local):
@@ -64,13 +100,19 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, layer: nn.Module, transposed: bool) -> torch.Tensor:
         """x (..., n) -> (..., m)."""
         ctx.layer, ctx.transposed = layer, transposed
-        weight = passing_weight(layer)
+        weight = passing_weight(layer).to(x.dtype)
         return F.linear(x, weight if transposed else weight.T)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         """The same product the other way."""
         return _FrozenProduct.apply(grads[0], ctx.layer, not ctx.transposed), None, None  # type: ignore[no-untyped-call]
+
+
+def frozen_product(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """x W^T, (..., d_in) -> (..., d_out), in the precision of x; no graph keeps W."""
+    y: torch.Tensor = _FrozenProduct.apply(x, layer, True)  # type: ignore[no-untyped-call]
+    return y
 
 
 @contextmanager

@@ -113,8 +113,11 @@ def _around_adapter(model: "AdaptedModel", losses: MeanLosses, count: int, optio
             "parameters= is for plain modules, an adapter moves as a whole; give directions over named parameters"
         )
     factors = model.adapter_factors()
-    if options.space == "weight":
+    if options.space == "adapter":
+        model.require_low_rank("space='adapter'")
+    if options.space == "weight" or not model.low_rank:
         if options.directions == "gradient":
+            model.require_low_rank("directions='gradient'")
             raise UserError("directions='gradient' of an adapter needs space='adapter', was 'weight'")
         name = "the merged weights, row norms of W + delta W"
         weights = WeightSpace(factors, model.weight_row_norms(), room_for_directions())

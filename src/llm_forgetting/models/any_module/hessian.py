@@ -140,6 +140,7 @@ def _along_update(model: "AdaptedModel", losses: MeanLosses, direction: GivenDir
     """Derivatives for t of the loss at delta W + t D, the loss at its end, and |D|."""
     before = float(losses.values().mean())
     base, step = model.adapter_factors(), model.update_of(direction)
+    model.require_low_rank("forecast")
     t = torch.zeros((), device=next(iter(step.values())).B.device, requires_grad=True)
 
     def point() -> WeightUpdate:
@@ -233,6 +234,7 @@ def hessian_operator(
             leaves = {name: [parameter] for name, parameter in _chosen(model, parameters).items()}
             yield ModuleHessian(losses, leaves, "the parameters")
             return
+        adapted.require_low_rank("the spectrum of an adapter")
         point = WeightUpdate.canonical(canonicalise(adapted.adapter_factors()))
         leaves = {name: [pair.B.requires_grad_(), pair.A.requires_grad_()] for name, pair in point.items()}
         with adapted.unmerged() as move:

@@ -50,7 +50,7 @@ class MicroBatches:
     @property
     def within_window(self) -> bool:
         """Whether no pack is longer than the model's sliding window, if it has one."""
-        window = getattr(self._model.peft_model.get_base_model().config, "sliding_window", None)
+        window = getattr(self._model.backbone.config, "sliding_window", None)
         return window is None or all(pack.layout.keys.shape[1] <= window for pack in self.packs)
 
     def answers(self, pack: Pack) -> torch.Tensor:

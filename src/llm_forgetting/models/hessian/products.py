@@ -19,6 +19,7 @@ from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter.adapted_model import target_layers
 from llm_forgetting.models.adapter.widened import NARROW
 from llm_forgetting.models.hessian.coordinates import Coordinates
+from llm_forgetting.models.hessian.dense_products import dense_products
 from llm_forgetting.models.hessian.difference_products import DifferenceProducts
 from llm_forgetting.models.hessian.graph_products import GraphProducts, flat
 from llm_forgetting.models.hessian.micro_batches import MicroBatches
@@ -88,10 +89,15 @@ def products_at(
     """Products at delta W = B A of `factors`; the model is as before afterwards.
 
     `exact` takes the tangent pass where the model has one (see `supports_tangent_pass`), else the graph; both can be asked for.
-    `differences` needs first derivatives only, with whatever attention the model uses.
+    `differences` needs first derivatives only, with whatever attention the model uses. Where the model's updates are not plain
+    LoRA there are derivatives along an update, and no others.
     """
     model.peft_model.eval()
     batches = MicroBatches(model, items, micro_batch)
+    if not model.low_rank:
+        with dense_products(model, batches, factors, exact=method != "differences") as dense:
+            yield DifferenceProducts(dense) if method == "differences" else dense
+        return
     if method == "exact":
         method = "tangent" if supports_tangent_pass(model) and batches.within_window else "graph"
     with ExitStack() as stack:
@@ -109,7 +115,7 @@ def products_at(
 @contextmanager
 def _tangent(model: LanguageModel, batches: MicroBatches, factors: WeightUpdate) -> Iterator[TangentProducts]:
     layers = {name: layer.get_base_layer() for name, layer in target_layers(model.peft_model).items()}
-    passed = TangentPass(model.peft_model.get_base_model(), layers, model.precision)
+    passed = TangentPass(model.backbone, layers, model.precision)
     with ExitStack() as stack:
         if model.can_merge:
             stack.enter_context(model.perturbed())(factors)

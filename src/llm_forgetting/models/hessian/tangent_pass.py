@@ -70,7 +70,7 @@ class TangentPass:
         if isinstance(module, nn.Linear):
             name = self._names.get(id(module), "")
             native = module.weight.dtype == self._dtype and not is_quantised(module)
-            weight = partial(getattr, module, "weight") if native else partial(passing_weight, module)
+            weight = partial(getattr, module, "weight") if native else lambda: passing_weight(module).to(self._dtype)
             return lambda x: Linear.apply(  # type: ignore[no-untyped-call]
                 x, self._anchor, weight, module.bias, self.beside.get(name), self.tangents.get(name)
             )

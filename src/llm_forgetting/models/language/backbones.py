@@ -15,12 +15,18 @@ from safetensors import SafetensorError
 from llm_forgetting.config.sections import ModelConfig
 from llm_forgetting.errors import UserError, is_out_of_memory, system_error
 from llm_forgetting.files import remove_temporary, user_path, whole_folder
+from llm_forgetting.models.adapter.widened import keep_layout, widened
 from llm_forgetting.models.language.batches import ROUNDING
+from llm_forgetting.models.language.quantisation import (
+    loading_options,
+    note_plain_weights,
+    quantises_activations,
+    require_readable,
+)
 from llm_forgetting.models.language.settings import (
     BUILT_IN,
     SHAPES,
     read_settings,
-    require_plain_weights,
     require_possible_size,
     without_weights,
 )
@@ -188,10 +194,12 @@ def load_backbone(config: ModelConfig, notify: Notify) -> tuple[Any, Any]:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **common)
         settings = AutoConfig.from_pretrained(source, **common)
         require_possible_size(config.name, settings)
-        require_plain_weights(config.name, settings)
+        require_readable(config, settings)
         model, report = _load_weights(source, config, device, common, notify)
         _require_all_weights(config.name, report)
         model = model.to(device)
+        keep_layout(model)
+        note_plain_weights(config, model, notify)
         _require_causal(config.name, model, tokenizer)
     except UserError:
         raise
@@ -210,13 +218,15 @@ def _load_weights(
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM
+    dtype = choose_dtype(config.dtype, device)
     load: Callable[..., tuple[Any, Any]] = partial(
         model.from_pretrained,
         source,
         output_loading_info=True,
-        dtype=choose_dtype(config.dtype, device),
+        dtype=dtype,
         # Straight onto the GPU: by way of the CPU, 7B would need its 13.5 GB twice.
         device_map=None if device.type == "cpu" else {"": device},
+        **loading_options(config, dtype),
         **common,
     )
     try:
@@ -237,7 +247,8 @@ def _require_causal(name: str, model: Any, tokenizer: Any) -> None:
             f"{vocabulary:,}"
         )
     rows = torch.tensor([[0, 1, 2, 3], [0, 1, 3, 2]], device=model.device) % vocabulary
-    with torch.inference_mode():
+    # Kernels that round activations do so by all of a batch, also by what comes later.
+    with torch.inference_mode(), widened(model) if quantises_activations(model) else contextlib.nullcontext():
         logits = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits.double()
     one, other = logits[:, 1]
     # Of logits of order 20 `ROUNDING` is the noise.

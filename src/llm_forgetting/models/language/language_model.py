@@ -16,10 +16,9 @@ from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.models.adapter.adapted_model import (
     AdaptedModel,
     attach_lora,
-    attach_saved,
-    saved_options,
 )
-from llm_forgetting.models.adapter.widened import NARROW
+from llm_forgetting.models.adapter.attach import attach_saved, saved_options
+from llm_forgetting.models.adapter.widened import is_exchanged
 from llm_forgetting.models.language.backbones import built_in_name, load_backbone
 from llm_forgetting.models.language.batches import ROUNDING, Batch, EncodedItem, answer_position_logits, collate
 from llm_forgetting.models.language.packing import (
@@ -32,6 +31,7 @@ from llm_forgetting.models.language.packing import (
     packs,
     segments,
 )
+from llm_forgetting.models.language.quantisation import arithmetic_of, description_of, numbers, quantises_activations
 from llm_forgetting.tasks.task import Item
 
 if TYPE_CHECKING:
@@ -40,12 +40,6 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 Notify = Callable[[str], None]
 log = logging.getLogger(__name__)
-
-
-def _numbers(parameter: torch.Tensor) -> int:
-    """How many numbers a parameter stands for: of a 4-bit one the bytes hold two each."""
-    shape: torch.Size = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
-    return shape.numel()
 
 
 class LanguageModel(AdaptedModel):
@@ -64,8 +58,8 @@ class LanguageModel(AdaptedModel):
             )
         self.tokenizer = tokenizer
         self.source = source
-        self._narrow = self.dtype in NARROW
-        forward = inspect.signature(peft_model.get_base_model().forward).parameters
+        self._widened = is_exchanged(self.backbone)
+        forward = inspect.signature(self.backbone.forward).parameters
         self._accepted = frozenset(forward)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -78,7 +72,10 @@ class LanguageModel(AdaptedModel):
     ) -> "LanguageModel":
         """Load the backbone and put a fresh adapter (B = 0) on it, its A drawn from stream `adapter` of `seed`."""
         backbone, tokenizer = load_backbone(config, notify)
-        return cls(attach_lora(backbone, lora, seed).eval(), tokenizer, config.name)
+        model = cls(attach_lora(backbone, lora, seed).eval(), tokenizer, config.name)
+        if lora.rewrites:
+            model.keep_initial_parts()
+        return model
 
     @classmethod
     def open_adapter(cls, folder: Path, model: ModelConfig, notify: Notify = lambda message: None) -> "LanguageModel":
@@ -116,25 +113,36 @@ class LanguageModel(AdaptedModel):
 
         There a product of 40 tokens with a bfloat16 W (4,096, 4,096) takes 0.2 s forward and 7 s backward, in float32 0.1 s.
         """
-        with self.analysed() if self._narrow and self.device.type == "cpu" else nullcontext():
+        with self.analysed() if self._widened and self.device.type == "cpu" else nullcontext():
             yield
 
     def description(self) -> dict[str, Any]:
         """Name, architecture, sizes, precision and adapter, for the results."""
         update = self.adapter_factors()
-        adapter = sum(pair.A.numel() + pair.B.numel() for pair in update.values())
+        trained = None if self.dense is None else self.dense.trained
+        adapter = sum(pair.A.numel() + pair.B.numel() for pair in update.values()) if trained is None else trained
         return {
             "name": self.source,
-            "architecture": type(self.peft_model.get_base_model()).__name__,
-            "parameters": sum(map(_numbers, self.peft_model.parameters())) - adapter,
+            "architecture": type(self.backbone).__name__,
+            "parameters": sum(map(numbers, self.peft_model.parameters())) - adapter,
             "adapter_parameters": adapter,
-            "adapted_modules": len(update),
-            "adapted_weights": sum(len(pair.B) * pair.A.shape[1] for pair in update.values()),
+            "adapted_modules": len(update.parameters),
+            "adapted_weights": sum(len(pair.B) * pair.A.shape[1] for pair in update.values())
+            + sum(change.shape.numel() for change in update.dense.values()),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "quantization": (kind := description_of(self.backbone)),
+            "arithmetic": None if kind is None else arithmetic_of(kind, self.arithmetic, self.device),
             "title": EMBEDDED_MODEL if self.source == "embedded" else None,
         }
+
+    @property
+    def rounding(self) -> float:
+        """How much a logit may differ between two ways of scoring an item."""
+        kernels = self.arithmetic == "native" or self.device.type != "cpu"
+        rough = kernels and quantises_activations(self.backbone)
+        return ROUNDING[torch.bfloat16 if rough else self.dtype]
 
     def answer_logits(self, batch: Batch) -> torch.Tensor:
         """(n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""
@@ -142,7 +150,7 @@ class LanguageModel(AdaptedModel):
 
     def probes(self) -> list[EncodedItem]:
         """Three short rows of random tokens with a common prefix, on which it is tried out what a model can do."""
-        vocabulary = int(self.peft_model.get_base_model().config.vocab_size)
+        vocabulary = int(self.backbone.config.vocab_size)
         drawn = torch.randint(vocabulary, (24,), generator=torch.Generator().manual_seed(0)).tolist()
         item = Item("probe/test/0", "probe", "", ("", ""), 0)
         return [EncodedItem(item, (*drawn[:6], *drawn[a:b]), (0, 1)) for a, b in ((6, 7), (7, 15), (15, 20))]
@@ -181,12 +189,12 @@ class LanguageModel(AdaptedModel):
         self, packed: Sequence[Pack], rows: int = 1, prefix: PrefixCache | None = None
     ) -> list[torch.Tensor]:
         """Per pack the (rows, n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""
-        with segments(self.peft_model.get_base_model()):
+        with segments(self.backbone):
             return [packed_answer_logits(self.peft_model, pack.to(self.device), rows, prefix) for pack in packed]
 
     def prefix_cache(self, tokens: tuple[int, ...]) -> PrefixCache:
         """Keys and values of `tokens` in every layer at the live checkpoint, for packs that begin with them."""
-        with segments(self.peft_model.get_base_model()):
+        with segments(self.backbone):
             return compute_prefix(self.peft_model, tokens, self.device)
 
     def save(self, folder: Path) -> None:

@@ -45,6 +45,12 @@ class LandscapeObjective:
         self._answers = np.array([answer for item in self._items for answer in item.answers])
         self._predictions = np.array([len(item.predictions) for item in self._items])
 
+    def only(self, tasks: Sequence[int]) -> "LandscapeObjective":
+        """The same of the tasks at these places alone."""
+        if list(tasks) == list(range(len(self.items))):
+            return self
+        return LandscapeObjective(self._model, [self.items[place] for place in tasks], self._batch_size, self._rows)
+
     def item_ids(self, index: int) -> tuple[str, ...]:
         """Names of the items of task number `index`."""
         return tuple(item.item.id for item in self.items[index][1])

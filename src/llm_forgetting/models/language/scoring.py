@@ -83,7 +83,7 @@ def merged(model: LanguageModel) -> Iterator[None]:
 
     Takes a copy of those weights; they come back bit-equal.
     """
-    if model.dtype != torch.float32 or not model.can_merge:
+    if model.dtype != torch.float32 or not model.low_rank or not model.can_merge:
         yield
         return
     with model.perturbed() as move:

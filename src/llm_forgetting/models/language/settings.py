@@ -12,6 +12,7 @@ import torch
 from llm_forgetting.config.sections import EMBEDDED_MODEL, ModelConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import Json, user_path
+from llm_forgetting.models.language.quantisation import kind_of, require_readable
 from llm_forgetting.tasks import embedded
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ def model_settings(config: ModelConfig) -> ModelSettings | None:
     """The backbone's configuration, guessed from its name where none can be read; None where the name says nothing either."""
     settings = read_settings(config)
     if settings is not None:
-        return ModelSettings(settings, EMBEDDED_MODEL if config.name == "embedded" else "its config.json")
+        origin = EMBEDDED_MODEL if config.name == "embedded" else "its config.json"
+        if (kind := kind_of(settings)) not in (None, "bitsandbytes"):
+            origin += f" (weights quantised by {kind} are counted as plain ones)"
+        return ModelSettings(settings, origin)
     guess = _guessed(config.name)
     return None if guess is None else ModelSettings(guess, "guessed from its name")
 
@@ -55,7 +59,7 @@ def model_settings(config: ModelConfig) -> ModelSettings | None:
 def read_settings(config: ModelConfig) -> "PretrainedConfig | None":
     """The backbone's configuration in its folder or the hub's cache; None where neither has one.
 
-    UserError where it asks for more layers than any model has, or says that the weights are quantised.
+    UserError where it asks for more layers than any model has, or for weights that cannot be read here.
     """
     from transformers import AutoConfig, LlamaConfig
 
@@ -67,7 +71,7 @@ def read_settings(config: ModelConfig) -> "PretrainedConfig | None":
         shape = SHAPES.get(config.name)
         return None if shape is None else LlamaConfig(**shape)
     require_possible_size(config.name, settings)
-    require_plain_weights(config.name, settings)
+    require_readable(config, settings)
     return settings
 
 
@@ -132,15 +136,4 @@ def require_possible_size(name: str, settings: object) -> None:
     if isinstance(layers, int) and layers > MOST_LAYERS:
         raise UserError(
             f"model.name={name!r} must have at most {MOST_LAYERS:,} layers, its config.json says {layers:,}"
-        )
-
-
-def require_plain_weights(name: str, settings: object) -> None:
-    """UserError where config.json says that the weights are quantised."""
-    quantised = getattr(settings, "quantization_config", None)
-    said = quantised if isinstance(quantised, dict) else getattr(quantised, "__dict__", {})
-    if kind := said.get("quant_method"):
-        raise UserError(
-            f"model.name={name!r} must have plain weights, its config.json says that they are quantised "
-            f"({getattr(kind, 'value', kind)}), which is not supported yet; take the checkpoint without quantisation"
         )

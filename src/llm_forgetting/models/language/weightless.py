@@ -11,6 +11,7 @@ from llm_forgetting.config.sections import LoraConfig
 from llm_forgetting.models.adapter.adapted_model import attach_lora
 from llm_forgetting.models.language.allocation_count import AllocationCount
 from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.quantisation import quantise_weightless
 from llm_forgetting.models.language.settings import without_weights
 
 
@@ -20,7 +21,7 @@ class _OnCpu(LanguageModel):
     @contextmanager
     def computing(self) -> Iterator[None]:
         """As `LanguageModel.computing` on a CPU."""
-        with self.analysed() if self._narrow else nullcontext():
+        with self.analysed() if self._widened else nullcontext():
             yield
 
 
@@ -49,6 +50,7 @@ def weightless_model(
     *,
     gpu: bool = True,
     probe: bool = True,
+    bits: int | None = None,
 ) -> LanguageModel:
     """The model of transformers' configuration `settings` with a fresh adapter, its weights counted by `count`.
 
@@ -60,11 +62,14 @@ def weightless_model(
         layers: Decoder layers that are kept, the first ones; None keeps all.
         gpu: Whether it computes as on a GPU, else as on a CPU.
         probe: Whether it is tried out what the model can do, which takes a few passes.
+        bits: Of the weights between the embeddings, 4 or 8 where they are quantised.
     """
     backbone = without_weights(settings, dtype)
     if layers is not None:
         del decoder_layers(backbone)[layers:]
         backbone.config.num_hidden_layers = layers
+    if bits is not None:
+        quantise_weightless(backbone, bits)
     with torch.device("meta"):
         adapted = attach_lora(backbone, lora, seed=0)
     count.hold(adapted)

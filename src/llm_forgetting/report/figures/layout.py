@@ -16,6 +16,8 @@ from llm_forgetting.report.views.captions import Caption, breakable
 
 # Inches between panels; a panel is never narrower than NARROWEST, even if the figure grows wider than a page.
 BESIDE, BETWEEN, NARROWEST = 0.16, 0.14, 1.45
+# Panels in a line where they are no table.
+PER_LINE = 4
 # A line of text is this many times as high as its type.
 LEADING = 1.35
 # Inches right of the panels for the bar of a colour scale, with its numbers alone, from panel to bar, and of its height.
@@ -168,6 +170,10 @@ def lay_out(
 
 
 def table_of(pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
-    """The (row, column) of every (row's name, column's name), both in order of first appearance."""
+    """The (row, column) of every (row's name, column's name), both in order of first appearance; where most of such a table
+    would be empty, line after line.
+    """
     rows, columns = (list(dict.fromkeys(pair[axis] for pair in pairs)) for axis in (0, 1))
+    if 2 * len(pairs) < len(rows) * len(columns):
+        return {pair: divmod(n, PER_LINE) for n, pair in enumerate(pairs)}
     return {pair: (rows.index(pair[0]), columns.index(pair[1])) for pair in pairs}

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from llm_forgetting.report.figures.layout import lay_out, text_width, wrapped
+from llm_forgetting.report.figures.layout import PER_LINE, lay_out, text_width, wrapped
 from llm_forgetting.report.figures.style import (
     COLUMN,
     DASHES,
@@ -22,7 +22,6 @@ from llm_forgetting.report.figures.style import (
     direction_ticks,
     even_ticks,
 )
-from llm_forgetting.report.tables.run import display_name
 from llm_forgetting.report.views.captions import Caption
 from llm_forgetting.report.views.paths import PathView, ProfileView
 
@@ -31,25 +30,29 @@ _HANDLE = 0.75
 
 
 def paths_figure(paths: Sequence[PathView]) -> Figure:
-    """A column per path: every task's loss, and below it its accuracy."""
+    """A column per path (of many: lines of `PER_LINE` paths): every task's loss, and below it its accuracy."""
+    places = [(2 * (n // PER_LINE), n % PER_LINE) for n in range(len(paths))]
     captions = {
-        (row, column): Caption("") if row else path.caption for column, path in enumerate(paths) for row in (0, 1)
+        (upper + row, column): Caption("") if row else path.caption
+        for path, (upper, column) in zip(paths, places, strict=True)
+        for row in (0, 1)
     }
-    tasks = [display_name(view.task) for view in paths[0].profiles]
+    roles = {view.number: view.role for path in paths for view in path.profiles}
+    tasks = [roles[number] for number in sorted(roles)]
     looks = ["dots: measured", *(["thin: quadratic forecast"] if any(path.forecast for path in paths) else [])]
     key = _Key.of([*tasks, *looks], COLUMN if len(paths) == 1 else PAGE)
     panels = lay_out(
         captions,
         aspect=0.62,
         x_label="fraction of the path, t",
-        y_labels=["loss (nats per item)", "accuracy"],
+        y_labels=["loss (nats per item)", "accuracy"] * (1 + places[-1][0] // 2),
         right=0.1,
         below=0.1 + 0.15 * key.lines,
     )
-    for column, path in enumerate(paths):
-        upper, lower = panels.axes[0, column], panels.axes[1, column]
-        for number, view in enumerate(path.profiles):
-            _profile_lines(upper, lower, path, view, number)
+    for path, (row, column) in zip(paths, places, strict=True):
+        upper, lower = panels.axes[row, column], panels.axes[row + 1, column]
+        for view in path.profiles:
+            _profile_lines(upper, lower, path, view, view.number)
         for axes in (upper, lower):
             axes.axvline(path.scan.repair.t, color="black", linewidth=0.8, linestyle=(0, (1.2, 1.6)), zorder=1)
             axes.spines[["top", "right"]].set_visible(False)
@@ -58,7 +61,7 @@ def paths_figure(paths: Sequence[PathView]) -> Figure:
             even_ticks(axes.yaxis, 5)
         lower.set_ylim(-0.04, 1.04)
         _name_repair(upper, path.scan.repair.t)
-    panels.level([0])
+    panels.level(range(0, 2 + places[-1][0], 2))
     key.draw(panels.figure, len(tasks))
     return panels.figure
 

@@ -8,9 +8,9 @@ from llm_forgetting.files import to_plain
 from llm_forgetting.report.html.blocks import Folded, Numbers
 from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.run import Table
-from llm_forgetting.results import EvaluationResults, Results, ScanResults, Timing
+from llm_forgetting.results import EvaluationResults, ForecastResults, Results, ScanResults, Timing
 
-AnyResults = Results | ScanResults | EvaluationResults
+AnyResults = Results | ScanResults | ForecastResults | EvaluationResults
 
 
 def what_ran(results: AnyResults, *more: tuple[str, str]) -> Numbers:
@@ -18,7 +18,8 @@ def what_ran(results: AnyResults, *more: tuple[str, str]) -> Numbers:
     model, machine = results.model, results.environment
     adapter = f"LoRA on {model.adapted_modules} modules, {model.adapter_parameters:,} parameters"
     facts = (
-        ("model", f"{model_name(model)} ({model.architecture}, {model.parameters:,} parameters, {model.dtype})"),
+        ("model", f"{model_name(model)} ({model.architecture}, {model.parameters:,} parameters, {model.precision})"),
+        *((("arithmetic", model.arithmetic),) if model.arithmetic else ()),
         ("adapter", adapter if model.adapter_parameters else "none"),
         ("machine", f"{machine.platform}, {model.threads} threads on {model.device}"),
         *more,

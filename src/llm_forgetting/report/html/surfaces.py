@@ -11,7 +11,7 @@ from llm_forgetting.report.html.colour_scale import Scale
 from llm_forgetting.report.html.contours import CHECKPOINT, contours, dots
 from llm_forgetting.report.tables.run import Scanned, flatness_table, landscape_table, number
 from llm_forgetting.report.views.captions import breakable, step_unit
-from llm_forgetting.report.views.surfaces import SurfaceView, surface_views
+from llm_forgetting.report.views.surfaces import SurfaceView, left_out_sentence, surface_views
 
 Drawing = Callable[[SurfaceView, Sequence[SurfaceView]], Plot]
 # Every three-dimensional plot takes one of the some sixteen WebGL contexts that a browser allows a page.
@@ -22,11 +22,12 @@ def landscape_blocks(results: Scanned) -> list[Block]:
     """Every surface twice, and their tables."""
     surfaces = _task_by_task(surface_views(results))
     columns = min(len({surface.checkpoint for surface in surfaces}), 3)
-    around = Prose(
-        "The loss around each checkpoint (a column each) of each task (a row each), on a plane of two random directions."
-    )
+    left_out = left_out_sentence(results)
+    where = "task by task" if left_out else "(a column each) of each task (a row each)"
+    around = f"The loss around each checkpoint {where}, on a plane of two random directions."
     tables = [Numbers(make(results)) for make in (landscape_table, flatness_table)]
-    return [around, *surface_blocks(surfaces, columns), *tables]
+    said = [Prose(text) for text in (around, left_out) if text]
+    return [*said, *surface_blocks(surfaces, columns), *tables]
 
 
 def surface_blocks(surfaces: Sequence[SurfaceView], columns: int) -> list[Block]:

@@ -56,8 +56,9 @@ def results_markdown(results: Results, items: Sequence[Line] = ()) -> str:
         "## How",
         "",
         f"- Data: {results.source}",
-        f"- Model: {model_name(model)} ({model.architecture}, {model.parameters:,} parameters, {model.dtype}), LoRA on "
+        f"- Model: {model_name(model)} ({model.architecture}, {model.parameters:,} parameters, {model.precision}), LoRA on "
         f"{model.adapted_modules} modules ({model.adapter_parameters:,} parameters)",
+        *([f"- Arithmetic: {model.arithmetic}"] if model.arithmetic else []),
         f"- {protocol.train_split}",
         f"- {protocol.optimizer}; {protocol.adapter}",
         *(

@@ -9,7 +9,7 @@ from llm_forgetting.landscape.records import CheckpointLandscape, TaskSurface
 from llm_forgetting.report.tables.run import Scanned, display_name, measured, value_and_error
 from llm_forgetting.report.views.captions import Caption, space_alarms, together
 from llm_forgetting.report.views.fit_quality import surface_quality
-from llm_forgetting.report.views.surfaces import split_word
+from llm_forgetting.report.views.surfaces import drawn_surfaces, split_word
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +31,11 @@ class LineEnsemble:
 
 
 def line_ensembles(results: Scanned) -> list[LineEnsemble]:
-    """Every ensemble of random lines, checkpoint by checkpoint."""
+    """Every ensemble of random lines that is drawn, as surfaces are, checkpoint by checkpoint."""
     split = split_word(results)
     return [
-        _line_ensemble(checkpoint, task, landscape, surface, split)
-        for checkpoint, landscape in results.landscapes.items()
-        for task, surface in landscape.surfaces.items()
+        _line_ensemble(name, task, results.landscapes[name], results.landscapes[name].surfaces[task], split)
+        for name, task in drawn_surfaces(results)
     ]
 
 

@@ -12,15 +12,20 @@ from llm_forgetting.landscape.records import PathProfile, PathScan
 from llm_forgetting.report.tables.run import Scanned, display_name, measured
 from llm_forgetting.report.views.captions import Caption, together
 from llm_forgetting.report.views.fit_quality import fit_quality
-from llm_forgetting.report.views.surfaces import split_word
+from llm_forgetting.report.views.surfaces import MOST_TASKS, split_word
 from llm_forgetting.results import Results
 
 
 @dataclass(frozen=True, eq=False)
 class ProfileView:
-    """Profile of one task along a path, and the quadratic forecast (s,) of its loss, nats; None without a forecast."""
+    """Profile of one task along a path, and the quadratic forecast (s,) of its loss, nats; None without a forecast.
+
+    `role` is what a legend of several paths calls it, and `number` the place of that among all roles.
+    """
 
     task: str
+    role: str
+    number: int
     profile: PathProfile
     quadratic: Floats | None
 
@@ -53,10 +58,13 @@ def path_views(results: Scanned) -> list[PathView]:
     """Every measured path."""
     split = split_word(results)
     forecasts = {step.start: step.tasks for step in results.forecasts} if isinstance(results, Results) else {}
+    roles = [_roles(path, results) for path in results.paths]
+    every = sorted({place for each in roles for place in each.values()})
     return [
         _path_view(
             path,
             split,
+            {task: (name, every.index((place, name))) for task, (place, name) in named.items()},
             {
                 task: forecast.path
                 for task, splits in forecasts.get(path.start, {}).items()
@@ -64,13 +72,30 @@ def path_views(results: Scanned) -> list[PathView]:
                 if forecast.path is not None
             },
         )
-        for path in results.paths
+        for path, named in zip(results.paths, roles, strict=True)
     ]
 
 
-def _path_view(path: PathScan, split: str, forecasts: Mapping[str, PathForecast]) -> PathView:
+def _roles(path: PathScan, results: Scanned) -> dict[str, tuple[int, str]]:
+    """Place and name of every task of a path in a legend of all paths; of many tasks by their part in this path."""
+    tasks = list(results.task_names) if isinstance(results, Results) else list(path.tasks)
+    places = {task: tasks.index(task) for task in path.tasks}
+    if not isinstance(results, Results) or len(tasks) <= MOST_TASKS:
+        return {task: (place, display_name(task)) for task, place in places.items()}
+    checkpoints = {f"after_task{k}": k - 1 for k in range(1, len(tasks) + 1)}
+    parts = {
+        checkpoints.get(path.to): (2, "the task learnt next"),
+        checkpoints.get(path.start): (1, "the task learnt before"),
+    }
+    parts = {len(tasks) - 1: (3, "the last task"), **parts, 0: (0, "the first task")}
+    return {task: parts.get(place, (4 + place, display_name(task))) for task, place in places.items()}
+
+
+def _path_view(
+    path: PathScan, split: str, roles: Mapping[str, tuple[str, int]], forecasts: Mapping[str, PathForecast]
+) -> PathView:
     profiles = tuple(
-        ProfileView(task, profile, forecasts[task].quadratic if task in forecasts else None)
+        ProfileView(task, *roles[task], profile, forecasts[task].quadratic if task in forecasts else None)
         for task, profile in path.tasks.items()
     )
     valid = [

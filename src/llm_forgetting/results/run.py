@@ -1,17 +1,15 @@
-"""Records of every artifact: results.json, landscape.json, evaluation.json, repair.json. No torch."""
+"""Records of a run: results.json. No torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
-from llm_forgetting.config.sections import EMBEDDED_MODEL, EvaluateConfig, ExperimentConfig, ScanConfig
+from llm_forgetting.config.sections import EMBEDDED_MODEL, ExperimentConfig
 from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
 from llm_forgetting.files import OMITTED, decode, decode_lines
 from llm_forgetting.files.manifest import checked, read_manifest
-from llm_forgetting.forgetting.evaluation import TaskEvaluation
-from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
     Line,
@@ -92,7 +90,8 @@ class TaskSetup:
 @dataclass(frozen=True)
 class ModelDescription:
     """Model as it was loaded: numbers of parameters, of the adapter's, of adapted modules and of their weights;
-    precision, device and threads. `title` says what the weights are where the name does not.
+    precision, device and threads. `title` says what the weights are where the name does not; `quantization` how they are
+    quantised, and `arithmetic` what the numbers of a quantised model are of.
     """
 
     name: str
@@ -105,6 +104,13 @@ class ModelDescription:
     device: str
     threads: int
     title: Annotated[str | None, OMITTED] = None
+    quantization: Annotated[str | None, OMITTED] = None
+    arithmetic: Annotated[str | None, OMITTED] = None
+
+    @property
+    def precision(self) -> str:
+        """Precision of the weights, in words."""
+        return self.dtype if self.quantization is None else f"{self.quantization} and {self.dtype}"
 
     @property
     def weights(self) -> str:
@@ -280,95 +286,9 @@ class Results:
     repeated on the same machine."""
 
 
-@dataclass(frozen=True, eq=False)
-class ScanResults:
-    """Results of `llm-forgetting landscape`: landscape.json. `adapters` are folders by name (adapter, other)."""
-
-    schema_version: Literal[1]
-    config: ScanConfig
-    versions: dict[str, str]
-    environment: Environment
-    model: ModelDescription
-    adapters: dict[str, str]
-    landscapes: dict[str, CheckpointLandscape]
-    paths: tuple[PathScan, ...]
-    checkpoint_plane: CheckpointPlaneScan | None
-    between_notes: tuple[str, ...]
-    warnings: tuple[str, ...]
-    figures: tuple[str, ...]
-    timings: dict[str, Timing]
-
-
-@dataclass(frozen=True)
-class EvaluationResults:
-    """Results of `llm-forgetting evaluate`: evaluation.json. `adapter` None is the backbone, `limit` the rows kept per
-    subject; `run` is the folder of the run that made the adapter, None where that is not known.
-    """
-
-    schema_version: Literal[1]
-    config: EvaluateConfig
-    versions: dict[str, str]
-    environment: Environment
-    source: str
-    model: ModelDescription
-    adapter: str | None
-    limit: int | None
-    tasks: tuple[TaskEvaluation, ...]
-    run: str | None = None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def is_test(self) -> bool:
-        """Whether it is known that no row was trained on."""
-        known = self.adapter is None or self.run is not None
-        return known and all(task.trained is None for task in self.tasks)
-
-
-@dataclass(frozen=True)
-class RepairScore:
-    """Scores of all candidate adapters on one task and split, on items that did not choose t, and the repaired one's
-    change from the last checkpoint; accuracy in shares, loss in nats.
-    """
-
-    task: str
-    split: Literal["train", "test"]
-    items: tuple[str, ...]
-    accuracy: dict[str, Proportion]
-    loss: dict[str, Mean]
-    accuracy_change: PairedProportionChange
-    loss_change: PairedMeanChange
-
-
-@dataclass(frozen=True)
-class RepairRecord:
-    """Repair between checkpoints `start` and `to`: repair.json. The point t of the path, the adapter's rank, the
-    relative error of cutting it to that (0 for exact), and its folder.
-    """
-
-    config: ExperimentConfig
-    start: Annotated[str, Field(alias="from")]
-    to: str
-    t: float
-    chosen_by: str
-    rank: int
-    truncation_error: float
-    adapter: str
-    scores: tuple[RepairScore, ...]
-
-
 def read_results(folder: Path) -> Results:
     """results.json of a run's folder; UserError names the file and what is wrong in it, also where it is damaged."""
     return decode(Results, checked(folder, "results.json"), file=str(folder / "results.json"))
-
-
-def read_scan(folder: Path) -> ScanResults:
-    """landscape.json of a scan's folder; UserError as `read_results`."""
-    return decode(ScanResults, checked(folder, "landscape.json"), file=str(folder / "landscape.json"))
-
-
-def read_evaluation(folder: Path) -> EvaluationResults:
-    """evaluation.json of an evaluation's folder; UserError as `read_results`."""
-    return decode(EvaluationResults, checked(folder, "evaluation.json"), file=str(folder / "evaluation.json"))
 
 
 def read_items(folder: Path) -> list[Line]:
