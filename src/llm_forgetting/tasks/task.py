@@ -94,6 +94,21 @@ class Task:
         """The items of split `train` or `test`."""
         return {"train": self.train, "test": self.test}[name]
 
+    @property
+    def questions(self) -> tuple[Item, ...]:
+        """The items of both splits that have options; none of a task of completions."""
+        return tuple(item for item in (*self.train, *self.test) if isinstance(item, Item))
+
+    @property
+    def options(self) -> tuple[int, ...]:
+        """Numbers of options that occur; none of a task of completions."""
+        return tuple(sorted({len(item.choices) for item in self.questions}))
+
+    @property
+    def format(self) -> PromptFormat | None:
+        """How its questions are put; None for completions."""
+        return self.questions[0].format if self.questions else None
+
 
 @dataclass(frozen=True)
 class Pool:

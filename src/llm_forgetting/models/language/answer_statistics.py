@@ -22,15 +22,16 @@ class AnswerStatistics:
     """`letter_logits` (..., m, k), `rest` (..., m) and `answers` (m,) of the m predictions of n items, item by item.
 
     Leading axes are points of a scan. An answer of -1: the only option, a completion's token. `sizes` (n,): predictions of each
-    item; None: one. `most` (..., m): the largest logit of all other tokens, without which nothing can be said of a completion's
-    being right.
+    item; None: one. `likeliest` (m,): the most likely token of the whole vocabulary, where that is known, and `wanted` (m,) the
+    right one.
     """
 
     letter_logits: Floats
     rest: Floats
     answers: NDArray[np.int64]
     sizes: NDArray[np.int64] | None = None
-    most: Floats | None = None
+    likeliest: NDArray[np.int64] | None = None
+    wanted: NDArray[np.int64] | None = None
 
     @property
     def _first(self) -> NDArray[np.int64] | None:
@@ -51,7 +52,8 @@ class AnswerStatistics:
             self.rest[..., rows],
             self.answers[rows],
             None if self.sizes is None else self.sizes[items],
-            None if self.most is None else self.most[..., rows],
+            None if self.likeliest is None else self.likeliest[rows],
+            None if self.wanted is None else self.wanted[rows],
         )
 
     @property
@@ -82,6 +84,13 @@ class AnswerStatistics:
         return self._per_item(self.token_losses)
 
     @property
+    def weighted_losses(self) -> Floats:
+        """(..., n) losses by the items' shares in the tokens, so that their mean is that over all tokens."""
+        if self.sizes is None or self._first is None:
+            return self.losses
+        return np.asarray(self.losses * (self.sizes / self.sizes.mean()))
+
+    @property
     def log_likelihoods(self) -> Floats:
         """(..., n, k) log p of every letter over the whole vocabulary, nats; -inf where an item has no such letter."""
         lse = np.logaddexp(logsumexp(self.letter_logits, axis=-1), self.rest)
@@ -102,13 +111,16 @@ class AnswerStatistics:
     def correct(self) -> NDArray[np.bool_]:
         """(..., n) whether the largest letter is the answer; of a completion whether every token is the most likely one.
 
-        ValueError where that is not known: a completion without `most`.
+        Where that is not known, a completion counts as right if every token is likelier than all others together: no more than
+        are right.
         """
         right = np.asarray(self.predictions == self._answers) & np.isfinite(self._answer_logit)
         if (self.answers < 0).any():
-            if self.most is None:
-                raise ValueError("whether a completion is right needs the largest logit of the other tokens")
-            right &= (self.answers >= 0) | (self._answer_logit > self.most)
+            if self.likeliest is None or self.wanted is None:
+                surely = self._answer_logit > self.rest
+            else:
+                surely = np.asarray(self.likeliest == self.wanted)
+            right &= (self.answers >= 0) | surely
         return right if self._first is None else np.logical_and.reduceat(right, self._first, axis=-1)
 
     @property
@@ -124,7 +136,8 @@ class AnswerStatistics:
         """
         values = np.asarray(getattr(self, _PER_ITEM[kind]), dtype=np.float64)
         if kind == "accuracy":
-            values = np.where(np.isnan(self.letter_logits).any(axis=-1), np.nan, values)
+            broken = self._per_item(np.isnan(self.letter_logits).any(axis=-1).astype(np.float64)) > 0
+            values = np.where(broken, np.nan, values)
         return np.asarray(values.sum(axis=-1) / values.shape[-1])
 
 

@@ -83,7 +83,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: Any = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return dataclasses.replace(self, **moved)
 
 
@@ -140,11 +140,6 @@ def split_logits(logits: torch.Tensor, letter_ids: torch.Tensor) -> tuple[torch.
     index = torch.where(missing, letter_ids[:, :1], letter_ids)
     z = logits.gather(1, index).masked_fill(missing, -torch.inf)
     return z, logits.scatter(1, index, -torch.inf).logsumexp(dim=1)
-
-
-def largest_other(logits: torch.Tensor, letter_ids: torch.Tensor) -> torch.Tensor:
-    """(m,) the largest logit of all tokens but the options, from logits (m, vocabulary)."""
-    return logits.scatter(1, torch.where(letter_ids < 0, letter_ids[:, :1], letter_ids), -torch.inf).amax(dim=1)
 
 
 @dataclass(frozen=True)

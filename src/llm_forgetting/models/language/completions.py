@@ -105,7 +105,7 @@ def _rendered(
     return list(_fill(tokenizer, item, turns, add_generation_prompt=begin, return_dict=False))
 
 
-def _fill(tokenizer: "PreTrainedTokenizerBase", item: Completion, turns: Sequence[Message], **options: bool) -> Any:
+def _fill(tokenizer: "PreTrainedTokenizerBase", item: Completion, turns: Sequence[Message], **options: Any) -> Any:
     if not tokenizer.chat_template:
         raise UserError(
             f"item {item.id} is a conversation, and the model's tokenizer has no chat template; choose a model that was tuned "

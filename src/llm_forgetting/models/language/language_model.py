@@ -144,6 +144,10 @@ class LanguageModel(AdaptedModel):
         rough = kernels and quantises_activations(self.backbone)
         return ROUNDING[torch.bfloat16 if rough else self.dtype]
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, without the special ones."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
     def answer_logits(self, batch: Batch) -> torch.Tensor:
         """(n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""
         return answer_position_logits(self.peft_model, batch.to(self.device), self._accepted)

@@ -9,7 +9,7 @@ import torch
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
-from llm_forgetting.models.language.batches import EncodedItem, collate, largest_other, length_buckets, split_logits
+from llm_forgetting.models.language.batches import EncodedItem, collate, length_buckets, split_logits
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.memory import OutOfMemoryRetry
 from llm_forgetting.models.language.packing import CannotPackError, PrefixCache, pack_of, packs
@@ -140,22 +140,23 @@ class _Collector:
         rows, options = int(self._sizes.sum()), max(len(tokens) for item in encoded for tokens in item.options)
         self._z = np.full((rows, options), -np.inf)
         self._rest = np.empty(rows)
-        self._most = np.empty(rows) if any(item.places for item in encoded) else None
+        completions = any(item.places for item in encoded)
+        self._likeliest = np.empty(rows, dtype=np.int64) if completions else None
+        self._wanted = np.array([token for item in encoded for token in item.answer_tokens]) if completions else None
         self._answers = np.array([answer for item in encoded for answer in item.answers])
 
     def take(self, places: Sequence[int], logits: torch.Tensor, letter_ids: torch.Tensor) -> None:
         """Logits (m, vocabulary) of the predictions of the items at `places`."""
-        letter_ids = letter_ids.to(logits.device)
-        letters, others = split_logits(logits, letter_ids)
+        letters, others = split_logits(logits, letter_ids.to(logits.device))
         index = [row for n in places for row in range(self._first[n], self._first[n] + self._sizes[n])]
         self._z[index, : letters.shape[1]] = letters.double().cpu().numpy()
         self._rest[index] = others.double().cpu().numpy()
-        if self._most is not None:
-            self._most[index] = largest_other(logits, letter_ids).double().cpu().numpy()
+        if self._likeliest is not None:
+            self._likeliest[index] = logits.argmax(dim=1).cpu().numpy()
 
     @property
     def statistics(self) -> AnswerStatistics:
-        return AnswerStatistics(self._z, self._rest, self._answers, self._sizes, self._most)
+        return AnswerStatistics(self._z, self._rest, self._answers, self._sizes, self._likeliest, self._wanted)
 
 
 def score_tasks(
