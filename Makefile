@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SCHEMA := src/llm_forgetting/data/results.schema.json
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
-.PHONY: run check test golden schema docs gpu-check bench-landscape bench-curvature bench-evaluation bench-completions bench-memory bench-study bench-growth bench-7b clean
+.PHONY: run check test nightly golden schema docs gpu-check bench-landscape bench-curvature bench-evaluation bench-completions bench-memory bench-study bench-run bench-growth bench-7b clean
 
 run: $(VENV)/installed          ## environment, install, the main job; ARGS="--config smoke" and the like are passed on
 	$(BIN)/llm-forgetting run $(ARGS)
@@ -16,6 +16,9 @@ check: $(VENV)/installed-dev    ## style, types, and the tests that start no pro
 
 test: $(VENV)/installed-dev     ## style, types, all tests; THOROUGH=1 for every moment a run can be killed at, as in CI
 	$(call checked)
+
+nightly: $(VENV)/installed      ## what takes too long for every change: runs of 2 to 16 tasks and of 57, with sizes, seconds and exponents
+	$(BIN)/python benchmarks/growth.py --tasks 2 4 8 16 57 $(ARGS)
 
 golden: $(VENV)/installed       ## the numbers of a run and of the published study are what they were; ARGS="--run FOLDER"
 	$(BIN)/python scripts/golden.py $(ARGS)
@@ -53,6 +56,9 @@ bench-memory: $(VENV)/installed         ## memory of every phase: what --dry_run
 
 bench-study: $(VENV)/installed          ## cells of a study per minute: one worker and two
 	$(BIN)/python benchmarks/study_throughput.py $(ARGS)
+
+bench-run: $(VENV)/installed            ## one run, its phases one after the other and side by side
+	$(BIN)/python benchmarks/run_workers.py $(ARGS)
 
 bench-growth: $(VENV)/installed         ## files and seconds of runs of 2, 4, 8 and 16 tasks; ARGS="--tasks 57"
 	$(BIN)/python benchmarks/growth.py $(ARGS)

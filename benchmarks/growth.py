@@ -5,8 +5,9 @@
     make bench-growth ARGS="--option landscape.tasks=all"           (every task measured everywhere)
 
 Runs of the command line on generated questions with the random two-layer Llama of the preset smoke: 12 trained and 8 held-out
-items per task, 4 items at every point of a landscape of 41 x 41 cells. Sizes are of the run's folder; seconds are those of its
-phases, and `the rest` is start-up, files and figures. An exponent b is that of the fit size = a T^b, from T = 4 on.
+items per task, 4 items at every point of a landscape of 41 x 41 cells. Sizes are of the folder. Seconds are a processor's:
+those of a phase times the share of a processor that the run had, so that other programs do not count; `the rest` is start-up,
+files and figures. An exponent b is that of the fit size = a T^b, from T = 4 on.
 
 Scores are of T + 1 checkpoints on T tasks, so items.jsonl, phases/evaluate_*.json and the seconds of evaluations grow as T^2;
 they are marked, and held to no bar. Status 1 if anything else grows faster than T^1.2.
@@ -15,6 +16,7 @@ they are marked, and held to no bar. Status 1 if anything else grows faster than
 import argparse
 import json
 import math
+import resource
 import subprocess
 import sys
 import tempfile
@@ -53,10 +55,12 @@ def main() -> int:
         parent = options.keep or Path(scratch)
         write_questions(parent / "questions", max(options.tasks))
         for tasks in options.tasks:
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), processor_seconds()
             folder = run(parent, tasks, options.option)
-            found[tasks] = sizes(folder), seconds(folder, time.perf_counter() - started)
-            print(f"{tasks} tasks: {sum(found[tasks][0].values()) / 1e6:.1f} MB, {sum(found[tasks][1].values()):.0f} s")
+            wall, worked = time.perf_counter() - started, processor_seconds() - worked
+            found[tasks] = sizes(folder), seconds(folder, wall, worked / wall)
+            megabytes = sum(found[tasks][0].values()) / 1e6
+            print(f"{tasks} tasks: {megabytes:.1f} MB, {worked:.0f} s of a processor ({wall:.0f} s)", flush=True)
     too_fast = [
         *show("size (MB)", {tasks: both[0] for tasks, both in found.items()}, 1e6, LEAST_BYTES),
         *show("seconds", {tasks: both[1] for tasks, both in found.items()}, 1.0, LEAST_SECONDS),
@@ -115,15 +119,22 @@ def sizes(folder: Path) -> dict[str, float]:
     return found
 
 
-def seconds(folder: Path, wall: float) -> dict[str, float]:
-    """Seconds by kind of phase, and what the process took besides."""
+def processor_seconds() -> float:
+    """What all runs so far have taken."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def seconds(folder: Path, wall: float, share: float) -> dict[str, float]:
+    """Seconds of a processor by kind of phase, and what the process took besides; `share` of one was the run's."""
     timings = json.loads((folder / "results.json").read_text(encoding="utf-8"))["timings"]
     found: dict[str, float] = {}
     for phase, timing in timings.items():
         if phase != "guards":  # it is within set-up
             kind = phase.partition("_after_task")[0].partition("_task")[0].partition("_initial")[0]
             found[kind] = found.get(kind, 0.0) + timing["wall_seconds"]
-    return {**found, "the rest": wall - sum(found.values())}
+    found["the rest"] = wall - sum(found.values())
+    return {phase: share * taken for phase, taken in found.items()}
 
 
 def show(title: str, found: Mapping[int, Mapping[str, float]], unit: float, least: float) -> list[str]:

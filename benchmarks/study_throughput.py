@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from llm_forgetting.engines.local import LocalEngine
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
-from llm_forgetting.study.engines import LocalEngine
 from llm_forgetting.study.plan import Plan, read_plan
 from llm_forgetting.study.scheduler import StudyFolder, run_study
 

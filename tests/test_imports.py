@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "llm_forgetting"
 # From the ground up. A package imports only from floors below its own, and everybody may import errors.
 FLOORS = (
     ("errors", "seeding", "progress", "arrays", "files"),
-    ("tasks", "landscape", "forgetting"),
+    ("tasks", "landscape", "forgetting", "engines"),
     ("config", "curvature"),
     ("models", "results"),
     ("training", "report"),
@@ -30,6 +30,7 @@ WALLS = {
     "tasks": ("errors", "seeding", "progress", "arrays", "files"),
     "landscape": ("errors", "seeding", "progress", "arrays", "files"),
     "forgetting": ("errors", "seeding", "arrays", "files"),
+    "engines": ("errors", "files"),
     "curvature": ("errors", "seeding", "progress", "arrays", "files", "landscape"),
     "models.any_module": (
         "errors", "seeding", "progress", "arrays", "files", "landscape", "curvature", "models.adapter", "models.hessian",
@@ -43,6 +44,8 @@ NUMERICS = {"numpy", "scipy", "safetensors", "torch", "pydantic", "pydantic_core
 # The only importers of a library.
 LIBRARIES = {
     "peft": ("models.adapter",),
+    "ray": ("engines.ray",),
+    "submitit": ("engines.slurm",),
     "transformers": (
         "models",
         "training",
@@ -56,7 +59,7 @@ NEVER_TORCH = (
     "config", "forgetting", "report", "results", "arrays", "files", "experiment.artifacts.run_folder",
 )  # fmt: skip
 NO_TORCH_AT_IMPORT = (
-    *NEVER_TORCH, "errors", "seeding", "progress", "cli", "study", "tasks",
+    *NEVER_TORCH, "errors", "seeding", "progress", "cli", "study", "tasks", "engines",
     "experiment.api", "experiment.run_results", "experiment.artifacts.logs", "experiment.artifacts.provenance",
     "experiment.tasks", "experiment.questions", "curvature.results", "landscape.metrics", "landscape.spectral",
     "landscape.domains",

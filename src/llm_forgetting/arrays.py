@@ -33,6 +33,17 @@ def standard_error(values: ArrayLike) -> float | None:
     return float(x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else None
 
 
+ELSEWHERE: JsonSchemaValue = {
+    "title": "large_array",
+    "type": "object",
+    "description": "the array is in the .npz file beside this one, under this key",
+    "properties": {"file": {"type": "string"}, "key": {"type": "string"}},
+    "required": ["file", "key"],
+    "additionalProperties": False,
+}
+"""What stands in place of a large array in a document with many."""
+
+
 class Array:
     """Metadata that lets pydantic read nested lists as an array of `ndim` axes and write them again."""
 
@@ -54,7 +65,7 @@ class Array:
         }
         for _ in range(self.ndim):
             cell = {"type": "array", "items": cell}
-        return cell
+        return {"anyOf": [cell, ELSEWHERE]}
 
     def _read(self, value: object) -> NDArray[Any]:
         kinds = {"f": "numbers", "i": "whole numbers", "b": "true and false"}

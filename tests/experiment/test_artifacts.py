@@ -18,6 +18,7 @@ from llm_forgetting.experiment.artifacts.meter import Meter
 from llm_forgetting.experiment.artifacts.phase_artifacts import Phase
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.files import encode, encode_json, to_plain, whole_folder, write_text
+from llm_forgetting.files.manifest import read_manifest
 
 
 @pytest.fixture
@@ -231,6 +232,24 @@ def test_a_damaged_phase_is_not_read(folder: RunFolder) -> None:
     damage(folder.phases / "phase.json")
     with pytest.raises(UserError, match=r"phases/phase\.json must be what was written"):
         folder.read(NUMBER)
+
+
+def test_a_phase_of_many_numbers_keeps_them_in_a_file_beside_it(folder: RunFolder, tmp_path: Path) -> None:
+    many = {"a/b": tuple(n / 7 for n in range(210_000)), "few": (1.0, 2.0)}
+    assert folder.once(VALUES, lambda: many) == many
+    assert (folder.phases / "phase.json").stat().st_size < 1000
+    assert list(read_manifest(folder.path).artifacts) == ["phases/phase.npz", "phases/phase.json"]
+    other = RunFolder.create(tmp_path / "other")
+    other.take(VALUES, folder)
+    assert other.read(VALUES) == many
+    (folder.phases / "phase.npz").unlink()
+    with pytest.raises(UserError, match=r"phases/phase\.npz must be a file that can be read"):
+        folder.read(VALUES)
+    said: list[str] = []
+    folder.check(said.append)
+    assert said == ["phases/phase.npz is damaged or gone, and is computed again"]
+    assert not folder.has(VALUES)
+    assert folder.once(VALUES, lambda: many) == many
 
 
 def test_what_followed_from_another_result_is_computed_again(tmp_path: Path) -> None:

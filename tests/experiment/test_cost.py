@@ -15,6 +15,7 @@ from llm_forgetting.cli.main import parse_run
 from llm_forgetting.config.measurements import CurvatureConfig, LandscapeConfig
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig, LoraConfig, ModelConfig, TrainingConfig
 from llm_forgetting.errors import UnreachableError, UserError
+from llm_forgetting.experiment import workers
 from llm_forgetting.experiment.cost import fit, needs, tables
 from llm_forgetting.experiment.cost.devices import CARDS, CONTEXT, Device, card, matrix_rate, this_cpu
 from llm_forgetting.experiment.cost.fit import host_bytes, misfit, require_fit, worker_bytes
@@ -22,8 +23,6 @@ from llm_forgetting.experiment.cost.lengths import ItemLengths, item_lengths, lo
 from llm_forgetting.experiment.cost.needs import PIECES, NeedsCounter, PhaseNeed
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.settings import local_tokenizer, model_settings, parameters, read_settings
-from llm_forgetting.study import study
-from llm_forgetting.study.study import share_machine
 from llm_forgetting.tasks.task import Item
 
 GB = 1e9
@@ -383,16 +382,16 @@ def test_workers_on_gpus_are_capped_by_what_gpus_hold(monkeypatch: pytest.Monkey
     """Not by twice the weights in the host's memory, of which 40 GB let one worker of eight start."""
     plan: Any = Plan(*[preset("--training.seed", str(n)) for n in range(20)])
     memory = type("Memory", (), {"available": int(80 * GB), "total": int(100 * GB)})
-    monkeypatch.setattr(study.psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(study, "own_device", lambda name: CARDS["A100-80"])
-    monkeypatch.setattr(study, "worker_bytes", lambda configs, device: 29.0 * GB)
-    assert share_machine(None, 2, plan, gpus=8) == (8, 2)
-    assert share_machine(16, 2, plan, gpus=8) == (16, 2)  # two on each
+    monkeypatch.setattr(workers.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(workers, "own_device", lambda name: CARDS["A100-80"])
+    monkeypatch.setattr(workers, "worker_bytes", lambda configs, device: 29.0 * GB)
+    assert workers.share_machine(None, 2, [cell.config for cell in plan.cells], gpus=8) == (8, 2)
+    assert workers.share_machine(16, 2, [cell.config for cell in plan.cells], gpus=8) == (16, 2)  # two on each
     line = r"--workers must be at most 16, was 17: a worker needs 29\.0 GB, and 8 GPUs have 80\.0 GB each"
     with pytest.raises(UserError, match=line):
-        share_machine(17, 2, plan, gpus=8)
+        workers.share_machine(17, 2, [cell.config for cell in plan.cells], gpus=8)
     memory.available = int(20 * GB)
-    assert share_machine(None, 2, plan, gpus=8) == (2, 2)
+    assert workers.share_machine(None, 2, [cell.config for cell in plan.cells], gpus=8) == (2, 2)
     assert host_bytes([cell.config for cell in plan.cells]) == 8 * GB
 
 

@@ -1,29 +1,36 @@
 """Runs of many tasks: what is measured of which task, so that a run grows with the number of its tasks and not its square."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
-from runs import TINY, Shell
+from runs import ROOT, TINY, Shell
 from test_html import Elements
 from tiny_models import load, make_encoded
 
+import llm_forgetting as lf
+from llm_forgetting.cli.main import main
 from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.experiment.analysis.paths import path_objective
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.cost.work import TaskSize, work_of
 from llm_forgetting.experiment.experiment import run_in
-from llm_forgetting.files import from_plain
+from llm_forgetting.files import elsewhere, encode, encode_json, from_plain
 from llm_forgetting.progress import Silent
 from llm_forgetting.report.figures.layout import table_of
 from llm_forgetting.report.figures.paths import paths_figure
 from llm_forgetting.report.figures.run import figures
 from llm_forgetting.report.html.page import render
 from llm_forgetting.report.html.run import run_page
+from llm_forgetting.report.tables.closing import closing_tables
+from llm_forgetting.report.tables.run import forgetting_table
 from llm_forgetting.report.views.lines import line_ensembles
 from llm_forgetting.report.views.paths import path_views
 from llm_forgetting.report.views.surfaces import drawn_surfaces, left_out_sentence, surface_views
@@ -180,3 +187,42 @@ def test_paths_of_many_tasks_name_the_parts_that_tasks_play(results: Results) ->
         [(first, 0), (before, 1), (after, 2)],
     ]
     assert len(paths_figure(path_views(results)).axes) == 6
+
+
+def test_results_whose_arrays_are_in_another_file_are_the_same_results(
+    results: Results, four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elsewhere, "MOST_NUMBERS", 1000)
+    monkeypatch.setattr(elsewhere, "SMALL", 20)
+    (tmp_path / "phases").mkdir()
+    RunFolder(tmp_path).write_record("results.json", results)
+    shutil.copy(four / "items.jsonl", tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    schema = json.loads((ROOT / "src/llm_forgetting/data/results.schema.json").read_text())
+    assert list(jsonschema.Draft202012Validator(schema).iter_errors(content)) == []
+    surface = content["landscapes"]["after_task2"]["surfaces"]["synthetic_2"]
+    assert surface["loss"] == {"file": "results.npz", "key": "landscapes/after_task2/surfaces/synthetic_2/loss"}
+    assert isinstance(surface["metrics"]["centre"], float)
+    assert encode(read_results(tmp_path)) == encode(results)
+    assert encode_json(lf.open_run(tmp_path).content) == (four / "results.json").read_text()
+    np.testing.assert_array_equal(
+        lf.open_run(tmp_path).surface(2, "synthetic_2").losses,
+        results.landscapes["after_task2"].surfaces["synthetic_2"].loss,
+    )
+    assert main(["report", str(tmp_path)]) == main(["report", str(four)]) == 0
+    assert (tmp_path / "report.html").read_bytes() == (four / "report.html").read_bytes()
+    assert main(["compare", str(tmp_path), str(four), "--output", str(tmp_path / "compare.html")]) == 0
+
+
+def test_intervals_of_tasks_of_several_subjects_are_said_to_be_over_subjects(results: Results) -> None:
+    def with_subjects(*counts: int) -> Results:
+        tasks = zip(results.tasks, counts, strict=True)
+        return replace(results, tasks=tuple(replace(task, subjects=("s",) * count) for task, count in tasks))
+
+    for counts, said in (
+        ((1, 1, 1, 1), "over items;"),
+        ((2, 3, 2, 2), "over subjects;"),
+        ((1, 3, 1, 1), "over items (over subjects, where a task has several);"),
+    ):
+        assert f"brackets: 95% interval {said}" in forgetting_table(with_subjects(*counts)).note
+        assert f"95% intervals {said[:-1]}, below" in closing_tables(with_subjects(*counts))[0].note

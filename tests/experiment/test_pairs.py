@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from runs import TINY, Shell
@@ -25,6 +26,7 @@ from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.models.language.batches import encode
 from llm_forgetting.results import read_evaluation, read_forecast, read_items, read_results
 
+pytestmark = pytest.mark.process  # what names the machine asks `uname`
 TASKS = ("--task", "synthetic_1", "--task", "synthetic_2")
 OF_TINY = [
     word
@@ -161,6 +163,39 @@ def test_other_ranks_and_the_bare_backbone_are_forecast_as_by_hand(
     assert found.update_norm == pytest.approx(distance, rel=1e-4)
 
 
+def test_an_adapter_of_another_kind_is_one_of_a_pair(
+    foreign: dict[str, Any], llama_folder: Path, tmp_path: Path
+) -> None:
+    """Plain LoRA to DoRA: losses of both are those of PEFT's own forward, |D| that of weights that PEFT merged."""
+    backbone = AutoModelForCausalLM.from_pretrained(llama_folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        dora = peft.get_peft_model(
+            backbone, peft.LoraConfig(r=3, use_dora=True, target_modules="all-linear", task_type="CAUSAL_LM")
+        ).eval()
+        for name, parameter in dora.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.2)
+    dora.save_pretrained(tmp_path / "dora")
+    pair = foreign["folder"] / "A", tmp_path / "dora"
+    found = read_forecast(made("forecast", tmp_path, "forecast", *pair, *foreign["data"], *SIZES))
+    task, model = found.tasks["trees"], foreign["models"]["A"]
+    by_id = {str(n): item for n, item in enumerate(encode(model.tokenizer, make_items(9), {}, 512))}
+    items = [by_id[name.rsplit("/", 1)[1]] for name in task.forecast.items]
+    theirs = SimpleNamespace(peft_model=dora)
+    before, after = (plain_losses(each, items).mean().item() for each in (model, theirs))
+    assert (task.forecast.loss, task.change.value) == pytest.approx((before, after - before), abs=1e-5)
+    first, second = merged_weights(model, model), dora.merge_and_unload().state_dict()
+    distance = sum(float((second[f"{name}.weight"] - first[name]).double().square().sum()) for name in first) ** 0.5
+    assert found.update_norm == pytest.approx(distance, rel=1e-4)
+    items_of_b = [
+        line.loss for line in read_items(made("evaluation", tmp_path, "evaluate", *pair, *foreign["data"]))[9:]
+    ]
+    assert np.mean([items_of_b[int(name.rsplit("/", 1)[1])] for name in task.forecast.items]) == pytest.approx(
+        after, abs=1e-5
+    )
+
+
 def merged_weights(trained: Any, like: Any) -> dict[str, torch.Tensor]:
     """W + s B A of every adapted module, by PEFT's own numbers; W where nothing is trained."""
     return {
@@ -272,7 +307,7 @@ def test_mistakes_end_in_one_line(
         (["forecast", "base", "base", *task], "at least one of A and B must be a saved adapter, both are base"),
         (["forecast", theirs, theirs, *task], "A and B must be two checkpoints"),
         (["forecast", theirs, ours, *task], "must be of one backbone"),
-        (["forecast", theirs, str(tmp_path / "nowhere"), *task], "a folder with a saved LoRA adapter is needed"),
+        (["forecast", theirs, str(tmp_path / "nowhere"), *task], "adapter is needed (adapter_config.json"),
         (["forecast", "base", theirs], "at least one task must be named"),
         (["evaluate", theirs, ours, *task], "must be of one backbone"),
         (["evaluate", "base", "base", *task], "both are base"),

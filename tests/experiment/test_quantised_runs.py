@@ -49,7 +49,12 @@ def test_a_run_is_that_of_plain_peft_on_the_dequantised_model(
 ) -> None:
     monkeypatch.setenv("LLM_FORGETTING_CACHE", str(tmp_path / "cache"))
     config: ExperimentConfig = lf.Experiment(
-        "smoke", **{**SMALL, "model": {"name": "synthetic", "quantization": kind}}
+        "smoke",
+        **{
+            **SMALL,
+            "model": {"name": "synthetic", "quantization": kind},
+            "evaluation": {**SMALL["evaluation"], "quantised": ["8bit", "4bit"]},
+        },
     ).config
     run = lf.Experiment(config).run(tmp_path / "outputs", quiet=True)
     results, folder = run.content, run.folder
@@ -95,6 +100,13 @@ def test_a_run_is_that_of_plain_peft_on_the_dequantised_model(
     assert results["forecasts"]
     assert set(results["curvature"]) == {"after_task1", "after_task2"}
 
+    # The base model's weights are those of `kind`, and rounded so again they stay.
+    costs = {(c["checkpoint"], c["kind"], c["task"], c["split"]): c for c in results["quantised"]}
+    assert len(costs) == 3 * 2 * 2 * 2
+    assert abs(costs["initial", kind, "synthetic_1", "train"]["loss"]["value"]) < 1e-5
+    other = "8bit" if kind == "4bit" else "4bit"
+    assert abs(costs["initial", other, "synthetic_1", "train"]["loss"]["value"]) > 1e-5
+    assert "What quantisation costs (nats)" in (folder / "results.md").read_text()
     if kind == "8bit":
         return
     again = lf.Experiment.resume(folder, quiet=True)

@@ -402,6 +402,27 @@ def test_verdict_says_first_that_learning_is_not_shown():
     assert "not shown" not in verdict(_result())
 
 
+def test_verdict_counts_more_than_four_earlier_tasks():
+    """Six tasks: of the second most is lost, and the fourth was never learnt."""
+    learnt, lost = [36, 38, 36, 10, 36, 36], [16, 8, 34, 10, 30, 36]
+    right = [
+        [10] * 6,
+        *([lost[j] if i > j + 1 else learnt[j] if i == j + 1 else 10 for j in range(6)] for i in range(1, 7)),
+    ]
+    loss = [[0.2 if count > 20 else 5.0 for count in row] for row in right]
+    scores = {
+        (i, j): _cell(40, right[i][j - 1], loss[i][j - 1], stream=10 * i + j) for i in range(7) for j in range(1, 7)
+    }
+    result = forgetting(ScoreTable(scores, tuple("abcdef"), "train"), seed=0)
+    said = verdict(result)
+    assert said.startswith(
+        "After fine-tuning on 5 more tasks, the last f, accuracy on the 40 trained a items fell from 0.90"
+    )
+    counted = "of all 5 earlier tasks the accuracy fell of 3, no drop could be shown of 1, nothing was learnt of 1"
+    assert f"; {counted}; the most was lost of b (0.75 in accuracy); average forgetting " in said
+    assert said.count("items") <= 3
+
+
 def test_verdict_names_held_out_items_and_every_earlier_task():
     assert "40 held-out abstract_algebra items" in verdict(_result(split="test"))
     said = verdict(forgetting(_table(RIGHT, LOSS), seed=0))

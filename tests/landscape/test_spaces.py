@@ -157,7 +157,10 @@ def test_the_centre_of_weight_space_is_the_adapter_itself() -> None:
 
 def test_weight_points_are_the_same_in_every_gauge() -> None:
     W, factors = make()
-    spaces = [WeightSpace(f, merged_norms(W, f)) for f in (factors, *(regauged(factors, seed) for seed in range(3)))]
+    spaces = [
+        WeightSpace(WeightUpdate(f), merged_norms(W, f))
+        for f in (factors, *(regauged(factors, seed) for seed in range(3)))
+    ]
     here, *others = (
         dense(space.point([(0.7, d), (-0.4, e)])) for space in spaces for d, e in [space.directions(5, 2, 3.0)]
     )

@@ -16,6 +16,7 @@ from tiny_models import load, make_encoded, save, tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.landscape.spaces import NoisyUpdate, WeightDirection, WeightSpace
 from llm_forgetting.models.adapter import perturbation
@@ -401,7 +402,7 @@ def test_a_move_needs_a_few_rows_for_a_moment() -> None:
 def test_drawing_weight_directions_needs_a_few_rows_where_they_are_not_kept() -> None:
     rows, columns = 8192, 1024
     pair = Factors(B=torch.ones(rows, 1), A=torch.ones(1, columns))
-    space = WeightSpace({"w": pair}, {"w": torch.ones(rows)})
+    space = WeightSpace(WeightUpdate({"w": pair}), {"w": torch.ones(rows)})
     with Peak() as peak:
         space.directions(0, 2, 1.0)
     assert 0 < peak.most < 0.4 * 4 * rows * columns

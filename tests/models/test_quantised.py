@@ -12,8 +12,10 @@ import numpy as np
 import peft
 import pytest
 import torch
+from small_models import Everything
 from tiny_models import fill_adapter, load, make_encoded, plain_losses, save, tiny_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from llm_forgetting.config.sections import LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
@@ -21,7 +23,8 @@ from llm_forgetting.experiment import guards
 from llm_forgetting.landscape.factors import FactorStep, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, canonicalise
 from llm_forgetting.landscape.spaces import WeightSpace
-from llm_forgetting.models.adapter.adapted_model import target_layers
+from llm_forgetting.models.adapter.attach import target_layers
+from llm_forgetting.models.adapter.requantised import Kind, requantised
 from llm_forgetting.models.adapter.widened import wide_weight
 from llm_forgetting.models.hessian.products import Method, products_at
 from llm_forgetting.models.language import quantisation
@@ -34,13 +37,13 @@ from llm_forgetting.models.language.quantisation import WeightlessQuantised
 from llm_forgetting.models.language.scoring import score, score_points
 from llm_forgetting.models.language.weightless import weightless_model
 
-KINDS = ("4bit", "8bit")
+KINDS: tuple[Kind, ...] = ("4bit", "8bit")
 ITEMS = [4, 4, 4]
 pytestmark = pytest.mark.filterwarnings("ignore:.*non-writable:UserWarning")
 Model = dict[str, Any]
 
 
-def quantised(folder: Path, kind: str, **model: Any) -> LanguageModel:
+def quantised(folder: Path, kind: Kind, **model: Any) -> LanguageModel:
     """Rank 2 and s = 1, so that B A is added to the same products as PEFT adds."""
     config = ModelConfig(name=str(folder), quantization=kind, **model)
     loaded = LanguageModel.load(config, LoraConfig(rank=2, alpha=2.0), seed=0)
@@ -48,7 +51,7 @@ def quantised(folder: Path, kind: str, **model: Any) -> LanguageModel:
     return loaded
 
 
-def by_hand(weight: torch.Tensor, kind: str) -> torch.Tensor:
+def by_hand(weight: torch.Tensor, kind: Kind) -> torch.Tensor:
     """What bitsandbytes' functions make of a weight (d_out, d_in) and back."""
     functional: Any = bitsandbytes.functional
     if kind == "8bit":
@@ -57,7 +60,7 @@ def by_hand(weight: torch.Tensor, kind: str) -> torch.Tensor:
     return functional.dequantize_4bit(*functional.quantize_4bit(weight, blocksize=64, quant_type="nf4"))
 
 
-def twin_of(model: LanguageModel, folder: Path, kind: str) -> LanguageModel:
+def twin_of(model: LanguageModel, folder: Path, kind: Kind) -> LanguageModel:
     """The float32 model that holds the dequantised weights, and the adapter of `model`."""
     twin = load(folder, trained=False, alpha=2.0)
     with torch.no_grad():
@@ -70,12 +73,13 @@ def twin_of(model: LanguageModel, folder: Path, kind: str) -> LanguageModel:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    kind: Kind = request.param
+    return kind
 
 
 @pytest.fixture(scope="module")
-def pair(kind: str, llama_folder: Path) -> tuple[LanguageModel, LanguageModel]:
+def pair(kind: Kind, llama_folder: Path) -> tuple[LanguageModel, LanguageModel]:
     model = quantised(llama_folder, kind)
     return model, twin_of(model, llama_folder, kind)
 
@@ -128,7 +132,7 @@ def test_products_are_those_of_the_dequantised_model(pair: tuple[LanguageModel, 
     assert difference.norm() < 1e-4 * images[1].norm()
 
 
-def test_native_points_are_those_of_plain_peft(kind: str, llama_folder: Path) -> None:
+def test_native_points_are_those_of_plain_peft(kind: Kind, llama_folder: Path) -> None:
     """transformers' own loading, PEFT's own forward: equal to the bit, item by item."""
     model = quantised(llama_folder, kind)
     model.arithmetic = "native"
@@ -168,7 +172,7 @@ def test_gradients_are_those_of_the_dequantised_model(pair: tuple[LanguageModel,
     torch.testing.assert_close(again, 2 * gradients[1], rtol=1e-4, atol=1e-6)
 
 
-def test_dequantising_changes_no_layer(pair: tuple[LanguageModel, LanguageModel], kind: str) -> None:
+def test_dequantising_changes_no_layer(pair: tuple[LanguageModel, LanguageModel], kind: Kind) -> None:
     """PEFT's function, on a CPU, leaves an 8-bit layer that cannot compute any more."""
     model, twin = pair
     layers, wide = target_layers(model.peft_model), target_layers(twin.peft_model)
@@ -191,7 +195,7 @@ def test_layers_keep_their_layout_on_cpus_with_bfloat16_units(
     assert flags == [False] * 14
 
 
-def test_conv1d_layers_are_quantised_upright(kind: str, gpt2_folder: Path) -> None:
+def test_conv1d_layers_are_quantised_upright(kind: Kind, gpt2_folder: Path) -> None:
     model = quantised(gpt2_folder, kind)
     twin = twin_of(model, gpt2_folder, kind)
     items = make_encoded(model, 3, ITEMS)
@@ -200,7 +204,7 @@ def test_conv1d_layers_are_quantised_upright(kind: str, gpt2_folder: Path) -> No
     )
 
 
-def test_what_is_said_of_the_model(pair: tuple[LanguageModel, LanguageModel], kind: str) -> None:
+def test_what_is_said_of_the_model(pair: tuple[LanguageModel, LanguageModel], kind: Kind) -> None:
     model, twin = pair
     said, plain = model.description(), twin.description()
     assert said["parameters"] == plain["parameters"]
@@ -229,6 +233,47 @@ def test_activations_that_are_rounded_by_the_batch_are_allowed_for(tmp_path: Pat
     assert native.batch_tolerance == 0.75
 
 
+# Quantisation as a perturbation
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rounded_checkpoints_are_plain_models_whose_weights_were_rounded_by_hand(
+    kind: Kind, dtype: str, any_folder: Path
+) -> None:
+    """All layers between the embeddings, those without an adapter too; on leaving every bit and every module is back."""
+    targets = {"target_modules": ("q_proj", "down_proj") if "llama" in str(any_folder) else ("c_attn",)}
+    model, hand = load(any_folder, dtype=dtype, **targets), load(any_folder, **targets)
+    model.set_adapter_state(hand.adapter_state())
+    with torch.no_grad():
+        adapted = {id(layer.get_base_layer()): layer for layer in target_layers(hand.peft_model).values()}
+        for name, layer in hand.peft_model.get_base_model().named_modules():
+            if not isinstance(layer, torch.nn.Linear | Conv1D) or "lora" in name:
+                continue
+            weight = layer.weight.to(model.dtype).float()
+            turned = isinstance(layer, Conv1D)
+            weight = weight.T if turned else weight
+            if id(layer) in adapted:
+                change = adapted[id(layer)].get_delta_weight("default")
+                weight = weight + (change.T if turned else change)
+            rounded = weight if name.endswith("lm_head") else by_hand(weight.contiguous(), kind)
+            layer.weight.copy_(rounded.T if turned else rounded)
+        for name, weight in hand.peft_model.named_parameters():
+            if "norm" in name or "ln_" in name or "embed" in name or "wte" in name or "wpe" in name or "bias" in name:
+                weight.copy_(weight.to(model.dtype))
+    items = make_encoded(model, 3, ITEMS)
+    before, plain = Everything(model.peft_model), score(model, items, 2).letter_logits
+    with requantised(model, kind):
+        found = score(model, items, 2).letter_logits
+    with hand.peft_model.disable_adapter():
+        expected = score(hand, items, 2).letter_logits
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.abs(found - plain).max() > 1e-3
+    before.assert_same(model.peft_model)
+    with pytest.raises(KeyError), requantised(model, kind):
+        raise KeyError
+    before.assert_same(model.peft_model)
+
+
 # Checkpoints that are quantised themselves
 
 
@@ -246,7 +291,7 @@ def saved(folder: Path, source: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "torchao"])
-def test_quantised_checkpoints_load_train_and_are_measured(kind: str, llama_folder: Path, tmp_path: Path) -> None:
+def test_quantised_checkpoints_load_and_are_measured(kind: str, llama_folder: Path, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", llama_folder, kind)
     model = load(folder)
     items = make_encoded(model, 3, ITEMS)
@@ -303,7 +348,7 @@ def test_weights_that_stay_as_they_are_are_told(llama_folder: Path) -> None:
 # What a run needs
 
 
-def test_the_bytes_of_a_quantised_model_are_counted(kind: str, llama_folder: Path) -> None:
+def test_the_bytes_of_a_quantised_model_are_counted(kind: Kind, llama_folder: Path) -> None:
     """To the granule of 512 bytes of every tensor: weights, scales and the parts that stay as they are."""
     with counting() as count:
         settings, bits = tiny_llama(hidden_size=128, intermediate_size=256).config, int(kind[0])

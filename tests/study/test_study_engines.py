@@ -13,11 +13,14 @@ import pytest
 import torch
 from small_study import file, numbers, uninterrupted
 
-from llm_forgetting.study.cell import CellJob
-from llm_forgetting.study.engines import LocalEngine, RayEngine, visible_gpus
+from llm_forgetting.engines.engine import Job
+from llm_forgetting.engines.local import LocalEngine
+from llm_forgetting.engines.ray import RayEngine
+from llm_forgetting.engines.slurm import SlurmEngine
+from llm_forgetting.engines.start import visible_gpus
+from llm_forgetting.experiment.workers import share_machine
 from llm_forgetting.study.plan import Plan, read_plan
 from llm_forgetting.study.scheduler import StudyFolder, run_study
-from llm_forgetting.study.study import share_machine
 
 __all__ = ["file", "uninterrupted"]  # fixtures
 
@@ -113,12 +116,12 @@ def test_the_cell_that_broke_its_gpu_is_begun_again_in_a_new_process(
 
 
 @pytest.mark.study
-def test_every_worker_sees_one_gpu_and_its_successor_the_same(file: Path, tmp_path: Path) -> None:
-    cell, engine = read_plan(file).cells[0], LocalEngine(3, 1, gpus=("3", "5"))
+def test_every_worker_sees_one_gpu_and_its_successor_the_same() -> None:
+    engine = LocalEngine(3, 1, gpus=("3", "5"))
 
     def begin(name: str) -> psutil.Process:
         before = children()
-        engine.submit(CellJob(cell.place, tmp_path / name, None, None, 1))
+        engine.submit(Job(name, "subprocess:getoutput", "sleep 30"))
         (worker,) = children() - before
         return worker
 
@@ -127,7 +130,7 @@ def test_every_worker_sees_one_gpu_and_its_successor_the_same(file: Path, tmp_pa
         assert [gpu_seen_by(worker) for worker in workers] == ["3", "5", "3"]
         workers[1].kill()
         (result,) = engine.finished(30.0)
-        assert (result.job.folder.name, result.died) == ("b", True)
+        assert (result.job.name, result.died) == ("b", True)
         assert gpu_seen_by(begin("d")) == "5"
     finally:
         engine.close()
@@ -151,14 +154,14 @@ def test_gpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch
 
 
 def test_workers_and_threads_share_the_machine(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = read_plan(file)
+    configs = [cell.config for cell in read_plan(file).cells]
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert share_machine(None, None, plan) == (4, 2)
-    assert share_machine(None, 4, plan) == (2, 4)
-    assert share_machine(3, None, plan) == (3, 2)
-    assert share_machine(16, 2, plan) == (16, 2)  # of a cluster
-    assert share_machine(None, None, plan, gpus=2) == (2, 4)
-    assert share_machine(None, None, plan_of(file, 1), gpus=2) == (1, 8)
+    assert share_machine(None, None, configs) == (4, 2)
+    assert share_machine(None, 4, configs) == (2, 4)
+    assert share_machine(3, None, configs) == (3, 2)
+    assert share_machine(16, 2, configs) == (16, 2)  # of a cluster
+    assert share_machine(None, None, configs, gpus=2) == (2, 4)
+    assert share_machine(None, None, configs[:1], gpus=2) == (1, 8)
 
 
 @pytest.mark.study
@@ -166,12 +169,48 @@ def test_ray_computes_the_same(file: Path, uninterrupted: dict[str, Any], tmp_pa
     pytest.importorskip("ray")
     plan, folder, engine = plan_of(file, 2), StudyFolder(tmp_path), RayEngine(2, 1)
     try:
+        engine.submit(Job("broken", "sys:exit", "CUDA error"))  # as a worker ends whose GPU is broken
+        (result,) = engine.finished(60.0)
+        assert (result.job.name, result.died) == ("broken", True)
         run_study(plan, folder, engine, threads=1)
     finally:
         engine.close()
     assert engine.gpus == 0
     assert folder.missing(plan) == []
     assert all(found in uninterrupted["cells"] for found in numbers(tmp_path))
+
+
+@pytest.mark.study
+def test_slurm_computes_the_same_though_a_worker_is_killed(
+    file: Path, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    """By submitit's executor of processes on this machine."""
+    pytest.importorskip("submitit")
+    pytest.importorskip("cloudpickle")
+    plan, folder, said = plan_of(file, 2), StudyFolder(tmp_path), list[str]()
+    engine = SlurmEngine(2, 1, {"cluster": "local", "timeout_min": 30}, tmp_path)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "submitit.core._submit" in child.cmdline():
+                        child.kill()
+                        killed.append(child.pid)
+                        return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    try:
+        run_study(plan, folder, engine, threads=1, report=said.append)
+    finally:
+        engine.close()
+    assert len(killed) == sum("begun again" in line for line in said) == 1
+    assert all(found in uninterrupted["cells"] for found in numbers(tmp_path))
+    assert folder.missing(plan) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells"]
 
 
 @pytest.mark.study

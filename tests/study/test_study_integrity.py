@@ -9,6 +9,7 @@ import pytest
 from test_manifest import DAMAGES
 from test_study_plan import Fake, made_up, plan_of, run
 
+from llm_forgetting.engines.start import EngineChoice
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.phase_artifacts import EVALUATE_INITIAL, GUARDS, train_phase
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
@@ -44,7 +45,7 @@ def test_a_study_looks_for_damage_before_it_computes(tmp_path: Path, monkeypatch
     plan, study, said, engine = plan_of(tmp_path), StudyFolder(tmp_path / "study"), list[str](), Fake(1)
     study.take_over(plan, made_up(plan))
     (study.cell(plan.cells[0]) / RECORD).write_text("{")
-    monkeypatch.setattr(whole_study, "_engine", lambda *_: engine)
+    monkeypatch.setattr(EngineChoice, "start", lambda *_: engine)
     monkeypatch.setattr(whole_study, "write_study", lambda *_: {})
     whole_study.complete_study(plan, study, workers=1, threads=1, report=said.append)
     assert [job.place.cell for job in engine.begun] == [plan.cells[0].id]

@@ -19,14 +19,14 @@ from runs import ROOT
 from llm_forgetting.config import SEEDS, ExperimentConfig, InterventionsConfig, files
 from llm_forgetting.curvature.records import Divergence, ForecastRecord, RivalPredictors, TaskForecast
 from llm_forgetting.curvature.results import Trace
+from llm_forgetting.engines.engine import Job, JobResult
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import encode, encode_json, manifest, write_text
+from llm_forgetting.files import decode, encode, encode_json, manifest, write_text
 from llm_forgetting.forgetting.records import ItemRecord, Line
 from llm_forgetting.forgetting.summary import summarise
 from llm_forgetting.results import Environment, GuardReport, ModelDescription, Protocol, Results
 from llm_forgetting.study.analysis import analyse, runs_of
 from llm_forgetting.study.cell import CellJob
-from llm_forgetting.study.engines import JobResult
 from llm_forgetting.study.measures import MEASURES, OUTCOMES, numbers_of
 from llm_forgetting.study.plan import Analysis, CellPlace, Plan, read_plan
 from llm_forgetting.study.records import (
@@ -268,14 +268,16 @@ class Fake:
         self.slots = slots
         self.behaviour = behaviour
         self.first_task_at_once = first_task_at_once
-        self.waiting: list[CellJob] = []
+        self.waiting: list[Job] = []
         self.begun: list[CellJob] = []
         self.most = 0
 
-    def submit(self, job: CellJob) -> None:
+    def submit(self, submitted: Job) -> None:
         assert len(self.waiting) < self.slots
+        job = decode(CellJob, submitted.argument)
+        assert submitted.name == job.place.cell
         assert job.source_cell is None or (job.source_cell / CHECKPOINT).is_dir()
-        self.waiting.append(job)
+        self.waiting.append(submitted)
         self.begun.append(job)
         self.most = max(self.most, len(self.waiting))
         if self.first_task_at_once:
@@ -284,17 +286,18 @@ class Fake:
     def finished(self, seconds: float) -> Sequence[JobResult]:
         if not self.waiting:
             return []
-        job = self.waiting.pop(0)
+        submitted = self.waiting.pop(0)
+        job = decode(CellJob, submitted.argument)
         attempt = sum(other.place.cell == job.place.cell for other in self.begun)
         what = self.behaviour(job, attempt)
         if what == "died":
-            return [JobResult(job, died=True)]
+            return [JobResult(submitted, died=True)]
         if what == "failed":
             write_text(job.folder / FAILURE, encode(CellFailure(cell=job.place.cell, reason="no such luck")))
-            return [JobResult(job)]
+            return [JobResult(submitted)]
         have_first_task(job.folder)
         manifest.write(job.folder, RECORD, encode(record_of(job.place)).encode())
-        return [JobResult(job)]
+        return [JobResult(submitted)]
 
     def close(self) -> None:
         self.waiting = []

@@ -19,6 +19,7 @@ from llm_forgetting.cli import adapters as cli_scan
 from llm_forgetting.cli import pairs as cli_pairs
 from llm_forgetting.cli import report as cli_report
 from llm_forgetting.cli import study as cli_study
+from llm_forgetting.cli.engines import add_engine_options, without_engine_options, workers_of
 from llm_forgetting.cli.parser import Parser, parse_dotted
 from llm_forgetting.cli.signals import stoppable, stopped
 from llm_forgetting.config.files import DEFAULT_PRESET, PRESETS, parse_config
@@ -31,6 +32,7 @@ from llm_forgetting.progress import say
 
 if TYPE_CHECKING:
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+    from llm_forgetting.experiment.jobs import Workers
     from llm_forgetting.report.terminal import Terminal
     from llm_forgetting.results import Results
 
@@ -177,27 +179,30 @@ def run(arguments: list[str]) -> int:
 
     terminal = Terminal()
     if options.dry_run:
-        return _dry_run(config, options.gpu, terminal)
+        return _dry_run(config, options, terminal)
     if options.gpu is not None:
         raise UserError("--gpu asks what a GPU would need and goes with --dry_run; a run takes model.device")
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 
     if options.resume:
-        return _run_in(RunFolder.open(Path(options.resume)), config, terminal)
+        return _run_in(RunFolder.open(Path(options.resume)), config, terminal, workers_of(options))
+    workers = workers_of(options)
     folder = RunFolder.create(Path(config.output.folder))
     try:
-        return _run_in(folder, config, terminal)
+        return _run_in(folder, config, terminal, workers)
     except UserError as error:
         if not isinstance(error.__cause__, OSError):
             folder.remove_if_unused()
         raise
 
 
-def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> int:
+def _run_in(
+    folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal", workers: "Workers | None" = None
+) -> int:
     again = f"{program()} run --resume {shlex.quote(str(folder.path))}"
     try:
         say(f"writing to {folder.path}")
-        results = _experiment_in(folder, config, terminal)
+        results = _experiment_in(folder, config, terminal, workers)
     except KeyboardInterrupt as stop:
         return stopped(stop, f"nothing finished is lost. Go on with: {again}")
     except (UserError, BrokenPipeError):
@@ -211,12 +216,14 @@ def _run_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal")
     return 0
 
 
-def _experiment_in(folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal") -> "Results":
+def _experiment_in(
+    folder: "RunFolder", config: ExperimentConfig, terminal: "Terminal", workers: "Workers | None"
+) -> "Results":
     """The experiment, with what the user can mend told apart from what only we can."""
     from llm_forgetting.experiment.experiment import run_in
 
     try:
-        return run_in(folder, config, terminal)
+        return run_in(folder, config, terminal, workers)
     except UserError as error:
         kept = f" (what was finished is kept in {folder.path})" if any(folder.phases.glob("*.json")) else ""
         raise UserError(f"{error}{kept}") from error
@@ -234,16 +241,23 @@ def _as_yaml(config: ExperimentConfig) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True).rstrip()
 
 
-def _dry_run(config: ExperimentConfig, gpu: str | None, terminal: "Terminal") -> int:
+def _dry_run(config: ExperimentConfig, options: argparse.Namespace, terminal: "Terminal") -> int:
     from llm_forgetting.experiment.cost.tables import estimate
     from llm_forgetting.experiment.guards import check_modules, check_names
 
     check_names(config)
     check_modules(config)
-    tables = estimate(config, terminal.note, gpu)
+    workers = workers_of(options)
+    tables = estimate(config, terminal.note, options.gpu)
     say(_as_yaml(config))
     for table in tables:
         terminal.show_table(table)
+    if workers is not None:
+        from llm_forgetting.experiment.jobs import steps_of
+
+        say(
+            f"{len(steps_of(config))} jobs, of which trainings follow one another and all others wait for one or two of them."
+        )
     return 0
 
 
@@ -308,7 +322,9 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
         "--config", metavar="NAME", default=DEFAULT_PRESET,
         help=f"a preset ({', '.join(PRESETS)}) or your own YAML file; default {DEFAULT_PRESET}",
     )  # fmt: skip
-    main_options.add_argument("--resume", metavar="DIR", help="go on with the run in DIR; takes no other option")
+    main_options.add_argument(
+        "--resume", metavar="DIR", help="go on with the run in DIR; takes no other option but those of workers"
+    )
     main_options.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     main_options.add_argument(
         "--dry_run", action="store_true", help="print configuration, sizes, time and memory; stop"
@@ -321,9 +337,11 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
     main_options.add_argument("--task2", metavar="NAME", help="the second of data.tasks")
     for flag, paths in SHORT_FLAGS.items():
         main_options.add_argument(flag, metavar="VALUE", help=" and ".join(paths))
+    add_engine_options(parser.add_argument_group("phases side by side (default: one after the other, here)"), "phases")
     options, dotted = parse_dotted(parser, arguments, SHORT_FLAGS, ExperimentConfig)
     if options.resume is not None:
-        if len(arguments) != (1 if arguments[0].startswith("--resume=") else 2):
+        others = without_engine_options(arguments)
+        if len(others) != (1 if others[0].startswith("--resume=") else 2):
             raise UserError("--resume takes no other option: a run goes on with the configuration it was started with")
         return options, parse_config(str(Path(options.resume) / "config.yaml"), [], resumed=True)
     if options.tasks is not None and (options.task1, options.task2) != (None, None):

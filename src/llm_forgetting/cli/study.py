@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_forgetting.cli.parser import Parser, positive
+from llm_forgetting.cli.engines import add_engine_options, engine_of
+from llm_forgetting.cli.parser import Parser
 from llm_forgetting.cli.signals import stopped
 from llm_forgetting.errors import UserError, program
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
@@ -44,16 +45,12 @@ def study(arguments: list[str]) -> int:
 
     command = f"{program()} study {shlex.join(arguments)}"
     try:
-        computed_by = {name: getattr(options, name) for name in ("engine", "workers", "threads", "address")}
-        content = complete_study(plan, folder, **computed_by, report=say)
+        shares = {"workers": options.workers, "threads": options.threads}
+        content = complete_study(plan, folder, engine=engine_of(options), **shares, report=say)
     except KeyboardInterrupt as stop:
         return stopped(stop, f"nothing finished is lost. Go on with: {command}")
     _show(content, folder.path, terminal)
     return 1 if content["failures"] else 0
-
-
-def _few(text: str) -> int:
-    return positive(text, most=1024)
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
@@ -65,14 +62,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("study", nargs="?", metavar="STUDY.yaml", help="what is varied; see docs/studies.md")
     parser.add_argument("--folder", metavar="DIR", help="where cells and report go; default outputs/study_NAME")
     parser.add_argument("--dry_run", action="store_true", help="print cells, cost and what is missing; stop")
-    parser.add_argument(
-        "--workers", type=_few, metavar="N", help="cells at a time; default: one per GPU, or else per two cores"
-    )
-    parser.add_argument(
-        "--threads", type=_few, metavar="N", help="CPU threads of each; default: its share of this machine's cores"
-    )
-    parser.add_argument("--engine", default="local", choices=["local", "ray"], help="processes here, or a Ray cluster")
-    parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster (auto: the one of this machine)")
+    add_engine_options(parser, "cells")
     parser.add_argument(
         "--records",
         metavar="FILE",
@@ -82,8 +72,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.study is None and options.records is None:
         raise UserError("a study's YAML file must be given, or --records FILE (see llm-forgetting study --help)")
-    if options.address and options.engine != "ray":
-        raise UserError(f"--address is for --engine ray, which is {options.engine}")
+    engine_of(options)
     return options
 
 

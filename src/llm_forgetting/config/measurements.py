@@ -25,6 +25,8 @@ class EvaluationConfig:
         recovery_control: Also fine-tune the base model on the same few items: what they teach by themselves.
         text: File of passages that belong to no task, blank lines between them, whose loss is followed from checkpoint to
             checkpoint; null takes twelve short ones that come along.
+        quantised: Also score every checkpoint with its weights rounded, to `8bit`, `4bit` or both: what quantisation costs
+            every task, beside what later tasks cost. Needs the extra `quantised`.
     """
 
     batch_size: int | None = at_least(1, default=None)
@@ -33,6 +35,7 @@ class EvaluationConfig:
     recovery_epochs: int = at_least(1, default=3)
     recovery_control: bool = False
     text: str | None = None
+    quantised: tuple[Literal["8bit", "4bit"], ...] = ()
 
 
 @dataclass(frozen=True)

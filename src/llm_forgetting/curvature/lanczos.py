@@ -14,7 +14,8 @@ serves several estimates. Numbers of products are fixed beforehand: nothing stop
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from llm_forgetting.curvature.results import Eigenvalue, SpectralDensity, Trace,
 from llm_forgetting.landscape.gauge import numbers
 from llm_forgetting.seeding import derive_seed
 
+# From what computes numbers to these numbers, which may have been kept.
+Keep = Callable[[Callable[[], Sequence[float]]], Sequence[float]]
 # A Krylov space is exhausted when what is new in a product is rounding.
 EXHAUSTED = 1e-10
 
@@ -47,9 +50,16 @@ class Krylov:
     rest: torch.Tensor
     rounding: float = 0.0
 
-    def without_vectors(self) -> "Krylov":
-        """What a quadrature needs of it: T alone."""
-        return replace(self, basis=self.basis.new_empty(0, 0), rest=self.rest.new_empty(0))
+    def numbers(self) -> list[float]:
+        """What a quadrature needs of it, T, with the rounding, in one list."""
+        return [self.rounding, *self.alphas, *self.betas]
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[float]) -> "Krylov":
+        """The Krylov space of `numbers`, without its vectors."""
+        rounding, *both = numbers
+        alphas, betas = np.array(both).reshape(2, -1)
+        return cls(torch.empty(0, 0), alphas, betas, torch.empty(0), rounding)
 
     def ritz(self) -> tuple[Floats, Floats]:
         """Eigenvalues (m,) of T, ascending, and its eigenvectors (m, m), in columns."""
@@ -136,6 +146,7 @@ def traces(
     probes: int,
     seed: int,
     advance: Callable[[], object] = lambda: None,
+    keep: Keep = lambda compute: compute(),
 ) -> tuple[Trace, dict[str, Trace]]:
     """Trace of H and of its diagonal blocks.
 
@@ -150,6 +161,7 @@ def traces(
         probes: Number of products.
         seed: Of the probes.
         advance: Called after every product.
+        keep: From what computes a probe's numbers to these numbers.
 
     Returns:
         tr H, and the trace of every block.
@@ -164,14 +176,19 @@ def traces(
             known[name] += part
     samples: dict[str, list[float]] = {name: [] for name in blocks}
     totals: list[float] = []
-    for number in range(probes):
+
+    def probe(number: int) -> list[float]:
         signs = _signs(basis, derive_seed(seed, "trace", number))
         z = signs - basis.T @ (basis @ signs)
         image = operator @ z
-        advance()
         image = image - basis.T @ (basis @ image)
-        totals.append(dot(z, image))
-        for name, part in _by_block(signs, image, blocks).items():
+        return [dot(z, image), *_by_block(signs, image, blocks).values()]
+
+    for number in range(probes):
+        total, *parts = keep(partial(probe, number))
+        advance()
+        totals.append(total)
+        for name, part in zip(blocks, parts, strict=True):
             samples[name].append(part)
     return (
         estimate(float(krylov.alphas.sum()), totals),

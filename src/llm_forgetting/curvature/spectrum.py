@@ -2,10 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from llm_forgetting.curvature.lanczos import density, eigenvector, extreme_eigenvalues, lanczos, random_start, traces
+from llm_forgetting.curvature.lanczos import (
+    Keep,
+    Krylov,
+    density,
+    eigenvector,
+    extreme_eigenvalues,
+    lanczos,
+    random_start,
+    traces,
+)
 from llm_forgetting.curvature.operators import SymmetricOperator
 from llm_forgetting.curvature.results import Eigenvalue, SpectralDensity, Trace
 
@@ -41,6 +51,7 @@ def estimate_spectrum(
     trace_probes: int,
     seed: int,
     advance: Callable[[], object] = lambda: None,
+    keep: Keep = lambda compute: compute(),
 ) -> Spectrum:
     """Extreme eigenvalues, traces and density, by lanczos_steps + density_runs density_steps + trace_probes products.
 
@@ -53,17 +64,25 @@ def estimate_spectrum(
         trace_probes: Products for what is left of the trace, and for its standard error.
         seed: Of starting vectors and probes.
         advance: Called after every product.
+        keep: From what computes the numbers of a shorter run, or of a probe, to these numbers.
 
     Returns:
         The spectrum; a Lanczos run ends early where its Krylov space is exhausted.
     """
     like = torch.empty(operator.shape[:1], dtype=operator.dtype, device=operator.device)
     longest = lanczos(operator, random_start(like, seed, 0), lanczos_steps, advance)
-    others = [
-        lanczos(operator, random_start(like, seed, n), density_steps, advance).without_vectors()
-        for n in range(1, density_runs + 1)
-    ]
-    trace, by_block = traces(operator, longest, operator.blocks, probes=trace_probes, seed=seed, advance=advance)
+    others = []
+
+    def shorter(number: int) -> list[float]:
+        return lanczos(operator, random_start(like, seed, number), density_steps).numbers()
+
+    for n in range(1, density_runs + 1):
+        others.append(Krylov.of_numbers(keep(partial(shorter, n))))
+        for _ in others[-1].alphas:
+            advance()
+    trace, by_block = traces(
+        operator, longest, operator.blocks, probes=trace_probes, seed=seed, advance=advance, keep=keep
+    )
     largest, smallest = extreme_eigenvalues(longest, eigenvalues)
     return Spectrum(
         largest=tuple(largest),

@@ -177,11 +177,11 @@ def landscape_items(
 def save_scan(results: ScanResults, folder: RunFolder, *, dpi: int) -> ScanResults:
     """Write landscape.json and the figures; the numbers first, which no failure to draw may lose."""
     results = replace(results, figures=())
-    folder.write("landscape.json", encode(results))
+    folder.write_record("landscape.json", results)
     try:
         results = replace(results, figures=tuple(draw_landscapes(results, folder.path, dpi=dpi)))
     except Exception as error:
         log.exception("figures could not be drawn")
         results = replace(results, warnings=(*results.warnings, f"figures could not be drawn ({error!r})"))
-    folder.write("landscape.json", encode(results))
+    folder.write_record("landscape.json", results)
     return results

@@ -28,13 +28,16 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     curvature_phase,
     evaluation_phase,
     landscape_phase,
+    quantised_phase,
     train_phase,
 )
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.cost.fit import require_fit
+from llm_forgetting.experiment.jobs import Workers, compute_side_by_side
 from llm_forgetting.experiment.phases import (
     estimate_spectrum,
     evaluate,
+    evaluate_quantised,
     forecast_forgetting,
     relearning_probe,
     scan_landscape,
@@ -54,15 +57,19 @@ from llm_forgetting.results import Results, TrainingRecord
 log = logging.getLogger(__name__)
 
 
-def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progress | None = None) -> Results:
+def run_experiment(
+    config: ExperimentConfig, folder: RunFolder, progress: Progress | None = None, workers: Workers | None = None
+) -> Results:
     """The ten phases of the method; each is computed once, and one whose artifact exists is read back.
+
+    `workers` compute what needs a model side by side; without them all is computed here.
 
     Raises UserError for what the user can mend. Whatever was computed before that stays in `folder`, and a later call with
     the same folder goes on from it.
     """
     _require_one_process()
     progress, few = progress or Silent(), config.evaluation.recovery_items
-    phase = PhaseRunner(folder, progress, total=3 * len(config.data.tasks) + 4)
+    phase = PhaseRunner(folder, Silent() if workers else progress, total=3 * len(config.data.tasks) + 4)
     folder.check(progress.note)
     require_inputs(folder.path, "config", {"config.yaml": config.fingerprint})
     earlier = folder.read(SETUP)
@@ -70,11 +77,16 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
 
     if earlier is None:
         require_fit(config, progress.note)
+    else:
+        require_same_configuration(earlier.config_fingerprint, config, folder)
+    if workers:
+        compute_side_by_side(config, folder, workers, progress)
     setup = phase(SETUP, set_up, session, folder)  # 1
-    require_same_configuration(setup.config_fingerprint, config, folder)
     for warning in setup.warnings:
         progress.warn(warning)
     scores = [phase(EVALUATE_INITIAL, evaluate, session, 0)]
+    if config.evaluation.quantised:
+        scores.append(phase(quantised_phase(0), evaluate_quantised, session, 0))
     training: list[TrainingRecord] = []
     landscapes: dict[str, CheckpointLandscape] = {}
     spectra: dict[str, SpectrumRecord] = {}
@@ -82,6 +94,8 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
         after = checkpoint_name(k)
         training.append(phase(train_phase(k, task), train, session, k))  # 2, 5
         scores.append(phase(evaluation_phase(k), evaluate, session, k))  # 3, 6
+        if config.evaluation.quantised:
+            scores.append(phase(quantised_phase(k), evaluate_quantised, session, k))
         unit = next(iter(landscapes.values())).reference_norm if landscapes else None
         landscapes[after] = phase(landscape_phase(after), scan_landscape, session, k, unit)  # 4, 7
         if config.curvature.spectrum and (k == 1 or config.curvature.checkpoints == "all"):
@@ -93,7 +107,7 @@ def run_experiment(config: ExperimentConfig, folder: RunFolder, progress: Progre
     forgetting = phase(replace(FORGETTING, title="" if few else FORGETTING.title), count)  # 8
     between = phase(BETWEEN, scan_paths, session)  # 9
     _remove_trajectories(session)
-    forecasts = phase(FORECAST, forecast_forgetting, session, between) if config.curvature.forecast else ()
+    forecasts = phase(FORECAST, forecast_forgetting, session) if config.curvature.forecast else ()
     changes = phase(COMPARISON, compare_landscapes, landscapes)
 
     phase.announce("save results and figures", kept=False)  # 10
@@ -134,12 +148,12 @@ class PhaseRunner:
         log.info("phase %d of %d: %s%s", self._number, self._total, title, " (kept)" if kept else "")
 
 
-def run_in(folder: RunFolder, config: ExperimentConfig, progress: Progress) -> Results:
+def run_in(folder: RunFolder, config: ExperimentConfig, progress: Progress, workers: Workers | None = None) -> Results:
     """`run_experiment`, holding the folder for this process, with config.yaml and run.log in it."""
     with folder.locked(), log_file(folder.path / "run.log"):
         if not (folder.path / "config.yaml").exists():
             save_config(config, folder)
-        return run_experiment(config, folder, progress)
+        return run_experiment(config, folder, progress, workers)
 
 
 def save_config(config: ExperimentConfig, folder: RunFolder) -> None:

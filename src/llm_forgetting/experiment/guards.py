@@ -11,6 +11,7 @@ from llm_forgetting.models.adapter.adapted_model import attach_lora
 from llm_forgetting.models.language.backbones import require_folder, skeleton
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.quantisation import require_package
 from llm_forgetting.models.language.scoring import score
 from llm_forgetting.results import GuardReport
 from llm_forgetting.training.fine_tuning import require_known_names
@@ -24,6 +25,8 @@ def check_names(config: ExperimentConfig) -> None:
     """UserError where a configuration names what training or trackers do not know, before anything is loaded."""
     require_known_names(config.training)
     require_trackers(config.output.trackers)
+    if config.evaluation.quantised:
+        require_package("bitsandbytes", f"evaluation.quantised=[{', '.join(config.evaluation.quantised)}]")
 
 
 def check_modules(config: ExperimentConfig) -> None:

@@ -17,8 +17,9 @@ from llm_forgetting.experiment.analysis.landscape import (
     analyse_landscape,
     evaluations,
     require_space,
+    space_of,
 )
-from llm_forgetting.experiment.analysis.paths import analyse_between, path_objective
+from llm_forgetting.experiment.analysis.paths import joined, path_between, path_objective, plane_through
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
 from llm_forgetting.experiment.artifacts.item_records import (
     item_records,
@@ -27,22 +28,31 @@ from llm_forgetting.experiment.artifacts.item_records import (
     with_rotations,
 )
 from llm_forgetting.experiment.artifacts.phase_artifacts import (
+    BETWEEN,
     GUARDS,
+    PLANE,
     Lines,
     checkpoint_name,
+    curvature_phase,
+    forecast_phase,
     landscape_phase,
+    path_phase,
+    recovery_phase,
 )
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import training_tracked
 from llm_forgetting.experiment.session import Session, choose_landscape_items, frozen_splits
 from llm_forgetting.files import from_plain
 from llm_forgetting.files.manifest import recorded_folder, require_whole
+from llm_forgetting.forgetting.quantised import quantised_name
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.forgetting.summary import FRESH, RECOVERED
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
+from llm_forgetting.models.adapter.requantised import requantised
+from llm_forgetting.models.hessian.products import supports_tangent_pass
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.scoring import merged, score_tasks
 from llm_forgetting.models.language.text_loss import text_losses
@@ -86,7 +96,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
             landscape_items=f"{session.config.landscape.items} items, the same at every point and checkpoint",
             runs=1,
         ),
-        warnings=tuple(_setup_warnings(report.letter_mass, items)),
+        warnings=(*_setup_warnings(report.letter_mass, items), *_fallbacks(session)),
     )
 
 
@@ -129,6 +139,14 @@ def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
             f"{shortened} of {len(items)} {what} were shortened and {dropped} shots dropped to fit data.max_tokens"
         )
     return warnings
+
+
+def _fallbacks(session: Session) -> list[str]:
+    """What the backbone cannot be computed by, among what this run asks for."""
+    curvature = session.config.curvature
+    if (curvature.forecast or curvature.spectrum) and curvature.products == "exact":
+        supports_tangent_pass(session.model)
+    return session.model.fallbacks
 
 
 def train(session: Session, k: int) -> TrainingRecord:
@@ -201,19 +219,43 @@ def evaluate(session: Session, k: int) -> Lines:
     return (*records, *passage_records(name, session.passages, losses))
 
 
+def evaluate_quantised(session: Session, k: int) -> Lines:
+    """Score the checkpoint after task k on every task and split with its weights quantised, in every kind that is asked for."""
+    model, settings, name = session.at(k), session.config.evaluation, checkpoint_name(k)
+    cells = [(task, split, task.split(split)) for task in session.encoded for split in SPLITS]
+    total = len(settings.quantised) * sum(len(items) for _, _, items in cells)
+    records: list[ItemRecord] = []
+    with session.progress.bar(f"scoring {name}, quantised", total) as advance:
+        for kind in settings.quantised:
+            with requantised(model, kind):
+                groups = [items for _, _, items in cells]
+                scores = score_tasks(model, groups, settings.batch_size, lambda n: advance(n, ""))
+            for (task, split, items), scored in zip(cells, scores, strict=True):
+                records += item_records(
+                    quantised_name(name, kind), task.name, split, items, scored, decode=session.model.decode
+                )
+    return tuple(records)
+
+
 def relearning_probe(session: Session) -> Lines:
-    """For every task but the last: a few of its trained items learnt again at the last checkpoint, and its others scored."""
-    settings, last = session.config.evaluation, len(session.encoded)
+    """`relearn_task` for every task but the last; those that were probed apart are read back."""
+    folder, tasks = RunFolder(session.folder), range(1, len(session.config.data.tasks))
+    parts = [folder.read(recovery_phase(j)) or relearn_task(session, j) for j in tasks]
+    return tuple(line for part in parts for line in part)
+
+
+def relearn_task(session: Session, j: int) -> Lines:
+    """A few of the trained items of task j learnt again at the last checkpoint, and its others scored."""
+    settings, last, task = session.config.evaluation, len(session.encoded), session.encoded[j - 1]
     starts = {RECOVERED: last, **({FRESH: 0} if settings.recovery_control else {})}
     records: list[ItemRecord] = []
-    for j, task in enumerate(session.encoded[:-1], start=1):
-        chosen = recovery_items(task, settings.recovery_items, session.config.data.seed)
-        others = [item for item in task.train if item not in chosen]
-        for kind, start in starts.items():
-            name = f"{kind}_task{j}"
-            _relearn(session, name, start, chosen, task.name)
-            (scored,) = score_tasks(session.model, [others], settings.batch_size)
-            records += item_records(name, task.name, "train", others, scored, decode=session.model.decode)
+    chosen = recovery_items(task, settings.recovery_items, session.config.data.seed)
+    others = [item for item in task.train if item not in chosen]
+    for kind, start in starts.items():
+        name = f"{kind}_task{j}"
+        _relearn(session, name, start, chosen, task.name)
+        (scored,) = score_tasks(session.model, [others], settings.batch_size)
+        records += item_records(name, task.name, "train", others, scored, decode=session.model.decode)
     return tuple(records)
 
 
@@ -241,27 +283,66 @@ def scan_landscape(session: Session, k: int, reference_norm: float | None) -> Ch
         )
 
 
+def reference_norm(session: Session) -> float:
+    """|P| of the first checkpoint, the unit of distances at all of them."""
+    return space_of(session.at(1), session.config.landscape).norm
+
+
 def scan_paths(session: Session) -> BetweenCheckpoints:
-    """Paths between successive checkpoints, and the plane through the initial, the first and the last one."""
+    """Paths between successive checkpoints, and the plane through the initial, the first and the last one.
+
+    Parts that were measured apart are read back.
+    """
+    folder, settings = RunFolder(session.folder), session.config.landscape
     last = len(session.config.data.tasks)
-    for k in range(1, last + 1) if session.config.landscape.trajectory else ():
-        again = f"remove phases/train_task*.json in {session.folder}: then --resume trains again"
-        require_whole(session.folder, f"phases/{session.trajectory_folder(k).name}", again)
+    _require_trajectory(session)
+    paths = range(2, last + 1) if settings.paths else ()
+    parts = [folder.read(path_phase(checkpoint_name(k))) or scan_path(session, k) for k in paths]
+    if settings.checkpoint_plane and last > 1:
+        parts.append(folder.read(PLANE) or scan_checkpoint_plane(session))
+    return joined(parts)
+
+
+def scan_path(session: Session, k: int) -> BetweenCheckpoints:
+    """The path from the checkpoint after task k - 1 to that after task k."""
+    updates, settings, ends = session.updates(), session.config.landscape, (checkpoint_name(k - 1), checkpoint_name(k))
+    tasks = _between(session, *ends)
+    return path_between(
+        path_objective(session.model, session.named_landscape_items(), settings).only(tasks),
+        {name: updates[name] for name in ends},
+        settings,
+        progress=session.progress,
+        journal=session.journal,
+        pools=[len(session.encoded[place].split(settings.items)) for place in tasks],
+    )
+
+
+def scan_checkpoint_plane(session: Session) -> BetweenCheckpoints:
+    """The plane through the initial, the first and the last checkpoint, and the epochs' adapters projected onto it."""
+    updates, settings, last = session.updates(), session.config.landscape, len(session.config.data.tasks)
+    _require_trajectory(session)
     epochs = {
         f"task {k}, epoch {int(folder.name.removeprefix('epoch_'))}": folder
         for k in range(1, last + 1)
         for folder in sorted(session.trajectory_folder(k).glob("epoch_*"))
     }
-    return analyse_between(
-        path_objective(session.model, session.named_landscape_items(), session.config.landscape),
-        session.updates(),
-        session.config.landscape,
+    return plane_through(
+        path_objective(session.model, session.named_landscape_items(), settings).only(
+            _between(session, checkpoint_name(1), checkpoint_name(last))
+        ),
+        {name: updates[name] for name in map(checkpoint_name, (0, 1, last))},
+        settings,
         progress=session.progress,
         journal=session.journal,
-        pools=[len(task.split(session.config.landscape.items)) for task in session.encoded],
         trajectory={name: partial(_of_epoch, session, folder) for name, folder in epochs.items()},
-        concerned=partial(_between, session),
     )
+
+
+def _require_trajectory(session: Session) -> None:
+    config = session.config
+    for k in range(1, len(config.data.tasks) + 1) if config.landscape.trajectory else ():
+        again = f"remove phases/train_task*.json in {session.folder}: then --resume trains again"
+        require_whole(session.folder, f"phases/{session.trajectory_folder(k).name}", again)
 
 
 def _between(session: Session, start: str, end: str) -> list[int]:
@@ -280,16 +361,30 @@ def estimate_spectrum(session: Session, k: int) -> SpectrumRecord:
     """Spectrum and sharpness of the task just learnt at the checkpoint after task k."""
     settings, items = session.config.curvature, session.landscape_items()
     with session.progress.bar(f"curvature of {checkpoint_name(k)}", curvature_evaluations(settings)) as advance:
-        batch_size = session.config.landscape.batch_size
-        return analyse_curvature(session.at(k), items[k - 1], settings, batch_size=batch_size, advance=advance)
+        return analyse_curvature(
+            session.at(k),
+            items[k - 1],
+            settings,
+            batch_size=session.config.landscape.batch_size,
+            advance=advance,
+            journal=session.journal(curvature_phase(checkpoint_name(k)).name),
+            note=session.progress.note,
+        )
 
 
-def forecast_forgetting(session: Session, between: BetweenCheckpoints) -> tuple[ForecastPhase, ...]:
-    """For every step from one trained checkpoint to the next: the forecast at its start of all tasks learnt before."""
-    return tuple(_forecast(session, between, k) for k in range(1, len(session.config.data.tasks)))
+def forecast_forgetting(session: Session) -> tuple[ForecastPhase, ...]:
+    """For every step from one trained checkpoint to the next: the forecast at its start of all tasks learnt before.
+
+    Steps that were forecast apart are read back.
+    """
+    folder, steps = RunFolder(session.folder), range(1, len(session.config.data.tasks))
+    between = folder.read(BETWEEN)
+    parts = [folder.read(forecast_phase(checkpoint_name(k))) or forecast_step(session, k, between) for k in steps]
+    return tuple(step for part in parts for step in part)
 
 
-def _forecast(session: Session, between: BetweenCheckpoints, k: int) -> ForecastPhase:
+def forecast_step(session: Session, k: int, between: BetweenCheckpoints | None = None) -> tuple[ForecastPhase, ...]:
+    """The forecast at the checkpoint after task k, beside the path from there, of `between` or measured apart."""
     config, named = session.config, session.named_landscape_items()
     own = config.landscape.items
     other = "test" if own == "train" else "train"
@@ -300,9 +395,10 @@ def _forecast(session: Session, between: BetweenCheckpoints, k: int) -> Forecast
         )
     }
     first, second = ((checkpoint_name(n), session.at(n).adapter_factors()) for n in (k, k + 1))
-    path = next((path for path in between.paths if path.start == checkpoint_name(k)), None)
+    between = between or RunFolder(session.folder).read(path_phase(checkpoint_name(k + 1)))
+    path = next((path for path in between.paths if path.start == checkpoint_name(k)), None) if between else None
     with session.progress.bar(f"forecast from {checkpoint_name(k)}", forecast_evaluations(len(old))) as advance:
-        return analyse_forecast(
+        step = analyse_forecast(
             session.model,
             first,
             second,
@@ -313,4 +409,6 @@ def _forecast(session: Session, between: BetweenCheckpoints, k: int) -> Forecast
             tau=config.landscape.tau,
             batch_size=config.landscape.batch_size,
             advance=advance,
+            journal=session.journal(forecast_phase(checkpoint_name(k)).name),
         )
+    return (step,)

@@ -12,7 +12,7 @@ from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.phase_artifacts import TRACKED
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import track
-from llm_forgetting.files import encode, encode_lines
+from llm_forgetting.files import encode_lines
 from llm_forgetting.forgetting.records import ForgettingSummary, Line
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape, LandscapeChange
 from llm_forgetting.progress import Progress
@@ -59,6 +59,7 @@ def assemble(
         forecasts=compare_with_rival_predictors(forecasts, spectra),
         figures=(),
         timings=dict(timings),
+        quantised=summary.quantised,
     )
 
 
@@ -69,12 +70,12 @@ def publish(results: Results, lines: Sequence[Line], folder: RunFolder, progress
     """
     output = results.config.output
     folder.write("items.jsonl", encode_lines(lines))
-    folder.write("results.json", encode(results))
+    folder.write_record("results.json", results)
     if output.figures:
         drawn: list[str] = []
         _extra("figures", lambda: drawn.extend(draw_landscapes(results, folder.path, dpi=output.dpi)), progress)
         results = replace(results, figures=tuple(drawn))
-        folder.write("results.json", encode(results))
+        folder.write_record("results.json", results)
     _extra("results.md", lambda: folder.write("results.md", results_markdown(results, lines)), progress)
     _extra("model cards", lambda: write_cards(results, folder.path), progress)
     if output.figures:

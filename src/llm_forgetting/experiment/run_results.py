@@ -9,8 +9,8 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import decode, from_plain, to_plain
-from llm_forgetting.files.manifest import checked
+from llm_forgetting.files import from_plain, to_plain
+from llm_forgetting.files.manifest import read_checked
 from llm_forgetting.forgetting.records import Line
 from llm_forgetting.landscape.results import Surface
 from llm_forgetting.report import rows
@@ -163,7 +163,7 @@ def open_run(folder: str | os.PathLike[str]) -> RunResults:
     """The results of a finished run, from its folder; UserError where it holds none."""
     path = Path(folder)
     try:
-        return RunResults(decode(dict, checked(path, "results.json"), file="results.json"), path)
+        return RunResults(read_checked(dict, path, "results.json"), path)
     except UserError as error:
         raise UserError(
             f"open_run needs the folder of a finished run (results.json), {path} is not one: {error}"

@@ -8,11 +8,13 @@ from llm_forgetting.files.codec import (
     encode,
     encode_json,
     encode_lines,
+    encode_with_arrays,
     from_plain,
     read,
     reshaped,
     schema_text,
     to_plain,
+    without_arrays,
 )
 from llm_forgetting.files.disk import (
     is_text,
@@ -36,6 +38,7 @@ __all__ = [
     "encode",
     "encode_json",
     "encode_lines",
+    "encode_with_arrays",
     "from_plain",
     "is_text",
     "load_yaml",
@@ -48,6 +51,7 @@ __all__ = [
     "to_plain",
     "user_path",
     "whole_folder",
+    "without_arrays",
     "write_bytes",
     "write_text",
 ]

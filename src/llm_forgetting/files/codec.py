@@ -11,6 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema, from_json
 
 from llm_forgetting.errors import UserError
+from llm_forgetting.files.elsewhere import MOST_NUMBERS, put_back, set_aside
 
 Json = Any
 
@@ -22,6 +23,8 @@ def encode_json(value: Json) -> str:
 
 def _spelt(value: Json) -> Json:
     if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Path):
         return str(value)
     if isinstance(value, dict):
         return {str(key): _spelt(entry) for key, entry in value.items()}
@@ -91,9 +94,20 @@ def to_plain(record: object, kind: object = None) -> Json:
     return adapter(type(record) if kind is None else kind).dump_python(record, by_alias=True)
 
 
-def decode(kind: type[Kind], text: str | bytes, *, file: str = "", extra: Extra = "ignore") -> Kind:
-    """The record of an artifact's text; UserError as `from_plain`, also where the text is no JSON."""
-    return from_plain(kind, _parsed(text, file or _name(kind)), file=file, extra=extra)
+def decode(
+    kind: type[Kind],
+    text: str | bytes,
+    *,
+    file: str = "",
+    extra: Extra = "ignore",
+    beside: Callable[[str], bytes] | None = None,
+) -> Kind:
+    """The record of an artifact's text; UserError as `from_plain`, also where the text is no JSON.
+
+    `beside` gives the bytes of the files that hold its large arrays (see `elsewhere`).
+    """
+    plain = _parsed(text, file or _name(kind))
+    return from_plain(kind, plain if beside is None else put_back(plain, beside), file=file, extra=extra)
 
 
 def read_json(path: Path) -> Json:
@@ -112,6 +126,20 @@ def read(kind: type[Kind], path: Path) -> Kind:
 def encode(record: object, kind: object = None) -> str:
     """The text of an artifact; `kind` as in `to_plain`."""
     return encode_json(to_plain(record, kind))
+
+
+def encode_with_arrays(record: object, file: str, kind: object = None) -> tuple[str, bytes | None]:
+    """`encode`, and the bytes of `file` beside it with the large arrays, None where it has few (see `elsewhere`)."""
+    plain, arrays = set_aside(to_plain(record, kind), file)
+    return encode_json(plain), arrays
+
+
+def without_arrays(text: str, file: str) -> tuple[str, bytes | None]:
+    """`encode_with_arrays` of what `encode` gave; arrays with numbers that are not finite stay."""
+    if len(text) < 2 * MOST_NUMBERS:  # a number and the comma after it
+        return text, None
+    plain, arrays = set_aside(from_json(text), file)
+    return (text, None) if arrays is None else (encode_json(plain), arrays)
 
 
 def decode_lines(kind: type[list[Kind]], text: str, *, file: str = "", extra: Extra = "ignore") -> list[Kind]:
@@ -153,19 +181,27 @@ class _Schema(GenerateJsonSchema):
 def schema_text(kind: object) -> str:
     """The JSON schema (draft 2020-12) of what `encode` writes; docstrings are its descriptions."""
     schema = adapter(kind).json_schema(mode="serialization", schema_generator=_Schema)
-    shared = _tidy({"$schema": GenerateJsonSchema.schema_dialect, **schema})
-    return encode_json({**shared, "$defs": {"number": _NUMBER, **shared.get("$defs", {})}})
+    named: dict[str, JsonSchemaValue] = {}
+    shared = _tidy({"$schema": GenerateJsonSchema.schema_dialect, **schema}, named)
+    return encode_json({**shared, "$defs": {"number": _NUMBER, **named, **shared.get("$defs", {})}})
 
 
-def _tidy(schema: Json) -> Json:
-    """`schema` with one definition of a number, and descriptions of one line."""
+LARGE_ARRAY = "large_array"
+"""Title of the schema of what stands for an array in another file."""
+
+
+def _tidy(schema: Json, named: dict[str, JsonSchemaValue]) -> Json:
+    """`schema` with one definition of a number and of a large array, the latter in `named`, and descriptions of one line."""
     if schema == _NUMBER:
         return {"$ref": "#/$defs/number"}
+    if isinstance(schema, dict) and schema.get("title") == LARGE_ARRAY:
+        named[LARGE_ARRAY] = {key: value for key, value in schema.items() if key != "title"}
+        return {"$ref": f"#/$defs/{LARGE_ARRAY}"}
     if isinstance(schema, dict):
-        tidy = {key: _tidy(value) for key, value in schema.items()}
+        tidy = {key: _tidy(value, named) for key, value in schema.items()}
         said = tidy.get("description")
         return {**tidy, "description": " ".join(said.split())} if isinstance(said, str) else tidy
-    return [_tidy(value) for value in schema] if isinstance(schema, list) else schema
+    return [_tidy(value, named) for value in schema] if isinstance(schema, list) else schema
 
 
 def _parsed(text: str | bytes, file: str) -> Json:

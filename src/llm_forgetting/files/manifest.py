@@ -6,11 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
 
 from llm_forgetting.errors import UserError, program
 from llm_forgetting.files import decode, encode, whole_folder, write_bytes, write_text
 
 MANIFEST = "manifest.json"
+Kind = TypeVar("Kind")
+TURN = ".manifest.lock"
+"""File that is there while several processes write into a folder: who holds its lock may write the manifest."""
 INPUTS = {
     "config": "the configuration ({}, and the file of data.definitions)",
     "rows": "the questions of task {}",
@@ -72,6 +78,16 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """The manifest is read and written by this process alone, where several write into the folder (see TURN)."""
+    if not (folder / TURN).exists():
+        yield
+        return
+    with FileLock(folder / TURN):
+        yield
+
+
 def _save(folder: Path, manifest: Manifest) -> None:
     unsealed = replace(manifest, sha256="")
     write_text(folder / MANIFEST, encode(replace(unsealed, sha256=digest(encode(unsealed).encode()))))
@@ -79,12 +95,23 @@ def _save(folder: Path, manifest: Manifest) -> None:
 
 def record(folder: Path, artifacts: Mapping[str, str], results: Mapping[str, str] | None = None) -> None:
     """Record checksums of artifacts by their path in `folder`, before they get their names there."""
-    known = read_manifest(folder)
-    entries = dict(known.artifacts)
-    for name, now in artifacts.items():
-        before = file_digest(folder / name)
-        entries[name] = (*(kept for kept in entries.get(name, ()) if kept == before != now), now)
-    _save(folder, replace(known, artifacts=entries, results={**known.results, **(results or {})}))
+    with _turn(folder):
+        known = read_manifest(folder)
+        entries = dict(known.artifacts)
+        for name, now in artifacts.items():
+            before = file_digest(folder / name)
+            entries[name] = (*(kept for kept in entries.get(name, ()) if kept == before != now), now)
+        _save(folder, replace(known, artifacts=entries, results={**known.results, **(results or {})}))
+
+
+def forget(folder: Path, phases: Sequence[str]) -> None:
+    """Record no longer the artifacts of `phases`, which are about to be removed."""
+    with _turn(folder):
+        known = read_manifest(folder)
+        names = {f"phases/{name}.{suffix}" for name in phases for suffix in ("json", "npz")}
+        artifacts = {name: found for name, found in known.artifacts.items() if name not in names}
+        results = {name: found for name, found in known.results.items() if name not in phases}
+        _save(folder, replace(known, artifacts=artifacts, results=results))
 
 
 def write(folder: Path, name: str, data: bytes, results: Mapping[str, str] | None = None) -> None:
@@ -124,6 +151,12 @@ def checked(folder: Path, name: str) -> bytes:
     return data
 
 
+def read_checked(kind: type[Kind], folder: Path, name: str) -> Kind:
+    """The record of an artifact, with its arrays out of the file beside it; UserError as `checked` and `decode`."""
+    found = checked(folder, name)
+    return decode(kind, found, file=str(folder / name), beside=lambda other: checked(folder, Path(other).name))
+
+
 def require_whole(folder: Path, part: str, remedy: str) -> None:
     """Raise UserError where a recorded file of the sub-folder `part` is not there as it was written."""
     for name in damaged(folder, f"{part}/"):
@@ -144,7 +177,10 @@ def _remedy(folder: Path) -> str:
 
 def unchecked(folder: Path) -> list[str]:
     """One line where artifacts of a run are older than its manifest, or than manifests; else nothing."""
-    patterns = ("config.yaml", "results.json", "items.jsonl", "phases/*.json", "checkpoint_*/adapter_model.safetensors")
+    patterns = (
+        *("config.yaml", "results.json", "results.npz", "items.jsonl", "phases/*.json", "phases/*.npz"),
+        "checkpoint_*/adapter_model.safetensors",
+    )
     there = [path.relative_to(folder).as_posix() for pattern in patterns for path in sorted(folder.glob(pattern))]
     missing = [name for name in there if name not in read_manifest(folder).artifacts]
     if not missing:
@@ -155,16 +191,17 @@ def unchecked(folder: Path) -> list[str]:
 
 def require_inputs(folder: Path, kind: str, checksums: Mapping[str, str]) -> None:
     """Record what is read for `folder`, by name; UserError where something is not what it was when it was read first."""
-    known = read_manifest(folder)
-    before = known.inputs.get(kind, {})
-    for name, checksum in before.items():
-        if checksums.get(name) != checksum:
-            raise UserError(
-                f"{INPUTS[kind].format(name)} must be the same as when {folder} was begun, and is not; undo the change, or "
-                f"start anew in another folder"
-            )
-    if set(checksums) - set(before):
-        _save(folder, replace(known, inputs={**known.inputs, kind: {**before, **checksums}}))
+    with _turn(folder):
+        known = read_manifest(folder)
+        before = known.inputs.get(kind, {})
+        for name, checksum in before.items():
+            if checksums.get(name) != checksum:
+                raise UserError(
+                    f"{INPUTS[kind].format(name)} must be the same as when {folder} was begun, and is not; undo the change, "
+                    f"or start anew in another folder"
+                )
+        if set(checksums) - set(before):
+            _save(folder, replace(known, inputs={**known.inputs, kind: {**before, **checksums}}))
 
 
 def take_inputs(folder: Path, source: Path, kinds: Sequence[str], *, task: str | None = None) -> None:

@@ -153,15 +153,31 @@ class TextDrift:
 
 
 @dataclass(frozen=True)
+class QuantisationCost:
+    """Change of one task's scores where a checkpoint's merged weights are quantised to `kind` (4bit or 8bit) and back: of the
+    loss in nats (None where one is not finite), and of the accuracy.
+    """
+
+    checkpoint: str
+    kind: str
+    task: str
+    split: Split
+    loss: PairedMeanChange | None
+    accuracy: PairedProportionChange
+
+
+@dataclass(frozen=True)
 class ForgettingSummary:
     """Summary of a run's scores, as the phase `forgetting` leaves it: the answer in one sentence, and its parts by
-    task.
+    task;
+    `quantised`: what quantisation costs, where that was asked for.
     """
 
     answer: str
     forgetting: ForgettingBySplit
     spurious: dict[str, SpuriousForgetting]
     text: TextDrift
+    quantised: Annotated[tuple[QuantisationCost, ...] | None, OMITTED] = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ import numpy as np
 from llm_forgetting.arrays import Floats
 from llm_forgetting.forgetting.intervals import estimate_mean, paired_mean_change
 from llm_forgetting.forgetting.measures import Forgetting, forgetting
+from llm_forgetting.forgetting.quantised import quantisation_costs
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
     ForgettingSummary,
@@ -47,6 +48,7 @@ def summarise(records: Sequence[Line], task_names: Sequence[str], *, seed: int) 
         forgetting=ForgettingBySplit(*(_of_split(records, measured, checkpoints) for measured in (train, test))),
         spurious=spurious,
         text=text_drift(records, checkpoints, seed=seed),
+        quantised=quantisation_costs(records, task_names, checkpoints, seed=seed),
     )
 
 

@@ -1,6 +1,7 @@
 """The answer of a run in one plain sentence."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
@@ -15,6 +16,15 @@ from llm_forgetting.forgetting.power import detectable_drop
 from llm_forgetting.forgetting.records import DetectableDrop, SpuriousForgetting, SpuriousForgettingProbes
 
 Outcome = Literal["too few items", "dropped", "rose", "nothing learnt", "no drop shown"]
+MOST_TOLD = 4
+"""More earlier tasks than this are counted, not told one by one."""
+_COUNTED: dict[Outcome, str] = {
+    "dropped": "the accuracy fell",
+    "rose": "the accuracy rose",
+    "no drop shown": "no drop could be shown",
+    "nothing learnt": "nothing was learnt",
+    "too few items": "the items are too few for a verdict",
+}
 
 
 def verdict(result: Forgetting) -> str:
@@ -22,12 +32,14 @@ def verdict(result: Forgetting) -> str:
     names = result.task_names
     if len(names) == 1:
         return f"Only {names[0]} was fine-tuned, nothing came after it, so forgetting cannot be measured; one seed."
-    lead = f"{_learning_not_shown(result)}After fine-tuning on {', then '.join(names[1:])}, "
+    many = len(names) - 1 > MOST_TOLD
+    later = f"{len(names) - 1} more tasks, the last {names[-1]}" if many else ", then ".join(names[1:])
+    lead = f"{_learning_not_shown(result)}After fine-tuning on {later}, "
     if len(names) == 2:
         text = _describe_task(result, 0)
         taught_nothing = _outcome(result, 0) == "nothing learnt"
         return (text[0].upper() + text[1:] if taught_nothing else lead + text) + "; one seed."
-    earlier = "; ".join(_describe_task(result, k) for k in range(len(names) - 1))
+    earlier = _describe_many(result) if many else "; ".join(_describe_task(result, k) for k in range(len(names) - 1))
     return f"{lead}{earlier}; {_describe_average(result)}; one seed."
 
 
@@ -58,14 +70,35 @@ def _by_letters_only(tuned: SpuriousForgettingProbes, chance: float) -> bool:
 
 
 def _learning_not_shown(result: Forgetting) -> str:
-    """A sentence for every earlier task that fine-tuning on it is not shown to have taught; empty if there is none."""
-    return "".join(
-        f"Learning of {learnt.name} is not shown: accuracy was {learnt.before:.2f} before fine-tuning on it and "
-        f"{learnt.after:.2f} after. "
+    """A sentence for every earlier task that fine-tuning on it is not shown to have taught (of many tasks one for all);
+    empty if there is none.
+    """
+    found = [
+        learnt
         for k, (learnt, loss) in enumerate(zip(result.accuracy.learning, result.loss.learning, strict=True))
         if k < len(result.task_names) - 1
         and not (learnt.shown or loss.shown)
         and _outcome(result, k) != "nothing learnt"
+    ]
+    if len(found) > MOST_TOLD:
+        return f"Learning of {len(found)} of {len(result.task_names) - 1} earlier tasks is not shown. "
+    return "".join(
+        f"Learning of {learnt.name} is not shown: accuracy was {learnt.before:.2f} before fine-tuning on it and "
+        f"{learnt.after:.2f} after. "
+        for learnt in found
+    )
+
+
+def _describe_many(result: Forgetting) -> str:
+    """The first task; how many of all ended how; and the one of which most was lost."""
+    earlier = len(result.task_names) - 1
+    outcomes = Counter(_outcome(result, k) for k in range(earlier))
+    counts = ", ".join(f"{said} of {outcomes[outcome]}" for outcome, said in _COUNTED.items() if outcomes[outcome])
+    lost = [task.absolute.value or 0.0 for task in result.accuracy.tasks]
+    most = lost.index(max(lost))
+    return (
+        f"{_describe_task(result, 0)}; of all {earlier} earlier tasks {counts}; the most was lost of "
+        f"{result.task_names[most]} ({lost[most]:.2f} in accuracy)"
     )
 
 

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ForecastConfig, ScanConfig
 from llm_forgetting.curvature.records import Divergence, TaskForecast
-from llm_forgetting.files import OMITTED, decode
-from llm_forgetting.files.manifest import checked
+from llm_forgetting.files import OMITTED
+from llm_forgetting.files.manifest import read_checked
 from llm_forgetting.forgetting.evaluation import TaskEvaluation
 from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
 from llm_forgetting.forgetting.paired_evaluation import TaskChange
@@ -150,14 +150,14 @@ class RepairRecord:
 
 def read_scan(folder: Path) -> ScanResults:
     """landscape.json of a scan's folder; UserError as `read_results`."""
-    return decode(ScanResults, checked(folder, "landscape.json"), file=str(folder / "landscape.json"))
+    return read_checked(ScanResults, folder, "landscape.json")
 
 
 def read_evaluation(folder: Path) -> EvaluationResults:
     """evaluation.json of an evaluation's folder; UserError as `read_results`."""
-    return decode(EvaluationResults, checked(folder, "evaluation.json"), file=str(folder / "evaluation.json"))
+    return read_checked(EvaluationResults, folder, "evaluation.json")
 
 
 def read_forecast(folder: Path) -> ForecastResults:
     """forecast.json of a forecast's folder; UserError as `read_results`."""
-    return decode(ForecastResults, checked(folder, "forecast.json"), file=str(folder / "forecast.json"))
+    return read_checked(ForecastResults, folder, "forecast.json")

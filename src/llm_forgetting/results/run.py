@@ -8,11 +8,12 @@ from pydantic import ConfigDict
 
 from llm_forgetting.config.sections import EMBEDDED_MODEL, ExperimentConfig
 from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
-from llm_forgetting.files import OMITTED, decode, decode_lines
-from llm_forgetting.files.manifest import checked, read_manifest
+from llm_forgetting.files import OMITTED, decode_lines
+from llm_forgetting.files.manifest import checked, read_checked, read_manifest
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
     Line,
+    QuantisationCost,
     SpuriousForgetting,
     TextDrift,
 )
@@ -284,11 +285,13 @@ class Results:
     timings: dict[str, Timing]
     """Cost of every phase, by phase name, in the order they were computed. The only part that differs when a run is
     repeated on the same machine."""
+    quantised: Annotated[tuple[QuantisationCost, ...] | None, OMITTED] = None
+    """What quantising every checkpoint costs every task; absent unless evaluation.quantised."""
 
 
 def read_results(folder: Path) -> Results:
     """results.json of a run's folder; UserError names the file and what is wrong in it, also where it is damaged."""
-    return decode(Results, checked(folder, "results.json"), file=str(folder / "results.json"))
+    return read_checked(Results, folder, "results.json")
 
 
 def read_items(folder: Path) -> list[Line]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Literal
 
+from llm_forgetting.engines.start import EngineChoice
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.files import Json, decode
@@ -130,8 +131,9 @@ class Study:
         *,
         workers: int | None = None,
         threads: int | None = None,
-        engine: Literal["local", "ray"] = "local",
+        engine: Literal["local", "ray", "slurm"] = "local",
         address: str | None = None,
+        slurm: Mapping[str, Json] | None = None,
         tell: Callable[[str], None] = say,
     ) -> StudyResults:
         """Compute what is missing, and conclude; a cell that fails is reported, the rest goes on.
@@ -139,8 +141,9 @@ class Study:
         Args:
             workers: Cells at a time; by default one per GPU, or else per two cores.
             threads: CPU threads of each; by default its share of this machine's cores.
-            engine: `local` (processes) or `ray`.
+            engine: `local` (processes), `ray` or `slurm`.
             address: Of a running Ray cluster.
+            slurm: What submitit is told: partition, time, memory, ... (see docs/cluster.md).
             tell: Gets a line per finished cell.
 
         Returns:
@@ -149,9 +152,8 @@ class Study:
         quiet_libraries()
         from llm_forgetting.study.study import complete_study
 
-        content = complete_study(
-            self.plan, self._folder, engine=engine, workers=workers, threads=threads, address=address, report=tell
-        )
+        chosen = EngineChoice(engine, address, slurm or {})
+        content = complete_study(self.plan, self._folder, engine=chosen, workers=workers, threads=threads, report=tell)
         return StudyResults(content, self._folder.path)
 
 

@@ -3,14 +3,15 @@
 import logging
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llm_forgetting.config.files import parse_config
+from llm_forgetting.engines.engine import Job
 from llm_forgetting.errors import UserError, is_broken_device, is_out_of_memory
-from llm_forgetting.experiment.artifacts.logs import log_file
+from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-from llm_forgetting.files import encode, write_text
+from llm_forgetting.files import decode, encode, write_text
 from llm_forgetting.study.measures import numbers_of
 from llm_forgetting.study.plan import CellPlace
 from llm_forgetting.study.records import FAILURE, RECORD, CellFailure, CellRecord
@@ -19,7 +20,7 @@ from llm_forgetting.study.shared_first_task import copy_base_scores, copy_first_
 
 @dataclass(frozen=True)
 class CellJob:
-    """Job of a worker: the cell in `folder` (with its config.yaml), computed on `threads` threads.
+    """What a worker is told of one cell: the cell in `folder` (with its config.yaml), computed on `threads` threads.
 
     source_cell: folder of the cell whose training on the first task is copied; base_scores: folder of the cell whose base
     model's scores are copied; None where this cell computes them itself.
@@ -30,6 +31,24 @@ class CellJob:
     source_cell: Path | None
     base_scores: Path | None
     threads: int
+
+
+def cell_job(work: CellJob) -> Job:
+    """The engine's job that computes a cell. A cluster's workers have a working directory of their own, so paths are whole."""
+    whole = replace(
+        work,
+        folder=work.folder.absolute(),
+        source_cell=work.source_cell and work.source_cell.absolute(),
+        base_scores=work.base_scores and work.base_scores.absolute(),
+    )
+    return Job(work.place.cell, f"{__name__}:compute_cell", encode(whole))
+
+
+def compute_cell(argument: str) -> str:
+    """In a worker: `run_cell` on a `CellJob` in JSON; what came of it is in the cell's folder."""
+    quiet_libraries()
+    run_cell(decode(CellJob, argument))
+    return ""
 
 
 def run_cell(job: CellJob) -> None:

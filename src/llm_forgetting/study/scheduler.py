@@ -9,13 +9,13 @@ from pathlib import Path
 import yaml
 
 from llm_forgetting.config.paths import to_dict
+from llm_forgetting.engines.engine import Engine
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.run_folder import holding
 from llm_forgetting.files import encode, remove_temporary, write_text
 from llm_forgetting.files.manifest import write
 from llm_forgetting.progress import duration
-from llm_forgetting.study.cell import CellJob
-from llm_forgetting.study.engines import Engine
+from llm_forgetting.study.cell import CellJob, cell_job
 from llm_forgetting.study.plan import Cell, Plan
 from llm_forgetting.study.records import FAILURE, RECORD, CellFailure, CellRecord, read_failure, read_record
 from llm_forgetting.study.shared_first_task import (
@@ -144,9 +144,9 @@ def run_study(
             attempts[cell.id] = attempts.get(cell.id, 0) + 1
             running[cell.id] = cell
             sources = shared.source_cell(cell), shared.base_scores(cell)
-            engine.submit(CellJob(cell.place, folder.prepare(cell), *sources, threads))
+            engine.submit(cell_job(CellJob(cell.place, folder.prepare(cell), *sources, threads)))
         for result in engine.finished(1.0):
-            cell = running.pop(result.job.place.cell)
+            cell = running.pop(result.job.name)
             record, failure = read_record(folder.cell(cell)), read_failure(folder.cell(cell))
             if record is None and failure is None and attempts[cell.id] < ATTEMPTS:
                 report(f"{cell.label}: its worker died; begun again")

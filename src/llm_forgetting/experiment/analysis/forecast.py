@@ -1,6 +1,9 @@
 """The forecast phase: the losses at a checkpoint from slope and curvature at the one before."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from llm_forgetting.arrays import Floats, mean_stderr
 from llm_forgetting.config.measurements import CurvatureConfig
@@ -20,11 +23,17 @@ from llm_forgetting.curvature.sharpness import critical_sharpness
 from llm_forgetting.experiment.analysis.spectrum import AdapterLoss, Items
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import canonicalise
+from llm_forgetting.landscape.nodes import Journal
 from llm_forgetting.landscape.records import PathScan
 from llm_forgetting.models.hessian.products import AdapterHessian, products_at
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import answer_distributions, score
 from llm_forgetting.progress import Advance
+
+DIVERGENCE = "KL divergence"
+"""Its key in the journal, which no task and split have."""
+EXACT = -1.0
+"""In the journal: the error of a curvature that has none."""
 
 
 def forecast_evaluations(old_tasks: int) -> int:
@@ -44,14 +53,17 @@ def analyse_forecast(
     tau: float,
     batch_size: int,
     advance: Advance,
+    journal: Path | None = None,
 ) -> ForecastPhase:
     """Forecasts at the checkpoint `first` (name, delta W_1) of the losses of the `old` tasks (name, split, items) at `second`.
 
     Exact slope and curvature along D = delta W_2 - delta W_1 in the merged weights, per task and split, beside the change of
     loss of the same items; for the items whose `path` was measured also the path's own derivatives, and how far along it the
     quadratic holds within `tau` nats. `new` are items of the task that was learnt in between; with `config.spectrum` their
-    gradient is what the relative critical sharpness of the last old task's first split goes against.
+    gradient is what the relative critical sharpness of the last old task's first split goes against. The numbers of every
+    task and split are written to `journal` when they are made, and those that stand there are not made again.
     """
+    kept = Journal(journal)
     (start, before), (to, after) = first, second
     difference = WeightUpdate.combine([(1.0, after), (-1.0, before)])
     distance = difference.norm()
@@ -59,11 +71,16 @@ def analyse_forecast(
     for task, splits in old.items():
         tasks[task] = {}
         for split, items in splits.items():
-            with products_at(model, items, before, micro_batch=config.micro_batch, method=config.products) as products:
-                derivatives = products.along_update(difference)
-            with model.perturbed() as move:
-                move(after)
-                loss = float(score(model, items, batch_size).losses.mean())
+            key = f"{task} {split}"
+            if (found := kept.get(key)) is None:
+                with products_at(
+                    model, items, before, micro_batch=config.micro_batch, method=config.products
+                ) as products:
+                    along = products.along_update(difference)
+                found = np.array([*_numbers(along), _loss_at(model, after, items, batch_size)])
+                kept.put(key, found)
+            *numbers, loss = map(float, found)
+            derivatives = _derivatives(numbers)
             tasks[task][split] = TaskForecast(
                 items=_ids(items),
                 loss=derivatives.loss,
@@ -75,13 +92,32 @@ def analyse_forecast(
                 curvature_error=derivatives.curvature_error,
             )
             advance(1, "")
-    kl = _divergence(model, (before, after), new, batch_size)
+    kl = kept.get(DIVERGENCE)
+    if kl is None:
+        kl = _divergence(model, (before, after), new, batch_size)
+        kept.put(DIVERGENCE, kl)
     advance(1, "")
     relative = None
     if config.spectrum:
         own, *_ = list(old.values())[-1].values()
         relative = _relative_critical(model, before, own, new, config=config, batch_size=batch_size)
     return ForecastPhase(start, to, distance, relative, Divergence(*mean_stderr(kl), len(kl)), tasks)
+
+
+def _numbers(along: DirectionalDerivatives) -> list[float]:
+    error = EXACT if along.curvature_error is None else along.curvature_error
+    return [along.loss, along.slope, along.curvature, error]
+
+
+def _derivatives(numbers: Sequence[float]) -> DirectionalDerivatives:
+    *exact, error = numbers
+    return DirectionalDerivatives(*exact, curvature_error=None if error == EXACT else error)
+
+
+def _loss_at(model: LanguageModel, update: WeightUpdate, items: Items, batch_size: int) -> float:
+    with model.perturbed() as move:
+        move(update)
+        return float(score(model, items, batch_size).losses.mean())
 
 
 def _ids(items: Items) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.path import PATH_FIRST_DEGREE, FittedPath, scan_path, selection_mask
 from llm_forgetting.landscape.records import (
     BetweenCheckpoints,
-    CheckpointPlaneScan,
     NodeValues,
     PathProfile,
     PathScan,
@@ -64,39 +63,69 @@ def analyse_between(
         trajectory: Updates that are projected onto the plane, by name, loaded one at a time.
         concerned: From two checkpoints' names to the places of the tasks that are measured between them; None: all.
     """
-    paths: list[PathScan] = []
-    plane: CheckpointPlaneScan | None = None
-    notes: list[str] = []
     origin, *trained = checkpoints
+    parts = []
     for start, end in pairwise(trained) if config.paths else ():
         ends = {name: checkpoints[name] for name in (start, end)}
         tasks = None if concerned is None else concerned(start, end)
-        with progress.bar(f"path from {start} to {end}", path_evaluations()) as advance:
-            try:
-                paths.append(
-                    analyse_path(
-                        objective if tasks is None else objective.only(tasks),
-                        ends,
-                        config,
-                        advance=advance,
-                        journal=journal(f"path_to_{end}"),
-                        pools=pools if pools is None or tasks is None else [pools[place] for place in tasks],
-                    )
-                )
-            except (NotSmoothError, UserError) as error:
-                notes.append(f"the path from {start} to {end} could not be measured: {error}")
+        part = objective if tasks is None else objective.only(tasks)
+        own = pools if pools is None or tasks is None else [pools[place] for place in tasks]
+        parts.append(path_between(part, ends, config, progress=progress, journal=journal, pools=own))
     if config.checkpoint_plane and len(trained) > 1:
         three = {name: checkpoints[name] for name in (origin, trained[0], trained[-1])}
         part = objective if concerned is None else objective.only(concerned(trained[0], trained[-1]))
-        file = journal("checkpoint_plane")
-        with progress.bar("plane through the checkpoints", plane_evaluations()) as advance:
-            try:
-                plane = analyse_checkpoint_plane(
-                    part, three, config, advance=advance, journal=file, trajectory=trajectory
-                )
-            except (NotSmoothError, UserError) as error:
-                notes.append(f"the plane through the checkpoints could not be measured: {error}")
-    return BetweenCheckpoints(tuple(paths), plane, tuple(notes))
+        parts.append(plane_through(part, three, config, progress=progress, journal=journal, trajectory=trajectory))
+    return joined(parts)
+
+
+def path_between(
+    objective: LandscapeObjective,
+    ends: Mapping[str, WeightUpdate],
+    config: LandscapeConfig,
+    *,
+    progress: Progress,
+    journal: Callable[[str], Path],
+    pools: Sequence[int] | None = None,
+) -> BetweenCheckpoints:
+    """The path between two checkpoints by name; or, where it cannot be measured, the note that says why."""
+    start, end = ends
+    file = journal(f"path_to_{end}")
+    with progress.bar(f"path from {start} to {end}", path_evaluations()) as advance:
+        try:
+            path = analyse_path(objective, ends, config, advance=advance, journal=file, pools=pools)
+        except (NotSmoothError, UserError) as error:
+            return BetweenCheckpoints((), None, (f"the path from {start} to {end} could not be measured: {error}",))
+    return BetweenCheckpoints((path,), None, ())
+
+
+def plane_through(
+    objective: LandscapeObjective,
+    three: Mapping[str, WeightUpdate],
+    config: LandscapeConfig,
+    *,
+    progress: Progress,
+    journal: Callable[[str], Path],
+    trajectory: Mapping[str, Callable[[], WeightUpdate]] | None = None,
+) -> BetweenCheckpoints:
+    """The plane through three checkpoints by name; or, where it cannot be measured, the note that says why."""
+    file = journal("checkpoint_plane")
+    with progress.bar("plane through the checkpoints", plane_evaluations()) as advance:
+        try:
+            plane = analyse_checkpoint_plane(
+                objective, three, config, advance=advance, journal=file, trajectory=trajectory
+            )
+        except (NotSmoothError, UserError) as error:
+            return BetweenCheckpoints((), None, (f"the plane through the checkpoints could not be measured: {error}",))
+    return BetweenCheckpoints((), plane, ())
+
+
+def joined(parts: Sequence[BetweenCheckpoints]) -> BetweenCheckpoints:
+    """Paths and plane that were measured apart, together."""
+    return BetweenCheckpoints(
+        tuple(path for part in parts for path in part.paths),
+        next((part.checkpoint_plane for part in parts if part.checkpoint_plane is not None), None),
+        tuple(note for part in parts for note in part.between_notes),
+    )
 
 
 def analyse_path(

@@ -21,11 +21,15 @@ def checkpoint_name(after_task: int) -> str:
 
 @dataclass(frozen=True)
 class Phase(Generic[Result]):
-    """Phase by the name of its artifact, the type of its result, and its title ("": it belongs to the one before)."""
+    """Phase by the name of its artifact, the type of its result, and its title ("": it belongs to the one before).
+
+    `parts` are beginnings of phases that may be computed apart: its artifact holds what they found, and then replaces them.
+    """
 
     name: str
     kind: type[Result]
     title: str = ""
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,10 +47,16 @@ class PhaseArtifact(Generic[Result]):
 GUARDS = Phase("guards", GuardReport)
 SETUP = Phase("setup", RunSetup, "set-up: model, tokenizer, tasks, guards, and the base model's scores")
 EVALUATE_INITIAL = Phase("evaluate_initial", Lines)
-RECOVERY = Phase("recovery", Lines)
+RECOVERY = Phase("recovery", Lines, parts=("recovery_task",))
 FORGETTING = Phase("forgetting", ForgettingSummary, "forgetting, with its uncertainty")
-BETWEEN = Phase("between_checkpoints", BetweenCheckpoints, "compare the landscapes, and look between the checkpoints")
-FORECAST = Phase("forecast", tuple[ForecastPhase, ...])
+PLANE = Phase("checkpoint_plane", BetweenCheckpoints)
+BETWEEN = Phase(
+    "between_checkpoints",
+    BetweenCheckpoints,
+    "compare the landscapes, and look between the checkpoints",
+    ("path_to_", PLANE.name),
+)
+FORECAST = Phase("forecast", tuple[ForecastPhase, ...], parts=("forecast_",))
 COMPARISON = Phase("comparison", tuple[LandscapeChange, ...])
 TRACKED = Phase("tracked", tuple[str, ...])
 
@@ -61,6 +71,11 @@ def evaluation_phase(k: int) -> Phase[Lines]:
     return Phase(f"evaluate_{checkpoint_name(k)}", Lines, "evaluate on every task")
 
 
+def quantised_phase(k: int) -> Phase[Lines]:
+    """Scores of the checkpoint after task k with its weights quantised."""
+    return Phase(f"{evaluation_phase(k).name}_quantised", Lines)
+
+
 def landscape_phase(checkpoint: str) -> Phase[CheckpointLandscape]:
     """Landscape around a checkpoint (or a saved adapter) by its name."""
     after = checkpoint.removeprefix("after_task")
@@ -72,6 +87,21 @@ def curvature_phase(checkpoint: str) -> Phase[SpectrumRecord]:
     return Phase(f"curvature_{checkpoint}", SpectrumRecord)
 
 
+def recovery_phase(j: int) -> Phase[Lines]:
+    """The relearning probe of task j alone."""
+    return Phase(f"recovery_task{j}", Lines)
+
+
+def path_phase(end: str) -> Phase[BetweenCheckpoints]:
+    """The path to a checkpoint from the one before, by its name."""
+    return Phase(f"path_to_{end}", BetweenCheckpoints)
+
+
+def forecast_phase(start: str) -> Phase[tuple[ForecastPhase, ...]]:
+    """The forecast at a checkpoint by its name, of the losses at the next."""
+    return Phase(f"forecast_{start}", tuple[ForecastPhase, ...])
+
+
 def pair_forecast_phase(k: int) -> Phase[PairForecast]:
     """Forecast of task number k between any two checkpoints."""
     return Phase(f"pair_forecast_task{k}", PairForecast)
@@ -80,6 +110,7 @@ def pair_forecast_phase(k: int) -> Phase[PairForecast]:
 _KNOWN: tuple[Phase[Any], ...] = (
     GUARDS, SETUP, RECOVERY, FORGETTING, BETWEEN, FORECAST, COMPARISON, TRACKED,
     Phase("train_", TrainingRecord), Phase("evaluate_", Lines), landscape_phase(""), curvature_phase(""),
+    Phase("recovery_", Lines), PLANE, path_phase(""), forecast_phase(""),
     Phase("pair_forecast_", PairForecast),
 )  # fmt: skip
 
@@ -104,6 +135,8 @@ _FOLLOWING = {
     RECOVERY.name: (FORGETTING.name,),
     "landscape_": ("landscape_", COMPARISON.name),
     BETWEEN.name: (FORECAST.name,),
+    "path_to_": (BETWEEN.name, FORECAST.name),
+    PLANE.name: (BETWEEN.name,),
 }
 """Beginnings of phases, and beginnings of the phases after them whose results theirs decide."""
 

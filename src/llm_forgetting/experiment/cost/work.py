@@ -63,6 +63,9 @@ def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
             {"scores": (checkpoints + 1) * scored_tokens},
         )
     )
+    if kinds := config.evaluation.quantised:
+        times = len(kinds) * (checkpoints + 1)
+        work.append(Work("the same, quantised", times * scored, {"scores": times * scored_tokens}))
     return [*work, *_probes(config, sizes), *_scans(config, sizes), *_derivatives(config, sizes)]
 
 
@@ -102,7 +105,7 @@ def _scans(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     """What the landscapes around the checkpoints and between them cost at the least."""
     landscape, last = config.landscape, len(sizes)
 
-    def passes(tasks: list[int]) -> tuple[int, int]:
+    def passes(tasks: list[int]) -> tuple[float, float]:
         """Items and tokens of one point."""
         items = landscape.num_items
         return items * len(tasks), sum(items * sizes[number - 1].tokens for number in tasks)

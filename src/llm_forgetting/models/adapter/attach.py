@@ -1,5 +1,6 @@
 """Adapters on a backbone: a fresh one, or anyone's saved one; its settings checked, attached by PEFT, its weights loaded."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from llm_forgetting.config.sections import LoraConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.models.adapter.initial_part import begin_with_weights
+from llm_forgetting.models.adapter.linear_layers import is_linear, target_names
 from llm_forgetting.models.adapter.lora_options import is_plain, refuse_uncovered_options
 from llm_forgetting.models.adapter.saved_adapter import PREFIX, read_config
 from llm_forgetting.seeding import derive_seed
@@ -63,10 +65,10 @@ def target_layers(model: Any) -> dict[str, Any]:
     }
 
 
-def attach_lora(backbone: Any, lora: LoraConfig, seed: int) -> Any:
-    """`backbone` with a fresh adapter (B = 0), its A drawn from stream `adapter` of `seed`."""
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    settings = _settings(lora, turned=any(type(module).__name__ == "Conv1D" for module in backbone.modules()))
+def attach_lora(backbone: Any, lora: LoraConfig, seed: int, notify: Callable[[str], None] = lambda line: None) -> Any:
+    """`backbone` with a fresh adapter (B = 0), its A drawn from stream `adapter` of `seed`; see `target_names`."""
+    targets = target_names(backbone, lora.target_modules, notify)
+    settings = _settings(lora, targets, turned=any(type(module).__name__ == "Conv1D" for module in backbone.modules()))
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, whatever GPUs there are
         torch.default_generator.manual_seed(derive_seed(seed, "adapter"))
         try:
@@ -89,16 +91,15 @@ def attach_lora(backbone: Any, lora: LoraConfig, seed: int) -> Any:
     return model
 
 
-def _settings(lora: LoraConfig, *, turned: bool) -> Any:
+def _settings(lora: LoraConfig, targets: str | list[str], *, turned: bool) -> Any:
     """PEFT's configuration; of twice the rank and the same scale where `init` takes a part out of the weights."""
     times = 2 if lora.rewrites else 1
     scale = times**0.5 if lora.use_rslora else times
-    targets = lora.target_modules
     return peft.LoraConfig(
         r=times * lora.rank,
         lora_alpha=scale * lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=targets if targets == "all-linear" else [targets] if isinstance(targets, str) else list(targets),
+        target_modules=targets,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         init_lora_weights=True if lora.rewrites else lora.init,
@@ -169,14 +170,7 @@ def adapter_weights(peft_model: Any, adapter: str) -> dict[str, torch.Tensor]:
 
 def linear_names(backbone: Any) -> list[str]:
     """The last names of a backbone's linear modules."""
-    modules = backbone.named_modules()
-    return sorted(
-        {
-            name.rsplit(".", 1)[-1]
-            for name, module in modules
-            if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-        }
-    )
+    return sorted({name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if is_linear(module)})
 
 
 def _one_line(error: Exception) -> str:

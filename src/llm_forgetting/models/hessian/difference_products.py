@@ -65,6 +65,14 @@ class DifferenceProducts:
         self.factors = gradients.factors
         self.error = math.nan
 
+    def choice(self) -> tuple[float, float]:
+        """The relative step that the first product chose, and `error`; NaN before it."""
+        return (math.nan if self._relative_step is None else self._relative_step), self.error
+
+    def choose(self, relative_step: float, error: float) -> None:
+        """Take over the choice of an earlier process."""
+        self._relative_step, self.error = relative_step, error
+
     def gradient(self) -> FactorStep:
         """Gradient in the factors, exact."""
         return self._gradients.gradient()

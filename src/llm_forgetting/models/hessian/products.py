@@ -4,7 +4,6 @@ The objective is the mean full-vocabulary loss of fixed items; the coordinates a
 for numbers that do not depend on the gauge), or the merged weights W + B A of the adapted modules.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal, Protocol
@@ -33,7 +32,7 @@ Method = Literal["exact", "tangent", "graph", "differences"]
 METHODS: tuple[Method, ...] = ("tangent", "graph")
 PROBE_TOLERANCE = 1e-3
 _PROBED: WeakKeyDictionary[LanguageModel, bool] = WeakKeyDictionary()
-log = logging.getLogger(__name__)
+_GRAPH = "second derivatives are taken of the graph, which takes more operations and memory"
 
 
 class Products(Protocol):
@@ -140,6 +139,7 @@ def remember_tangent_pass(model: LanguageModel, supported: bool) -> None:
 
 def _probe(model: LanguageModel) -> bool:
     if not model.supports_packing:
+        model.fall_back(f"{_GRAPH}: the tangent pass needs packed items")
         return False
     items, factors = model.probes(), model.adapter_factors()
     step = FactorStep(
@@ -156,10 +156,10 @@ def _probe(model: LanguageModel) -> bool:
             with products_at(model, items, factors, method=method) as products:
                 images.append(torch.cat([part.flatten().double() for part in flat(products.hessian(step).factors)]))
     except (NoTangentPassError, CannotPackError, TypeError, AttributeError) as error:
-        log.info("second derivatives are taken of the graph: %s", error)
+        model.fall_back(f"{_GRAPH}: {error}")
         return False
     difference = float((images[0] - images[1]).norm() / images[1].norm().clamp(min=1e-30))
     if not difference <= (0.1 if model.arithmetic == "native" and model.dtype in NARROW else PROBE_TOLERANCE):
-        log.info("second derivatives are taken of the graph: those of the tangent pass differ by %.2g", difference)
+        model.fall_back(f"{_GRAPH}: those of the tangent pass differ by {difference:.2g}")
         return False
     return True

@@ -84,14 +84,22 @@ class TangentPass:
             scale = _scale_of(module, float(eps), self._dtype)
             return lambda x: RMSNorm.apply(x, scale, float(eps))  # type: ignore[no-untyped-call]
         if _is_gated(module):
-            if not isinstance(module.act_fn, nn.SiLU) and type(module.act_fn).__name__ != "SiLUActivation":
-                raise NoTangentPassError(f"the derivatives of {type(module.act_fn).__name__} are not known")
+            activation = module.activation_fn if _is_fused(module) else module.act_fn
+            if not isinstance(activation, nn.SiLU) and type(activation).__name__ != "SiLUActivation":
+                raise NoTangentPassError(f"the derivatives of {type(activation).__name__} are not known")
+            if _is_fused(module):
+                return lambda x: module.down_proj(SwiGLU.apply(*module.gate_up_proj(x).chunk(2, dim=-1)))  # type: ignore[no-untyped-call]
             return lambda x: module.down_proj(SwiGLU.apply(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-untyped-call]
         return None
 
 
 def _is_gated(module: Any) -> bool:
-    return all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))
+    return _is_fused(module) or all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))
+
+
+def _is_fused(module: Any) -> bool:
+    """Whether gate and values are the two halves of one product, as in Phi-3."""
+    return all(hasattr(module, name) for name in ("gate_up_proj", "down_proj", "activation_fn"))
 
 
 def _constant(embedded: torch.Tensor) -> torch.Tensor:

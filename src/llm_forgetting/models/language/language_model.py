@@ -40,15 +40,18 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 Notify = Callable[[str], None]
 log = logging.getLogger(__name__)
+_PADDED = "items are padded, not packed, which takes longer"
 
 
 class LanguageModel(AdaptedModel):
     """Backbone, tokenizer and one LoRA adapter called `default`.
 
     `supports_packing`: items may be computed side by side in one row of tokens; probed when the model is made.
+    `fallbacks`: what this model cannot be computed by, and why, one sentence each; its numbers are right all the same.
     """
 
     supports_packing: bool
+    fallbacks: list[str]
 
     def __init__(self, peft_model: Any, tokenizer: "PreTrainedTokenizerBase", source: str) -> None:
         super().__init__(peft_model)
@@ -63,6 +66,7 @@ class LanguageModel(AdaptedModel):
         self._accepted = frozenset(forward)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        self.fallbacks = []
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self.probe_packing()
 
@@ -72,7 +76,7 @@ class LanguageModel(AdaptedModel):
     ) -> "LanguageModel":
         """Load the backbone and put a fresh adapter (B = 0) on it, its A drawn from stream `adapter` of `seed`."""
         backbone, tokenizer = load_backbone(config, notify)
-        model = cls(attach_lora(backbone, lora, seed).eval(), tokenizer, config.name)
+        model = cls(attach_lora(backbone, lora, seed, notify).eval(), tokenizer, config.name)
         if lora.rewrites:
             model.keep_initial_parts()
         return model
@@ -166,12 +170,18 @@ class LanguageModel(AdaptedModel):
 
     def disable_packing(self, reason: CannotPackError) -> None:
         """Pad items from here on: one did not fit where the short rows of the probe had."""
-        log.info("items are padded from here on: %s", reason)
+        self.fall_back(f"{_PADDED}: {reason}")
         self.supports_packing = False
+
+    def fall_back(self, sentence: str) -> None:
+        """Log, and keep for the report, which of the fast ways this model does not go."""
+        log.info(sentence)
+        self.fallbacks.append(sentence)
 
     def _packs_as_alone(self) -> bool:
         probes = self.probes()
-        if not {"position_ids", "logits_to_keep"} <= self._accepted:
+        if missing := {"position_ids", "logits_to_keep"} - self._accepted:
+            self.fall_back(f"{_PADDED}: its forward takes no {' and no '.join(sorted(missing))}")
             return False
         try:
             with torch.inference_mode(), self.analysed():
@@ -181,11 +191,11 @@ class LanguageModel(AdaptedModel):
                 after = self.packed_logits([pack_of(probes, pack.items, prefix)], 1, prefix)[0][0]
                 alone = torch.cat([self.answer_logits(collate([probes[n]], self.pad_id)) for n in pack.items])
         except (CannotPackError, TypeError, KeyError) as error:
-            log.info("items are padded, not packed: %s", error)
+            self.fall_back(f"{_PADDED}: {error}")
             return False
         difference = float(torch.stack([together - alone, after - alone]).abs().max())
         if not difference <= ROUNDING[self.precision]:
-            log.info("items are padded, not packed: packed logits differ by %.2g", difference)
+            self.fall_back(f"{_PADDED}: packed logits differ by {difference:.2g}")
             return False
         return True
 

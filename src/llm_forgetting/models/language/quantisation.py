@@ -14,6 +14,8 @@ from torch import nn
 from llm_forgetting.config.measurements import Arithmetic
 from llm_forgetting.config.sections import ModelConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.models.adapter.linear_layers import between_embeddings
+from llm_forgetting.models.adapter.requantised import BLOCK
 from llm_forgetting.models.adapter.widened import frozen_product
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 READABLE: Mapping[str, str] = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
 """Kinds of quantised checkpoints that are read, and the package that each needs."""
 EXTRA = "pip install 'llm-forgetting[quantised]'"
-# Weights of a block of NF4 that share a float32 scale.
-BLOCK = 64
 
 
 def kind_of(settings: object) -> str | None:
@@ -39,7 +39,7 @@ def require_readable(config: ModelConfig, settings: object) -> None:
     kind = kind_of(settings)
     if kind is None:
         if config.quantization is not None:
-            _require_package("bitsandbytes", f"model.quantization={config.quantization}")
+            require_package("bitsandbytes", f"model.quantization={config.quantization}")
         return
     if kind not in READABLE:
         raise UserError(
@@ -52,10 +52,11 @@ def require_readable(config: ModelConfig, settings: object) -> None:
             f"model.quantization must be null for a checkpoint that is quantised already, was {config.quantization!r}; "
             f"the config.json of model.name={config.name!r} says {kind}"
         )
-    _require_package(READABLE[kind], f"model.name={config.name!r}, which is quantised ({kind}),")
+    require_package(READABLE[kind], f"model.name={config.name!r}, which is quantised ({kind}),")
 
 
-def _require_package(package: str, what: str) -> None:
+def require_package(package: str, what: str) -> None:
+    """UserError where `package`, which `what` needs, is not installed."""
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{what} needs the package {package}, which is not installed: {EXTRA}")
 
@@ -158,9 +159,5 @@ class WeightlessQuantised(nn.Linear):
 
 def quantise_weightless(backbone: nn.Module, bits: int) -> None:
     """Exchange the linear layers between the embeddings for such as hold as many bytes as quantised ones."""
-    embeddings = {id(p) for which in ("input", "output") for p in _embeddings(backbone, which)}
-    for name, layer in list(backbone.named_modules()):
-        if not isinstance(layer, nn.Linear) and type(layer).__name__ != "Conv1D":
-            continue
-        if id(layer.weight) not in embeddings:
-            backbone.set_submodule(name, WeightlessQuantised(layer, bits))
+    for name, layer in list(between_embeddings(backbone)):
+        backbone.set_submodule(name, WeightlessQuantised(layer, bits))

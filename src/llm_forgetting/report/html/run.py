@@ -19,6 +19,7 @@ from llm_forgetting.report.html.training import training_blocks
 from llm_forgetting.report.set_up import model_name, set_up
 from llm_forgetting.report.tables.closing import landscape_sentence
 from llm_forgetting.report.tables.markdown import describe_interventions
+from llm_forgetting.report.tables.quantised import quantised_table
 from llm_forgetting.report.tables.run import (
     SPLIT_WORDS,
     Table,
@@ -41,6 +42,10 @@ PRIVATE = (
 )
 
 
+# More later tasks than this are counted in the title.
+MOST_NAMED = 4
+
+
 def run_page(results: Results, items: Sequence[Line], questions: Questions | None = None) -> Page:
     """The page; `items` are none where items.jsonl is gone, `questions` only where they were asked for."""
     model = results.model
@@ -58,6 +63,8 @@ def run_page(results: Results, items: Sequence[Line], questions: Questions | Non
 
 def _title(tasks: Sequence[str]) -> str:
     first, *others = map(display_name, tasks)
+    if len(others) > MOST_NAMED:
+        return f"Forgetting of {first} after fine-tuning on {len(others)} more tasks"
     return (
         f"Forgetting of {first} after fine-tuning on {', then '.join(others)}" if others else f"Fine-tuning on {first}"
     )
@@ -104,7 +111,7 @@ def _sections(results: Results, items: Sequence[Line], questions: Questions | No
             "Accuracy and loss",
             [
                 heat_maps(results.forgetting, chance_text(results)),
-                *_if_rows(forgetting_table(results), summary_table(results)),
+                *_if_rows(forgetting_table(results), quantised_table(results), summary_table(results)),
             ],
         ),
         Section("landscape", "Loss landscape", [*landscape_blocks(results), *_if_rows(comparison_table(results))]),

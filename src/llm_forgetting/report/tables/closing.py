@@ -1,9 +1,10 @@
-"""What the terminal shows of a finished run: three narrow tables and a sentence about the landscape."""
+"""What the terminal shows of a finished run: narrow tables and a sentence about the landscape."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from llm_forgetting.report.tables.curvature import forecast_table
+from llm_forgetting.report.tables.quantised import closing_quantised_table
 from llm_forgetting.report.tables.run import (
     SPLIT_WORDS,
     Table,
@@ -14,6 +15,7 @@ from llm_forgetting.report.tables.run import (
     estimate_text,
     measured,
     number,
+    sampled,
     sentence,
     verdict_text,
 )
@@ -22,7 +24,8 @@ from llm_forgetting.results import Results
 
 def closing_tables(results: Results) -> list[Table]:
     """Accuracy and forgetting, the landscape's metrics, and the forecast; tasks are called by their numbers."""
-    tables = [_accuracies(results), _metrics(results), *([_forecast(results)] if results.forecasts else [])]
+    tables = [_accuracies(results), *([closing_quantised_table(results)] if results.quantised else [])]
+    tables += [_metrics(results), *([_forecast(results)] if results.forecasts else [])]
     named = "; ".join(f"task {k}: {display_name(name)}" for k, name in enumerate(results.task_names, start=1))
     tables[0] = replace(tables[0], note=f"{sentence(named)} {tables[0].note}".strip())
     return tables
@@ -61,8 +64,8 @@ def _accuracies(results: Results) -> Table:
             )
     header = ("accuracy", "items", "base", "tuned", "end", "lost", "loss gained")
     note = (
-        "tuned: after the task's own training; lost: brackets are 95% intervals over items, below 40 items counts of right "
-        f"answers; loss gained: nats. {sentence(chance_text(results))}"
+        f"tuned: after the task's own training; lost: brackets are 95% intervals over {sampled(results)}, below 40 items "
+        f"counts of right answers; loss gained: nats. {sentence(chance_text(results))}"
     )
     return Table("Accuracy and forgetting", header, tuple(rows), note.strip())
 

@@ -13,6 +13,8 @@ from llm_forgetting.landscape.records import CheckpointLandscape, FitError, Land
 from llm_forgetting.results import Results, ScanResults
 
 Scanned = Results | ScanResults
+# More drops that could have been missed are not told in the note.
+MOST_DETECTABLE = 8
 """Whatever holds landscapes, paths and a plane through checkpoints."""
 
 SPLIT_WORDS = {"train": "trained", "test": "held-out"}
@@ -112,6 +114,14 @@ def accuracy_matrix(results: Results) -> Table:
     return Table("Accuracy / loss in nats", ("task", "items", *checkpoints), tuple(rows), note)
 
 
+def sampled(results: Results) -> str:
+    """What the intervals of scores are over: a task of several subjects is a sample of those."""
+    several = [len(task.subjects) > 1 for task in results.tasks]
+    if all(several):
+        return "subjects"
+    return "items (over subjects, where a task has several)" if any(several) else "items"
+
+
 def forgetting_table(results: Results) -> Table:
     """Every earlier task's forgetting, on both splits."""
     rows, detectable = [], []
@@ -128,9 +138,12 @@ def forgetting_table(results: Results) -> Table:
                 )
             )
         detectable += [drop.said for drop in scores.detectable]
+    if len(detectable) > MOST_DETECTABLE:
+        more = f"{len(detectable) - MOST_DETECTABLE} more of the kind are in results.json (forgetting, detectable)"
+        detectable = [*detectable[:MOST_DETECTABLE], more]
     header = ("task", "items", "accuracy lost", "of its accuracy", "of its gain", "loss gained (nats)")
     note = (
-        f"brackets: 95% interval over items; below {MINIMUM_ITEMS} items only counts of right answers, before and after; "
+        f"brackets: 95% interval over {sampled(results)}; below {MINIMUM_ITEMS} items only counts of right answers; "
         f"of its accuracy: relative to accuracy after the task's own training; of its gain: relative to the gain over the base "
         f"model; one seed. {sentence(chance_text(results))} "
         f"{sentence('; '.join(detectable))}"
