@@ -26,9 +26,13 @@ def spurious_table(results: Results) -> Table:
             (_, before), (last, after) = spurious.probes.items()
             rows += [(f"{display_name(task)}: {label}", *cells) for label, *cells in _rows(before, after)]
             notes.append(_describe_letters(task, after.letters, last))
+        elif spurious.recovery is not None:
+            tuned, left = (spurious.recovery.accuracy[key].value for key in ("tuned", "last"))
+            label = f"{display_name(task)}: as asked, the items that were not relearnt"
+            rows.append((label, number(tuned), number(left), f"{left - tuned:+.2f}"))
         if spurious.recovery is not None:
             notes.append(_describe_relearning(task, spurious.recovery))
-    note = _PROBES if rows else ""
+    note = _PROBES if any(spurious.probes for spurious in results.spurious.values()) else ""
     header = ("trained items", "after itself", "after the last", "change")
     notes = [
         *filter(None, [note]),
