@@ -12,7 +12,6 @@ from llm_forgetting.config.measurements import MOST_SEED, CurvatureConfig, Evalu
 from llm_forgetting.config.paths import fingerprint
 from llm_forgetting.config.rules import above, at_least, refuse_impossible
 from llm_forgetting.files import read_regular, user_path
-from llm_forgetting.tasks.skills import MOST_DIFFICULT
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
 """What the embedded backbone is: 4-bit weights as float32, not the weights on the hub."""
@@ -181,7 +180,7 @@ class DataConfig:
     items_per_task: int | None = at_least(2, default=None)
     few_shot: int = at_least(0, default=0)
     max_tokens: int = at_least(16, default=512)
-    difficulty: int = at_least(1, default=1, most=MOST_DIFFICULT)
+    difficulty: int = at_least(1, default=1, most=5)
     shift: bool = False
     seed: int = at_least(0, default=0, most=MOST_SEED)
 

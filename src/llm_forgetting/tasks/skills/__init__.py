@@ -34,7 +34,6 @@ SKILLS: Mapping[str, Skill] = {
     "dates": numbers.dates,
     "facts": knowledge.facts,
 }
-MOST_DIFFICULT = 5
 
 
 @dataclass(frozen=True)
