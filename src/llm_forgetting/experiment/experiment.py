@@ -37,7 +37,6 @@ from llm_forgetting.experiment.jobs import Workers, compute_side_by_side
 from llm_forgetting.experiment.phases import (
     estimate_spectrum,
     evaluate,
-    evaluate_quantised,
     forecast_forgetting,
     relearning_probe,
     scan_landscape,
@@ -46,6 +45,7 @@ from llm_forgetting.experiment.phases import (
     train,
 )
 from llm_forgetting.experiment.publish import assemble, publish
+from llm_forgetting.experiment.quantised import evaluate_quantised
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.files.manifest import require_inputs
 from llm_forgetting.forgetting.summary import summarise

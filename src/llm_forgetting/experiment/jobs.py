@@ -28,10 +28,12 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     forecast_phase,
     landscape_phase,
     path_phase,
+    quantised_phase,
     recovery_phase,
     train_phase,
 )
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+from llm_forgetting.experiment.quantised import evaluate_quantised
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.experiment.workers import described, share_machine
 from llm_forgetting.files import decode, encode
@@ -91,6 +93,10 @@ def steps_of(config: ExperimentConfig) -> list[Step]:
             steps.append(Step(start, partial(phases.forecast_step, k=k - 1), both, FORECAST))
         steps.append(Step(evaluation_phase(k), partial(phases.evaluate, k=k), there))
     steps.append(Step(EVALUATE_INITIAL, partial(phases.evaluate, k=0), (SETUP,)))
+    if config.evaluation.quantised:
+        steps += [
+            Step(quantised_phase(k), partial(evaluate_quantised, k=k), (trained[k],)) for k in range(last, -1, -1)
+        ]
     return steps
 
 

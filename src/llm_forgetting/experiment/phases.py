@@ -44,14 +44,12 @@ from llm_forgetting.experiment.artifacts.trackers import training_tracked
 from llm_forgetting.experiment.session import Session, choose_landscape_items, frozen_splits
 from llm_forgetting.files import from_plain
 from llm_forgetting.files.manifest import recorded_folder, require_whole
-from llm_forgetting.forgetting.quantised import quantised_name
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.forgetting.summary import FRESH, RECOVERED
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.lowrank import read_update, write_update
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
-from llm_forgetting.models.adapter.requantised import requantised
 from llm_forgetting.models.hessian.products import supports_tangent_pass
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.scoring import merged, score_tasks
@@ -215,22 +213,6 @@ def evaluate(session: Session, k: int) -> Lines:
     for j, lists in rotations.items():
         records = with_rotations(records, encoded[j - 1].name, "train", lists, [next(rest) for _ in lists])
     return (*records, *passage_records(name, session.passages, losses))
-
-
-def evaluate_quantised(session: Session, k: int) -> Lines:
-    """Score the checkpoint after task k on every task and split with its weights quantised, in every kind that is asked for."""
-    model, settings, name = session.at(k), session.config.evaluation, checkpoint_name(k)
-    cells = [(task, split, task.split(split)) for task in session.encoded for split in SPLITS]
-    total = len(settings.quantised) * sum(len(items) for _, _, items in cells)
-    records: list[ItemRecord] = []
-    with session.progress.bar(f"scoring {name}, quantised", total) as advance:
-        for kind in settings.quantised:
-            with requantised(model, kind):
-                groups = [items for _, _, items in cells]
-                scores = score_tasks(model, groups, settings.batch_size, lambda n: advance(n, ""))
-            for (task, split, items), scored in zip(cells, scores, strict=True):
-                records += item_records(quantised_name(name, kind), task.name, split, items, scored)
-    return tuple(records)
 
 
 def relearning_probe(session: Session) -> Lines:
