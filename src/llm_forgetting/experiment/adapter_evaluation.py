@@ -109,7 +109,7 @@ def _evaluate(
         progress.note(line)
     tasks: list[TaskEvaluation] = []
     records: list[ItemRecord] = []
-    with model.without_adapter() if adapter is None else merged(model):
+    with model.bare() if adapter is None else merged(model):
         for task, parts in chosen:
             subjects = []
             for part in parts:

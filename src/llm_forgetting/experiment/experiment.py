@@ -37,15 +37,14 @@ from llm_forgetting.experiment.jobs import Workers, compute_side_by_side
 from llm_forgetting.experiment.phases import (
     estimate_spectrum,
     evaluate,
-    forecast_forgetting,
+    evaluate_quantised,
     relearning_probe,
     scan_landscape,
-    scan_paths,
     set_up,
     train,
 )
+from llm_forgetting.experiment.phases_between import forecast_forgetting, scan_paths
 from llm_forgetting.experiment.publish import assemble, publish
-from llm_forgetting.experiment.quantised import evaluate_quantised
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.files.manifest import require_inputs
 from llm_forgetting.forgetting.summary import summarise

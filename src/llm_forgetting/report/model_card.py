@@ -49,9 +49,14 @@ def card(results: Results, k: int) -> str:
     datasets = {"hub": [data.path or MMLU], "embedded": [MMLU]}
     metadata = ModelCardData(
         base_model=base if _on_the_hub(base) else None,
-        library_name="peft",
+        library_name="transformers" if results.config.lora is None else "peft",
         pipeline_tag="text-generation",
-        tags=["lora", "catastrophic-forgetting", "loss-landscape", "llm-forgetting"],
+        tags=[
+            *([] if results.config.lora is None else ["lora"]),
+            "catastrophic-forgetting",
+            "loss-landscape",
+            "llm-forgetting",
+        ],
         datasets=datasets.get(data.source),
         model_name=_title(results, k),
         eval_results=list(_evaluations(results, k)),
@@ -142,7 +147,9 @@ def _text(results: Results, k: int) -> str:
         weights=results.model.quantization,
         arithmetic=results.model.arithmetic,
         learnt=_tasks_learnt(results, k),
-        lora={**vars(lora), "alpha": f"{lora.alpha:g}"},
+        lora=None
+        if lora is None
+        else {**vars(lora), "alpha": f"{lora.alpha:g}", "kind": "DoRA" if lora.use_dora else "LoRA"},
         modules=results.model.adapted_modules,
         version=results.versions["llm-forgetting"],
         answer=results.answer,
