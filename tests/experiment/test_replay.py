@@ -135,11 +135,11 @@ def test_a_damaged_array_is_computed_again(tmp_path: Path) -> None:
     made = [torch.randn(5, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     first = Replay(tmp_path)
     for array in made:
-        first.array(lambda array=array: array)  # type: ignore[misc]
+        first.array(lambda array=array: array)
     file = tmp_path / "00001"
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     second = Replay(tmp_path)
-    again = [second.array(lambda array=array: array) for array in made]  # type: ignore[misc]
+    again = [second.array(lambda array=array: array) for array in made]
     assert second.computed == 1
     assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(made, again, strict=True))
 
