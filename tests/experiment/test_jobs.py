@@ -251,7 +251,7 @@ def workers_of(main: psutil.Process) -> list[psutil.Process]:
 
 
 def wait_for(found: Any) -> Any:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     while time.monotonic() < until:
         if result := found():
             return result
@@ -270,7 +270,7 @@ def test_killed_workers_and_a_killed_main_process_change_nothing(
     options = ("--config", tmp_path / "smallest.yaml", "--output_dir", tmp_path / "killed", "--workers", 2)
     before = set(psutil.Process().children(recursive=True))
     ended: list[Any] = []
-    thread = threading.Thread(target=lambda: ended.append(shell.run(*options)), daemon=True)
+    thread = threading.Thread(target=lambda: ended.append(shell.run(*options, seconds=500)), daemon=True)
     thread.start()
     phases = wait_for(lambda: next((tmp_path / "killed").glob("*/phases"), None))
 
