@@ -160,7 +160,7 @@ def train(session: Session, k: int) -> TrainingRecord:
             note=session.progress.note,
         )
     model.require_initial_parts("the adapter, as training left it,")
-    session.mark_checkpoint(k)
+    session.mark_checkpoint(k if session.config.lora is not None else None)  # all weights are read from what is saved
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)
         (checkpoint / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the finished run writes a card
