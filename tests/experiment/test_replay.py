@@ -91,7 +91,7 @@ def test_a_spectrum_that_is_stopped_goes_on_at_the_next_product(
     whole = compute(None)
     total = counter.calls
     assert sum(steps) == spectrum.curvature_evaluations(config)
-    # In gradient, the first run, a shorter run, a probe, the weights' trace, their ascent, and the sharpness.
+    # In a shorter run, a probe of the trace, the ascent in the weights, and the sharpness.
     for last in (8, 14, 21, total - 1) if products == "exact" else (2,):
         again, calls = resumed(counter, lambda last=last: compute(tmp_path / str(last)), last)
         assert encode(again) == encode(whole)
