@@ -14,6 +14,7 @@ from llm_forgetting.experiment.analysis.landscape import (
     evaluations,
     require_space,
     space_of,
+    suited,
 )
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
 from llm_forgetting.experiment.artifacts.item_records import (
@@ -268,7 +269,8 @@ def scan_landscape(session: Session, k: int, reference_norm: float | None) -> Ch
 
 def reference_norm(session: Session) -> float:
     """|P| of the first checkpoint, the unit of distances at all of them."""
-    return space_of(session.at(1), session.config.landscape).norm
+    model = session.at(1)
+    return space_of(model, suited(model, session.config.landscape)).norm
 
 
 def estimate_spectrum(session: Session, k: int) -> SpectrumRecord:
