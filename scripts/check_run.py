@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 TOLERANCE = 1e-3
 # A measured error is the largest at a few random points; elsewhere it may be this many times larger.
@@ -52,7 +52,7 @@ def main() -> int:
     questions = read_original(given.mmlu) if given.mmlu else read_cached_sample()
     location = given.model or backbone_folder(results["model"]["name"])
     tokenizer = AutoTokenizer.from_pretrained(location)
-    backbone = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32).eval()
+    backbone = load(location, results).eval()
     ask = Examiner(tokenizer, questions)
     worst = check_matrix(given.run, results, records, backbone, ask)
     measured, fitted = check_surfaces(given.run, results, location, (given.points, given.cells), ask)
@@ -63,6 +63,18 @@ def main() -> int:
         f"{'as' if fitted <= SLACK else 'NOT AS'} promised (at most {SLACK})"
     )
     return 0 if worst <= TOLERANCE and fitted <= SLACK else 1
+
+
+def load(location: Path | str, results: dict) -> Any:
+    """The backbone in float32; of a quantised one the plain model of its dequantised weights, which runs on a CPU are of."""
+    kind = results["config"]["model"].get("quantization")
+    if kind is None:
+        return AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
+    options = {"load_in_8bit": True} if kind == "8bit" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    settings = BitsAndBytesConfig(**options)
+    return AutoModelForCausalLM.from_pretrained(
+        location, dtype=torch.float32, quantization_config=settings
+    ).dequantize()
 
 
 def cache_folder() -> Path:
@@ -181,7 +193,7 @@ def check_surfaces(run, results, location, counts, ask) -> tuple[float, float]:
         if landscape["space"] != "adapter":
             print(f"L {checkpoint:12} not checked, its space is {landscape['space']}")
             continue
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
+        model = load(location, results)
         model = PeftModel.from_pretrained(model, run / f"checkpoint_{checkpoint}").eval()
         losses_at = around(model, checkpoint, landscape, results["config"]["landscape"]["seed"], ask)
         for n in draws(f"point {checkpoint}", points, len(landscape["points"])):
@@ -267,7 +279,7 @@ def check_between(run, results, location, points, ask) -> float:
     for checkpoint in results["landscapes"]:
         folder = run / f"checkpoint_{checkpoint}"
         if model is None:
-            plain = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
+            plain = load(location, results)
             model = PeftModel.from_pretrained(plain, folder, adapter_name=checkpoint).eval()
         else:
             model.load_adapter(folder, adapter_name=checkpoint)

@@ -1,9 +1,10 @@
 """The parts of gpu_check.py: each writes its figures through `keep`, as soon as it has them."""
 
 import copy
+import importlib.util
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gpu_check_tools import (
     items,
     matrix_rates,
     metered,
+    quantised_model,
     random_model,
     with_adapter,
 )
@@ -51,6 +53,11 @@ DRY_RUN = {
     "forecast": "forecast product", "spectrum": "spectrum product", "weight spectrum": "weights' product",
 }  # fmt: skip
 STEPS = 3
+# Of the comparison of two devices: largest difference, and whether it is relative.
+TOLERANCES = {
+    "letter logits": (1e-3, False), "surface, nats": (1e-4, False), "squared gradient, relative": (1e-3, True),
+    "g.Hg, relative": (1e-3, True), "forecast slope, relative": (1e-3, True), "forecast curvature, relative": (1e-3, True),
+}  # fmt: skip
 
 
 def reference(device: str, small: bool, keep: Keep) -> None:
@@ -61,19 +68,39 @@ def reference(device: str, small: bool, keep: Keep) -> None:
         model = with_adapter(backbone, tokenizer)
     else:
         model = random_model(SMALL, "cpu", torch.float32)
-    found = [_reference_figures(model)]
-    moved = copy.deepcopy(model.peft_model).to(device)
-    found.append(_reference_figures(LanguageModel(moved, model.tokenizer, "random")))
+    keep(
+        {
+            "model": "embedded" if location.is_dir() and not small else "random",
+            "comparisons": _comparisons(model, device, TOLERANCES),
+        }
+    )
+
+
+def quantised(device: str, small: bool, keep: Keep) -> None:
+    """The same of a model of random weights in 4 and in 8 bits, but for scores, which are a GPU's own kernels'."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        keep({"skipped": "bitsandbytes is not installed"})
+        return
     comparisons: dict[str, dict[str, float]] = {}
-    for name, (tolerance, relative) in {
-        "letter logits": (1e-3, False), "surface, nats": (1e-4, False), "squared gradient, relative": (1e-3, True),
-        "g.Hg, relative": (1e-3, True), "forecast slope, relative": (1e-3, True),
-        "forecast curvature, relative": (1e-3, True),
-    }.items():  # fmt: skip
+    for kind in ("4bit", "8bit"):
+        model = quantised_model(SMALL, kind)
+        chosen = {name: row for name, row in TOLERANCES.items() if name != "letter logits"}
+        comparisons |= {f"{kind}: {name}": row for name, row in _comparisons(model, device, chosen).items()}
+        keep({"comparisons": comparisons})
+
+
+def _comparisons(
+    model: LanguageModel, device: str, tolerances: Mapping[str, tuple[float, bool]]
+) -> dict[str, dict[str, float]]:
+    """What differs between a model on the CPU and its copy on the device."""
+    moved = copy.deepcopy(model.peft_model).to(device)
+    found = [_reference_figures(each) for each in (model, LanguageModel(moved, model.tokenizer, "random"))]
+    comparisons = {}
+    for name, (tolerance, relative) in tolerances.items():
         one, other = found[0][name], found[1][name]
         scale = float(np.abs(one).max()) if relative else 1.0
         comparisons[name] = {"difference": float(np.abs(one - other).max()) / scale, "tolerance": tolerance}
-    keep({"model": "embedded" if location.is_dir() and not small else "random", "comparisons": comparisons})
+    return comparisons
 
 
 def _reference_figures(model: LanguageModel) -> dict[str, Any]:
@@ -298,6 +325,7 @@ def _waits(model: LanguageModel, chosen: Items, factors: WeightUpdate) -> dict[s
 
 PARTS: dict[str, Callable[[str, bool, Keep], None]] = {
     "reference": reference,
+    "quantised": quantised,
     "phases": phases,
     "arithmetic": arithmetic,
     "rows": rows,

@@ -1,5 +1,6 @@
 """What the parts of gpu_check.py measure with: a random model and its items, a meter, and counts of operations and waits."""
 
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +13,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from llm_forgetting.config.sections import LoraConfig
+from llm_forgetting.config.sections import LoraConfig, ModelConfig
 from llm_forgetting.models.adapter.adapted_model import attach_lora, target_layers
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.quantisation import loading_options
 from llm_forgetting.tasks.task import Item
 
 Items = list[EncodedItem]
@@ -52,6 +54,21 @@ class Tokenizer:
 
 def random_model(shape: Shape, device: str, dtype: torch.dtype) -> LanguageModel:
     """A Llama of random weights that are made on the device, with a trained-looking adapter of the preset's settings."""
+    return with_adapter(_random_llama(shape, device, dtype), Tokenizer())
+
+
+def quantised_model(shape: Shape, kind: str) -> LanguageModel:
+    """The same on the CPU, its weights in 4 or in 8 bits."""
+    from transformers import LlamaForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        _random_llama(shape, "cpu", torch.float32).save_pretrained(folder)
+        options = loading_options(ModelConfig(quantization=kind), torch.float32)
+        backbone = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    return with_adapter(backbone, Tokenizer())
+
+
+def _random_llama(shape: Shape, device: str, dtype: torch.dtype) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -61,8 +78,7 @@ def random_model(shape: Shape, device: str, dtype: torch.dtype) -> LanguageModel
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(device):
-        backbone = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return with_adapter(backbone, Tokenizer())
+        return LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
 
 
 def with_adapter(backbone: Any, tokenizer: Any) -> LanguageModel:

@@ -91,6 +91,7 @@ def test_the_whole_of_it_on_a_tiny_model(
     assert set(figures["phases"]["phases"]) == {
         "scoring", "training", "scan point", "path point", "forecast product", "spectrum product", "weights' product",
     }  # fmt: skip
+    assert len(figures["quantised"]["comparisons"]) == 2 * (len(figures["reference"]["comparisons"]) - 1)
     assert set(figures["arithmetic"]) == {"float32", "tf32", "native"}
     assert set(figures["rows"]) == {"1", "2", "4", "8"}
     numbers = list(numbers_in(found))

@@ -11,7 +11,7 @@ from test_manifest import flip
 
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.experiment.phases import scan_paths
+from llm_forgetting.experiment.phases_between import scan_paths
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.files import from_plain
 from llm_forgetting.files.manifest import recorded_folder

@@ -33,6 +33,7 @@ from llm_forgetting.experiment.experiment import run_in
 from llm_forgetting.experiment.jobs import PhaseFailure, Step, Workers, run_steps, steps_of
 from llm_forgetting.files import encode, manifest
 from llm_forgetting.landscape.records import BetweenCheckpoints
+from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.progress import Silent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,6 +54,7 @@ class Here:
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.order: list[str] = []
+        self.computing = False
 
     def submit(self, job: Job) -> None:
         self.jobs.append(job)
@@ -62,7 +64,10 @@ class Here:
         job = self.jobs.pop(max(range(len(names)), key=lambda n: (names[n] != "landscape_after_task1", names[n][-1])))
         self.order.append(job.name)
         jobs._SESSIONS.clear()
-        return [JobResult(job, job())]
+        self.computing = True
+        answer = job()
+        self.computing = False
+        return [JobResult(job, answer)]
 
     def close(self) -> None:
         self.order.append("closed")
@@ -92,8 +97,11 @@ def test_a_run_side_by_side_is_the_run_one_after_the_other(
     one, other = created(tmp_path / "one"), created(tmp_path / "other")
     run_in(one, config, Silent())
     monkeypatch.setattr(EngineChoice, "start", lambda *_: engine)
+    load, by_a_job = LanguageModel.load, list[bool]()
+    monkeypatch.setattr(LanguageModel, "load", lambda *a, **k: by_a_job.append(engine.computing) or load(*a, **k))
     run_in(other, config, said, Workers(workers=3, threads=1))
     assert len(engine.order) == len(steps_of(config)) + 1
+    assert by_a_job == [True] * len(steps_of(config))  # nothing is left for the main process
     assert engine.order[-2:] == ["landscape_after_task1", "closed"]
     assert sum("begins" in line for line in said.notes) == len(steps_of(config))
     assert max(map(len, said.notes)) < 72

@@ -19,6 +19,7 @@ from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.models.language.backbones import synthetic_backbone
 from llm_forgetting.progress import Silent
+from llm_forgetting.report.model_card import _LOADED
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread")]
 SMALL: dict[str, Any] = {
@@ -99,6 +100,10 @@ def test_a_run_is_that_of_plain_peft_on_the_dequantised_model(
         assert results["model"]["arithmetic"] in (folder / file).read_text()
     assert results["forecasts"]
     assert set(results["curvature"]) == {"after_task1", "after_task2"}
+
+    card = (folder / "checkpoint_after_task1" / "README.md").read_text()
+    assert "BitsAndBytesConfig(" + _LOADED[kind] in card
+    assert f"Numbers are of {results['model']['arithmetic']}." in card
 
     # The base model's weights are those of `kind`, and rounded so again they stay.
     costs = {(c["checkpoint"], c["kind"], c["task"], c["split"]): c for c in results["quantised"]}

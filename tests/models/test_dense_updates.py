@@ -9,7 +9,9 @@ import pytest
 import torch
 from small_models import Everything
 from tiny_models import make_encoded, plain_losses, save, tiny_gpt2, tiny_llama
+from transformers import AutoModelForCausalLM
 
+import llm_forgetting as lf
 from llm_forgetting.config.sections import LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.checkpoint_plane import CheckpointPlane
@@ -18,6 +20,7 @@ from llm_forgetting.landscape.gauge import canonicalise
 from llm_forgetting.landscape.path import interpolate
 from llm_forgetting.landscape.spaces import WeightSpace
 from llm_forgetting.models.adapter.adapted_model import AdaptedModel, attach_lora, target_layers
+from llm_forgetting.models.adapter.full_updates import FullUpdates
 from llm_forgetting.models.adapter.lora_options import KINDS
 from llm_forgetting.models.hessian.products import products_at
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -110,6 +113,7 @@ def test_the_update_is_that_of_pefts_own_forward(kind: str, tmp_path: Path) -> N
     for reader, update in ((adapted, adapted.adapter_factors()), (other, other.update_of(tmp_path))):
         before = Everything(reader.peft_model)
         with reader.perturbed() as move:
+            move(WeightUpdate({}))
             torch.testing.assert_close(logits(reader.peft_model), bare, rtol=0, atol=0)
             move(update)
             torch.testing.assert_close(logits(reader.peft_model), expected, rtol=1e-5, atol=1e-5)
@@ -271,3 +275,112 @@ def test_an_adapter_from_another_initialisation_is_not_gone_on_with(tmp_path: Pa
         UserError, match=r"lora.init=pissa needs a rank of at most the smallest side .* lower lora.rank"
     ):
         attach_lora(tiny_llama(), LoraConfig(rank=17, init="pissa"), seed=0)
+
+
+# Models of narrow weights, whole models, and the Python API
+
+
+def test_over_narrow_weights_everything_is_computed_in_float32(tmp_path: Path) -> None:
+    folder = save(tmp_path / "bare", tiny_llama())
+    config = LoraConfig(rank=2, target_modules=tuple(Q_V), use_dora=True)
+    model = LanguageModel.load(ModelConfig(name=str(folder), dtype="bfloat16"), config, seed=0)
+    fill(model.peft_model)
+    assert (model.dtype, model.precision) == (torch.bfloat16, torch.float32)
+    update = model.adapter_factors()
+    oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).float()
+    with torch.no_grad():
+        for name, parameter in oracle.named_parameters():
+            if name in update.dense:
+                parameter.add_(update.dense[name].read())
+    items = make_encoded(model, 2)
+    with model.perturbed() as move, torch.no_grad():
+        move(update)
+        torch.testing.assert_close(logits(model.peft_model), logits(oracle), rtol=1e-5, atol=1e-5)
+        centre = float(plain_losses(model, items).mean())
+    with products_at(model, items, update) as products:
+        found = products.along_update(update)
+    assert found.loss == pytest.approx(centre, abs=1e-5)
+    assert found.slope != 0
+
+
+def full_model(tmp_path: Path, **changes: Any) -> tuple[LanguageModel, Path]:
+    """A whole model on a base, and the folder of another."""
+    base = save(tmp_path / "base", tiny_llama(**changes))
+    other = tiny_llama(**changes)
+    with torch.no_grad():
+        for n, parameter in enumerate(other.parameters()):
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(n)))
+    other.save_pretrained(tmp_path / "other")
+    return LanguageModel.load(ModelConfig(name=str(base)), None, seed=0), tmp_path / "other"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_whole_model_is_read_from_its_files(tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its files name the parameters otherwise: then transformers reads them."""
+    model, folder = full_model(tmp_path, tie_word_embeddings=tied)
+    other = AutoModelForCausalLM.from_pretrained(folder)
+    before = Everything(model.peft_model)
+    update = model.update_of(folder)
+    pairs = zip(other.parameters(), tiny_llama(tie_word_embeddings=tied).parameters(), strict=True)
+    difference = [(p - q).double().square().sum() for p, q in pairs]
+    assert update.norm() == pytest.approx(float(torch.stack(difference).sum()) ** 0.5, rel=1e-4)
+    with model.perturbed() as move:
+        move(update)
+        torch.testing.assert_close(logits(model.peft_model), logits(other), rtol=1e-5, atol=1e-5)
+    before.assert_same(model.peft_model)
+    monkeypatch.setattr(FullUpdates, "_fits", lambda updates, folder: False)
+    assert model.update_of(folder).norm() == pytest.approx(update.norm(), rel=1e-6)
+
+
+def test_the_live_whole_model_is_what_was_loaded_or_trained(tmp_path: Path) -> None:
+    model, folder = full_model(tmp_path)
+    start = model.adapter_sha256()
+    assert model.adapter_factors().norm() == 0
+    model.load_adapter_weights(folder)
+    expected = model.update_of(folder).norm()
+    assert model.adapter_factors().norm() == pytest.approx(expected, rel=1e-6)
+    kept = model.adapter_state()
+    with torch.no_grad():
+        next(model.peft_model.parameters()).add_(1.0)
+    assert model.adapter_factors().norm() > 2 * expected
+    model.set_adapter_state(kept)
+    assert model.adapter_factors().norm() == pytest.approx(expected, rel=1e-6)
+    model.set_adapter_state({})
+    assert (model.adapter_factors().norm(), model.adapter_sha256()) == (0, start)
+
+
+def test_what_is_no_whole_model_of_this_architecture_is_refused_in_one_line(pair: Any, tmp_path: Path) -> None:
+    _, adapter, _ = pair
+    model, folder = full_model(tmp_path)
+    wider = save(tmp_path / "wider", tiny_llama(intermediate_size=32))
+    reasons = {adapter: "a folder with a whole model is needed", wider: "must have the architecture of this one"}
+    for place, reason in reasons.items():
+        with pytest.raises(UserError, match=reason):
+            model.update_of(place)
+    (folder / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"must be whole, model\.safetensors is not"):
+        model.update_of(folder)
+
+
+def test_the_python_api_measures_any_adapter(pair: Any) -> None:
+    """In weight space, from the live model and from folders; what needs factors is refused in one line."""
+    _, dora, lora = pair
+    model = peft.PeftModel.from_pretrained(tiny_llama(), dora).eval()
+    batches = [{"input_ids": IDS, "labels": IDS}]
+    expected = float(model(**batches[0]).loss)
+    before = Everything(model)
+    surface = lf.scan_plane(model, None, batches, resolution=5, max_evaluations=23)
+    assert surface.losses[2, 2] == pytest.approx(expected, abs=1e-2)
+    plane = lf.checkpoint_plane(
+        model, None, batches, checkpoints={"base": None, "A": str(dora), "B": str(lora)}, resolution=5
+    )
+    before.assert_same(model)
+    other = peft.PeftModel.from_pretrained(tiny_llama(), lora).eval()
+    true = [float(net(**batches[0]).loss) for net in (tiny_llama(), model, other)]
+    assert list(plane.at_checkpoints.values()) == pytest.approx(true, abs=1e-5)
+    for call in (
+        lambda: lf.hessian_spectrum(model, None, batches),
+        lambda: lf.scan_plane(model, None, batches, space="adapter"),
+    ):
+        with pytest.raises(lf.UserError, match="needs a plain LoRA adapter"):
+            call()

@@ -233,6 +233,20 @@ def test_activations_that_are_rounded_by_the_batch_are_allowed_for(tmp_path: Pat
     assert native.batch_tolerance == 0.75
 
 
+@pytest.mark.parametrize(
+    ("lora", "match"),
+    [
+        ({"use_dora": True}, "an adapter that is not plain LoRA needs weights that are not quantised, "),
+        ({"init": "pissa"}, "lora.init=pissa takes a part out of the weights, which must not be quantised, "),
+    ],
+)
+def test_adapters_that_need_the_weights_are_refused(lora: dict[str, Any], match: str, llama_folder: Path) -> None:
+    model = ModelConfig(name=str(llama_folder), quantization="4bit")
+    with pytest.raises(UserError, match=match) as error:
+        LanguageModel.load(model, LoraConfig(rank=2, **lora), seed=0)
+    assert "\n" not in str(error.value)
+
+
 # Quantisation as a perturbation
 
 

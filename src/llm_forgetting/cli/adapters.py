@@ -32,13 +32,13 @@ def landscape(arguments: list[str]) -> int:
     quiet_libraries()
     from llm_forgetting.experiment.adapter_landscape import refuse_other_scan, save_scan, scan_adapter
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-    from llm_forgetting.models.adapter.saved_adapter import read_config
+    from llm_forgetting.models.adapter.full_updates import require_checkpoint
     from llm_forgetting.report.terminal import Terminal
 
     terminal = Terminal()
     adapters = [user_path(options.adapter), *([user_path(options.to)] if options.to else [])]
     for adapter in adapters:  # looked at before anything is written
-        read_config(adapter)
+        require_checkpoint(adapter)
     if options.resume:
         folder = RunFolder(Path(options.resume))
         if not folder.phases.is_dir():
@@ -91,14 +91,19 @@ def parse_landscape(arguments: list[str]) -> tuple[argparse.Namespace, ScanConfi
         "llm-forgetting landscape",
         add_help=False,
         usage="llm-forgetting landscape ADAPTER_DIR --task NAME [--task NAME ...] [--to ADAPTER_DIR] [--DOTTED.PATH VALUE ...]",
-        description="The loss landscape around a saved PEFT LoRA adapter, on any tasks: with --to also the path to another "
-        "adapter on the same base model, and the plane through both and the base model.",
+        description="The loss landscape around a saved PEFT adapter or a fine-tuned model, on any tasks: with --to also the "
+        "path to another one of the same base model, and the plane through both and the base model.",
     )
-    parser.add_argument("adapter", nargs="?", metavar="ADAPTER_DIR", help="a folder with adapter_model.safetensors")
+    parser.add_argument(
+        "adapter",
+        nargs="?",
+        metavar="ADAPTER_DIR",
+        help="a folder with an adapter or a model",
+    )
     main_options = parser.add_argument_group("main options")
     main_options.add_argument("-h", "--help", action="store_true", help="show this help and stop")
     main_options.add_argument("--task", action="append", default=[], metavar="NAME", help="see `llm-forgetting tasks`")
-    main_options.add_argument("--to", metavar="ADAPTER_DIR", help="a second adapter on the same base model")
+    main_options.add_argument("--to", metavar="ADAPTER_DIR", help="a second adapter, or model, of the same base model")
     main_options.add_argument("--resume", metavar="DIR", help="go on with a scan that was stopped, options as before")
     main_options.add_argument("--model_name", metavar="NAME", help="model.name; default: what the adapter names itself")
     main_options.add_argument("--output_dir", metavar="DIR", help="output.folder")
@@ -231,7 +236,8 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     for table in repair_tables(record):
         terminal.show_table(table)
     say(
-        f"The adapter is in {folder / record.adapter} (PeftModel.from_pretrained loads it), the numbers in repair.json."
+        f"The {'adapter' if record.rank else 'model'} is in {folder / record.adapter} "
+        f"({'PeftModel' if record.rank else 'AutoModelForCausalLM'}.from_pretrained loads it), the numbers in repair.json."
     )
     say(repair_sentence(record))
     return 0

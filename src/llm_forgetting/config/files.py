@@ -38,22 +38,41 @@ def parse_config(
     `tasks` replaces all of data.tasks, `task_at` some of them by position. UserError names the dotted path of whatever
     is unknown, of the wrong type, or impossible.
     """
-    path = _config_path(name, resumed)
-    parser, parsed = _parsed(ExperimentConfig, [*([f"--config={path}"] if _has_fields(path) else []), *dotted])
+    arguments, adapter = _without_null(_config_path(name, resumed), dotted)
+    parser, parsed = _parsed(ExperimentConfig, arguments)
     names = list((parsed.data.tasks if tasks is None else tasks) or ())
     for position, task in (task_at or {}).items():
         if task is not None:
             names[position : position + 1] = [task]
     parsed.data.tasks = tuple(names)
-    return _built(ExperimentConfig, parser, parsed)
+    return _built(ExperimentConfig, parser, parsed, adapter=adapter)
+
+
+def _without_null(path: Path, dotted: Sequence[str]) -> tuple[list[str], bool]:
+    """Arguments for the parser without `lora: null`, and whether there is an adapter: its parser knows sections as whole."""
+    words, nulls = list(dotted), ("null", "~", "none", "None", "")
+    lone = [n for n, word in enumerate(words[:-1]) if word == "--lora" and words[n + 1] in nulls]
+    for n in lone:
+        words[n : n + 2] = [f"--lora={words[n + 1]}", ""]
+    left = [word for word in words if word and word not in {f"--lora={null}" for null in nulls}]
+    said, fields = len(left) < len([word for word in words if word]), any(word.startswith("--lora.") for word in left)
+    if said and fields:
+        raise UserError("--lora null and fields of lora exclude each other; give one of them")
+    if not _has_fields(path):
+        return left, not said
+    content = read_yaml(path, "--config")
+    if isinstance(content, dict) and "lora" in content and content["lora"] is None:
+        del content["lora"]
+        return [f"--config={yaml.safe_dump(content)}", *left], fields
+    return [f"--config={path}", *left], not said
 
 
 class ConfigTemplate:
     """A preset or file that thousands of configurations follow: it and every value of a field are parsed once."""
 
     def __init__(self, name: str) -> None:
-        path = _config_path(name, resumed=False)
-        self._base = _parsed(ExperimentConfig, [f"--config={path}"] if _has_fields(path) else [])[1]
+        arguments, self._adapter = _without_null(_config_path(name, resumed=False), [])
+        self._base = _parsed(ExperimentConfig, arguments)[1]
         self._typed: dict[tuple[str, str], object] = {}
 
     def config(self, fields: Mapping[str, object], tasks: Sequence[str] | None) -> ExperimentConfig:
@@ -63,8 +82,9 @@ class ConfigTemplate:
             section, _, field = path.partition(".")
             sections[section][field] = self._value(path, value)
         sections["data"]["tasks"] = tuple((sections["data"]["tasks"] if tasks is None else tasks) or ())
-        classes = get_type_hints(ExperimentConfig)
-        return ExperimentConfig(**{name: classes[name](**values) for name, values in sections.items()})
+        adapted = self._adapter or any(path.startswith("lora.") for path in fields)
+        built: dict[str, Any] = {name: kind(**sections[name]) for name, kind in section_classes().items()}
+        return ExperimentConfig(**(built if adapted else {**built, "lora": None}))
 
     def _value(self, path: str, value: object) -> object:
         key = path, repr(value)
@@ -108,8 +128,25 @@ def _parser(cls: type) -> Any:
         parser_mode=_STRICT,
     )  # fmt: skip
     parser.add_argument("--config", action="config")
-    parser.add_class_arguments(cls)
+    parser.add_class_arguments(_whole(cls))
     return parser
+
+
+def section_classes(cls: type = ExperimentConfig) -> dict[str, type]:
+    """The class of every section, also of one that may be null."""
+    return {
+        name: next(kind for kind in get_args(given) or (given,) if kind is not type(None))
+        for name, given in get_type_hints(cls).items()
+    }
+
+
+def _whole(cls: type) -> type:
+    """`cls` with all of its sections, none of which may be null, and without its rules."""
+    factories = {field.name: field.default_factory for field in dataclasses.fields(cls)}
+    fields = [
+        (name, kind, dataclasses.field(default_factory=factories[name])) for name, kind in section_classes(cls).items()
+    ]
+    return dataclasses.make_dataclass(cls.__name__, fields, namespace={"__doc__": cls.__doc__}, frozen=True)
 
 
 def _parsed(cls: type, arguments: Sequence[str]) -> tuple[Any, Any]:
@@ -125,9 +162,10 @@ def _parsed(cls: type, arguments: Sequence[str]) -> tuple[Any, Any]:
         raise UserError(_one_line(str(error))) from error
 
 
-def _built(cls: type[Config], parser: Any, parsed: Any) -> Config:
+def _built(cls: type[Config], parser: Any, parsed: Any, *, adapter: bool = True) -> Config:
     sections = parser.instantiate(parsed)
-    return cls(**{field.name: getattr(sections, field.name) for field in dataclasses.fields(cls)})
+    given = {field.name: getattr(sections, field.name) for field in dataclasses.fields(cls)}
+    return cls(**(given if adapter else {**given, "lora": None}))
 
 
 def _config_path(name: str, resumed: bool) -> Path:
@@ -151,13 +189,13 @@ def _has_fields(path: Path) -> bool:
     if not isinstance(content, dict):
         raise UserError(f"--config {path} must hold sections such as `training:`, was {str(content)[:40]!r}")
     for name, value in content.items():
-        if name in _sections() and not isinstance(value, dict):
+        if name in _sections() and not isinstance(value, dict) and (name, value) != ("lora", None):
             raise UserError(
                 f"{name} must hold fields such as {name}.{_first_field(name)}, was {value!r}; or leave it out"
             )
     known = set(dotted_paths())
     for field, value in leaves(content):
-        if field not in known:
+        if field not in known and (field, value) != ("lora", None):
             raise UserError(unknown_option(field))
         _require_number(field, value)
     return True
@@ -175,7 +213,7 @@ def _number_fields() -> dict[str, str]:
     kinds = {int: "a whole number", float: "a number", type(None): "null"}
     types = {
         f"{name}.{field}": get_args(given) or (given,)
-        for name, section in get_type_hints(ExperimentConfig).items()
+        for name, section in section_classes().items()
         for field, given in get_type_hints(section).items()
     }
     return {

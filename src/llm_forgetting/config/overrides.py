@@ -22,8 +22,8 @@ def resolve(config: Config, tasks: Sequence[str] | None, settings: Mapping[str, 
     flat = dict(leaves(settings))
     if "seed" in flat:
         flat = {**dict.fromkeys(SEEDS, flat.pop("seed")), **flat}
-    for path in flat:
-        if path not in dotted_paths():
+    for path, value in flat.items():
+        if path not in dotted_paths() and (path, value) != ("lora", None):
             raise UserError(unknown_option(path))
     named = flat.pop("data.tasks", None) if tasks is None else tasks
     if isinstance(named, str):

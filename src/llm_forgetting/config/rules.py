@@ -70,6 +70,7 @@ def bounds_of(config: "AnyConfig") -> dict[str, Bounds]:
     return {
         f"{section.name}.{field.name}": field.metadata["bounds"]
         for section in dataclasses.fields(config)
+        if getattr(config, section.name) is not None
         for field in dataclasses.fields(getattr(config, section.name))
         if "bounds" in field.metadata
     }
@@ -87,6 +88,10 @@ def problems(config: "AnyConfig") -> Iterator[str]:
 
     for section_field in dataclasses.fields(config):
         values = getattr(config, section_field.name)
+        if values is None:
+            if NoneType not in get_args(section_field.type):
+                yield f"{section_field.name} must have fields, was null; leave it out for the defaults"
+            continue
         for field in dataclasses.fields(values):
             if getattr(values, field.name) is None and NoneType not in get_args(field.type):
                 yield f"{section_field.name}.{field.name} must have a value, was null; leave it out for the default"
@@ -96,9 +101,11 @@ def problems(config: "AnyConfig") -> Iterator[str]:
             yield problem
     if isinstance(config, ExperimentConfig):
         yield from _curvature_problems(config.curvature)
-        yield from _training_problems(config.lora, config.training)
-        yield from _initialisation_problems(config.lora, config.training, config.interventions)
-        if not config.lora.plain:
+        yield from _training_problems(config.training)
+        if config.lora is not None:
+            yield from _lora_problems(config.lora)
+            yield from _initialisation_problems(config.lora, config.training, config.interventions)
+        if not config.low_rank:
             yield from _dense_problems(config)
         if config.model.dtype == "float16":
             yield "model.dtype=float16 cannot be trained: gradients underflow in it; use bfloat16 or float32"
@@ -129,7 +136,7 @@ def _curvature_problems(curvature: "CurvatureConfig") -> Iterator[str]:
         yield "curvature.weight_probes must be 0 (none) or at least 2 (a standard error needs two), was 1"
 
 
-def _training_problems(lora: "LoraConfig", training: "TrainingConfig") -> Iterator[str]:
+def _lora_problems(lora: "LoraConfig") -> Iterator[str]:
     if lora.dropout >= 1:
         yield f"lora.dropout must be below 1, was {lora.dropout!r}"
     if not lora.target_modules:
@@ -140,6 +147,9 @@ def _training_problems(lora: "LoraConfig", training: "TrainingConfig") -> Iterat
         yield f"lora.rank_pattern and lora.alpha_pattern must hold ranks from 1 and alphas above 0, was {wrong[0]}"
     if any(layer < 0 for layer in lora.layers_to_transform):
         yield f"lora.layers_to_transform must be numbers of layers from 0, was {list(lora.layers_to_transform)}"
+
+
+def _training_problems(training: "TrainingConfig") -> Iterator[str]:
     if training.warmup_ratio > 1:
         yield f"training.warmup_ratio must be at most 1, was {training.warmup_ratio!r}"
 
@@ -181,6 +191,10 @@ def _dense_problems(config: "ExperimentConfig") -> Iterator[str]:
         yield f"landscape.space=raw needs {what}; set it to weight"
     if landscape.arithmetic == "native" and config.model.dtype in ("bfloat16", "float16"):
         yield f"landscape.arithmetic=native needs {what}; set it to float32"
+    if config.lora is None and config.interventions.rescale != 1:
+        yield f"interventions.rescale needs {what}; set it to 1"
+    if config.lora is None and config.model.dtype not in ("auto", "float32"):
+        yield f"model.dtype must be float32 where all weights are trained (lora: null), was {config.model.dtype}"
 
 
 def _intervention_problems(

@@ -211,7 +211,7 @@ class ExperimentConfig:
 
     Args:
         model: The backbone.
-        lora: The adapter.
+        lora: The adapter; null trains all weights.
         training: Fine-tuning.
         interventions: Changes to the training.
         data: Tasks and splits.
@@ -222,7 +222,7 @@ class ExperimentConfig:
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
+    lora: LoraConfig | None = field(default_factory=LoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     interventions: InterventionsConfig = field(default_factory=InterventionsConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -237,7 +237,7 @@ class ExperimentConfig:
     @property
     def low_rank(self) -> bool:
         """Whether what is trained is plain LoRA: delta W = s B A."""
-        return self.lora.plain
+        return self.lora is not None and self.lora.plain
 
     @property
     def fingerprint(self) -> str:

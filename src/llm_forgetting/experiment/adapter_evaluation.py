@@ -109,7 +109,7 @@ def _evaluate(
         progress.note(line)
     tasks: list[TaskEvaluation] = []
     records: list[ItemRecord] = []
-    with model.without_adapter() if adapter is None else merged(model):
+    with model.bare() if adapter is None else merged(model):
         for task, parts in chosen:
             subjects = []
             for part in parts:
@@ -123,7 +123,7 @@ def _evaluate(
         model=description if adapter is not None else replace(description, adapter_parameters=0),
         tasks=tuple(tasks),
         run=None if trained is None else str(trained.run),
-        warnings=_warnings(adapter, trained, tasks),
+        warnings=(*_warnings(adapter, trained, tasks), *model.fallbacks),
     )
     return found, records
 

@@ -54,7 +54,7 @@ def forecast_pair(config: ForecastConfig, pair: Pair, folder: RunFolder, progres
         norms={name: update.norm() for name, update in updates.items()},
         update_norm=WeightUpdate.combine([(1.0, second), (-1.0, first)]).norm(),
         tasks=tasks,
-        warnings=(),
+        warnings=tuple(model.fallbacks),
         timings=folder.timings(),
     )
 

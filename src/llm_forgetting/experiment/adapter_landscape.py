@@ -1,4 +1,4 @@
-"""The landscape of anyone's saved adapter: the same phases as an experiment's, without the experiment."""
+"""The landscape of anyone's saved adapter or model: the same phases as an experiment's, without the experiment."""
 
 import logging
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Annotated
 from llm_forgetting.config.paths import to_dict
 from llm_forgetting.config.sections import ForecastConfig, ScanConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations
+from llm_forgetting.experiment.analysis.landscape import NO_COORDINATES, analyse_landscape, evaluations
 from llm_forgetting.experiment.analysis.paths import analyse_between, path_objective
 from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.phase_artifacts import BETWEEN, landscape_phase
@@ -22,7 +22,8 @@ from llm_forgetting.files import OMITTED, decode, encode, from_plain
 from llm_forgetting.files.manifest import file_digest, require_inputs
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
-from llm_forgetting.models.adapter.saved_adapter import CONFIG, WEIGHTS
+from llm_forgetting.models.adapter.full_updates import checkpoint_files, is_full_model
+from llm_forgetting.models.language.backbones import require_same_tokens
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.batches import encode as encode_items
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -66,12 +67,16 @@ def scan_adapter(config: ScanConfig, adapters: Sequence[Path], folder: RunFolder
     model.arithmetic = config.landscape.arithmetic
     require_same_backbone(folder.path, replace(config.model, name=model.source))
     items = landscape_items(config, model, folder, progress)
+    require_same_tokens(model.tokenizer, adapters[1:])
     updates = {name: model.update_of(adapter) for name, adapter in zip(NAMES, adapters, strict=False)}
     landscapes: dict[str, CheckpointLandscape] = {}
     warnings: list[str] = []
+    if not model.low_rank:
+        progress.note(NO_COORDINATES)
     for name, adapter in zip(NAMES, adapters, strict=False):
         try:
-            model.load_adapter_weights(adapter)
+            if model.low_rank:
+                model.load_adapter_weights(adapter)
         except UserError as error:  # another rank: the path to it can be measured, its own surroundings not
             warnings.append(f"no landscape of its own: {error}")
             continue
@@ -81,16 +86,34 @@ def scan_adapter(config: ScanConfig, adapters: Sequence[Path], folder: RunFolder
         def scan(name: str = name, unit: float | None = unit, journal: Path = journal) -> CheckpointLandscape:
             with progress.bar(f"landscape of {name}", evaluations(config.landscape)) as advance:
                 return analyse_landscape(
-                    model, items, config.landscape, reference_norm=unit, advance=advance, journal=journal
+                    model,
+                    items,
+                    config.landscape,
+                    reference_norm=unit,
+                    advance=advance,
+                    journal=journal,
+                    update=None if model.low_rank else updates[name],
                 )
 
         landscapes[name] = folder.once(landscape_phase(name), scan)
+
+    settings = config.landscape
+    if (
+        len(adapters) > 1
+        and is_full_model(adapters[0])
+        and model.source == str(adapters[0])
+        and settings.checkpoint_plane
+    ):
+        settings = replace(settings, checkpoint_plane=False)
+        warnings.append(
+            "no plane through the checkpoints: it needs the model that both were made of; give it as --model_name"
+        )
 
     def scan_between() -> BetweenCheckpoints:
         return analyse_between(
             path_objective(model, items, config.landscape),
             {"backbone": WeightUpdate.zero(updates[NAMES[0]]), **updates},
-            config.landscape,
+            settings,
             progress=progress,
             journal=lambda name: folder.phases / f"{name}.journal",
         )
@@ -106,7 +129,7 @@ def scan_adapter(config: ScanConfig, adapters: Sequence[Path], folder: RunFolder
         adapters=dict(zip(NAMES, map(str, adapters), strict=False)),
         landscapes={name: provenance.surfaces_alone(landscape) for name, landscape in landscapes.items()},
         **vars(between),
-        warnings=(*warnings, *between.between_notes),
+        warnings=(*warnings, *model.fallbacks, *between.between_notes),
         figures=(),
         timings=folder.timings(),
     )
@@ -131,7 +154,7 @@ def begin(
             continue
         require_whole_adapter(adapter)
         checksums |= {
-            f"{file} of the adapter ({name})": file_digest(adapter / file) or "" for file in (CONFIG, WEIGHTS)
+            f"{file} of the adapter ({name})": file_digest(adapter / file) or "" for file in checkpoint_files(adapter)
         }
     require_inputs(folder.path, "adapter", checksums)
 
@@ -151,7 +174,7 @@ def _identity(config: ScanConfig | ForecastConfig, adapters: Sequence[Path | Non
     content = to_dict(config)
     del content["output"]
     definitions = content["data"].pop("definitions")
-    weights = [None if adapter is None else adapter / WEIGHTS for adapter in adapters]
+    weights = [None if adapter is None else adapter / checkpoint_files(adapter)[-1] for adapter in adapters]
     identity = ScanIdentity(
         config=content,
         adapters=tuple(None if path is None else file_digest(path) for path in weights),

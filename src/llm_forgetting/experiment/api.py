@@ -59,9 +59,8 @@ class Experiment:
         """Tasks, model and adapter."""
         config = self.config
         tasks = shorten(", ".join(config.data.tasks), 150)
-        return (
-            f"<Experiment on {tasks}: {config.model.name}, LoRA rank {config.lora.rank}, into {config.output.folder}>"
-        )
+        trained = "all weights" if config.lora is None else f"LoRA rank {config.lora.rank}"
+        return f"<Experiment on {tasks}: {config.model.name}, {trained}, into {config.output.folder}>"
 
     @classmethod
     def resume(cls, folder: str | os.PathLike[str], *, quiet: bool = False) -> RunResults:

@@ -38,13 +38,12 @@ from llm_forgetting.experiment.phases import (
     estimate_spectrum,
     evaluate,
     evaluate_quantised,
-    forecast_forgetting,
     relearning_probe,
     scan_landscape,
-    scan_paths,
     set_up,
     train,
 )
+from llm_forgetting.experiment.phases_between import forecast_forgetting, scan_paths
 from llm_forgetting.experiment.publish import assemble, publish
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.files.manifest import require_inputs

@@ -33,7 +33,7 @@ def check_modules(config: ExperimentConfig) -> None:
     """UserError where the adapter does not fit the backbone, as far as that is known without its weights."""
     require_folder(config.model.name)
     backbone = skeleton(config.model)
-    if backbone is not None:
+    if backbone is not None and config.lora is not None:
         attach_lora(backbone, config.lora, seed=0)
 
 

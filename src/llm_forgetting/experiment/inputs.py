@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llm_forgetting.config.sections import ModelConfig
 from llm_forgetting.files.manifest import digest, file_digest, require_inputs
-from llm_forgetting.models.language.backbones import backbone_location
+from llm_forgetting.models.language.backbones import backbone_folder
 from llm_forgetting.models.language.text_loss import Passage
 from llm_forgetting.tasks.task import Item, Task
 
@@ -36,18 +36,8 @@ def require_same_backbone(folder: Path, config: ModelConfig) -> None:
 
     Files are weights, configuration and tokenizer, on this machine: of a folder, or of the snapshot of a hub's model.
     """
-    place = _backbone_folder(config)
+    place = backbone_folder(config)
     if place is not None:
         weights = sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin"))
         files = [*weights, *(path for pattern in _SETTINGS for path in sorted(place.glob(pattern)))]
         require_inputs(folder, "backbone", {path.name: file_digest(path) or "" for path in files})
-
-
-def _backbone_folder(config: ModelConfig) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    source = backbone_location(config.name, lambda message: None)
-    if Path(source).expanduser().is_dir():
-        return Path(source).expanduser()
-    cached = try_to_load_from_cache(source, "config.json", revision=config.revision)
-    return Path(cached).parent if isinstance(cached, str) else None

@@ -12,7 +12,7 @@ from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.engines.engine import Engine, Job
 from llm_forgetting.engines.start import EngineChoice, visible_gpus
 from llm_forgetting.errors import UserError, is_broken_device, is_out_of_memory
-from llm_forgetting.experiment import phases
+from llm_forgetting.experiment import phases, phases_between
 from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
 from llm_forgetting.experiment.artifacts.phase_artifacts import (
     BETWEEN,
@@ -28,6 +28,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     forecast_phase,
     landscape_phase,
     path_phase,
+    quantised_phase,
     recovery_phase,
     train_phase,
 )
@@ -76,7 +77,7 @@ def steps_of(config: ExperimentConfig) -> list[Step]:
             for j in range(1, last)
         ]
     if landscape.checkpoint_plane and last > 1:
-        steps.append(Step(PLANE, phases.scan_checkpoint_plane, (trained[last],), BETWEEN))
+        steps.append(Step(PLANE, phases_between.scan_checkpoint_plane, (trained[last],), BETWEEN))
     for k in range(1, last + 1):
         name, there = checkpoint_name(k), (trained[k],)
         if config.curvature.spectrum and (k == 1 or config.curvature.checkpoints == "all"):
@@ -84,13 +85,15 @@ def steps_of(config: ExperimentConfig) -> list[Step]:
         steps.append(Step(landscape_phase(name), partial(_landscape, k=k), there))
         path = path_phase(name)
         if landscape.paths and k > 1:
-            steps.append(Step(path, partial(phases.scan_path, k=k), there, BETWEEN))
+            steps.append(Step(path, partial(phases_between.scan_path, k=k), there, BETWEEN))
         if config.curvature.forecast and k > 1:
             both = (*there, path) if landscape.paths else there
             start = forecast_phase(checkpoint_name(k - 1))
-            steps.append(Step(start, partial(phases.forecast_step, k=k - 1), both, FORECAST))
+            steps.append(Step(start, partial(phases_between.forecast_step, k=k - 1), both, FORECAST))
         steps.append(Step(evaluation_phase(k), partial(phases.evaluate, k=k), there))
     steps.append(Step(EVALUATE_INITIAL, partial(phases.evaluate, k=0), (SETUP,)))
+    for k in range(last + 1) if config.evaluation.quantised else ():
+        steps.append(Step(quantised_phase(k), partial(phases.evaluate_quantised, k=k), (trained[k],)))
     return steps
 
 

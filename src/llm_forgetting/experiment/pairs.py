@@ -7,6 +7,7 @@ from llm_forgetting.config.sections import ModelConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.trained_items import require_whole_adapter
 from llm_forgetting.files import user_path
+from llm_forgetting.models.adapter.full_updates import is_full_model
 from llm_forgetting.models.adapter.saved_adapter import read_config
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.settings import BUILT_IN
@@ -35,7 +36,13 @@ def require_pair(pair: Pair, model: ModelConfig) -> None:
         raise UserError(f"A and B must be two checkpoints, both are {saved[0]}; give two folders, or {BASE} for one")
     for folder in saved:
         require_whole_adapter(folder)
-    names = [str(read_config(folder).get("base_model_name_or_path") or "") for folder in saved]
+    whole = [folder for folder in saved if is_full_model(folder)]
+    if whole and None in pair and model.name == ModelConfig.name:
+        raise UserError(
+            f"{BASE} must be named where the other checkpoint is a whole model ({whole[0]}); give --model_name"
+        )
+    adapters = [folder for folder in saved if folder not in whole]
+    names = [str(read_config(folder).get("base_model_name_or_path") or "") for folder in adapters]
     known = [_built_in(name) for name in names if name]
     if model.name == ModelConfig.name and len(set(known)) > 1:
         raise UserError(

@@ -3,15 +3,12 @@
 import dataclasses
 import shutil
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 
 import yaml
 
 from llm_forgetting.config.paths import to_dict
-from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
+from llm_forgetting.curvature.records import SpectrumRecord
 from llm_forgetting.experiment import guards
-from llm_forgetting.experiment.analysis.forecast import analyse_forecast, forecast_evaluations
 from llm_forgetting.experiment.analysis.landscape import (
     NO_COORDINATES,
     analyse_landscape,
@@ -19,7 +16,6 @@ from llm_forgetting.experiment.analysis.landscape import (
     require_space,
     space_of,
 )
-from llm_forgetting.experiment.analysis.paths import joined, path_between, path_objective, plane_through
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
 from llm_forgetting.experiment.artifacts.item_records import (
     item_records,
@@ -28,29 +24,24 @@ from llm_forgetting.experiment.artifacts.item_records import (
     with_rotations,
 )
 from llm_forgetting.experiment.artifacts.phase_artifacts import (
-    BETWEEN,
     GUARDS,
-    PLANE,
     Lines,
     checkpoint_name,
     curvature_phase,
-    forecast_phase,
     landscape_phase,
-    path_phase,
     recovery_phase,
 )
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import training_tracked
-from llm_forgetting.experiment.session import Session, choose_landscape_items, frozen_splits
+from llm_forgetting.experiment.session import Session, frozen_splits
 from llm_forgetting.files import from_plain
-from llm_forgetting.files.manifest import recorded_folder, require_whole
+from llm_forgetting.files.manifest import recorded_folder
 from llm_forgetting.forgetting.quantised import quantised_name
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.forgetting.summary import FRESH, RECOVERED
-from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.landscape.lowrank import read_update, write_update
-from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
+from llm_forgetting.landscape.lowrank import write_update
+from llm_forgetting.landscape.records import CheckpointLandscape
 from llm_forgetting.models.adapter.requantised import requantised
 from llm_forgetting.models.hessian.products import supports_tangent_pass
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
@@ -169,7 +160,7 @@ def train(session: Session, k: int) -> TrainingRecord:
             note=session.progress.note,
         )
     model.require_initial_parts("the adapter, as training left it,")
-    session.mark_checkpoint(k)
+    session.mark_checkpoint(k if session.config.lora is not None else None)  # all weights are read from what is saved
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)
         (checkpoint / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the finished run writes a card
@@ -284,75 +275,6 @@ def reference_norm(session: Session) -> float:
     return space_of(session.at(1), session.config.landscape).norm
 
 
-def scan_paths(session: Session) -> BetweenCheckpoints:
-    """Paths between successive checkpoints, and the plane through the initial, the first and the last one.
-
-    Parts that were measured apart are read back.
-    """
-    folder, settings = RunFolder(session.folder), session.config.landscape
-    last = len(session.config.data.tasks)
-    _require_trajectory(session)
-    paths = range(2, last + 1) if settings.paths else ()
-    parts = [folder.read(path_phase(checkpoint_name(k))) or scan_path(session, k) for k in paths]
-    if settings.checkpoint_plane and last > 1:
-        parts.append(folder.read(PLANE) or scan_checkpoint_plane(session))
-    return joined(parts)
-
-
-def scan_path(session: Session, k: int) -> BetweenCheckpoints:
-    """The path from the checkpoint after task k - 1 to that after task k."""
-    updates, settings, ends = session.updates(), session.config.landscape, (checkpoint_name(k - 1), checkpoint_name(k))
-    tasks = _between(session, *ends)
-    return path_between(
-        path_objective(session.model, session.named_landscape_items(), settings).only(tasks),
-        {name: updates[name] for name in ends},
-        settings,
-        progress=session.progress,
-        journal=session.journal,
-        pools=[len(session.encoded[place].split(settings.items)) for place in tasks],
-    )
-
-
-def scan_checkpoint_plane(session: Session) -> BetweenCheckpoints:
-    """The plane through the initial, the first and the last checkpoint, and the epochs' adapters projected onto it."""
-    updates, settings, last = session.updates(), session.config.landscape, len(session.config.data.tasks)
-    _require_trajectory(session)
-    epochs = {
-        f"task {k}, epoch {int(folder.name.removeprefix('epoch_'))}": folder
-        for k in range(1, last + 1)
-        for folder in sorted(session.trajectory_folder(k).glob("epoch_*"))
-    }
-    return plane_through(
-        path_objective(session.model, session.named_landscape_items(), settings).only(
-            _between(session, checkpoint_name(1), checkpoint_name(last))
-        ),
-        {name: updates[name] for name in map(checkpoint_name, (0, 1, last))},
-        settings,
-        progress=session.progress,
-        journal=session.journal,
-        trajectory={name: partial(_of_epoch, session, folder) for name, folder in epochs.items()},
-    )
-
-
-def _require_trajectory(session: Session) -> None:
-    config = session.config
-    for k in range(1, len(config.data.tasks) + 1) if config.landscape.trajectory else ():
-        again = f"remove phases/train_task*.json in {session.folder}: then --resume trains again"
-        require_whole(session.folder, f"phases/{session.trajectory_folder(k).name}", again)
-
-
-def _between(session: Session, start: str, end: str) -> list[int]:
-    """Places of the tasks that are measured between two checkpoints."""
-    last = len(session.config.data.tasks)
-    numbers = {checkpoint_name(k): k for k in range(last + 1)}
-    return [number - 1 for number in session.config.landscape.tasks_between(numbers[start], numbers[end], last)]
-
-
-def _of_epoch(session: Session, folder: Path) -> WeightUpdate:
-    """delta W at the end of an epoch, where the model is."""
-    return session.model.update_of(read_update(folder / "update.safetensors"))
-
-
 def estimate_spectrum(session: Session, k: int) -> SpectrumRecord:
     """Spectrum and sharpness of the task just learnt at the checkpoint after task k."""
     settings, items = session.config.curvature, session.landscape_items()
@@ -366,45 +288,3 @@ def estimate_spectrum(session: Session, k: int) -> SpectrumRecord:
             journal=session.journal(curvature_phase(checkpoint_name(k)).name),
             note=session.progress.note,
         )
-
-
-def forecast_forgetting(session: Session) -> tuple[ForecastPhase, ...]:
-    """For every step from one trained checkpoint to the next: the forecast at its start of all tasks learnt before.
-
-    Steps that were forecast apart are read back.
-    """
-    folder, steps = RunFolder(session.folder), range(1, len(session.config.data.tasks))
-    between = folder.read(BETWEEN)
-    parts = [folder.read(forecast_phase(checkpoint_name(k))) or forecast_step(session, k, between) for k in steps]
-    return tuple(step for part in parts for step in part)
-
-
-def forecast_step(session: Session, k: int, between: BetweenCheckpoints | None = None) -> tuple[ForecastPhase, ...]:
-    """The forecast at the checkpoint after task k, beside the path from there, of `between` or measured apart."""
-    config, named = session.config, session.named_landscape_items()
-    own = config.landscape.items
-    other = "test" if own == "train" else "train"
-    old = {
-        task.name: {own: items, other: choose_landscape_items(task.split(other), task.name, config.landscape)}
-        for task, (_, items) in (
-            (session.encoded[number - 1], named[number - 1]) for number in config.landscape.tasks_forecast(k)
-        )
-    }
-    first, second = ((checkpoint_name(n), session.at(n).adapter_factors()) for n in (k, k + 1))
-    between = between or RunFolder(session.folder).read(path_phase(checkpoint_name(k + 1)))
-    path = next((path for path in between.paths if path.start == checkpoint_name(k)), None) if between else None
-    with session.progress.bar(f"forecast from {checkpoint_name(k)}", forecast_evaluations(len(old))) as advance:
-        step = analyse_forecast(
-            session.model,
-            first,
-            second,
-            old=old,
-            new=named[k][1],
-            path=path,
-            config=config.curvature,
-            tau=config.landscape.tau,
-            batch_size=config.landscape.batch_size,
-            advance=advance,
-            journal=session.journal(forecast_phase(checkpoint_name(k)).name),
-        )
-    return (step,)

@@ -33,6 +33,7 @@ def repair(session: Session, path: PathScan, *, rank: int | None, t: float | Non
     chosen = path.repair.t if t is None else t
     update, error = interpolate(first, second, chosen), 0.0
     if rank is not None:
+        session.model.require_low_rank("--rank")
         ranks = {name: min(rank, pair.A.shape[0]) for name, pair in update.items()}
         cut = truncated(update, ranks)
         update, error = cut.update, cut.relative_error
@@ -46,7 +47,7 @@ def repair(session: Session, path: PathScan, *, rank: int | None, t: float | Non
         to=path.to,
         t=chosen,
         chosen_by="landscape items, which do not judge it" if t is None else "the user",
-        rank=max(pair.A.shape[0] for pair in update.values()),
+        rank=max((pair.A.shape[0] for pair in update.values()), default=0) if session.model.low_rank else 0,
         truncation_error=error,
         adapter=REPAIRED,
         scores=_scores(session, candidates, path.to),

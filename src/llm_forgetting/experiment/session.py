@@ -87,7 +87,8 @@ class Session:
         )
         require_same_backbone(self.folder, self.config.model)
         model.arithmetic = self.config.landscape.arithmetic
-        self._initial = model.adapter_state()
+        # All weights are not copied: those at the beginning are the backbone's own.
+        self._initial = {} if self.config.lora is None else model.adapter_state()
         return model
 
     @cached_property

@@ -23,6 +23,8 @@ BUILT_IN = ("embedded", "synthetic")
 """Backbones that the package builds; the hub has no such weights."""
 
 MMLU = "cais/mmlu"
+# Arguments of transformers' BitsAndBytesConfig by `model.quantization`.
+_LOADED = {"4bit": 'load_in_4bit=True, bnb_4bit_quant_type="nf4"', "8bit": "load_in_8bit=True"}
 SPLITS = {"train": "training items", "test": "held-out items"}
 COORDINATES = {
     "adapter": "in coordinates that do not depend on how the update is written as A and B",
@@ -47,9 +49,14 @@ def card(results: Results, k: int) -> str:
     datasets = {"hub": [data.path or MMLU], "embedded": [MMLU]}
     metadata = ModelCardData(
         base_model=base if _on_the_hub(base) else None,
-        library_name="peft",
+        library_name="transformers" if results.config.lora is None else "peft",
         pipeline_tag="text-generation",
-        tags=["lora", "catastrophic-forgetting", "loss-landscape", "llm-forgetting"],
+        tags=[
+            *([] if results.config.lora is None else ["lora"]),
+            "catastrophic-forgetting",
+            "loss-landscape",
+            "llm-forgetting",
+        ],
         datasets=datasets.get(data.source),
         model_name=_title(results, k),
         eval_results=list(_evaluations(results, k)),
@@ -136,8 +143,13 @@ def _text(results: Results, k: int) -> str:
         base=base,
         built_in=results.model.name if results.model.name in BUILT_IN else "",
         backbone=base if _on_the_hub(base) else "path/to/the/backbone",
+        quantization=_LOADED.get(results.config.model.quantization or "", ""),
+        weights=results.model.quantization,
+        arithmetic=results.model.arithmetic,
         learnt=_tasks_learnt(results, k),
-        lora={**vars(lora), "alpha": f"{lora.alpha:g}"},
+        lora=None
+        if lora is None
+        else {**vars(lora), "alpha": f"{lora.alpha:g}", "kind": "DoRA" if lora.use_dora else "LoRA"},
         modules=results.model.adapted_modules,
         version=results.versions["llm-forgetting"],
         answer=results.answer,

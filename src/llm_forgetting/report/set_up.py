@@ -13,6 +13,8 @@ def model_name(model: ModelDescription) -> str:
 
 def _adapter(results: Results) -> str:
     lora = results.config.lora
+    if lora is None:
+        return "all weights trained"
     further = [
         *([f"from {lora.init}"] if isinstance(lora.init, str) else []),
         *([f"biases: {lora.bias}"] if lora.bias != "none" else []),

@@ -134,7 +134,7 @@ class RepairScore:
 @dataclass(frozen=True)
 class RepairRecord:
     """Repair between checkpoints `start` and `to`: repair.json. The point t of the path, the adapter's rank, the
-    relative error of cutting it to that (0 for exact), and its folder.
+    relative error of cutting it to that (0 for exact), and its folder. Rank 0 is a whole model: no plain LoRA was trained.
     """
 
     config: ExperimentConfig

@@ -43,7 +43,10 @@ from llm_forgetting.seeding import derive_seed
 
 SELF_TEST_TOLERANCE = 1e-4
 CHECK_POINTS = 8
-NO_COORDINATES = "the update is more than plain LoRA (s B A), so landscapes are those of weight space"
+NO_COORDINATES = (
+    "the update is more than plain LoRA (s B A), so landscapes are those of weight space, at its own distance (for another: "
+    "landscape.space=weight and landscape.distance)"
+)
 
 
 def evaluations(config: LandscapeConfig) -> int:
@@ -70,8 +73,13 @@ def space_of(model: LanguageModel, config: LandscapeConfig, factors: WeightUpdat
 
 
 def suited(model: LanguageModel, config: LandscapeConfig) -> LandscapeConfig:
-    """`config` with weight space where the model's update is not plain LoRA and has no coordinates of its own."""
-    return config if model.low_rank else replace(config, space="weight")
+    """`config` with weight space where the model's update is not plain LoRA and has no coordinates of its own.
+
+    A distance in units of an adapter's norm means nothing there.
+    """
+    if model.low_rank or config.space != "adapter":
+        return config
+    return replace(config, space="weight", distance=None)
 
 
 def require_space(model: LanguageModel, config: LandscapeConfig) -> None:

@@ -27,7 +27,7 @@ from llm_forgetting.models.adapter.attach import (
     saved_options,
     target_layers,
 )
-from llm_forgetting.models.adapter.dense_updates import DenseUpdates, PeftUpdates
+from llm_forgetting.models.adapter.dense_updates import DenseUpdates, PeftUpdates, save_whole
 from llm_forgetting.models.adapter.initial_part import initial_parts, require_initial_parts
 from llm_forgetting.models.adapter.lora_options import is_plain
 from llm_forgetting.models.adapter.places import exchanging, moved_weight
@@ -84,7 +84,8 @@ class AdaptedModel:
 
     def require_initial_parts(self, what: str) -> None:
         """UserError where the live adapter does not have them any more."""
-        require_initial_parts(target_layers(self.peft_model), self._initial_parts, what, self.adapter)
+        if self._initial_parts:
+            require_initial_parts(target_layers(self.peft_model), self._initial_parts, what, self.adapter)
 
     @property
     def backbone(self) -> Any:
@@ -174,7 +175,7 @@ class AdaptedModel:
     def adapter_state(self) -> dict[str, torch.Tensor]:
         """A and B by the names that PEFT gives them in a saved adapter; copies on the CPU."""
         if self.dense is not None:
-            return self.dense.state()
+            return {name: weight.detach().cpu().clone() for name, weight in self.dense.tensors()}
         return {
             weight_name(name, factor): weight.detach().cpu().clone()
             for name, layer in target_layers(self.peft_model).items()
@@ -285,7 +286,6 @@ class AdaptedModel:
         """
         if self.dense is not None:
             with self.without_adapter(), self.analysed(), self.exchanged() as move:
-                move(WeightUpdate({}))
                 yield move
             return
         if not self.can_merge:
@@ -311,7 +311,7 @@ class AdaptedModel:
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """The bare backbone; which parameters are trained is as before afterwards (PEFT trains all that it enables)."""
+        """The backbone without its adapter; what is trained is as before afterwards (PEFT trains all that it enables)."""
         if not isinstance(self.peft_model, peft.PeftModel):
             yield
             return
@@ -324,12 +324,25 @@ class AdaptedModel:
             for parameter, requires_grad in trained:
                 parameter.requires_grad_(requires_grad)
 
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Within the block the model is that from which updates are counted, trained biases and all."""
+        if self.dense is None:
+            with self.without_adapter():
+                yield
+            return
+        with self.perturbed() as move:
+            move(WeightUpdate({}))
+            yield
+
     def adapter_sha256(self) -> str:
         """Hash over names and bytes of all adapter weights: equal exactly if the adapters are bit-equal."""
         digest = hashlib.sha256()
         if self.dense is not None:
-            for name, weight in sorted(self.dense.state().items()):
-                digest.update(name.encode() + weight.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            for name, weight in sorted(self.dense.tensors()):
+                digest.update(
+                    name.encode() + weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                )
             return digest.hexdigest()
         for name, layer in sorted(target_layers(self.peft_model).items()):
             for weight in self._trained(layer):
@@ -339,10 +352,17 @@ class AdaptedModel:
     def save(self, folder: Path) -> None:
         """The adapter into an existing folder (safetensors, loadable by `PeftModel.from_pretrained`)."""
         self.peft_model.save_pretrained(folder, safe_serialization=True)
-        _sort_names(folder)
+        if (folder / CONFIG).is_file():
+            _sort_names(folder)
 
     def save_update(self, folder: Path, update: WeightUpdate) -> None:
-        """Any delta W of this backbone, of whatever ranks, as an adapter like those of `save`; its scale s is 1."""
+        """Any delta W of this backbone, of whatever ranks, as an adapter like those of `save`; its scale s is 1.
+
+        One that is not plain LoRA is written as a whole model.
+        """
+        if self.dense is not None:
+            save_whole(self.backbone, self.dense, folder, update)
+            return
         ranks = {name: pair.A.shape[0] for name, pair in update.items()}
         settings = copy.deepcopy(self.peft_model.peft_config[self.adapter])
         settings.r = settings.lora_alpha = max(ranks.values())

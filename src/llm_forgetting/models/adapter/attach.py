@@ -15,6 +15,7 @@ from llm_forgetting.models.adapter.initial_part import begin_with_weights
 from llm_forgetting.models.adapter.linear_layers import is_linear, target_names
 from llm_forgetting.models.adapter.lora_options import is_plain, refuse_uncovered_options
 from llm_forgetting.models.adapter.saved_adapter import PREFIX, read_config
+from llm_forgetting.models.adapter.widened import is_quantised
 from llm_forgetting.seeding import derive_seed
 
 
@@ -74,6 +75,7 @@ def attach_lora(backbone: Any, lora: LoraConfig, seed: int, notify: Callable[[st
         try:
             model = peft.get_peft_model(backbone, settings)
             if lora.rewrites:
+                _require_plain_weights(model, lora.init)
                 begin_with_weights(target_layers(model), lora)
         except ValueError as error:
             raise UserError(
@@ -89,6 +91,15 @@ def attach_lora(backbone: Any, lora: LoraConfig, seed: int, notify: Callable[[st
             f"its linear modules are {', '.join(linear_names(backbone))}"
         )
     return model
+
+
+def _require_plain_weights(model: Any, init: object) -> None:
+    for name, layer in target_layers(model).items():
+        if is_quantised(layer.get_base_layer()):
+            raise UserError(
+                f"lora.init={init} takes a part out of the weights, which must not be quantised, {name} is; load the backbone "
+                f"without quantisation, or set lora.init=true"
+            )
 
 
 def _settings(lora: LoraConfig, targets: str | list[str], *, turned: bool) -> Any:

@@ -6,7 +6,7 @@ An adapter that PEFT can merge changes weights of the backbone by a delta W that
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from llm_forgetting.landscape.dense import Dense, Held
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, at_least_float32
 from llm_forgetting.models.adapter.attach import adapter_weights, attach_saved, load_weights
-from llm_forgetting.models.adapter.places import Place, places_of
+from llm_forgetting.models.adapter.places import Place, moved_weight, places_of
 from llm_forgetting.models.adapter.saved_adapter import PREFIX, read_weights
 from llm_forgetting.models.adapter.widened import is_quantised
 
@@ -51,8 +51,8 @@ class DenseUpdates(Protocol):
         """The update of a saved checkpoint of any kind, on this backbone."""
         ...
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """The trained weights, copies on the CPU."""
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The trained weights by name; not copied."""
         ...
 
     def set_state(self, state: State) -> None:
@@ -106,7 +106,7 @@ class PeftUpdates:
         self._model = peft_model
         self._adapter: str = peft_model.active_adapters[0]
         self._places = places_of(peft_model)
-        self.places = {name: [place] for name, place in self._places.items()}
+        self.places: Mapping[str, list[Place]] = {name: [place] for name, place in self._places.items()}
         biased = any(
             getattr(peft_model.peft_config[name], "bias", "none") != "none" for name in peft_model.active_adapters
         )
@@ -170,10 +170,9 @@ class PeftUpdates:
         updates.load(folder)
         return updates.update()
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All that PEFT saves of the adapter."""
-        weights = adapter_weights(self._model, self._adapter)
-        return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
+        yield from adapter_weights(self._model, self._adapter).items()
 
     def set_state(self, state: State) -> None:
         """As PEFT loads it."""
@@ -184,6 +183,24 @@ class PeftUpdates:
     def load(self, folder: Path) -> None:
         """As PEFT loads it; UserError where it does not fit."""
         load_weights(self._model, self._adapter, read_weights(folder, matrices=False), folder)
+
+
+def save_whole(backbone: Any, dense: DenseUpdates, folder: Path, update: WeightUpdate) -> None:
+    """W + delta W of all parameters as a model that transformers loads, in the backbone's precision."""
+    state: dict[str, torch.Tensor] = {}
+    values: dict[int, torch.Tensor] = {}
+    for name, places in dense.places.items():
+        place = places[0]
+        value = moved_weight(at_least_float32(dense.origin(name)), update, name)
+        state[name] = place.upright(value).to(place.parameter.dtype).contiguous().cpu()
+        tied = values.setdefault(id(place.parameter), state[name])
+        if not torch.equal(tied, state[name]):
+            raise UserError(
+                f"a model that is saved as a whole must keep its tied weights the same, this update unties {name}; train "
+                f"without lora.modules_to_save on tied weights"
+            )
+        state[name] = tied
+    backbone.save_pretrained(folder, state_dict=state)
 
 
 def tuner_layers(peft_model: Any) -> dict[str, Any]:

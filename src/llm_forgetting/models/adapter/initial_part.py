@@ -51,7 +51,7 @@ def _part_of(layer: Any, lora: LoraConfig, rank: int, adapter: str) -> tuple[tor
         lora_alpha=layer.scaling[adapter] * (rank**0.5 if lora.use_rslora else rank),
         use_rslora=lora.use_rslora,
         target_modules=["layer"],
-        init_lora_weights=lora.init,  # type: ignore[arg-type]
+        init_lora_weights=lora.init,
         fan_in_fan_out=layer.fan_in_fan_out,
     )
     made: Any = peft.get_peft_model(alone, settings).base_model.model.layer

@@ -32,7 +32,7 @@ Method = Literal["exact", "tangent", "graph", "differences"]
 METHODS: tuple[Method, ...] = ("tangent", "graph")
 PROBE_TOLERANCE = 1e-3
 _PROBED: WeakKeyDictionary[LanguageModel, bool] = WeakKeyDictionary()
-_GRAPH = "second derivatives are taken of the graph, which takes more operations and memory"
+_GRAPH = "second derivatives are taken of the graph, which takes more memory"
 
 
 class Products(Protocol):

@@ -150,6 +150,17 @@ def backbone_location(name: str, notify: Notify) -> str:
     return str(user_path(name)) if name_is_a_path(name) else name
 
 
+def backbone_folder(config: ModelConfig) -> Path | None:
+    """Where the files of a backbone are on this machine; None where they are not here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source = backbone_location(config.name, lambda message: None)
+    if Path(source).expanduser().is_dir():
+        return Path(source).expanduser()
+    cached = try_to_load_from_cache(source, "config.json", revision=config.revision)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def built_in_name(location: str) -> str | None:
     """The built-in backbone whose cache folder `location` was on the machine where an adapter was saved, or that it is the bare
     name of; None where it is something else, or a folder that is there.
@@ -236,6 +247,18 @@ def _load_weights(
             raise
         notify(f"{config.name} has no sdpa attention; model.attention: eager is used")
         return load(attn_implementation="eager")
+
+
+def require_same_tokens(tokenizer: Any, folders: Iterable[Path]) -> None:
+    """UserError where a folder has a tokenizer with other tokens; an adapter's folder need not have one."""
+    from transformers import AutoTokenizer
+
+    kind: Any = AutoTokenizer
+    for folder in folders:
+        if (folder / "tokenizer_config.json").is_file():
+            other = kind.from_pretrained(str(folder), local_files_only=True)
+            if other.get_vocab() != tokenizer.get_vocab():
+                raise UserError(f"both checkpoints must have one tokenizer, that in {folder} has other tokens")
 
 
 def _require_causal(name: str, model: Any, tokenizer: Any) -> None:

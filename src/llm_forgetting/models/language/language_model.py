@@ -18,8 +18,10 @@ from llm_forgetting.models.adapter.adapted_model import (
     attach_lora,
 )
 from llm_forgetting.models.adapter.attach import attach_saved, saved_options
+from llm_forgetting.models.adapter.dense_updates import DenseUpdates
+from llm_forgetting.models.adapter.full_updates import FullUpdates, is_full_model
 from llm_forgetting.models.adapter.widened import is_exchanged
-from llm_forgetting.models.language.backbones import built_in_name, load_backbone
+from llm_forgetting.models.language.backbones import backbone_folder, built_in_name, load_backbone
 from llm_forgetting.models.language.batches import ROUNDING, Batch, EncodedItem, answer_position_logits, collate
 from llm_forgetting.models.language.packing import (
     CannotPackError,
@@ -53,8 +55,10 @@ class LanguageModel(AdaptedModel):
     supports_packing: bool
     fallbacks: list[str]
 
-    def __init__(self, peft_model: Any, tokenizer: "PreTrainedTokenizerBase", source: str) -> None:
-        super().__init__(peft_model)
+    def __init__(
+        self, peft_model: Any, tokenizer: "PreTrainedTokenizerBase", source: str, dense: DenseUpdates | None = None
+    ) -> None:
+        super().__init__(peft_model, dense)
         if self.adapter != ADAPTER:
             raise UserError(
                 f"the active adapter must be called {ADAPTER!r}, was {self.adapter!r}; load it under that name"
@@ -72,14 +76,25 @@ class LanguageModel(AdaptedModel):
 
     @classmethod
     def load(
-        cls, config: ModelConfig, lora: LoraConfig, *, seed: int, notify: Notify = lambda message: None
+        cls, config: ModelConfig, lora: LoraConfig | None, *, seed: int, notify: Notify = lambda message: None
     ) -> "LanguageModel":
-        """Load the backbone and put a fresh adapter (B = 0) on it, its A drawn from stream `adapter` of `seed`."""
+        """Load the backbone and put a fresh adapter (B = 0) on it, its A drawn from stream `adapter` of `seed`; None trains
+        all its weights.
+        """
+        if lora is None:
+            return cls.whole(dataclasses.replace(config, dtype="float32"), notify, trained=True)
         backbone, tokenizer = load_backbone(config, notify)
         model = cls(attach_lora(backbone, lora, seed, notify).eval(), tokenizer, config.name)
         if lora.rewrites:
             model.keep_initial_parts()
         return model
+
+    @classmethod
+    def whole(cls, config: ModelConfig, notify: Notify, *, trained: bool = False) -> "LanguageModel":
+        """A backbone whose own weights move; updates are counted from those that it is loaded with."""
+        backbone, tokenizer = load_backbone(config, notify)
+        backbone.requires_grad_(trained).eval()
+        return cls(backbone, tokenizer, config.name, FullUpdates(backbone, backbone_folder(config)))
 
     @classmethod
     def open_adapter(cls, folder: Path, model: ModelConfig, notify: Notify = lambda message: None) -> "LanguageModel":
@@ -89,6 +104,8 @@ class LanguageModel(AdaptedModel):
         UserError where the folder holds no adapter, one that is not covered, or one that does not fit the backbone, and where
         the backbone cannot be found.
         """
+        if is_full_model(folder):
+            return cls._open_model(folder, model, notify)
         settings = saved_options(folder)
         if model.name == ModelConfig.name:
             named = settings.base_model_name_or_path
@@ -102,6 +119,15 @@ class LanguageModel(AdaptedModel):
         except UserError as error:
             raise UserError(f"the backbone of the adapter in {folder} cannot be loaded: {error}") from error
         opened = cls(attach_saved(backbone, folder).eval(), tokenizer, model.name)
+        opened.load_adapter_weights(folder)
+        return opened
+
+    @classmethod
+    def _open_model(cls, folder: Path, model: ModelConfig, notify: Notify) -> "LanguageModel":
+        """A whole model in a folder; its update is counted from `model.name`, from itself where that is the default."""
+        if model.name == ModelConfig.name:
+            return cls.whole(dataclasses.replace(model, name=str(folder), revision=None), notify)
+        opened = cls.whole(model, notify)
         opened.load_adapter_weights(folder)
         return opened
 
@@ -128,7 +154,8 @@ class LanguageModel(AdaptedModel):
         return {
             "name": self.source,
             "architecture": type(self.backbone).__name__,
-            "parameters": sum(map(numbers, self.peft_model.parameters())) - adapter,
+            "parameters": sum(map(numbers, self.backbone.parameters()))
+            - (0 if self.peft_model is self.backbone else adapter),
             "adapter_parameters": adapter,
             "adapted_modules": len(update.parameters),
             "adapted_weights": sum(len(pair.B) * pair.A.shape[1] for pair in update.values())

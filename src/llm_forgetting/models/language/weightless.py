@@ -43,7 +43,7 @@ class _NoTokenizer:
 
 def weightless_model(
     settings: Any,
-    lora: LoraConfig,
+    lora: LoraConfig | None,
     dtype: torch.dtype,
     count: AllocationCount,
     layers: int | None = None,
@@ -64,6 +64,7 @@ def weightless_model(
         probe: Whether it is tried out what the model can do, which takes a few passes.
         bits: Of the weights between the embeddings, 4 or 8 where they are quantised.
     """
+    assert lora is not None  # see `ExperimentConfig.low_rank`
     backbone = without_weights(settings, dtype)
     if layers is not None:
         del decoder_layers(backbone)[layers:]

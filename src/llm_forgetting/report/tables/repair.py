@@ -36,9 +36,10 @@ def repair_tables(repair: RepairRecord) -> list[Table]:
         risen = value_and_error(change.value, change.stderr)
         losses.append((*place, *(number(score.loss[name].value) for name in names), risen))
     exactness = f"cut by {100 * repair.truncation_error:.2g}% of its norm" if repair.truncation_error else "exact"
+    what = f"adapter of rank {repair.rank}" if repair.rank else "whole model"
     note = (
         f"t = 0: {display_name(names[0])}, t = 1: {display_name(names[1])}. {chosen} was chosen by {repair.chosen_by}; what "
-        f"chose it is not scored. The adapter there: rank {repair.rank}, {exactness}. Gained back: accuracy there minus at "
+        f"chose it is not scored. The {what} there: {exactness}. Gained back: accuracy there minus at "
         f"t = 1; brackets: 95% interval, counts below {MINIMUM_ITEMS} items."
     )
     return [
