@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from llm_forgetting.report.figures.accuracy_matrix import matrix_figure
@@ -68,8 +67,9 @@ def spread(views: Sequence[View]) -> Sequence[View]:
 
     A panel is drawn on a raster as large as the whole figure, so that memory grows as the square of the panels.
     """
-    places = np.linspace(0, len(views) - 1, MOST_PANELS).round().astype(int)
-    return views if len(views) <= MOST_PANELS else [views[place] for place in places]
+    if len(views) <= MOST_PANELS:
+        return views
+    return [views[round(n * (len(views) - 1) / (MOST_PANELS - 1))] for n in range(MOST_PANELS)]
 
 
 def slug(name: str) -> str:
