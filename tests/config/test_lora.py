@@ -83,6 +83,7 @@ def test_every_field_is_read_from_file_and_flag_and_python(tmp_path: Path) -> No
         (["--lora=null", "--landscape.trajectory=true"], "landscape.trajectory needs a plain LoRA adapter"),
         (["--lora=null", "--landscape.space=raw"], "landscape.space=raw needs a plain LoRA adapter"),
         (["--lora=null", "--interventions.rescale=2"], "interventions.rescale needs a plain LoRA adapter"),
+        (["--lora.use_dora=true", "--model.quantization=8bit"], "model.quantization needs a plain LoRA adapter"),
         (["--lora=null", "--model.dtype=bfloat16"], "model.dtype must be float32 where all weights are trained"),
     ],
 )

@@ -148,7 +148,13 @@ def test_a_run_that_is_killed_in_training_ends_with_the_same_weights(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, lora = KINDS[kind]
-    short = {"landscape.paths": False, "landscape.checkpoint_plane": False, "curvature.forecast": False}
+    short = {
+        "interventions.sam_rho": 0.01,
+        "interventions.replay_items": 2,
+        "landscape.paths": False,
+        "landscape.checkpoint_plane": False,
+        "curvature.forecast": False,
+    }
     config = configured(tmp_path, net(), lora, **short, **{"training.batch_size": 3})
     whole = run_experiment(config, RunFolder.create(tmp_path / "one"))
     step = fine_tuning._Watch.on_step_end

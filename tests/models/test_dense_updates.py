@@ -268,7 +268,9 @@ def test_an_adapter_from_another_initialisation_is_not_gone_on_with(tmp_path: Pa
     model.load_adapter_weights(tmp_path / "adapter")
     with torch.no_grad():
         next(iter(target_layers(model.peft_model).values())).lora_A["default"].weight[3] += 1
-    model.save(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"the adapter, as training left it, must hold what lora\.init takes out"):
+        model.save(tmp_path / "adapter")
+    model.peft_model.save_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match=r"must hold what lora\.init takes out of this backbone's weights"):
         model.load_adapter_weights(tmp_path / "adapter")
     with pytest.raises(
@@ -374,10 +376,21 @@ def test_the_python_api_measures_any_adapter(pair: Any) -> None:
     plane = lf.checkpoint_plane(
         model, None, batches, checkpoints={"base": None, "A": str(dora), "B": str(lora)}, resolution=5
     )
+    step = lf.checkpoint_difference(model, str(dora), str(lora))
+    forecast = lf.forecast(model, None, batches, direction=step)
+    line = lf.scan_line(model, None, batches, direction=step, steps=[-0.03, 0.0, 0.03, 1.0])
     before.assert_same(model)
+    plain = peft.PeftModel.from_pretrained(tiny_llama(), lora).eval()
+    back = lf.forecast(plain, None, batches, direction=WeightUpdate.combine([(-1.0, step)]))
+    assert back.loss + back.observed == pytest.approx(expected, abs=2e-5)
     other = peft.PeftModel.from_pretrained(tiny_llama(), lora).eval()
     true = [float(net(**batches[0]).loss) for net in (tiny_llama(), model, other)]
     assert list(plane.at_checkpoints.values()) == pytest.approx(true, abs=1e-5)
+    left, centre, right, end = line.losses
+    assert (forecast.loss, centre, end) == pytest.approx((true[1], true[1], true[2]), abs=1e-5)
+    assert forecast.observed == pytest.approx(true[2] - true[1], abs=2e-5)
+    assert forecast.first_order == pytest.approx((right - left) / 0.06, rel=2e-2, abs=1e-3)
+    assert forecast.curvature == pytest.approx((right - 2 * centre + left) / 0.03**2, rel=5e-2, abs=2e-2)
     for call in (
         lambda: lf.hessian_spectrum(model, None, batches),
         lambda: lf.scan_plane(model, None, batches, space="adapter"),

@@ -191,6 +191,8 @@ def _dense_problems(config: "ExperimentConfig") -> Iterator[str]:
         yield f"landscape.space=raw needs {what}; set it to weight"
     if landscape.arithmetic == "native" and config.model.dtype in ("bfloat16", "float16"):
         yield f"landscape.arithmetic=native needs {what}; set it to float32"
+    if config.model.quantization is not None:
+        yield f"model.quantization needs {what}; set it to null"
     if config.lora is None and config.interventions.rescale != 1:
         yield f"interventions.rescale needs {what}; set it to 1"
     if config.lora is None and config.model.dtype not in ("auto", "float32"):

@@ -9,7 +9,7 @@ from typing import Annotated
 from llm_forgetting.config.paths import to_dict
 from llm_forgetting.config.sections import ForecastConfig, ScanConfig
 from llm_forgetting.errors import UserError
-from llm_forgetting.experiment.analysis.landscape import NO_COORDINATES, analyse_landscape, evaluations
+from llm_forgetting.experiment.analysis.landscape import analyse_landscape, evaluations, require_space
 from llm_forgetting.experiment.analysis.paths import analyse_between, path_objective
 from llm_forgetting.experiment.artifacts import provenance
 from llm_forgetting.experiment.artifacts.phase_artifacts import BETWEEN, landscape_phase
@@ -71,8 +71,7 @@ def scan_adapter(config: ScanConfig, adapters: Sequence[Path], folder: RunFolder
     updates = {name: model.update_of(adapter) for name, adapter in zip(NAMES, adapters, strict=False)}
     landscapes: dict[str, CheckpointLandscape] = {}
     warnings: list[str] = []
-    if not model.low_rank:
-        progress.note(NO_COORDINATES)
+    require_space(model, config.landscape, progress.note)
     for name, adapter in zip(NAMES, adapters, strict=False):
         try:
             if model.low_rank:

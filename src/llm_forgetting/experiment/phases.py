@@ -10,11 +10,11 @@ from llm_forgetting.config.paths import to_dict
 from llm_forgetting.curvature.records import SpectrumRecord
 from llm_forgetting.experiment import guards
 from llm_forgetting.experiment.analysis.landscape import (
-    NO_COORDINATES,
     analyse_landscape,
     evaluations,
     require_space,
     space_of,
+    suited,
 )
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
 from llm_forgetting.experiment.artifacts.item_records import (
@@ -67,9 +67,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
     for name, value in accelerate_settings().items():
         session.progress.note(f"{name}={value} of the environment is set aside: model.dtype says the precision")
     tasks, model, encoded, _ = session.tasks, session.model, session.encoded, session.passages
-    require_space(model, session.config.landscape)
-    if not model.low_rank and session.config.landscape.space == "adapter":
-        session.progress.note(NO_COORDINATES)
+    require_space(model, session.config.landscape, session.progress.note)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
     report = folder.once(GUARDS, lambda: _guarded(session, items))
     return RunSetup(
@@ -161,7 +159,6 @@ def train(session: Session, k: int) -> TrainingRecord:
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
             note=session.progress.note,
         )
-    model.require_initial_parts("the adapter, as training left it,")
     session.mark_checkpoint(k if session.config.lora is not None else None)  # all weights are read from what is saved
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)
@@ -276,7 +273,8 @@ def scan_landscape(session: Session, k: int, reference_norm: float | None) -> Ch
 
 def reference_norm(session: Session) -> float:
     """|P| of the first checkpoint, the unit of distances at all of them."""
-    return space_of(session.at(1), session.config.landscape).norm
+    model = session.at(1)
+    return space_of(model, suited(model, session.config.landscape)).norm
 
 
 def estimate_spectrum(session: Session, k: int) -> SpectrumRecord:

@@ -1,6 +1,6 @@
 """The landscape phase of an experiment: surfaces, their numbers, and the proof that they do not depend on the gauge."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,8 +82,12 @@ def suited(model: LanguageModel, config: LandscapeConfig) -> LandscapeConfig:
     return replace(config, space="weight", distance=None)
 
 
-def require_space(model: LanguageModel, config: LandscapeConfig) -> None:
-    """UserError where the configured space cannot be measured on this model."""
+def require_space(
+    model: LanguageModel, config: LandscapeConfig, notify: Callable[[str], None] = lambda line: None
+) -> None:
+    """UserError where the configured space cannot be measured on this model; `notify` hears where it is another one."""
+    if suited(model, config) != config:
+        notify(NO_COORDINATES)
     if config.space == "raw":
         model.require_low_rank("landscape.space=raw")
     config = suited(model, config)

@@ -36,7 +36,7 @@ from llm_forgetting.models.adapter.saved_adapter import (
     Checkpoint,
     fitted,
     read_update,
-    read_weights,
+    read_weights_at,
     update_from,
     weight_name,
     write_weights,
@@ -206,6 +206,8 @@ class AdaptedModel:
         ):
             self.dense = self.dense or PeftUpdates(self.peft_model)
             return self.dense.read(Path(checkpoint))
+        if isinstance(checkpoint, WeightUpdate) and checkpoint.dense:
+            self.dense = self.dense or PeftUpdates(self.peft_model)
         if self.dense is not None:
             return self._dense_update_of(checkpoint)
         live = self.adapter_factors()
@@ -232,6 +234,8 @@ class AdaptedModel:
         if isinstance(checkpoint, WeightUpdate):
             return checkpoint
         assert isinstance(checkpoint, Mapping)
+        if all(isinstance(pair, Factors) for pair in checkpoint.values()):
+            return WeightUpdate(checkpoint)
         before = self.adapter_state()
         try:
             self.set_adapter_state(checkpoint)
@@ -351,6 +355,7 @@ class AdaptedModel:
 
     def save(self, folder: Path) -> None:
         """The adapter into an existing folder (safetensors, loadable by `PeftModel.from_pretrained`)."""
+        self.require_initial_parts("the adapter, as training left it,")
         self.peft_model.save_pretrained(folder, safe_serialization=True)
         if (folder / CONFIG).is_file():
             _sort_names(folder)
@@ -373,10 +378,11 @@ class AdaptedModel:
         write_weights(folder, update)
 
     def load_adapter_weights(self, folder: Path) -> None:
-        """Replace the adapter's weights by those saved in `folder`."""
+        """Replace the adapter's weights by those saved in `folder`; B is multiplied where its scale is not the live one."""
         if self.dense is not None:
             return self.dense.load(folder)
-        load_weights(self.peft_model, self.adapter, read_weights(folder), folder)
+        scales = {name: layer.scaling[self.adapter] for name, layer in target_layers(self.peft_model).items()}
+        load_weights(self.peft_model, self.adapter, read_weights_at(folder, scales), folder)
         return self.require_initial_parts(f"the adapter in {folder}")
 
     def _trained(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:

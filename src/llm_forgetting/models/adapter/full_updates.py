@@ -45,6 +45,8 @@ class FullUpdates:
     """
 
     def __init__(self, model: Any, base: Path | None) -> None:
+        if any(not parameter.is_floating_point() for parameter in model.parameters()):
+            raise UserError("a model whose own weights move must not be quantised; load it without quantisation")
         self._model = model
         places: dict[int, dict[str, Place]] = {}
         for name, place in places_of(model).items():

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -96,7 +97,21 @@ def exchanging(
         yield move
     finally:
         with defer_interrupts():
-            restore()
+            for place in chain.from_iterable(places.values()):
+                place.put(place.parameter)
+
+
+Line = tuple[list[Place], torch.Tensor, torch.Tensor]
+
+
+def lines_along(places: Mapping[str, list[Place]], update: WeightUpdate, dtype: torch.dtype) -> list[Line]:
+    """Per parameter that an update changes its places, what is there now, and its change, as the module keeps them."""
+    lines = []
+    for name in update.parameters:
+        change, where = update.change(name), places[name]
+        if change is not None:
+            lines.append((where, where[0].now().detach().to(dtype), where[0].upright(change).to(dtype)))
+    return lines
 
 
 def moved_weight(weight: torch.Tensor, update: WeightUpdate, name: str) -> torch.Tensor:

@@ -140,7 +140,8 @@ def _along_update(model: "AdaptedModel", losses: MeanLosses, direction: GivenDir
     """Derivatives for t of the loss at delta W + t D, the loss at its end, and |D|."""
     before = float(losses.values().mean())
     base, step = model.adapter_factors(), model.update_of(direction)
-    model.require_low_rank("forecast")
+    if not model.low_rank:
+        return _along_dense(model, losses, base, step)
     t = torch.zeros((), device=next(iter(step.values())).B.device, requires_grad=True)
 
     def point() -> WeightUpdate:
@@ -160,6 +161,30 @@ def _along_update(model: "AdaptedModel", losses: MeanLosses, direction: GivenDir
         move_to(WeightUpdate.combine([(1.0, base), (1.0, step)]))
         after = float(losses.values().mean())
     return DirectionalDerivatives(before, float(slope), float(bend)), after, step.inner(step) ** 0.5
+
+
+def _along_dense(model: "AdaptedModel", losses: MeanLosses, base: WeightUpdate, step: WeightUpdate) -> _Along:
+    """The same of updates that are not plain LoRA, with W + t D in the places of the parameters."""
+    from llm_forgetting.models.adapter.places import lines_along  # PEFT is there by now
+
+    assert model.dense is not None
+    with model.without_adapter(), model.exchanged() as move:
+        move(base)
+        lines = lines_along(model.dense.places, step, model.precision)
+        t = torch.zeros((), dtype=model.precision, device=lines[0][1].device, requires_grad=True)
+
+        def at_t() -> None:
+            for places, weight, change in lines:
+                for place in places:
+                    place.put(weight + t * change)
+
+        with model.analysed():
+            before = float(losses.values().mean())
+            (slope,) = losses.gradient([t], at_t)
+            (bend,) = losses.hessian([t], [torch.ones_like(t, requires_grad=False)], at_t)
+            move(WeightUpdate.combine([(1.0, base), (1.0, step)]))
+            after = float(losses.values().mean())
+    return DirectionalDerivatives(before, float(slope), float(bend)), after, step.norm()
 
 
 def _along_tensors(model: torch.nn.Module, losses: MeanLosses, direction: GivenDirection) -> _Along:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.models.adapter.places import Place
+from llm_forgetting.models.adapter.places import Place, lines_along
 from llm_forgetting.models.hessian.graph_products import GraphProducts
 from llm_forgetting.models.hessian.micro_batches import MicroBatches
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -26,12 +26,7 @@ class DenseProducts(GraphProducts):
     def _along(self, update: WeightUpdate, at: float) -> tuple[torch.Tensor, Iterator[torch.Tensor]]:
         assert self._model.dense is not None
         t = torch.tensor(at, dtype=self.dtype, device=self._model.device, requires_grad=True)
-        lines = [
-            (places, places[0].now().detach().to(self.dtype), places[0].upright(change).to(t))
-            for name in update.parameters
-            if (change := update.change(name)) is not None
-            for places in [self._model.dense.places[name]]
-        ]
+        lines = lines_along(self._model.dense.places, update, self.dtype)
 
         def losses() -> Iterator[torch.Tensor]:
             waiting = self._items.losses()

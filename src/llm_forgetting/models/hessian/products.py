@@ -141,6 +141,9 @@ def _probe(model: LanguageModel) -> bool:
     if not model.supports_packing:
         model.fall_back(f"{_GRAPH}: the tangent pass needs packed items")
         return False
+    if not model.low_rank:
+        model.fall_back(f"{_GRAPH}: the tangent pass needs plain LoRA")
+        return False
     items, factors = model.probes(), model.adapter_factors()
     step = FactorStep(
         {
