@@ -136,7 +136,7 @@ class AnswerStatistics:
         """
         values = np.asarray(getattr(self, _PER_ITEM[kind]), dtype=np.float64)
         if kind == "accuracy":
-            broken = self._per_item(np.isnan(self.letter_logits).any(axis=-1).astype(np.float64)) > 0
+            broken = self._per_item(np.asarray(np.isnan(self.letter_logits).any(axis=-1), dtype=np.float64)) > 0
             values = np.where(broken, np.nan, values)
         return np.asarray(values.sum(axis=-1) / values.shape[-1])
 
