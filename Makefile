@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SCHEMA := src/llm_forgetting/data/results.schema.json
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
-.PHONY: run check test nightly golden schema docs gpu-check bench-landscape bench-curvature bench-evaluation bench-memory bench-study bench-run bench-growth bench-7b clean
+.PHONY: run check test nightly golden schema docs gpu-check bench-landscape bench-curvature bench-evaluation bench-completions bench-memory bench-study bench-run bench-growth bench-7b clean
 
 run: $(VENV)/installed          ## environment, install, the main job; ARGS="--config smoke" and the like are passed on
 	$(BIN)/llm-forgetting run $(ARGS)
@@ -47,6 +47,9 @@ bench-curvature: $(VENV)/installed      ## Hessian-vector products: hessian-eige
 
 bench-evaluation: $(VENV)/installed     ## MMLU scores: lm-evaluation-harness and ours; ARGS="--mmlu FOLDER"
 	$(BIN)/python benchmarks/evaluation.py $(ARGS)
+
+bench-completions: $(VENV)/installed    ## losses and gradients of completions: TRL's SFTTrainer and ours
+	$(BIN)/python benchmarks/completions.py $(ARGS)
 
 bench-memory: $(VENV)/installed         ## memory of every phase: what --dry_run counts, and what a process takes
 	$(BIN)/python benchmarks/memory.py $(ARGS)

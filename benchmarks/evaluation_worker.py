@@ -17,7 +17,7 @@ from serving import serve
 from llm_forgetting.config.sections import DataConfig, LoraConfig
 from llm_forgetting.experiment.adapter_evaluation import subject_items
 from llm_forgetting.forgetting.intervals import proportion
-from llm_forgetting.models.language.batches import encode
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score
 from llm_forgetting.tasks.sources import open_source

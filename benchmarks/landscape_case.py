@@ -20,7 +20,8 @@ from llm_forgetting.files import whole_folder
 from llm_forgetting.landscape.gauge import canonicalise
 from llm_forgetting.landscape.spaces import AdapterSpace
 from llm_forgetting.models.language.backbones import backbone_location
-from llm_forgetting.models.language.batches import EncodedItem, encode
+from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.tasks.sources import open_source
 from llm_forgetting.tasks.task import Item

@@ -16,11 +16,13 @@ import json
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -47,7 +49,7 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=2, help="evaluated points to recompute per surface (default 2)")
     parser.add_argument("--cells", type=int, default=2, help="fitted cells to recompute per surface (default 2)")
     given = parser.parse_args()
-    results = json.loads((given.run / "results.json").read_text())
+    results = with_arrays(json.loads((given.run / "results.json").read_text()), given.run)
     records = [json.loads(line) for line in (given.run / "items.jsonl").read_text().splitlines()]
     questions = read_original(given.mmlu) if given.mmlu else read_cached_sample()
     location = given.model or backbone_folder(results["model"]["name"])
@@ -133,6 +135,16 @@ class Examiner:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([self.tokenizer(prompt)["input_ids"]])).logits[0, -1].double()
         return float(logits.logsumexp(0) - logits[letters[answer]]), int(logits[letters].argmax()) == answer
+
+
+def with_arrays(value: Any, run: Path) -> Any:
+    """results.json with the arrays of a long run, which are members of results.npz, in their places."""
+    if isinstance(value, dict) and value.keys() == {"file", "key"}:
+        with zipfile.ZipFile(run / value["file"]) as file:
+            return np.lib.format.read_array(file.open(f"{value['key']}.npy")).tolist()
+    if isinstance(value, dict):
+        return {key: with_arrays(entry, run) for key, entry in value.items()}
+    return [with_arrays(entry, run) for entry in value] if isinstance(value, list) else value
 
 
 def check_matrix(run, results, records, backbone, ask) -> float:

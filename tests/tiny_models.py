@@ -13,7 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from llm_forgetting.config.sections import LoraConfig, ModelConfig
 from llm_forgetting.models.adapter.adapted_model import target_layers
-from llm_forgetting.models.language.batches import EncodedItem, encode
+from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.tasks.task import Item
 

@@ -252,7 +252,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config", "smok"], ["quickstart, full, smoke, llama2-7b", "'smok'", "did you mean smoke?"]),
+        (["--config", "smok"], ["quickstart, full, skills, smoke, llama2-7b", "'smok'", "did you mean smoke?"]),
         (["--config", "."], ["'.'", "YAML file"]),
         (["--training.batch_sise", "3"], ["--training.batch_sise", "did you mean --training.batch_size?"]),
         (["--trainin.batch_size=3"], ["--trainin.batch_size", "did you mean --training.batch_size?"]),

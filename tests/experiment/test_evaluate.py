@@ -20,7 +20,7 @@ from llm_forgetting.experiment.adapter_evaluation import subject_items
 from llm_forgetting.files import from_plain
 from llm_forgetting.forgetting.evaluation import TaskEvaluation
 from llm_forgetting.forgetting.intervals import pooled_stderr, proportion
-from llm_forgetting.models.language.batches import encode
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score
 from llm_forgetting.tasks.sources import LoadedSource, open_source

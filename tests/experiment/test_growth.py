@@ -26,7 +26,7 @@ from llm_forgetting.files import elsewhere, encode, encode_json, from_plain
 from llm_forgetting.progress import Silent
 from llm_forgetting.report.figures.layout import table_of
 from llm_forgetting.report.figures.paths import paths_figure
-from llm_forgetting.report.figures.run import figures
+from llm_forgetting.report.figures.run import figures, spread
 from llm_forgetting.report.html.page import render
 from llm_forgetting.report.html.run import run_page
 from llm_forgetting.report.tables.closing import closing_tables
@@ -226,3 +226,11 @@ def test_intervals_of_tasks_of_several_subjects_are_said_to_be_over_subjects(res
     ):
         assert f"brackets: 95% interval {said}" in forgetting_table(with_subjects(*counts)).note
         assert f"95% intervals {said[:-1]}, below" in closing_tables(with_subjects(*counts))[0].note
+
+
+def test_figures_of_many_panels_show_some_from_the_first_to_the_last() -> None:
+    few, many = list(range(16)), list(range(113))
+    assert spread(few) == few
+    shown = spread(many)
+    assert (shown[0], shown[-1], len(set(shown))) == (0, 112, 16)
+    assert set(np.diff(shown)) <= {7, 8}

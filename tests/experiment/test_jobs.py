@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,18 +20,22 @@ import yaml
 from runs import Shell, read_results, same_results
 from test_artifact_integrity import SMALLEST
 from test_crash_points import DIFFERENT, comparable, contents
+from tiny_models import load, make_encoded
 
 from llm_forgetting.cli.main import main
 from llm_forgetting.config.files import parse_config
+from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.engines.engine import Job, JobResult
 from llm_forgetting.engines.start import EngineChoice
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment import jobs
+from llm_forgetting.experiment.analysis.landscape import analyse_landscape
 from llm_forgetting.experiment.artifacts.phase_artifacts import BETWEEN, FORGETTING, PLANE, path_phase
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.experiment import run_in
 from llm_forgetting.experiment.jobs import PhaseFailure, Step, Workers, run_steps, steps_of
+from llm_forgetting.experiment.phases import reference_norm
 from llm_forgetting.files import encode, manifest
 from llm_forgetting.landscape.records import BetweenCheckpoints
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -201,6 +206,19 @@ def test_a_phase_whose_worker_dies_is_begun_again_and_one_that_fails_ends_the_ru
     assert told.count("setup: its worker died; begun again") == min(2, sum("died" in answer for answer in answers))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("space", "lora"), [("adapter", {}), ("raw", {}), ("weight", {}), ("adapter", {"use_dora": True})]
+)
+def test_the_unit_of_distances_is_that_of_the_first_landscape(llama_folder: Path, space: Any, lora: Any) -> None:
+    model = load(llama_folder, target_modules=("q_proj",), **lora)
+    settings = LandscapeConfig(space=space, max_evaluations=23, tolerance=1.0, directions=2, self_test_items=1)
+    items = [("trees", make_encoded(model, 1))]
+    first = analyse_landscape(model, items, settings, reference_norm=None, advance=lambda n, text: None)
+    session: Any = SimpleNamespace(at={1: model}.__getitem__, config=SimpleNamespace(landscape=settings))
+    assert reference_norm(session) == first.reference_norm
+
+
 # What a worker may and may not do to the folder
 
 
@@ -251,7 +269,7 @@ def workers_of(main: psutil.Process) -> list[psutil.Process]:
 
 
 def wait_for(found: Any) -> Any:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     while time.monotonic() < until:
         if result := found():
             return result
@@ -270,7 +288,7 @@ def test_killed_workers_and_a_killed_main_process_change_nothing(
     options = ("--config", tmp_path / "smallest.yaml", "--output_dir", tmp_path / "killed", "--workers", 2)
     before = set(psutil.Process().children(recursive=True))
     ended: list[Any] = []
-    thread = threading.Thread(target=lambda: ended.append(shell.run(*options)), daemon=True)
+    thread = threading.Thread(target=lambda: ended.append(shell.run(*options, seconds=500)), daemon=True)
     thread.start()
     phases = wait_for(lambda: next((tmp_path / "killed").glob("*/phases"), None))
 

@@ -196,6 +196,16 @@ def test_an_adapter_of_another_kind_is_one_of_a_pair(
     )
 
 
+def test_an_adapter_of_another_scale_keeps_its_delta_w(llama_folder: Path, tmp_path: Path) -> None:
+    """Of the same rank, so its weights fit: around it the landscape was that of another adapter, 2.25 times as small."""
+    first, other = (load(llama_folder, seed=n, rank=2, alpha=alpha) for n, alpha in ((1, 4.0), (2, 9.0)))
+    other.save(tmp_path)
+    first.load_adapter_weights(tmp_path)
+    for name, pair in other.adapter_factors().items():
+        mine = first.adapter_factors()[name]
+        torch.testing.assert_close(mine.B @ mine.A, pair.B @ pair.A)
+
+
 def merged_weights(trained: Any, like: Any) -> dict[str, torch.Tensor]:
     """W + s B A of every adapted module, by PEFT's own numbers; W where nothing is trained."""
     return {

@@ -12,7 +12,8 @@ from tiny_models import load, make_items
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.item_records import item_records, recovery_items, with_rotations
-from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score
 from llm_forgetting.models.language.text_loss import Passage, passages, text_losses
@@ -45,7 +46,7 @@ def test_the_logits_of_a_rotation_are_those_of_the_prompt_it_stands_for(model: L
     item = Item("trees/test/0", "trees", "which?", ("p", "q", "r"), 1)
     plain = encode(model.tokenizer, [item], {}, 400)
     turned = [encode(model.tokenizer, [turn(item, r)], {}, 400) for r in (1, 2)]
-    records = item_records("after_task1", "trees", "train", plain, score(model, plain, 1))
+    records = item_records("after_task1", "trees", "train", plain, score(model, plain, 1), decode=model.decode)
     (record,) = with_rotations(records, "trees", "train", turned, [score(model, items, 1) for items in turned])
     asked = [("p", "q", "r"), ("q", "r", "p"), ("r", "p", "q")]
     assert record.rotated_letter_logits is not None

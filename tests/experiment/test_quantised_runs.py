@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 import llm_forgetting as lf
 from llm_forgetting.cli.main import main
 from llm_forgetting.config.sections import ExperimentConfig
+from llm_forgetting.experiment.jobs import steps_of
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.models.language.backbones import synthetic_backbone
 from llm_forgetting.progress import Silent
@@ -110,6 +111,9 @@ def test_a_run_is_that_of_plain_peft_on_the_dequantised_model(
     assert len(costs) == 3 * 2 * 2 * 2
     assert abs(costs["initial", kind, "synthetic_1", "train"]["loss"]["value"]) < 1e-5
     other = "8bit" if kind == "4bit" else "4bit"
+    assert {f"{name}_quantised" for name in ("evaluate_initial", "evaluate_after_task1", "evaluate_after_task2")} <= {
+        step.phase.name for step in steps_of(config)
+    }  # which workers take, too
     assert abs(costs["initial", other, "synthetic_1", "train"]["loss"]["value"]) > 1e-5
     assert "What quantisation costs (nats)" in (folder / "results.md").read_text()
     if kind == "8bit":

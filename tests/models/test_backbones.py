@@ -19,7 +19,8 @@ from llm_forgetting.config.sections import LoraConfig, ModelConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.models.language import backbones
 from llm_forgetting.models.language.backbones import synthetic_backbone
-from llm_forgetting.models.language.batches import collate, encode
+from llm_forgetting.models.language.batches import collate
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.tasks import hub
 from llm_forgetting.tasks.prompts import render

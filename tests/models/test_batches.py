@@ -26,10 +26,9 @@ from llm_forgetting.models.language.batches import (
     EncodedItem,
     answer_position_logits,
     collate,
-    encode,
     length_buckets,
-    letter_tokens,
 )
+from llm_forgetting.models.language.encoding import encode, letter_tokens
 from llm_forgetting.tasks.prompts import render
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -237,13 +237,16 @@ def test_activations_that_are_rounded_by_the_batch_are_allowed_for(tmp_path: Pat
     ("lora", "match"),
     [
         ({"use_dora": True}, "an adapter that is not plain LoRA needs weights that are not quantised, "),
+        (None, "weights that move must not be quantised, those of model.name='.*' are \\(bitsandbytes 4bit nf4\\)"),
         ({"init": "pissa"}, "lora.init=pissa takes a part out of the weights, which must not be quantised, "),
     ],
 )
-def test_adapters_that_need_the_weights_are_refused(lora: dict[str, Any], match: str, llama_folder: Path) -> None:
+def test_adapters_that_need_the_weights_are_refused(
+    lora: dict[str, Any] | None, match: str, llama_folder: Path
+) -> None:
     model = ModelConfig(name=str(llama_folder), quantization="4bit")
     with pytest.raises(UserError, match=match) as error:
-        LanguageModel.load(model, LoraConfig(rank=2, **lora), seed=0)
+        LanguageModel.load(model, None if lora is None else LoraConfig(rank=2, **lora), seed=0)
     assert "\n" not in str(error.value)
 
 
@@ -286,6 +289,20 @@ def test_rounded_checkpoints_are_plain_models_whose_weights_were_rounded_by_hand
     with pytest.raises(KeyError), requantised(model, kind):
         raise KeyError
     before.assert_same(model.peft_model)
+
+
+def test_a_model_without_an_adapter_is_rounded_too(kind: Kind, llama_folder: Path) -> None:
+    model, hand = (LanguageModel.load(ModelConfig(name=str(llama_folder)), None, seed=0) for _ in range(2))
+    with torch.no_grad():
+        for name, layer in hand.backbone.named_modules():
+            if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+                layer.weight.copy_(by_hand(layer.weight, kind))
+    items = make_encoded(model, 3, ITEMS)
+    before = Everything(model.backbone)
+    with requantised(model, kind):
+        found = score(model, items, 2).letter_logits
+    np.testing.assert_allclose(found, score(hand, items, 2).letter_logits, atol=2e-5)
+    before.assert_same(model.backbone)
 
 
 # Checkpoints that are quantised themselves
@@ -338,11 +355,14 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setattr(quantisation.importlib.util, "find_spec", lambda name: None)
     wanted: list[tuple[ModelConfig, str]] = [
-        (ModelConfig(name=str(llama_folder), quantization="4bit"), r"model\.quantization=4bit needs .* bitsandbytes, "),
-        (ModelConfig(name=str(other)), r"quantised \(torchao\), needs the package torchao, "),
+        (
+            ModelConfig(name=str(llama_folder), quantization="4bit"),
+            r"model\.quantization=4bit needs .* bitsandbytes, .*\[quantised\]",
+        ),
+        (ModelConfig(name=str(other)), r"quantised \(torchao\), needs the package torchao, .*\[torchao\]"),
     ]
     for model, match in wanted:
-        with pytest.raises(UserError, match=match + r".*llm-forgetting\[quantised\]") as error:
+        with pytest.raises(UserError, match=match) as error:
             load_backbone(model, lambda line: None)
         assert "\n" not in str(error.value)
 

@@ -16,7 +16,7 @@ from tiny_models import llama2_tokenizer
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig
 from llm_forgetting.errors import UnreachableError, UserError
 from llm_forgetting.experiment.tasks import source_of, tasks_of
-from llm_forgetting.models.language.batches import encode
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.tasks.definitions import list_defined
 from llm_forgetting.tasks.prompt_format import filled, names_in
 from llm_forgetting.tasks.prompts import fit, render
@@ -440,7 +440,7 @@ GOOD = jsonl({"question": "Q?", "choices": ["p", "q"], "answer": 0})
         ("own: {path: x.jsonl, columns: {answer: key}}\n",
          "has no column 'key' but question, choices, answer; set own.columns.answer"),
         ("own: {path: y.jsonl}\n", "own.path=.*y.jsonl does not exist; a relative path starts at the definitions' folder"),
-        ("own: {path: own.yaml}\n", "own.path=.*own.yaml must be a file that ends in .jsonl, .csv, .tsv, a folder of them"),
+        ("own: {path: own.yaml}\n", "own.path=.*own.yaml must be a file that ends in .jsonl, .json, .parquet, .csv, .tsv"),
         ("own: {path: empty.jsonl}\n", "own.path=.*empty.jsonl holds no item"),
         ("own: {path: empty.csv}\n", "own.path=.*empty.csv holds no item"),
         ("own: {path: short.csv}\n", "short.csv, line 2: must have 2 cells as the header, has 1"),

@@ -103,6 +103,7 @@ def _with_questions(folder: Path) -> Path:
     from llm_forgetting.report.html.blocks import Question
     from llm_forgetting.report.html.files import write_run_report
     from llm_forgetting.results import read_items, read_results
+    from llm_forgetting.tasks.task import Item
 
     results, items = read_results(folder), read_items(folder)
     if not items or len(results.task_names) < 2:
@@ -110,7 +111,10 @@ def _with_questions(folder: Path) -> Path:
             f"--questions needs items that a report lists, and {folder} has none: items.jsonl must be there, and two tasks"
         )
     questions = {
-        key: Question(item.question, item.choices, item.answer) for key, item in earlier_questions(results).items()
+        key: Question(item.question, item.choices, item.answer)
+        if isinstance(item, Item)
+        else Question(item.question, (item.answer,), 0)
+        for key, item in earlier_questions(results).items()
     }
     return write_run_report(results, items, folder, questions)
 

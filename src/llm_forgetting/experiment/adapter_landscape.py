@@ -25,7 +25,7 @@ from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLands
 from llm_forgetting.models.adapter.full_updates import checkpoint_files, is_full_model
 from llm_forgetting.models.language.backbones import require_same_tokens
 from llm_forgetting.models.language.batches import EncodedItem
-from llm_forgetting.models.language.batches import encode as encode_items
+from llm_forgetting.models.language.encoding import encode as encode_items
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.progress import Progress
 from llm_forgetting.report.figures.run import draw_landscapes

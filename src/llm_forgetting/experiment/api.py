@@ -20,7 +20,7 @@ class Experiment:
     """Fine-tune on each task in turn; measure after each what is forgotten and how the loss landscape looks.
 
     Args:
-        config: A preset (`quickstart`, `full`, `smoke`, `llama2-7b`), a YAML file, or an `ExperimentConfig`.
+        config: A preset (`quickstart`, `full`, `skills`, `smoke`, `llama2-7b`), a YAML file, or an `ExperimentConfig`.
         tasks: Names of subjects or groups, in the order in which they are learnt.
         settings: What differs from `config`: sections with some of their fields (`lora={"rank": 16}`), dotted paths
             (`**{"lora.rank": 16}`), or `seed`, which stands for every seed.

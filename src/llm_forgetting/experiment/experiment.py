@@ -120,8 +120,8 @@ def run_experiment(
 def _require_one_process() -> None:
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise UserError(
-            f"a run must be one process, WORLD_SIZE is {processes}; start it without torchrun or accelerate launch (a study "
-            f"keeps several GPUs busy)"
+            f"a run must be one process, WORLD_SIZE is {processes}; start it without torchrun or accelerate launch "
+            f"(--workers N, or a study, keeps several GPUs busy)"
         )
 
 

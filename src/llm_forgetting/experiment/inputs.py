@@ -9,7 +9,7 @@ from llm_forgetting.config.sections import ModelConfig
 from llm_forgetting.files.manifest import digest, file_digest, require_inputs
 from llm_forgetting.models.language.backbones import backbone_folder
 from llm_forgetting.models.language.text_loss import Passage
-from llm_forgetting.tasks.task import Item, Task
+from llm_forgetting.tasks.task import AnyItem, Task
 
 _SETTINGS = ("*.json", "*.model", "*.txt", "*.jinja", "*.py")
 
@@ -21,7 +21,7 @@ def require_same_rows(folder: Path, tasks: Sequence[Task]) -> None:
     require_inputs(folder, "shots", shots)
 
 
-def _digest(items: Iterable[Item]) -> str:
+def _digest(items: Iterable[AnyItem]) -> str:
     return digest(json.dumps([asdict(item) for item in items]).encode())
 
 

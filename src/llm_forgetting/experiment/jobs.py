@@ -68,7 +68,7 @@ def steps_of(config: ExperimentConfig) -> list[Step]:
     Training goes from task to task. All else needs one or two checkpoints, and so not the step before it.
     """
     tasks, landscape, last = config.data.tasks, config.landscape, len(config.data.tasks)
-    trained = [SETUP, *(train_phase(k, task) for k, task in enumerate(tasks, start=1))]
+    trained: list[Phase[Any]] = [SETUP, *(train_phase(k, task) for k, task in enumerate(tasks, start=1))]
     steps = [Step(SETUP, lambda session: phases.set_up(session, RunFolder(session.folder)))]
     steps += [Step(trained[k], partial(phases.train, k=k), (trained[k - 1],)) for k in range(1, last + 1)]
     if config.evaluation.recovery_items:

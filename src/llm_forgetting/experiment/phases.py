@@ -14,6 +14,7 @@ from llm_forgetting.experiment.analysis.landscape import (
     evaluations,
     require_space,
     space_of,
+    suited,
 )
 from llm_forgetting.experiment.analysis.spectrum import analyse_curvature, curvature_evaluations
 from llm_forgetting.experiment.artifacts.item_records import (
@@ -101,8 +102,8 @@ def _task_setup(task: Task, encoded: EncodedTask, landscape_items: list[EncodedI
         subjects=tuple(task.subjects),
         duplicates_removed=task.duplicates_removed,
         shots={subject: tuple(item.id for item in shots) for subject, shots in task.shots.items()},
-        options=tuple(sorted({len(item.choices) for split in SPLITS for item in task.split(split)})),
-        prompt=task.train[0].format,
+        options=task.options,
+        prompt=task.format,
         splits=frozen_splits(task),
         truncated_questions=sum(item.truncated for item in items),
         shots_dropped=sum(item.shots_dropped for item in items),
@@ -113,7 +114,8 @@ def _task_setup(task: Task, encoded: EncodedTask, landscape_items: list[EncodedI
 
 def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
     warnings = []
-    if letter_mass < guards.LETTER_MASS_WARNING:
+    completions = any(item.places for item in items)
+    if letter_mass < guards.LETTER_MASS_WARNING and not completions:
         warnings.append(
             f"before training only {100 * letter_mass:.0f}% of the probability is on the option letters, so part of what is "
             "learnt is the answer format"
@@ -121,8 +123,9 @@ def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
     shortened = sum(item.truncated for item in items)
     dropped = sum(item.shots_dropped for item in items)
     if shortened or dropped:
+        what = "items" if completions else "questions"
         warnings.append(
-            f"{shortened} of {len(items)} questions were shortened and {dropped} shots dropped to fit data.max_tokens"
+            f"{shortened} of {len(items)} {what} were shortened and {dropped} shots dropped to fit data.max_tokens"
         )
     return warnings
 
@@ -187,7 +190,7 @@ def evaluate(session: Session, k: int) -> Lines:
     name, last = checkpoint_name(k), len(encoded)
     cells = [(task, split, task.split(split)) for task in encoded for split in SPLITS]
     rotated = [j for j in range(1, last) if k in (j, last)] if settings.rotations else []
-    rotations = {j: session.rotated(j, "train") for j in rotated}
+    rotations = {j: session.rotated(j, "train") for j in rotated if session.tasks[j - 1].questions}
     groups = [items for _, _, items in cells] + [items for lists in rotations.values() for items in lists]
     total = sum(map(len, groups)) + len(session.passages)
     with session.progress.bar(f"scoring {name}", total) as advance, merged(model):
@@ -196,7 +199,7 @@ def evaluate(session: Session, k: int) -> Lines:
     records = [
         record
         for (task, split, items), scored in zip(cells, scores, strict=False)
-        for record in item_records(name, task.name, split, items, scored)
+        for record in item_records(name, task.name, split, items, scored, decode=model.decode)
     ]
     rest = iter(scores[len(cells) :])
     for j, lists in rotations.items():
@@ -216,7 +219,9 @@ def evaluate_quantised(session: Session, k: int) -> Lines:
                 groups = [items for _, _, items in cells]
                 scores = score_tasks(model, groups, settings.batch_size, lambda n: advance(n, ""))
             for (task, split, items), scored in zip(cells, scores, strict=True):
-                records += item_records(quantised_name(name, kind), task.name, split, items, scored)
+                records += item_records(
+                    quantised_name(name, kind), task.name, split, items, scored, decode=session.model.decode
+                )
     return tuple(records)
 
 
@@ -238,7 +243,7 @@ def relearn_task(session: Session, j: int) -> Lines:
         name = f"{kind}_task{j}"
         _relearn(session, name, start, chosen, task.name)
         (scored,) = score_tasks(session.model, [others], settings.batch_size)
-        records += item_records(name, task.name, "train", others, scored)
+        records += item_records(name, task.name, "train", others, scored, decode=session.model.decode)
     return tuple(records)
 
 
@@ -268,7 +273,8 @@ def scan_landscape(session: Session, k: int, reference_norm: float | None) -> Ch
 
 def reference_norm(session: Session) -> float:
     """|P| of the first checkpoint, the unit of distances at all of them."""
-    return space_of(session.at(1), session.config.landscape).norm
+    model = session.at(1)
+    return space_of(model, suited(model, session.config.landscape)).norm
 
 
 def estimate_spectrum(session: Session, k: int) -> SpectrumRecord:

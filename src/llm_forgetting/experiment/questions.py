@@ -9,12 +9,12 @@ from typing import NoReturn
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.tasks import source_of
 from llm_forgetting.results import Results
-from llm_forgetting.tasks.task import Item
+from llm_forgetting.tasks.task import AnyItem
 
 OFFLINE = "HF_HUB_OFFLINE"
 
 
-def earlier_questions(results: Results) -> dict[tuple[str, str], Item]:
+def earlier_questions(results: Results) -> dict[tuple[str, str], AnyItem]:
     """The items of every task but the last, trained on and held out, by name of the task and id.
 
     Nothing is downloaded: UserError where a source is not on this machine, and where an item is not there any more or has
@@ -28,9 +28,9 @@ def earlier_questions(results: Results) -> dict[tuple[str, str], Item]:
             pools = [source.pool(name, subjects) for name, subjects in resolved[:-1]]
     except UserError as error:
         raise UserError(f"--questions reads the run's data on this machine only, and cannot: {error}") from error
-    items = {}
+    items: dict[tuple[str, str], AnyItem] = {}
     for task, pool in zip(results.tasks, pools, strict=False):
-        by_id = {item.id: item for item in pool.rows}
+        by_id = {item.id: item for item in (*pool.rows, *pool.held_out)}
         for frozen in (*task.splits.train, *task.splits.test):
             item = by_id.get(frozen.id)
             if item is None or item.sha256 != frozen.sha256:

@@ -14,7 +14,8 @@ from llm_forgetting.experiment.inputs import require_same_backbone, require_same
 from llm_forgetting.experiment.tasks import source_of, tasks_of
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.text_loss import Passage, passages
 from llm_forgetting.progress import Progress
@@ -22,7 +23,7 @@ from llm_forgetting.results import ItemHash, Splits, TaskSetup
 from llm_forgetting.seeding import generator
 from llm_forgetting.tasks.sources import Source
 from llm_forgetting.tasks.synthetic import fillers
-from llm_forgetting.tasks.task import Task
+from llm_forgetting.tasks.task import Item, Task
 from llm_forgetting.tasks.task import turn as rotate_options
 
 
@@ -70,7 +71,7 @@ class Session:
         """The tasks in the order they are learnt; UserError where they are not those that the run was started with."""
         tasks = tasks_of(self.config.data, self.source)
         for task, frozen in zip(tasks, self._frozen_tasks, strict=False):
-            if (task.train[0].format, frozen_splits(task)) != (frozen.prompt, frozen.splits):
+            if (task.format, frozen_splits(task)) != (frozen.prompt, frozen.splits):
                 raise UserError(
                     f"the items of task {task.name} and their prompt must be those that the run in {self.folder} was started "
                     "with, the data were changed since; undo the change, or start a new run"
@@ -142,12 +143,14 @@ class Session:
     def rotated(self, task: int, split: str) -> list[list[EncodedItem]]:
         """The items of task number `task` (from 1) with their options moved 1, 2, ... places, one list per rotation.
 
-        An item that has fewer options than the longest is in fewer lists. Those of one item share a beginning, its question.
+        An item that has fewer options than the longest is in fewer lists, completions are in none. Those of one item share a
+        beginning, its question.
         """
-        chosen, shots = self.tasks[task - 1].split(split), self.tasks[task - 1].shots
+        chosen = [item for item in self.tasks[task - 1].split(split) if isinstance(item, Item)]
+        shots = self.tasks[task - 1].shots
         rotations = [
             [rotate_options(item, places) for item in chosen if places < len(item.choices)]
-            for places in range(1, max(len(item.choices) for item in chosen))
+            for places in range(1, max((len(item.choices) for item in chosen), default=0))
         ]
         encoded = [encode(self.model.tokenizer, items, shots, self.config.data.max_tokens) for items in rotations]
         if shots:

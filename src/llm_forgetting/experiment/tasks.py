@@ -5,6 +5,7 @@ from collections.abc import Callable
 from llm_forgetting.config.sections import DataConfig
 from llm_forgetting.files import user_path
 from llm_forgetting.tasks.definitions import open_defined
+from llm_forgetting.tasks.skills import SkillSettings
 from llm_forgetting.tasks.sources import Source, load_tasks, open_source
 from llm_forgetting.tasks.task import Task
 
@@ -14,8 +15,9 @@ def source_of(data: DataConfig, notify: Callable[[str], None]) -> Source:
 
     def open_plain() -> Source:
         return open_source(
-            source=data.source, path=data.path, hub_config=data.hub_config, columns=data.columns, notify=notify
-        )
+            source=data.source, path=data.path, hub_config=data.hub_config, columns=data.columns, notify=notify,
+            skills=SkillSettings(data.difficulty, data.shift),
+        )  # fmt: skip
 
     if data.definitions is None:
         return open_plain()

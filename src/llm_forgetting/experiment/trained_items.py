@@ -8,7 +8,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import SETUP
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.files.manifest import require_whole
 from llm_forgetting.results import TaskSetup, read_results
-from llm_forgetting.tasks.task import Item
+from llm_forgetting.tasks.task import AnyItem
 
 _CHECKPOINT = re.compile(r"checkpoint_after_(task([1-9]\d*))")
 REPAIRED = "repaired_adapter"
@@ -21,7 +21,7 @@ class TrainedItems:
     run: Path
     sha256: frozenset[str]
 
-    def __contains__(self, item: Item) -> bool:
+    def __contains__(self, item: AnyItem) -> bool:
         return item.sha256 in self.sha256
 
 

@@ -183,7 +183,9 @@ class ForgettingSummary:
 @dataclass(frozen=True, eq=False)
 class ItemRecord:
     """Item as one checkpoint answered it: loss in nats over the whole vocabulary, letter_logits (k,), rest = logsumexp
-    of all other logits, and rotated_letter_logits (k - 1, k) where its options were rotated.
+    of all other logits, and rotated_letter_logits (k - 1, k) where its options were rotated. A completion has `tokens`,
+    the number of those that are learnt, instead; its loss is that per token, and predicted are the likeliest tokens, each
+    after the right ones before it.
     """
 
     checkpoint: str
@@ -195,9 +197,17 @@ class ItemRecord:
     predicted: str
     correct: bool
     loss: float
-    letter_logits: Floats1
-    rest: float
+    letter_logits: Annotated[Floats1 | None, OMITTED] = None
+    rest: Annotated[float | None, OMITTED] = None
     rotated_letter_logits: Annotated[Floats2 | None, OMITTED] = None
+    tokens: Annotated[int | None, OMITTED] = None
+
+    @property
+    def letters(self) -> Floats1:
+        """Logits of the letters of a question; ValueError for a completion."""
+        if self.letter_logits is None:
+            raise ValueError(f"{self.id} has no letters: it is a completion")
+        return self.letter_logits
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def spurious_forgetting_probes(records: Sequence[ItemRecord]) -> SpuriousForgett
 
 def letter_counts(records: Sequence[ItemRecord]) -> LetterCounts:
     """Letters answered and right; every letter that an item offers is counted, also where its count is 0."""
-    most = max(len(record.letter_logits) for record in records)
+    most = max(len(record.letters) for record in records)
     letters = [chr(ord("A") + n) for n in range(most)]
     answered = {letter: sum(record.predicted == letter for record in records) for letter in letters}
     right = {letter: sum(record.answer == letter for record in records) for letter in letters}
@@ -60,7 +60,7 @@ def log_probabilities(logits: ArrayLike) -> Floats:
 
 def prior_corrected(records: Sequence[ItemRecord]) -> NDArray[np.bool_]:
     """(n,) whether the corrected answer is right. The prior is taken over items with as many options."""
-    p = [log_probabilities(record.letter_logits) for record in records]
+    p = [log_probabilities(record.letters) for record in records]
     prior = {k: letter_prior(np.array([row for row in p if len(row) == k])) for k in {len(row) for row in p}}
     chosen = [int(np.argmax(row - prior[len(row)])) for row in p]
     return np.array(
@@ -119,7 +119,7 @@ def rotations(records: Sequence[ItemRecord]) -> Rotations | None:
 def options_by_rotation(record: ItemRecord) -> Floats:
     """(k, k) log p of every option (columns) in every rotation (rows, the usual order first)."""
     assert record.rotated_letter_logits is not None
-    rows = [record.letter_logits, *record.rotated_letter_logits]
+    rows = [record.letters, *record.rotated_letter_logits]
     return np.stack([np.roll(log_probabilities(row), shift) for shift, row in enumerate(rows)])
 
 

@@ -78,21 +78,31 @@ def score_table(
             ids=tuple(record.id for record in items),
             subjects=tuple(record.subject for record in items),
             correct=np.array([record.correct for record in items], dtype=np.bool_),
-            loss=np.array([record.loss for record in items]),
+            loss=np.array([record.loss for record in items]) * _shares(items),
         )
         for cell, items in cells.items()
     }
     return ScoreTable(scores, tuple(task_names), split)
 
 
+def _shares(items: Sequence[ItemRecord]) -> Floats:
+    """(n,) number of tokens of each item over the mean, so that a mean over items is one over tokens; 1 for questions."""
+    tokens = np.array([1 if record.tokens is None else record.tokens for record in items], dtype=float)
+    return np.asarray(tokens / tokens.mean())
+
+
 def letter_mass_matrix(
     records: Iterable[Line], task_names: Sequence[str], split: str, checkpoints: Sequence[str]
 ) -> Floats:
-    """(T + 1, T) mean probability of the option letters together, from the items' letter logits and rest."""
+    """(T + 1, T) mean probability of the option letters together, from the items' letter logits and rest; of completions that
+    of a token, the geometric mean over each.
+    """
     cells: dict[tuple[str, str], list[float]] = {}
     for record in _items(records, split):
-        letters = np.logaddexp.reduce(record.letter_logits)
-        mass = float(np.exp(letters - np.logaddexp(letters, record.rest)))
+        mass = float(np.exp(-record.loss))
+        if record.rest is not None:
+            letters = np.logaddexp.reduce(record.letters)
+            mass = float(np.exp(letters - np.logaddexp(letters, record.rest)))
         cells.setdefault((record.checkpoint, record.task), []).append(mass)
     return np.array([[np.mean(cells[checkpoint, task]) for task in task_names] for checkpoint in checkpoints])
 
@@ -108,7 +118,11 @@ def spurious_forgetting(records: Sequence[Line], task_names: Sequence[str]) -> d
         again, fresh = (items.get(f"{kind}_task{j}", []) for kind in (RECOVERED, FRESH))
         few = len(items[last]) - len(again)
         by_task[name] = SpuriousForgetting(
-            probes={checkpoint: spurious_forgetting_probes(items[checkpoint]) for checkpoint in (tuned, last)},
+            probes={
+                checkpoint: spurious_forgetting_probes(items[checkpoint])
+                for checkpoint in (tuned, last)
+                if all(record.tokens is None for record in items[checkpoint])
+            },
             recovery=recovery(items[tuned], items[last], again, fresh, few) if again else None,
         )
     return by_task
@@ -127,8 +141,11 @@ def _trained_items(records: Sequence[Line], task: str) -> dict[str, list[ItemRec
 
 
 def chance(items: Mapping[str, Sequence[ItemRecord]]) -> float:
-    """Accuracy of guessing: the mean of 1 / number of options over the items, which are the same at every checkpoint."""
-    return float(np.mean([1 / len(record.letter_logits) for record in next(iter(items.values()))]))
+    """Accuracy of guessing: the mean of 1 / number of options over the items, which are the same at every checkpoint; 0 for
+    completions.
+    """
+    asked = next(iter(items.values()))
+    return float(np.mean([0.0 if record.tokens is not None else 1 / len(record.letters) for record in asked]))
 
 
 def text_drift(records: Sequence[Line], checkpoints: Sequence[str], *, seed: int) -> TextDrift:

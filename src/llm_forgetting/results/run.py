@@ -71,8 +71,8 @@ class TokenCounts:
 @dataclass(frozen=True)
 class TaskSetup:
     """Task as it was frozen at the start: its subjects, prompt, items, few-shot examples by subject, the numbers of
-    options that occur, and what had to be shortened. `landscape_items` are the ids of those whose loss is the
-    landscape.
+    options that occur (completions have neither prompt nor options), and what had to be shortened. `landscape_items` are
+    the ids of those whose loss is the landscape.
     """
 
     name: str
@@ -80,7 +80,7 @@ class TaskSetup:
     duplicates_removed: int
     shots: dict[str, tuple[str, ...]]
     options: tuple[int, ...]
-    prompt: PromptFormat
+    prompt: PromptFormat | None
     splits: Splits
     truncated_questions: int
     shots_dropped: int

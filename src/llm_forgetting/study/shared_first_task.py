@@ -24,7 +24,7 @@ from llm_forgetting.experiment.tasks import source_of, tasks_of
 from llm_forgetting.files.manifest import recorded_folder, take_inputs
 from llm_forgetting.study.measures import FIRST
 from llm_forgetting.tasks.sources import Source
-from llm_forgetting.tasks.task import Task
+from llm_forgetting.tasks.task import Item, Task
 
 CHECKPOINT = f"checkpoint_{FIRST}"
 BASE_PHASES: tuple[Phase[Any], ...] = (GUARDS, EVALUATE_INITIAL)
@@ -61,7 +61,7 @@ def first_task_key(config: ExperimentConfig, tasks: Tasks) -> str:
     rho = config.interventions.sam_rho
     content["interventions"] = {"sam_rho": rho, "adaptive": rho > 0 and config.interventions.sam_adaptive, **others}
     content["items"] = {split: [item.sha256 for item in first.split(split)] for split in ("train", "test")}
-    content["prompts"] = [str(item.format) for item in first.train]
+    content["prompts"] = [str(item.format) for item in first.train if isinstance(item, Item)]
     content["shots"] = {subject: [item.sha256 for item in items] for subject, items in first.shots.items()}
     content["name"] = first.name  # streams of random numbers bear it
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

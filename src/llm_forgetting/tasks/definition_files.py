@@ -9,19 +9,22 @@ from typing import Any
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import read_yaml
 from llm_forgetting.tasks import mmlu
+from llm_forgetting.tasks.formats import FORMATS, MULTIPLE_CHOICE, WITH_OPTIONS
 from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat, names_in
-from llm_forgetting.tasks.records import ANSWER_KINDS, COLUMNS, RecordLayout
+from llm_forgetting.tasks.records import ANSWER_KINDS, RecordLayout
 from llm_forgetting.tasks.sources import KINDS
 from llm_forgetting.tasks.task import LETTERS
 
-_FIELDS = ("source", "path", "hub_config", "split", "subjects", "columns", "choices", "answers", "options", "prompt")
+_FIELDS = (
+    "source", "path", "hub_config", "split", "subjects", "format", "columns", "choices", "answers", "options", "prompt"
+)  # fmt: skip
 _PROMPT_FIELDS = ("description", "question", "answer")
 # The sources that a field has a meaning for; the others of _FIELDS have one for all.
 _HUB, _COLUMNS = ([name for name, kind in KINDS.items() if getattr(kind, what)] for what in ("hub", "columns"))
 _ONLY_FOR = {
     "path": [name for name, kind in KINDS.items() if kind.path != "none"],
     **dict.fromkeys(("hub_config", "split"), _HUB),
-    **dict.fromkeys(("columns", "choices", "answers"), _COLUMNS),
+    **dict.fromkeys(("format", "columns", "choices", "answers"), _COLUMNS),
 }
 
 
@@ -118,12 +121,17 @@ def _texts(fields: Mapping[str, Any], key: str, setting: str, *, may_be_one: boo
 
 
 def _layout(name: str, given: Mapping[str, Any]) -> RecordLayout:
-    named = _mapping(given.get("columns", {}), f"{name}.columns", COLUMNS)
+    format_name = _text(given, "format", name) or MULTIPLE_CHOICE
+    if format_name not in FORMATS:
+        raise UserError(f"{name}.format must be one of {', '.join(FORMATS)}, was {format_name!r}")
+    named = _mapping(given.get("columns", {}), f"{name}.columns", FORMATS[format_name].columns)
     columns = {key: ",".join(_texts(named, key, f"{name}.columns", may_be_one=True)) for key in named}
     for key, value in named.items():
         if key != "choices" and not isinstance(value, str):
             raise UserError(f"{name}.columns.{key} must name one column, was {str(value)[:40]!r}")
     choices = _texts(given, "choices", name)
+    if format_name != MULTIPLE_CHOICE:
+        return _completion_layout(name, given, format_name, columns, choices)
     if choices and "choices" in columns:
         raise UserError(f"{name}.choices are the options of every row; leave out {name}.columns.choices, or them")
     if choices and not 2 <= len(choices) <= len(LETTERS):
@@ -133,6 +141,22 @@ def _layout(name: str, given: Mapping[str, Any]) -> RecordLayout:
         raise UserError(f"{name}.options must be {len(choices)}, as many as {name}.choices, was {options}")
     answers = _answers(given, name, len(choices) or options)
     return RecordLayout(columns, choices, answers, options, name, _prompt(given.get("prompt", {}), name), setting=name)
+
+
+def _completion_layout(
+    name: str, given: Mapping[str, Any], format_name: str, columns: Mapping[str, str], choices: tuple[str, ...]
+) -> RecordLayout:
+    """Of records that hold prompts with completions; `prompt` may be their template."""
+    for key in ("answers", "options", *(["choices"] if format_name != WITH_OPTIONS else [])):
+        if key in given:
+            raise UserError(f"{name}.{key} has no meaning with {name}.format={format_name}; leave it out")
+    fields = _mapping(given.get("prompt", {}), f"{name}.prompt", ("template",))
+    template = fields.get("template")
+    if template is not None:
+        if not isinstance(template, str) or not template.strip():
+            raise UserError(f"{name}.prompt.template must be a text, was {str(template)[:40]!r}; or leave it out")
+        _require_names(template, f"{name}.prompt.template", lambda used: True, "columns")
+    return RecordLayout(columns, choices, subject=name, setting=name, format=format_name, template=template)
 
 
 def _count(given: Mapping[str, object], key: str, name: str) -> int | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from llm_forgetting.errors import UnreachableError, UserError
 from llm_forgetting.files import user_path
 from llm_forgetting.tasks import mmlu
+from llm_forgetting.tasks.completion import Completion
 from llm_forgetting.tasks.definition_files import Definition, read_definitions
 from llm_forgetting.tasks.prompt_format import filled, names_in
 from llm_forgetting.tasks.record_files import SUFFIXES
@@ -17,7 +18,7 @@ from llm_forgetting.tasks.records import RecordLayout, require_options, some_nam
 from llm_forgetting.tasks.sources import LoadedSource, Source, open_source
 from llm_forgetting.tasks.sources.hub import open_hub
 from llm_forgetting.tasks.sources.local import is_mmlu_folder, open_files, open_mmlu_folder
-from llm_forgetting.tasks.task import Item, Pool
+from llm_forgetting.tasks.task import AnyItem, Item, Pool
 
 Notify = Callable[[str], None]
 
@@ -102,7 +103,9 @@ def open_defined(file: Path, open_others: Callable[[], Source], notify: Notify, 
 
 @dataclass(frozen=True)
 class Listed:
-    """A defined task as it is listed: its rows, how many options they have ("5", or "2 to 5"), and where they are from."""
+    """A defined task as it is listed: its rows, how many options they have ("5", "2 to 5", none: completions), and where they
+    are from.
+    """
 
     name: str
     items: int
@@ -116,9 +119,9 @@ def list_defined(file: Path, notify: Notify) -> list[Listed]:
     listed = []
     for name, definition in definitions.items():
         description, pool = _open(definition, file, notify)
-        sizes = sorted({len(item.choices) for item in pool.rows})
-        options = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-        listed.append(Listed(name, len(pool.rows), options, description))
+        sizes = sorted({len(item.choices) for item in pool.rows if isinstance(item, Item)})
+        options = "" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        listed.append(Listed(name, len(pool.rows) + len(pool.held_out), options, description))
     return listed
 
 
@@ -139,7 +142,9 @@ def _pool(definition: Definition, source: Source, has_columns: bool) -> Pool:
         raise UserError(f"{definition.name} has no row that can be used; choose another {definition.name}.path")
     if has_columns:
         return pool
-    shots = {subject: _reworded(items, definition.layout) for subject, items in pool.shots.items()}
+    shots: dict[str, tuple[AnyItem, ...]] = {
+        subject: _reworded(items, definition.layout) for subject, items in pool.shots.items()
+    }
     return dataclasses.replace(pool, rows=_reworded(pool.rows, definition.layout), shots=shots)
 
 
@@ -186,13 +191,17 @@ def _open_local(path: Path, layout: RecordLayout) -> LoadedSource:
         raise UserError(
             f"{layout.setting}.path={path} holds files of one name, which ids of items would not tell apart"
         )
-    return open_files(files, dataclasses.replace(layout, subject=None) if path.is_dir() else layout)
+    splits = {file.stem for file in files} >= {"train", "test"}
+    return open_files(files, dataclasses.replace(layout, subject=None) if path.is_dir() and not splits else layout)
 
 
-def _reworded(items: Iterable[Item], layout: RecordLayout) -> tuple[Item, ...]:
+def _reworded(items: Iterable[AnyItem], layout: RecordLayout) -> tuple[AnyItem, ...]:
     """Items that were read without the layout, put as it says; all that they have are question and subject."""
-    reworded = []
+    reworded: list[AnyItem] = []
     for item in items:
+        if isinstance(item, Completion):
+            reworded.append(item)
+            continue
         require_options(len(item.choices), layout, item.id)
         values = {"question": item.question, "subject": item.subject.replace("_", " ")}
         question = filled(layout.prompt.question, values)

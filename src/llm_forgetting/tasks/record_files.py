@@ -1,4 +1,7 @@
-"""Records out of files: JSONL, CSV and TSV with a header, every cell as it is written. `UserError` names file and line."""
+"""Records out of files: JSONL, JSON, parquet, and CSV and TSV with a header, every cell as it is written.
+
+`UserError` names file and line.
+"""
 
 import csv
 import json
@@ -9,16 +12,51 @@ from llm_forgetting.errors import UserError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _SIGNS = {",": "commas", "\t": "tabs", ";": "semicolons (;)", "|": "bars (|)"}
-SUFFIXES = (".jsonl", *_DELIMITERS)
+SUFFIXES = (".jsonl", ".json", ".parquet", *_DELIMITERS)
 
 
 def read_records(file: Path) -> Iterator[tuple[int, tuple[str, Mapping[str, object]]]]:
     """(row, (place for messages, record)) of a file of one of `SUFFIXES`; rows are counted from 0.
 
-    A row is a line in JSONL, and a record in CSV and TSV, whose cells are all text: "None", "NA" and "0" too.
+    A row is a line in JSONL, an element of the list in JSON, and a record in parquet, and in CSV and TSV, whose cells are all
+    text: "None", "NA" and "0" too.
     """
     _require_regular(file)
-    return _jsonl_records(file) if file.suffix == ".jsonl" else enumerate(_csv_records(file))
+    others = {".json": _json_records, ".parquet": _parquet_records}
+    return _jsonl_records(file) if file.suffix == ".jsonl" else enumerate(others.get(file.suffix, _csv_records)(file))
+
+
+def read_json(file: Path) -> object:
+    """The content of a JSON file; UserError where it is none."""
+    _require_regular(file)
+    try:
+        return json.loads(file.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON in UTF-8 ({error})") from error
+
+
+def _json_records(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+    content = read_json(file)
+    if not isinstance(content, list):
+        raise UserError(f"{file}: must be a list of JSON objects, is {str(content)[:40]!r}")
+    for row, record in enumerate(content):
+        where = f"{file}, entry {row + 1}"
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: must be a JSON object, is {str(record)[:40]!r}")
+        yield where, record
+
+
+def _parquet_records(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+    import pyarrow.parquet
+
+    try:
+        records = pyarrow.parquet.read_table(file).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among them
+        raise UserError(
+            f"{file}: not a parquet file that can be read ({' '.join(str(error).split())[:160]})"
+        ) from error
+    for row, record in enumerate(records):
+        yield f"{file}, row {row + 1}", record
 
 
 def _require_regular(file: Path) -> None:

@@ -24,7 +24,8 @@ class RecordLayout:
     of every record, where no column holds them. `answers`: how the answer is written: one of `ANSWER_KINDS`, or what it says
     for each option in order; None for whatever fits. `options`: how many every record must have. `subject`: that of records
     which name none, if one was given. `typed`: whether a cell can be a number or true (JSON), or only text (CSV). `setting`:
-    where all of this is set, for messages.
+    where all of this is set, for messages. `format`: one of `formats.FORMATS`; `template`: how the prompt of a completion is
+    put, None for as it is.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -35,6 +36,8 @@ class RecordLayout:
     prompt: PromptFormat = MMLU_FORMAT
     typed: bool = True
     setting: str = "data"
+    format: str = "multiple_choice"
+    template: str | None = None
 
     def column(self, key: str) -> str:
         """The column that holds `key`."""
@@ -46,18 +49,22 @@ def some_names(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def item_of_record(
-    record: Mapping[str, object], layout: RecordLayout, where: str, default_subject: str, place: str
+def question_of_record(
+    record: Mapping[str, object], layout: RecordLayout, where: str, item_id: str, subject: str
 ) -> Item:
-    """The item of a record; `place` is the part of its id after the subject, `where` names the record in a UserError."""
-    if "subject" in layout.columns and layout.column("subject"):
-        _cell(record, "subject", layout, where)
-    subject = mmlu.spelled(str(record.get(layout.column("subject")) or "")) or mmlu.spelled(default_subject)
+    """The multiple-choice question of a record; `where` names the record in a UserError."""
     question = _question(record, layout, where, subject)
     choices, labels = (layout.choices, ()) if layout.choices else _choices(record, layout, where)
     require_options(len(choices), layout, where)
-    answer = _answer_index(_cell(record, "answer", layout, where), choices, labels, layout, where)
-    return Item(f"{subject}/{place}", subject, question, choices, answer, layout.prompt)
+    answer = _answer_index(cell_of(record, "answer", layout, where), choices, labels, layout, where)
+    return Item(item_id, subject, question, choices, answer, layout.prompt)
+
+
+def subject_of(record: Mapping[str, object], layout: RecordLayout, where: str, default: str) -> str:
+    """The subject that a record names, else `default`."""
+    if "subject" in layout.columns and layout.column("subject"):
+        cell_of(record, "subject", layout, where)
+    return mmlu.spelled(str(record.get(layout.column("subject")) or "")) or mmlu.spelled(default)
 
 
 def require_options(count: int, layout: RecordLayout, where: str) -> None:
@@ -69,9 +76,10 @@ def require_options(count: int, layout: RecordLayout, where: str) -> None:
         )
 
 
-def _cell(
+def cell_of(
     record: Mapping[str, object], key: str, layout: RecordLayout, where: str, column: str | None = None
 ) -> object:
+    """The cell that holds `key`, by default in the column that the layout says; UserError where there is none."""
     column = layout.column(key) if column is None else column
     if column not in record:
         names = some_names([str(name) for name in record])
@@ -84,7 +92,7 @@ def _question(record: Mapping[str, object], layout: RecordLayout, where: str, su
     values = {"subject": subject.replace("_", " ")}
     for name in names_in(layout.prompt.question):
         if name == "question":
-            values[name] = _text(_cell(record, "question", layout, where), "question", where)
+            values[name] = text_of(cell_of(record, "question", layout, where), "question", where)
         elif name not in values:
             if name not in record:
                 names = some_names([str(column) for column in record])
@@ -93,11 +101,12 @@ def _question(record: Mapping[str, object], layout: RecordLayout, where: str, su
                 )
             cell = record[name]
             whole = isinstance(cell, int) and not isinstance(cell, bool)
-            values[name] = str(cell) if whole else _text(cell, name, where, may_be_empty=True)
-    return _text(filled(layout.prompt.question, values), "question", where)
+            values[name] = str(cell) if whole else text_of(cell, name, where, may_be_empty=True)
+    return text_of(filled(layout.prompt.question, values), "question", where)
 
 
-def _text(cell: object, name: str, where: str, *, may_be_empty: bool = False) -> str:
+def text_of(cell: object, name: str, where: str, *, may_be_empty: bool = False) -> str:
+    """A cell that holds text; UserError where it does not."""
     if not isinstance(cell, str) or not (may_be_empty or cell.strip()):
         raise UserError(f"{where}: the {name} must be a text, is {repr(cell)[:60]}")
     return cell
@@ -109,11 +118,11 @@ def _choices(record: Mapping[str, object], layout: RecordLayout, where: str) -> 
     labels: Any = []
     column = layout.column("choices")
     if "," in column:
-        options = [_cell(record, "choices", layout, where, name.strip()) for name in column.split(",")]
+        options = [cell_of(record, "choices", layout, where, name.strip()) for name in column.split(",")]
         while options and options[-1] in (None, ""):
             options.pop()  # a record with fewer options than there are columns
     else:
-        options = _cell(record, "choices", layout, where)
+        options = cell_of(record, "choices", layout, where)
     if isinstance(options, list) and options and all(isinstance(option, dict) for option in options):
         options = {key: [option.get(key) for option in options] for key in ("text", "label")}
     if isinstance(options, dict):

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import is_text
 from llm_forgetting.seeding import generator
+from llm_forgetting.tasks.completion import LONGEST, Completion
 from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat
 
 LETTERS = string.ascii_uppercase
-LONGEST = 1_000_000
-"""Characters of an item: what is longer is no question, and shortening it would take minutes."""
 
 
 def _folded(text: str) -> str:
@@ -65,6 +64,10 @@ class Item:
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
+AnyItem = Item | Completion
+"""An item of a task: a question with lettered options, or a prompt with its completion."""
+
+
 def turn(item: Item, places: int) -> Item:
     """The item with its k options moved `places` places back: option (i + places) mod k stands at letter i."""
     k = len(item.choices)
@@ -82,27 +85,46 @@ class Task:
 
     name: str
     subjects: tuple[str, ...]
-    train: tuple[Item, ...]
-    test: tuple[Item, ...]
-    shots: dict[str, tuple[Item, ...]] = field(default_factory=dict)
+    train: tuple[AnyItem, ...]
+    test: tuple[AnyItem, ...]
+    shots: dict[str, tuple[AnyItem, ...]] = field(default_factory=dict)
     duplicates_removed: int = 0
 
-    def split(self, name: str) -> tuple[Item, ...]:
+    def split(self, name: str) -> tuple[AnyItem, ...]:
         """The items of split `train` or `test`."""
         return {"train": self.train, "test": self.test}[name]
+
+    @property
+    def questions(self) -> tuple[Item, ...]:
+        """The items of both splits that have options; none of a task of completions."""
+        return tuple(item for item in (*self.train, *self.test) if isinstance(item, Item))
+
+    @property
+    def options(self) -> tuple[int, ...]:
+        """Numbers of options that occur; none of a task of completions."""
+        return tuple(sorted({len(item.choices) for item in self.questions}))
+
+    @property
+    def format(self) -> PromptFormat | None:
+        """How its questions are put; None for completions."""
+        return self.questions[0].format if self.questions else None
 
 
 @dataclass(frozen=True)
 class Pool:
-    """All usable rows of one task before they are split: `rows` to be cut, `shots` per subject kept apart."""
+    """All usable rows of one task before they are split: `rows` to be cut, `shots` per subject kept apart.
+
+    `held_out`: the source's own held-out rows, which then are all that test items are taken from, and train items never.
+    """
 
     name: str
     subjects: tuple[str, ...]
-    rows: tuple[Item, ...]
-    shots: dict[str, tuple[Item, ...]]
+    rows: tuple[AnyItem, ...]
+    shots: dict[str, tuple[AnyItem, ...]]
+    held_out: tuple[AnyItem, ...] = ()
 
 
-def without_duplicates(items: Iterable[Item], seen: set[tuple[str, tuple[str, ...]]]) -> list[Item]:
+def without_duplicates(items: Iterable[AnyItem], seen: set[tuple[str, tuple[str, ...]]]) -> list[AnyItem]:
     """The items whose content is not in `seen`, which grows by them; the first of several wins."""
     kept = []
     for item in items:
@@ -112,9 +134,9 @@ def without_duplicates(items: Iterable[Item], seen: set[tuple[str, tuple[str, ..
     return kept
 
 
-def interleaved(items: Sequence[Item], seed: int) -> list[Item]:
+def interleaved(items: Sequence[AnyItem], seed: int) -> list[AnyItem]:
     """The items in a seeded order of which every prefix holds each subject in proportion to its size."""
-    by_subject: dict[str, list[Item]] = {}
+    by_subject: dict[str, list[AnyItem]] = {}
     for item in items:
         by_subject.setdefault(item.subject, []).append(item)
     ranked = []
@@ -138,7 +160,8 @@ def split_pools(
 
     Shots are taken from the source's own few-shot rows (MMLU's `dev`); where it has none they are the first rows of
     the seeded order, and leave the pool. Then the first `train_items` of the order are `train`, the next `test_items`
-    are `test`; None means `train_fraction` of the (capped) pool, and all the rest. UserError where a pool is too small.
+    are `test`; None means `train_fraction` of the (capped) pool, and all the rest. Where a pool has held-out rows, `test` are
+    the first of those, None for all, and `train` may be all of the pool's others. UserError where a pool is too small.
     """
     tasks = []
     given = [{subject: pool.shots.get(subject, ())[:few_shot] for subject in pool.subjects} for pool in pools]
@@ -159,14 +182,19 @@ def split_pools(
             shots[subject] += tuple(extra)
             ordered = [item for item in ordered if item not in extra]
         ordered = ordered[:items_per_task]
-        n_train = round(train_fraction * len(ordered)) if train_items is None else train_items
-        n_test = len(ordered) - n_train if test_items is None else test_items
-        if n_train < 1 or n_test < 1 or n_train + n_test > len(ordered):
+        others = interleaved(without_duplicates(pool.held_out, seen), seed)[:items_per_task]
+        removed += len(pool.held_out) - len(others)
+        share = 1.0 if others else train_fraction
+        n_train = round(share * len(ordered)) if train_items is None else train_items
+        left = others or ordered[n_train:]
+        n_test = len(left) if test_items is None else test_items
+        if n_train < 1 or n_test < 1 or n_train > len(ordered) or n_test > len(left):
             cap = f" and data.items_per_task={items_per_task}" if items_per_task else ""
+            own = f" and {len(others)} held-out ones" if others else ""
             raise UserError(
-                f"task {pool.name} has {len(ordered)} distinct items after {few_shot} shots{cap}; {n_train} train and "
+                f"task {pool.name} has {len(ordered)} distinct items after {few_shot} shots{cap}{own}; {n_train} train and "
                 f"{n_test} test items were asked for: change data.train_items, data.test_items or data.items_per_task"
             )
-        train, test = tuple(ordered[:n_train]), tuple(ordered[n_train : n_train + n_test])
+        train, test = tuple(ordered[:n_train]), tuple(left[:n_test])
         tasks.append(Task(pool.name, pool.subjects, train, test, shots if few_shot else {}, removed))
     return tasks

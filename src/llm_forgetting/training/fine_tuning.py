@@ -97,9 +97,9 @@ class AnswerTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], int]:
-        """The micro-batches of an optimiser step, and how many items they hold together."""
+        """The micro-batches of an optimiser step, and how many tokens are predicted in all of them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(len(batch["items"]) for batch in batches)
+        return batches, sum(_predictions(batch["items"]) for batch in batches)
 
     def compute_loss(
         self,
@@ -108,8 +108,8 @@ class AnswerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Mean over the batch of -log p(answer letter | prompt), and the anchor's penalty, nats; times the share of the
-        `num_items_in_batch` items of the optimiser step that the batch holds.
+        """Mean over the batch's predictions of -log p(right token | those before), and the anchor's penalty, nats; times the
+        share of the `num_items_in_batch` predictions of the optimiser step that the batch holds.
         """
         losses = answer_losses(self._language_model, inputs["items"], packed=self._packed)
         loss = losses.mean()
@@ -131,7 +131,7 @@ class AnswerTrainer(Trainer):
         step = partial(
             self._piecewise,
             tuple(inputs["items"]),
-            lambda piece: backward(model, {"items": list(piece)}, num_items_in_batch or len(inputs["items"])),
+            lambda piece: backward(model, {"items": list(piece)}, num_items_in_batch or _predictions(inputs["items"])),
         )
         if self._two_passes is None:
             return step()
@@ -159,6 +159,10 @@ class AnswerTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: object = None) -> LengthBucketSampler:
         return self._sampler
+
+
+def _predictions(items: Sequence[EncodedItem]) -> int:
+    return sum(len(item.predictions) for item in items)
 
 
 class _Watch(TrainerCallback):

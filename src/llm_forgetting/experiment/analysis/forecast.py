@@ -110,8 +110,8 @@ def _numbers(along: DirectionalDerivatives) -> list[float]:
 
 
 def _derivatives(numbers: Sequence[float]) -> DirectionalDerivatives:
-    *exact, error = numbers
-    return DirectionalDerivatives(*exact, curvature_error=None if error == EXACT else error)
+    loss, slope, curvature, error = numbers
+    return DirectionalDerivatives(loss, slope, curvature, None if error == EXACT else error)
 
 
 def _loss_at(model: LanguageModel, update: WeightUpdate, items: Items, batch_size: int) -> float:

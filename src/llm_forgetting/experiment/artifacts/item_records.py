@@ -1,6 +1,6 @@
 """Lines of items.jsonl: the scores of every item and passage at a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,29 +12,36 @@ from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.text_loss import Passage
 from llm_forgetting.seeding import generator
+from llm_forgetting.tasks.completion import Completion
 
 
 def item_records(
-    checkpoint: str, task: str, split: Split, items: Sequence[EncodedItem], scored: AnswerStatistics
+    checkpoint: str,
+    task: str,
+    split: Split,
+    items: Sequence[EncodedItem],
+    scored: AnswerStatistics,
+    *,
+    decode: Callable[[Sequence[int]], str],
 ) -> list[ItemRecord]:
-    """One record per item of one cell."""
+    """One record per item of one cell; `decode` makes text of a completion's tokens."""
     predictions, correct, losses = scored.predictions, scored.correct, scored.losses
-    return [
-        ItemRecord(
-            checkpoint=checkpoint,
-            task=task,
-            split=split,
-            id=item.item.id,
-            subject=item.item.subject,
-            answer=item.item.letters[item.item.answer],
-            predicted=item.item.letters[int(predictions[row])],
-            correct=bool(correct[row]),
-            loss=float(losses[row]),
-            letter_logits=scored.letter_logits[row, : len(item.letter_ids)],
-            rest=float(scored.rest[row]),
-        )
-        for row, item in enumerate(items)
-    ]
+    records = []
+    ends = np.cumsum([len(item.predictions) for item in items])
+    for number, (item, end) in enumerate(zip(items, ends, strict=True)):
+        asked, loss, row = item.item, float(losses[number]), int(end) - 1
+        common = (checkpoint, task, split, asked.id, asked.subject)
+        if isinstance(asked, Completion):
+            assert scored.likeliest is not None
+            said = decode(scored.likeliest[end - len(item.targets) : end].tolist())
+            right = decode(item.targets)
+            records.append(ItemRecord(*common, right, said, bool(correct[number]), loss, tokens=len(item.targets)))
+            continue
+        predicted, letters = asked.letters[int(predictions[row])], scored.letter_logits[row, : len(item.letter_ids)]
+        rest = float(scored.rest[row])
+        answer = asked.letters[asked.answer]
+        records.append(ItemRecord(*common, answer, predicted, bool(correct[number]), loss, letters, rest))
+    return records
 
 
 def with_rotations(

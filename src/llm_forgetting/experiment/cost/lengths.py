@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig
 from llm_forgetting.errors import UnreachableError
 from llm_forgetting.experiment.tasks import source_of, tasks_of
-from llm_forgetting.models.language.batches import EncodedItem, EncodedTask, encode
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.settings import local_tokenizer
 from llm_forgetting.tasks.prompts import render
-from llm_forgetting.tasks.task import Item, Task
+from llm_forgetting.tasks.task import AnyItem, Item, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ def _tokenized(task: Task, tokenizer: "PreTrainedTokenizerBase", max_tokens: int
         return EncodedTask(
             task.name, *(tuple(encode(tokenizer, task.split(split), task.shots, max_tokens)) for split in _SPLITS)
         )
-    sample = [render(item, task.shots.get(item.subject, ())) for item in items[:: len(items) // 100]]
+    sample = [_text(item, task.shots.get(item.subject, ())) for item in items[:: len(items) // 100]]
     tokens = sum(len(tokenizer(text)["input_ids"]) for text in sample)
     return _by_characters(task, max_tokens, sum(map(len, sample)) / tokens)
 
@@ -83,11 +84,18 @@ def _by_characters(task: Task, max_tokens: int, each: float) -> EncodedTask:
     made: dict[str, EncodedItem] = {}
     for subject in task.subjects:
         items = [item for split in _SPLITS for item in task.split(split) if item.subject == subject]
-        texts = [render(item, task.shots.get(subject, ())) for item in items]
+        texts = [_text(item, task.shots.get(subject, ())) for item in items]
         lengths = [min(max_tokens, 1 + round(len(text) / each)) for text in texts]
         shared = min(round(_common(texts) / each), *lengths) if len(texts) > 1 else 0
         made |= {item.item.id: item for item in _of_length(items, lengths, shared)}
     return EncodedTask(task.name, *(tuple(made[item.id] for item in task.split(split)) for split in _SPLITS))
+
+
+def _text(item: AnyItem, shots: Sequence[AnyItem]) -> str:
+    """All that is said of an item, about."""
+    if isinstance(item, Item):
+        return render(item, [shot for shot in shots if isinstance(shot, Item)])
+    return "".join([*(f"{shot.question}{shot.answer}" for shot in shots), item.question, item.answer])
 
 
 def _common(texts: Sequence[str]) -> int:
@@ -96,10 +104,18 @@ def _common(texts: Sequence[str]) -> int:
     return next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-def _of_length(items: Sequence[Item], lengths: Iterable[int], shared: int) -> list[EncodedItem]:
-    """Items of made-up tokens of which the first `shared` are the same and the next differ."""
+def _of_length(items: Sequence[AnyItem], lengths: Iterable[int], shared: int) -> list[EncodedItem]:
+    """Items of made-up tokens of which the first `shared` are the same and the next differ; of completions a quarter is
+    learnt.
+    """
     numbers = count(shared)
-    return [
-        EncodedItem(item, (*range(shared), *([next(numbers)] * (length - shared))), _LETTERS[: len(item.choices)])
-        for item, length in zip(items, lengths, strict=True)
-    ]
+    made = []
+    for item, length in zip(items, lengths, strict=True):
+        tokens = (*range(shared), *([next(numbers)] * (length - shared)))
+        if isinstance(item, Item):
+            made.append(EncodedItem(item, tokens, _LETTERS[: len(item.choices)]))
+        else:
+            learnt = max(1, min(length - shared, length // 4))
+            places = tuple(range(length - learnt, length))
+            made.append(EncodedItem(item, tokens, (), places=places, targets=(0,) * learnt))
+    return made

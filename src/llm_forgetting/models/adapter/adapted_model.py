@@ -36,7 +36,7 @@ from llm_forgetting.models.adapter.saved_adapter import (
     Checkpoint,
     fitted,
     read_update,
-    read_weights,
+    read_weights_at,
     update_from,
     weight_name,
     write_weights,
@@ -378,10 +378,11 @@ class AdaptedModel:
         write_weights(folder, update)
 
     def load_adapter_weights(self, folder: Path) -> None:
-        """Replace the adapter's weights by those saved in `folder`."""
+        """Replace the adapter's weights by those saved in `folder`; B is multiplied where its scale is not the live one."""
         if self.dense is not None:
             return self.dense.load(folder)
-        load_weights(self.peft_model, self.adapter, read_weights(folder), folder)
+        scales = {name: layer.scaling[self.adapter] for name, layer in target_layers(self.peft_model).items()}
+        load_weights(self.peft_model, self.adapter, read_weights_at(folder, scales), folder)
         return self.require_initial_parts(f"the adapter in {folder}")
 
     def _trained(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:

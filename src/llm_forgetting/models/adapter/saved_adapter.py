@@ -104,6 +104,21 @@ def saved_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
+def read_weights_at(folder: Path, scales: Mapping[str, float]) -> dict[str, torch.Tensor]:
+    """`read_weights`, B multiplied so that delta W = s B A is the saved one with the `scales` s of a model's modules.
+
+    Adapters of one rank may have different alpha.
+    """
+    config, weights = read_config(folder), read_weights(folder)
+    for name, weight in weights.items():
+        match = _NAME.fullmatch(name)
+        if match is not None and match["factor"] == "B" and match["module"] in scales:
+            ratio = saved_scale(config, match["module"], weight.shape[1]) / scales[match["module"]]
+            if not math.isclose(ratio, 1.0, rel_tol=1e-9):
+                weights[name] = weight * ratio
+    return weights
+
+
 def update_from(state: State, scale: Callable[[str, int], float], source: str) -> WeightUpdate:
     """delta W = B A from LoRA weights by PEFT's names; `scale` gives s of a (module, rank).
 

@@ -1,4 +1,4 @@
-"""The landscape objective in micro-batches: mean -log p(answer) of fixed items, every item with weight 1 / n."""
+"""The landscape objective in micro-batches: mean -log p(right token) of fixed items, every prediction with weight 1 / m."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
@@ -6,7 +6,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from llm_forgetting.models.language.answer_loss import answer_losses
+from llm_forgetting.models.language.answer_loss import answer_losses, answer_tokens
 from llm_forgetting.models.language.batches import EncodedItem, length_buckets
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.memory import tokens_that_fit, with_smaller_pieces
@@ -25,9 +25,9 @@ class MicroBatches:
     def __init__(self, model: LanguageModel, items: Sequence[EncodedItem], size: int) -> None:
         self._items = items
         self._model = model
-        self.count = len(items)
+        self.count = sum(len(item.predictions) for item in items)
         longest = max(len(item.input_ids) for item in items)
-        self._size = max(1, min(size, self.count, tokens_that_fit(model.peft_model, model.device) // longest))
+        self._size = max(1, min(size, len(items), tokens_that_fit(model.peft_model, model.device) // longest))
         self._divide(self._size)
 
     def _divide(self, size: int) -> None:
@@ -54,12 +54,11 @@ class MicroBatches:
         return window is None or all(pack.layout.keys.shape[1] <= window for pack in self.packs)
 
     def answers(self, pack: Pack) -> torch.Tensor:
-        """(n,) answer tokens of a pack."""
-        chosen = [self._items[n] for n in pack.items]
-        return torch.tensor([item.letter_ids[item.item.answer] for item in chosen], device=self._model.device)
+        """(m,) right tokens of a pack's predictions."""
+        return answer_tokens([self._items[n] for n in pack.items]).to(self._model.device)
 
     def losses(self) -> Iterator[torch.Tensor]:
-        """Sum of the losses of every micro-batch over the number of all items, with a graph."""
+        """Sum of the losses of every micro-batch over the number of all predictions, with a graph."""
         for group in self._groups:
             yield answer_losses(self._model, [self._items[n] for n in group]).sum() / self.count
 

@@ -1,10 +1,11 @@
-"""What is measured at the answer position: letter logits, the rest of the vocabulary, and what follows from them.
+"""What is measured where a token is predicted: logits of the options, the rest of the vocabulary, and what follows from them.
 
-    z = logits of the option letters (n, k),   rest = logsumexp over all other tokens (n,),   lse = logaddexp(logsumexp z, rest)
+    z = logits of the option letters (m, k),   rest = logsumexp over all other tokens (m,),   lse = logaddexp(logsumexp z, rest)
     full-vocabulary loss = lse - z[y]     four-way loss = logsumexp(z) - z[y]     letter mass = sum exp(z - lse)
 
 in nats, from one forward pass. Keeping `rest` and not `lse` makes every loss non-negative by construction, also after
-interpolation. Items with fewer than k options carry z = -inf in the surplus places.
+interpolation. Predictions with fewer than k options carry z = -inf in the surplus places. A question has one prediction, a
+completion one per token, each with the right token as its only option.
 """
 
 from dataclasses import dataclass
@@ -18,23 +19,76 @@ from llm_forgetting.arrays import Floats
 
 @dataclass(frozen=True)
 class AnswerStatistics:
-    """`letter_logits` (..., n, k), `rest` (..., n) and `answers` (n,) of n items; leading axes are points of a scan."""
+    """`letter_logits` (..., m, k), `rest` (..., m) and `answers` (m,) of the m predictions of n items, item by item.
+
+    Leading axes are points of a scan. An answer of -1: the only option, a completion's token. `sizes` (n,): predictions of each
+    item; None: one. `likeliest` (m,): the most likely token of the whole vocabulary, where that is known, and `wanted` (m,) the
+    right one.
+    """
 
     letter_logits: Floats
     rest: Floats
     answers: NDArray[np.int64]
+    sizes: NDArray[np.int64] | None = None
+    likeliest: NDArray[np.int64] | None = None
+    wanted: NDArray[np.int64] | None = None
+
+    @property
+    def _first(self) -> NDArray[np.int64] | None:
+        """Per item its first prediction; None where each has one."""
+        if self.sizes is None or (self.sizes == 1).all():
+            return None
+        return np.asarray(np.cumsum(self.sizes) - self.sizes)
+
+    def of(self, items: slice) -> "AnswerStatistics":
+        """Those of some items."""
+        if self.sizes is None:
+            rows = items
+        else:
+            ends = np.cumsum([0, *self.sizes])
+            rows = slice(int(ends[items.start]), int(ends[items.stop]))
+        return AnswerStatistics(
+            self.letter_logits[..., rows, :],
+            self.rest[..., rows],
+            self.answers[rows],
+            None if self.sizes is None else self.sizes[items],
+            None if self.likeliest is None else self.likeliest[rows],
+            None if self.wanted is None else self.wanted[rows],
+        )
+
+    @property
+    def _answers(self) -> NDArray[np.int64]:
+        return np.maximum(self.answers, 0)
 
     @property
     def _answer_logit(self) -> Floats:
-        index = np.broadcast_to(self.answers[..., None], (*self.letter_logits.shape[:-1], 1))
+        index = np.broadcast_to(self._answers[..., None], (*self.letter_logits.shape[:-1], 1))
         return np.take_along_axis(self.letter_logits, index, axis=-1)[..., 0]
 
+    def _per_item(self, values: Floats) -> Floats:
+        """(..., n) mean of values (..., m) over the predictions of each item."""
+        if self._first is None:
+            return values
+        return np.asarray(np.add.reduceat(values, self._first, axis=-1) / self.sizes)
+
     @property
-    def losses(self) -> Floats:
-        """(..., n) full-vocabulary loss of every item, nats: the training loss."""
+    def token_losses(self) -> Floats:
+        """(..., m) full-vocabulary loss of every prediction, nats."""
         with np.errstate(invalid="ignore"):  # a diverged point is NaN in the result, not a warning per item
             lse = np.logaddexp(logsumexp(self.letter_logits, axis=-1), self.rest)
             return np.asarray(lse - self._answer_logit)
+
+    @property
+    def losses(self) -> Floats:
+        """(..., n) full-vocabulary loss of every item, nats per token: the training loss."""
+        return self._per_item(self.token_losses)
+
+    @property
+    def weighted_losses(self) -> Floats:
+        """(..., n) losses by the items' shares in the tokens, so that their mean is that over all tokens."""
+        if self.sizes is None or self._first is None:
+            return self.losses
+        return np.asarray(self.losses * (self.sizes / self.sizes.mean()))
 
     @property
     def log_likelihoods(self) -> Floats:
@@ -46,32 +100,51 @@ class AnswerStatistics:
     def four_way_losses(self) -> Floats:
         """(..., n) loss within the k letters, nats."""
         with np.errstate(invalid="ignore"):
-            return np.asarray(logsumexp(self.letter_logits, axis=-1) - self._answer_logit)
+            return self._per_item(np.asarray(logsumexp(self.letter_logits, axis=-1) - self._answer_logit))
 
     @property
     def predictions(self) -> NDArray[np.int64]:
-        """(..., n) index of the first largest letter."""
+        """(..., m) index of the first largest letter."""
         return np.asarray(np.argmax(self.letter_logits, axis=-1))
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """(..., n) whether the largest letter is the answer."""
-        return np.asarray(self.predictions == self.answers) & np.isfinite(self._answer_logit)
+        """(..., n) whether the largest letter is the answer; of a completion whether every token is the most likely one.
+
+        Where that is not known, a completion counts as right if every token is likelier than all others together: no more than
+        are right.
+        """
+        right = np.asarray(self.predictions == self._answers) & np.isfinite(self._answer_logit)
+        if (self.answers < 0).any():
+            if self.likeliest is None or self.wanted is None:
+                surely = self._answer_logit > self.rest
+            else:
+                surely = np.asarray(self.likeliest == self.wanted)
+            right &= (self.answers >= 0) | surely
+        return right if self._first is None else np.logical_and.reduceat(right, self._first, axis=-1)
 
     @property
     def letter_mass(self) -> Floats:
-        """(..., n) probability that the model gives to the option letters together."""
+        """(..., n) probability that the model gives to the option letters together, or on average to a completion's tokens."""
         with np.errstate(invalid="ignore"):
             letters = logsumexp(self.letter_logits, axis=-1)
-            return np.asarray(np.exp(letters - np.logaddexp(letters, self.rest)))
+            return self._per_item(np.asarray(np.exp(letters - np.logaddexp(letters, self.rest))))
 
     def surface(self, kind: str) -> Floats:
-        """(...,) mean over the items of one of `SURFACES`; not finite where logits are not."""
+        """(...,) mean of one of `SURFACES`, of the loss over the predictions, else over the items; not finite where logits are
+        not.
+        """
         values = np.asarray(getattr(self, _PER_ITEM[kind]), dtype=np.float64)
         if kind == "accuracy":
-            values = np.where(np.isnan(self.letter_logits).any(axis=-1), np.nan, values)
+            broken = self._per_item(np.asarray(np.isnan(self.letter_logits).any(axis=-1), dtype=np.float64)) > 0
+            values = np.where(broken, np.nan, values)
         return np.asarray(values.sum(axis=-1) / values.shape[-1])
 
 
-_PER_ITEM = {"loss": "losses", "four_way_loss": "four_way_losses", "accuracy": "correct", "letter_mass": "letter_mass"}
+_PER_ITEM = {
+    "loss": "token_losses",
+    "four_way_loss": "four_way_losses",
+    "accuracy": "correct",
+    "letter_mass": "letter_mass",
+}
 SURFACES = tuple(_PER_ITEM)

@@ -1,18 +1,18 @@
 """From items to tensors: token ids, answer letters in context, left padding with explicit positions, length buckets."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.gauge import at_least_float32
-from llm_forgetting.tasks.prompts import fit
+from llm_forgetting.tasks.completion import Completion
 from llm_forgetting.tasks.task import Item
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
 # How much a logit may differ between two ways of computing it, by precision of the backbone. Llama logits are of order 20:
@@ -22,105 +22,92 @@ ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.1, torch.
 
 @dataclass(frozen=True)
 class EncodedItem:
-    """Token ids of a prompt that ends in `Answer:`, and the one token of every option letter after it.
+    """Token ids of an item, and what is predicted from them.
 
-    Items of one `prefix_key` (their subject, unless said) are packed together, for the prefix that they share.
+    A question's `input_ids` end in `Answer:`; predicted is one of `letter_ids`, the tokens of its option letters. Of a
+    completion `targets` are the tokens that are learnt, `places` where the token before each stands in `input_ids`; it has no
+    letters. Items of one `prefix_key` (their subject, unless said) are packed together, for the prefix that they share.
     """
 
-    item: Item
+    item: Item | Completion
     input_ids: tuple[int, ...]
     letter_ids: tuple[int, ...]
     shots_dropped: int = 0
     truncated: bool = False
     prefix_group: str | None = None
+    places: tuple[int, ...] = ()
+    targets: tuple[int, ...] = ()
 
     @property
     def prefix_key(self) -> str:
         """Whose prefix the item shares."""
         return self.item.subject if self.prefix_group is None else self.prefix_group
 
+    @property
+    def predictions(self) -> tuple[int, ...]:
+        """Places in `input_ids` after which a token is predicted, in order: the last, or those of a completion."""
+        return self.places or (len(self.input_ids) - 1,)
+
+    @property
+    def options(self) -> tuple[tuple[int, ...], ...]:
+        """Per prediction the tokens that are told apart: the letters, or the one token that is learnt."""
+        return tuple((token,) for token in self.targets) if self.places else (self.letter_ids,)
+
+    @property
+    def answers(self) -> tuple[int, ...]:
+        """Per prediction which of its options is right; -1 where there is only one, a completion's token."""
+        return (-1,) * len(self.places) if isinstance(self.item, Completion) else (self.item.answer,)
+
+    @property
+    def answer_tokens(self) -> tuple[int, ...]:
+        """Per prediction the right token."""
+        return tuple(options[answer] for options, answer in zip(self.options, self.answers, strict=True))
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded `input_ids`, `attention_mask`, `position_ids` (n, tokens); `letter_ids` (n, k), -1 where an item has
-    fewer options; `answers` (n,).
+    """Left-padded `input_ids`, `attention_mask`, `position_ids` (n, tokens) of items that predict m tokens together.
+
+    `rows`, `columns` (m,): after which tokens, none of which is before the last `kept`; `letter_ids` (m, k): the options, -1
+    where there are fewer; `answers` (m,): which of them is right.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
     letter_ids: torch.Tensor
     answers: torch.Tensor
+    kept: int
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`."""
-        return Batch(*(tensor.to(device) for tensor in vars(self).values()))
-
-
-def letter_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str, letters: str) -> tuple[int, ...]:
-    """The token that " A", " B", ... is after `prompt`.
-
-    LLaMA-2's " A" is the token "▁A" (319) in context and two tokens alone, so the letters are read off in context.
-    """
-    ids = tokenizer(prompt)["input_ids"]
-    tokens = []
-    for letter in letters:
-        extended = tokenizer(f"{prompt} {letter}")["input_ids"]
-        if len(extended) != len(ids) + 1 or extended[: len(ids)] != ids:
-            raise UserError(
-                f"every answer letter must be one token after the prompt; ' {letter}' is {len(extended) - len(ids)} with this "
-                f"tokenizer ({type(tokenizer).__name__}): choose another model or prompt"
-            )
-        tokens.append(extended[-1])
-    if len(set(tokens)) != len(tokens):
-        raise UserError(
-            "the answer letters must be different tokens; this tokenizer maps several to one (unknown?) token"
-        )
-    if tokenizer.unk_token_id in tokens:
-        letter = letters[tokens.index(tokenizer.unk_token_id)]
-        raise UserError(f"every answer letter must be a known token; ' {letter}' is unknown to this tokenizer")
-    return tuple(tokens)
-
-
-def encode(
-    tokenizer: "PreTrainedTokenizerBase",
-    items: Sequence[Item],
-    shots: dict[str, tuple[Item, ...]],
-    max_tokens: int,
-) -> list[EncodedItem]:
-    """Every item's prompt in at most `max_tokens` tokens; what was cut is recorded in each."""
-
-    def count(text: str) -> int:
-        return len(tokenizer(text)["input_ids"])
-
-    encoded = []
-    for item in items:
-        prompt = fit(item, shots.get(item.subject, ()), max_tokens, count)
-        encoded.append(
-            EncodedItem(
-                item=item,
-                input_ids=tuple(tokenizer(prompt.text)["input_ids"]),
-                letter_ids=letter_tokens(tokenizer, prompt.text, item.letters),
-                shots_dropped=prompt.shots_dropped,
-                truncated=prompt.question_truncated or prompt.options_truncated,
-            )
-        )
-    return encoded
+        moved: Any = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **moved)
 
 
 def collate(encoded: Sequence[EncodedItem], pad_id: int) -> Batch:
-    """One left-padded batch: the answer position is the last column of every row."""
+    """One left-padded batch: the last token of every item stands in the last column."""
     width = max(len(item.input_ids) for item in encoded)
-    options = max(len(item.letter_ids) for item in encoded)
     ids = torch.full((len(encoded), width), pad_id)
     mask = torch.zeros((len(encoded), width), dtype=torch.long)
-    letters = torch.full((len(encoded), options), -1)
     for row, item in enumerate(encoded):
         ids[row, width - len(item.input_ids) :] = torch.tensor(item.input_ids)
         mask[row, width - len(item.input_ids) :] = 1
-        letters[row, : len(item.letter_ids)] = torch.tensor(item.letter_ids)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return Batch(ids, mask, positions, letters, torch.tensor([item.item.answer for item in encoded]))
+    rows = [row for row, item in enumerate(encoded) for _ in item.predictions]
+    columns = [width - len(item.input_ids) + place for item in encoded for place in item.predictions]
+    answers = [answer for item in encoded for answer in item.answers]
+    letters, kept = padded_options(encoded), width - min(columns)
+    return Batch(ids, mask, positions, torch.tensor(rows), torch.tensor(columns), letters, torch.tensor(answers), kept)
+
+
+def padded_options(encoded: Sequence[EncodedItem]) -> torch.Tensor:
+    """(m, k) options of all predictions of the items, one item after the other; -1 where there are fewer."""
+    options = [tokens for item in encoded for tokens in item.options]
+    most = max(map(len, options))
+    return torch.tensor([[*tokens, *[-1] * (most - len(tokens))] for tokens in options])
 
 
 def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -130,15 +117,21 @@ def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def answer_position_logits(model: Any, batch: Batch, accepted: frozenset[str]) -> torch.Tensor:
-    """(n, vocabulary) logits, float32 or better, that follow `Answer:`.
+    """(m, vocabulary) logits, float32 or better, after the tokens of `batch` that something is predicted after.
 
     `accepted` names the arguments that the model's forward takes: position ids matter to models with absolute
-    positions, and `logits_to_keep=1` spares the vocabulary projection everywhere else.
+    positions, and `logits_to_keep` spares the vocabulary projection of the columns before.
     """
-    optional: dict[str, Any] = {"position_ids": batch.position_ids, "logits_to_keep": 1, "use_cache": False}
+    optional: dict[str, Any] = {
+        "position_ids": batch.position_ids,
+        "logits_to_keep": batch.kept,
+        "use_cache": False,
+    }
     kwargs = {name: value for name, value in optional.items() if name in accepted}
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **kwargs).logits
-    return at_least_float32(logits[:, -1])
+    if batch.kept == 1:
+        return at_least_float32(logits[:, -1])
+    return at_least_float32(logits[batch.rows, batch.columns - (batch.input_ids.shape[1] - logits.shape[1])])
 
 
 def split_logits(logits: torch.Tensor, letter_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

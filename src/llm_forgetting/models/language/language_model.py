@@ -93,6 +93,10 @@ class LanguageModel(AdaptedModel):
     def whole(cls, config: ModelConfig, notify: Notify, *, trained: bool = False) -> "LanguageModel":
         """A backbone whose own weights move; updates are counted from those that it is loaded with."""
         backbone, tokenizer = load_backbone(config, notify)
+        if (kind := description_of(backbone)) is not None:
+            raise UserError(
+                f"weights that move must not be quantised, those of model.name={config.name!r} are ({kind}); take plain ones"
+            )
         backbone.requires_grad_(trained).eval()
         return cls(backbone, tokenizer, config.name, FullUpdates(backbone, backbone_folder(config)))
 
@@ -174,6 +178,10 @@ class LanguageModel(AdaptedModel):
         kernels = self.arithmetic == "native" or self.device.type != "cpu"
         rough = kernels and quantises_activations(self.backbone)
         return ROUNDING[torch.bfloat16 if rough else self.dtype]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, without the special ones."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def answer_logits(self, batch: Batch) -> torch.Tensor:
         """(n, vocabulary) float32 logits after `Answer:`, differentiable where gradients are on."""

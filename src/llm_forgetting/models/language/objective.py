@@ -23,8 +23,8 @@ Items = Sequence[tuple[str, Sequence[EncodedItem]]]
 class LandscapeObjective:
     """Losses of fixed items of named tasks in fixed batches, the same at every point and checkpoint.
 
-    A point's values are z (n, k) and rest (n,) of all n items in one row of n (k + 1) numbers, smooth functions that a fit
-    need not understand; `statistics` and `losses` read them.
+    A point's values are z (m, k) and rest (m,) of all m predictions in one row of m (k + 1) numbers, smooth functions that a
+    fit need not understand; `statistics` and `losses` read them.
     """
 
     def __init__(
@@ -41,8 +41,9 @@ class LandscapeObjective:
         self._sizes = [len(group) for _, group in items]
         self._batch_size = batch_size
         self._rows = points_per_forward
-        self._options = max(len(item.letter_ids) for item in self._items)
-        self._answers = np.array([item.item.answer for item in self._items])
+        self._options = max(len(tokens) for item in self._items for tokens in item.options)
+        self._answers = np.array([answer for item in self._items for answer in item.answers])
+        self._predictions = np.array([len(item.predictions) for item in self._items])
 
     def only(self, tasks: Sequence[int]) -> "LandscapeObjective":
         """The same of the tasks at these places alone."""
@@ -89,22 +90,31 @@ class LandscapeObjective:
             yield lambda points: move(points[0])
 
     def statistics(self, values: Floats) -> list[AnswerStatistics]:
-        """Per task the statistics of values (..., m), leading axes kept."""
-        n, k = len(self._items), self._options
-        z = values[..., : n * k].reshape(*values.shape[:-1], n, k)
-        return split_groups(AnswerStatistics(z, values[..., n * k :], self._answers), self._sizes)
+        """Per task the statistics of values (..., m (k + 1)), leading axes kept."""
+        return split_groups(self._read(values, slice(0, len(self._items))), self._sizes)
+
+    def _read(self, values: Floats, items: slice) -> AnswerStatistics:
+        """Statistics of some items, from the values of their predictions."""
+        sizes = self._predictions[items]
+        first, m, k = int(self._predictions[: items.start].sum()), int(sizes.sum()), self._options
+        z = values[..., : m * k].reshape(*values.shape[:-1], m, k)
+        return AnswerStatistics(z, values[..., m * k :], self._answers[first : first + m], sizes)
+
+    def _of(self, index: int) -> slice:
+        """The items of task number `index`."""
+        first = sum(self._sizes[:index])
+        return slice(first, first + self._sizes[index])
 
     def columns(self, index: int) -> NDArray[np.intp]:
         """Which of a point's values are those of task number `index`."""
-        first, n, k = sum(self._sizes[:index]), len(self._items), self._options
-        items = np.arange(first, first + self._sizes[index])
-        return np.concatenate([(items[:, None] * k + np.arange(k)).reshape(-1), n * k + items])
+        ends, k = np.cumsum([0, *self._predictions]), self._options
+        items = self._of(index)
+        rows = np.arange(ends[items.start], ends[items.stop])
+        return np.concatenate([(rows[:, None] * k + np.arange(k)).reshape(-1), ends[-1] * k + rows])
 
     def loss(self, index: int, values: Floats) -> Floats:
-        """(...) mean loss of task number `index`, from values (..., m) of its `columns`."""
-        first, n, k = sum(self._sizes[:index]), self._sizes[index], self._options
-        z = values[..., : n * k].reshape(*values.shape[:-1], n, k)
-        return AnswerStatistics(z, values[..., n * k :], self._answers[first : first + n]).surface("loss")
+        """(...) mean loss of task number `index`, from values of its `columns`."""
+        return self._read(values, self._of(index)).surface("loss")
 
     def losses(self, values: Floats) -> Floats:
         """(..., tasks) mean loss of each task."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from llm_forgetting.landscape.gauge import at_least_float32
-from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.batches import EncodedItem, padded_options
 
 
 class CannotPackError(Exception):
@@ -57,8 +57,8 @@ class PrefixCache:
 class Pack:
     """A row of tokens and where its items are.
 
-    `input_ids`, `position_ids` (1, T); `answer_index` (n,): where each item's `Answer:` ends; `letter_ids` (n, k), -1 where an
-    item has fewer options; `items` (n,): their places in the list that was packed.
+    `input_ids`, `position_ids` (1, T); `answer_index` (m,): after which tokens something is predicted, item by item;
+    `letter_ids` (m, k): the options, -1 where there are fewer; `items` (n,): the items' places in the list that was packed.
     """
 
     input_ids: torch.Tensor
@@ -96,7 +96,7 @@ def pack_of(encoded: Sequence[EncodedItem], chosen: tuple[int, ...], prefix: Pre
     starts, shared = [0] * len(chosen), [slice(0, 0)] * len(chosen)
     for rows in groups.values():
         sequences = [encoded[chosen[row]].input_ids for row in rows]
-        length = common_prefix(sequences)
+        length = shared_prefix([encoded[chosen[row]] for row in rows])
         span = slice(len(ids), len(ids) + length)
         if length:
             prefix_spans.append(span)
@@ -131,13 +131,19 @@ def _pack_after(encoded: Sequence[EncodedItem], chosen: tuple[int, ...], kept: i
 def _filled(
     encoded: Sequence[EncodedItem], chosen: tuple[int, ...], ids: list[int], positions: list[int], layout: Layout
 ) -> Pack:
-    options = max(len(encoded[n].letter_ids) for n in chosen)
-    letters = [[*encoded[n].letter_ids, *[-1] * (options - len(encoded[n].letter_ids))] for n in chosen]
+    items, sizes = [encoded[n] for n in chosen], layout.own.sum(dim=1).tolist()
+    row = [row for row, item in enumerate(items) for _ in item.predictions]
+    # Where a prediction stands among its item's own tokens, which are its last.
+    own = [
+        size - len(item.input_ids) + place
+        for size, item in zip(sizes, items, strict=True)
+        for place in item.predictions
+    ]
     return Pack(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
-        answer_index=layout.queries.gather(1, layout.own.sum(dim=1, keepdim=True) - 1)[:, 0],
-        letter_ids=torch.tensor(letters),
+        answer_index=layout.queries[torch.tensor(row), torch.tensor(own)],
+        letter_ids=padded_options(items),
         items=chosen,
         layout=layout,
     )
@@ -149,6 +155,11 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
         return 0
     limit = min(len(sequence) for sequence in sequences) - 1
     return next((n for n in range(limit) if len({sequence[n] for sequence in sequences}) > 1), limit)
+
+
+def shared_prefix(items: Sequence[EncodedItem]) -> int:
+    """Tokens that all items begin with, before the first after which any of them predicts something."""
+    return min(common_prefix([item.input_ids for item in items]), *(item.predictions[0] for item in items))
 
 
 def _layout(prefixes: tuple[slice, ...], starts: list[int], sizes: list[int], shared: list[slice]) -> Layout:
@@ -314,7 +325,7 @@ def compute_prefix(model: Any, tokens: tuple[int, ...], device: torch.device) ->
 
 
 def packed_answer_logits(model: Any, pack: Pack, rows: int = 1, prefix: PrefixCache | None = None) -> torch.Tensor:
-    """(rows, n, vocabulary) logits, float32 or better, that follow each item's `Answer:`, inside `segments`.
+    """(rows, m, vocabulary) logits, float32 or better, of the pack's predictions, inside `segments`.
 
     `rows` > 1 repeats the row of tokens, for models that do something else in each row. `prefix` is what the pack goes on
     from, if anything.

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 READABLE: Mapping[str, str] = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
 """Kinds of quantised checkpoints that are read, and the package that each needs."""
-EXTRA = "pip install 'llm-forgetting[quantised]'"
+# That of torchao is apart: transformers imports it wherever it is installed, and it talks.
+EXTRAS = {"bitsandbytes": "quantised", "torchao": "torchao"}
 
 
 def kind_of(settings: object) -> str | None:
@@ -58,7 +59,9 @@ def require_readable(config: ModelConfig, settings: object) -> None:
 def require_package(package: str, what: str) -> None:
     """UserError where `package`, which `what` needs, is not installed."""
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{what} needs the package {package}, which is not installed: {EXTRA}")
+        raise UserError(
+            f"{what} needs the package {package}, which is not installed: pip install 'llm-forgetting[{EXTRAS[package]}]'"
+        )
 
 
 def loading_options(config: ModelConfig, dtype: torch.dtype) -> dict[str, "BitsAndBytesConfig"]:

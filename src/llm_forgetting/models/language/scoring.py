@@ -135,20 +135,28 @@ class _Collector:
     """Letter logits and rest of the items, filled in batch by batch."""
 
     def __init__(self, encoded: Sequence[EncodedItem]) -> None:
-        self._z = np.full((len(encoded), max(len(item.letter_ids) for item in encoded)), -np.inf)
-        self._rest = np.empty(len(encoded))
-        self._answers = np.array([item.item.answer for item in encoded])
+        self._sizes = np.array([len(item.predictions) for item in encoded])
+        self._first = np.cumsum(self._sizes) - self._sizes
+        rows, options = int(self._sizes.sum()), max(len(tokens) for item in encoded for tokens in item.options)
+        self._z = np.full((rows, options), -np.inf)
+        self._rest = np.empty(rows)
+        completions = any(item.places for item in encoded)
+        self._likeliest = np.empty(rows, dtype=np.int64) if completions else None
+        self._wanted = np.array([token for item in encoded for token in item.answer_tokens]) if completions else None
+        self._answers = np.array([answer for item in encoded for answer in item.answers])
 
     def take(self, places: Sequence[int], logits: torch.Tensor, letter_ids: torch.Tensor) -> None:
-        """Logits (n, vocabulary) of the items at `places`."""
+        """Logits (m, vocabulary) of the predictions of the items at `places`."""
         letters, others = split_logits(logits, letter_ids.to(logits.device))
-        index = list(places)
+        index = [row for n in places for row in range(self._first[n], self._first[n] + self._sizes[n])]
         self._z[index, : letters.shape[1]] = letters.double().cpu().numpy()
         self._rest[index] = others.double().cpu().numpy()
+        if self._likeliest is not None:
+            self._likeliest[index] = logits.argmax(dim=1).cpu().numpy()
 
     @property
     def statistics(self) -> AnswerStatistics:
-        return AnswerStatistics(self._z, self._rest, self._answers)
+        return AnswerStatistics(self._z, self._rest, self._answers, self._sizes, self._likeliest, self._wanted)
 
 
 def score_tasks(
@@ -164,8 +172,5 @@ def score_tasks(
 
 def split_groups(together: AnswerStatistics, sizes: Sequence[int]) -> list[AnswerStatistics]:
     """Statistics (..., n) of items that were scored together, cut into groups of the given sizes."""
-    bounds = np.cumsum([0, *sizes])
-    return [
-        AnswerStatistics(together.letter_logits[..., a:b, :], together.rest[..., a:b], together.answers[a:b])
-        for a, b in pairwise(bounds)
-    ]
+    ends = np.cumsum([0, *sizes])
+    return [together.of(slice(a, b)) for a, b in pairwise(ends)]

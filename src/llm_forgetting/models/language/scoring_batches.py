@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_forgetting.models.language.batches import EncodedItem
-from llm_forgetting.models.language.packing import common_prefix
+from llm_forgetting.models.language.packing import shared_prefix
 
 # Tokens of a batch whose size nobody set: enough for full speed on a CPU and a GPU, little beside a backbone's weights.
 TOKENS_PER_BATCH = 2048
@@ -30,7 +30,7 @@ def prefix_batches(encoded: Sequence[EncodedItem], batch_size: int | None) -> li
         groups.setdefault((encoded[n].prefix_key, encoded[n].shots_dropped), []).append(n)
     shared, rest = [], []
     for places in groups.values():
-        length = common_prefix([encoded[n].input_ids for n in places])
+        length = shared_prefix([encoded[n] for n in places])
         if length < SHORTEST_PREFIX:
             rest += places
             continue

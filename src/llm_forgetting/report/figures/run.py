@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from matplotlib.figure import Figure
 
@@ -24,6 +25,8 @@ from llm_forgetting.report.views.spectra import spectrum_views
 from llm_forgetting.report.views.surfaces import surface_views
 from llm_forgetting.results import Results
 
+View = TypeVar("View")
+MOST_PANELS = 16
 _LONGEST = 100
 """Characters of a name in a file name: a file system takes 255 in all."""
 
@@ -41,22 +44,32 @@ def draw_landscapes(results: Scanned, folder: Path, *, dpi: int) -> list[str]:
 def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
     """Stem and figure one after the other; what was not measured has none."""
     surfaces = surface_views(results)
-    yield "landscape_overview", overview(surfaces)
+    yield "landscape_overview", overview(spread(surfaces))
     if isinstance(results, Results):
         yield "accuracy_matrix", matrix_figure(results.forgetting.splits, chance_text(results))
     if planes := plane_views(results):
         yield "landscape_checkpoint_plane", plane_figure(planes)
     if paths := path_views(results):
-        yield "landscape_path", paths_figure(paths)
+        yield "landscape_path", paths_figure(spread(paths))
     if spectra := spectrum_views(results):
         yield "landscape_spectrum", density_figure(spectra)
         yield "landscape_trace", trace_figure(spectra)
-    yield "landscape_lines", lines_figure(line_ensembles(results))
+    yield "landscape_lines", lines_figure(spread(line_ensembles(results)))
     slugs = distinct_slugs(list(dict.fromkeys(surface.task for surface in surfaces)))
     for surface in surfaces:
         stem = f"landscape_{slug(surface.checkpoint)}_{slugs[surface.task]}"
         yield f"{stem}_contour", single_contour(surface)
         yield f"{stem}_3d", single_3d(surface)
+
+
+def spread(views: Sequence[View]) -> Sequence[View]:
+    """The views of a figure of many panels: all, or `MOST_PANELS` evenly spread from the first to the last.
+
+    A panel is drawn on a raster as large as the whole figure, so that memory grows as the square of the panels.
+    """
+    if len(views) <= MOST_PANELS:
+        return views
+    return [views[round(n * (len(views) - 1) / (MOST_PANELS - 1))] for n in range(MOST_PANELS)]
 
 
 def slug(name: str) -> str:

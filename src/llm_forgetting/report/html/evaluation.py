@@ -26,7 +26,7 @@ from llm_forgetting.report.html.blocks import (
     plain,
     rounded,
 )
-from llm_forgetting.report.html.items import MOST_ITEMS
+from llm_forgetting.report.html.items import MOST_ITEMS, shortened
 from llm_forgetting.report.html.reproduction import configuration, versions, what_ran
 from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.evaluation import evaluation_table
@@ -44,7 +44,8 @@ def evaluation_page(results: EvaluationResults, items: Sequence[Line]) -> Page:
     what = (Path(adapter).name or adapter) if adapter else f"{model_name(model)} without an adapter"
     answered = [item for item in items if isinstance(item, ItemRecord)]
     listing = _listing(answered) if answered else Prose("No items: items.jsonl is missing.", quiet=True)
-    letters = [Numbers(_letters(answered))] if answered else []
+    asked = [item for item in answered if item.tokens is None]
+    letters = [Numbers(_letters(asked))] if asked else []
     return Page(
         title=f"{'Test accuracy' if results.is_test else 'Accuracy'} of {what}",
         kicker=f"llm-forgetting evaluate · {model_name(model)} · {model.parameters:,} parameters",
@@ -121,7 +122,7 @@ def accuracy_figure(results: EvaluationResults, items: Sequence[ItemRecord]) -> 
             "hoverinfo": "text",
         }
     ]
-    options = {len(item.letter_logits) for item in items}
+    options = {len(item.letters) for item in items if item.tokens is None}
     guessing = [1 / options.pop()] if len(options) == 1 else []
     layout = {
         "xaxis": {"title": {"text": "accuracy"}, "range": [-0.02, 1.02]},
@@ -166,14 +167,14 @@ def _listing(items: Sequence[ItemRecord]) -> Listing:
         (
             item.id,
             display_name(item.subject),
-            item.answer,
-            item.predicted,
+            shortened(item.answer),
+            shortened(item.predicted),
             RIGHT if item.correct else WRONG,
             number(item.loss),
         )
         for item in sorted(items, key=lambda item: item.correct)
     ]
-    note = "right: the letter of the right option; answered: the likeliest of the letters; loss in nats."
+    note = "right: the right letter, or text; answered: the likeliest of the letters, or the likeliest tokens; loss in nats."
     if len(rows) > MOST_ITEMS:
         note += f" {len(rows) - MOST_ITEMS} more items, of those that were answered right last, are in items.jsonl."
     start = WRONG if any(row[4] == WRONG for row in rows) else ""
@@ -185,7 +186,7 @@ _METHOD = (
     "Rows that a run of this program trained the adapter on are recognised by the hash of their content and counted apart.",
     "The answer is the letter whose log-probability is highest after the prompt; accuracy is the share of right ones, its "
     "standard error sd / sqrt(n), groups weighted by size, as in lm-evaluation-harness 0.4.13.",
-    "Loss is minus the log-probability of the right letter among all tokens.",
+    "Loss is minus the log-probability of the right letter among all tokens; of completions, per token that is learnt.",
     "Intervals are over items. They say nothing of other prompts or seeds.",
 )
 

@@ -16,7 +16,7 @@ LOST, GAINED, KEPT, NEVER = "lost", "gained", "kept", "wrong before and after"
 def item_listing(
     items: Sequence[Line], task_names: Sequence[str], checkpoints: Sequence[str], questions: Questions | None = None
 ) -> Listing | None:
-    """Every item of the earlier tasks: right letter, letters answered, what became of it. None without any.
+    """Every item of the earlier tasks: what is right, what was answered, what became of it. None without any.
 
     With `questions` (one for every item) also what was asked.
     """
@@ -41,14 +41,20 @@ def item_listing(
     )
     left = len(cells) - MOST_ITEMS
     note = (
-        "Letters answered at each checkpoint; became: right after the task's own training against the last checkpoint; losses "
-        "in nats, before: after the task's own training."
+        "Answered at each checkpoint: the letter, or of a completion the likeliest tokens; became: right after the task's own "
+        "training against the last checkpoint; losses in nats, before: after the task's own training."
     )
     if left > 0:
         note += f" {left} more items, of those that did not change last, are in items.jsonl."
     choices = tuple((header.index(name), chosen) for name, chosen in (("task", ""), ("split", ""), ("became", LOST)))
     numeric = (len(header) - 2, len(header) - 1)
     return Listing("Item by item", header, cells[:MOST_ITEMS], numeric, choices, note)
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """The text in one line of at most `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 def _task_rows(
@@ -64,8 +70,10 @@ def _task_rows(
         before, after = by_checkpoint.get(checkpoints[own]), by_checkpoint.get(checkpoints[-1])
         if before is None or after is None:
             continue
-        letters = [by_checkpoint[each].predicted if each in by_checkpoint else "-" for each in checkpoints]
+        letters = [shortened(by_checkpoint[each].predicted) if each in by_checkpoint else "-" for each in checkpoints]
         fate = (LOST, KEPT)[after.correct] if before.correct else (NEVER, GAINED)[after.correct]
         losses = number(before.loss), number(after.loss)
-        rows.append((task, (name, display_name(task), SPLIT_WORDS[split], fate, before.answer, *letters, *losses)))
+        rows.append(
+            (task, (name, display_name(task), SPLIT_WORDS[split], fate, shortened(before.answer), *letters, *losses))
+        )
     return rows

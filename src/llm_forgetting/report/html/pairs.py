@@ -230,11 +230,12 @@ _EVALUATION = (
     "A and B are scored on the same rows with the same prompts: every row of a subject's test split, in file order.",
     "Differences are paired, B minus A on each item. Intervals: Bonett and Price for accuracy, studentised bootstrap for the "
     "loss; of several subjects Student's t over the subjects. p: exact McNemar.",
-    "Loss is minus the log-probability of the right letter among all tokens.",
+    "Loss is minus the log-probability of the right letter, or of a token that is learnt, among all tokens.",
     "Intervals are over items. They say nothing of other prompts, seeds or training runs.",
 )
 _FORECAST = (
-    "The loss is minus the log-probability of the right letter among all tokens, the mean over the same items at A and B.",
+    "The loss is minus the log-probability of the right letter, or of a token that is learnt, among all tokens, "
+    "the mean over the same items at A and B.",
     "D = delta W_B - delta W_A is the difference of the merged weights, so nothing depends on how LoRA writes its updates, and "
     "both may have different ranks. Slope g.D and curvature D.HD are exact derivatives at A along D.",
     "Observed: the change of the same items' loss at B, with its paired standard error over items.",

@@ -143,7 +143,8 @@ def _method(results: Results) -> list[Block]:
         Points(
             (
                 "Forgetting of a task: its accuracy after its own training minus that after the last task, and likewise in "
-                "loss, on the same items; loss is minus the log-probability of the right letter among all tokens.",
+                "loss, on the same items; loss is minus the log-probability of the right letter among all tokens, of "
+                "completions per token that is learnt; a completion is right if every token is the most likely one.",
                 "Intervals are paired, over items (over subjects, if a task has several): Bonett and Price's for accuracy, "
                 "bootstrap-t or Hall's for loss. They say nothing of other seeds.",
                 "Landscapes are of items that were "

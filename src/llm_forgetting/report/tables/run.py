@@ -40,9 +40,10 @@ def chance_text(results: Results) -> str:
     by_task = {
         display_name(task.name): " to ".join(number(1 / options) for options in sorted(set(task.options), reverse=True))
         for task in results.tasks
+        if task.options
     }
     values = set(by_task.values())
-    if len(values) <= 1:
+    if len(values) <= 1 and len(by_task) in (0, len(results.tasks)):
         return "".join(f"guessing: {value}" for value in values)
     return f"guessing: {', '.join(f'{value} on {name}' for name, value in by_task.items())}"
 

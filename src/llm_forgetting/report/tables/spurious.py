@@ -11,23 +11,35 @@ from llm_forgetting.report.tables.run import (
 )
 from llm_forgetting.results import Results
 
+_PROBES = (
+    "prior-corrected: the average preference for each letter is removed; options rotated: every option in every "
+    "place, mean accuracy; summed over rotations: no preference of place is left; one answer throughout: the same option "
+    "in every rotation."
+)
+
 
 def spurious_table(results: Results) -> Table:
     """Every earlier task's trained items after itself and after the last task, under each probe."""
     rows, notes = [], []
     for task, spurious in results.spurious.items():
-        (_, before), (last, after) = spurious.probes.items()
-        rows += [(f"{display_name(task)}: {label}", *cells) for label, *cells in _rows(before, after)]
-        notes.append(_describe_letters(task, after.letters, last))
+        if spurious.probes:
+            (_, before), (last, after) = spurious.probes.items()
+            rows += [(f"{display_name(task)}: {label}", *cells) for label, *cells in _rows(before, after)]
+            notes.append(_describe_letters(task, after.letters, last))
+        elif spurious.recovery is not None:
+            tuned, left = (spurious.recovery.accuracy[key].value for key in ("tuned", "last"))
+            label = f"{display_name(task)}: as asked, the items that were not relearnt"
+            rows.append((label, number(tuned), number(left), f"{left - tuned:+.2f}"))
         if spurious.recovery is not None:
             notes.append(_describe_relearning(task, spurious.recovery))
-    note = (
-        "prior-corrected: the average preference for each letter is removed; options rotated: every option in every "
-        "place, mean accuracy; summed over rotations: no preference of place is left; one answer throughout: the same option "
-        "in every rotation."
-    )
+    note = _PROBES if any(spurious.probes for spurious in results.spurious.values()) else ""
     header = ("trained items", "after itself", "after the last", "change")
-    notes = [note, *filter(None, [sentence(chance_text(results))]), *notes, *_describe_text(results.text)]
+    notes = [
+        *filter(None, [note]),
+        *filter(None, [sentence(chance_text(results))]),
+        *notes,
+        *_describe_text(results.text),
+    ]
     return Table("What kind of forgetting (accuracy)", header, tuple(rows), " ".join(notes))
 
 

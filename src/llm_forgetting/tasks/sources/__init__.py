@@ -10,11 +10,12 @@ from importlib import import_module
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.tasks.records import COLUMNS, RecordLayout
+from llm_forgetting.tasks.skills import EASIEST, SkillSettings
 from llm_forgetting.tasks.sources.source import LoadedSource, Notify, Source, SourceKind, SourceSettings
 from llm_forgetting.tasks.task import Task, split_pools
 
 __all__ = ["KINDS", "LoadedSource", "Source", "SourceKind", "SourceSettings", "load_tasks", "open_source"]
-_FIRST = ("embedded", "local", "hub", "synthetic")  # as they are listed
+_FIRST = ("embedded", "local", "hub", "skills", "synthetic")  # as they are listed
 
 
 def _kinds() -> dict[str, SourceKind]:
@@ -58,6 +59,7 @@ def open_source(
     hub_config: str | None = None,
     columns: Mapping[str, str] | None = None,
     notify: Notify | None = None,
+    skills: SkillSettings = EASIEST,
 ) -> Source:
     """The data source of a configuration.
 
@@ -68,6 +70,7 @@ def open_source(
         columns: Columns of `question`, `choices`, `answer` and `subject`, where they are not called that; options in columns
             of their own are given as `choices: opa,opb,opc`.
         notify: Gets a message before a download.
+        skills: How `skills` are drawn.
 
     Raises:
         UserError: For settings that do not go together, and for data that cannot be read.
@@ -85,4 +88,4 @@ def open_source(
         raise UserError(f"data.source={source} needs data.path: {kind.path_names}")
     if kind.path == "none" and (path is not None or layout.columns):
         raise UserError(f"data.source={source} takes no data.path and no data.columns; set data.source to local or hub")
-    return kind.open(SourceSettings(path, hub_config, layout, notify))
+    return kind.open(SourceSettings(path, hub_config, layout, notify, skills))

@@ -1,4 +1,4 @@
-"""Multiple-choice sets on the Hugging Face hub."""
+"""Sets on the Hugging Face hub."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,10 +8,11 @@ from typing import Any
 
 from llm_forgetting.errors import UnreachableError, UserError
 from llm_forgetting.tasks import mmlu
+from llm_forgetting.tasks.formats import MULTIPLE_CHOICE, item_of_record
 from llm_forgetting.tasks.hub import cached_where_unreachable
-from llm_forgetting.tasks.records import RecordLayout, item_of_record, some_names
+from llm_forgetting.tasks.records import RecordLayout, some_names
 from llm_forgetting.tasks.sources.source import CITATION, LoadedSource, Source, SourceKind, SourceSettings, by_subject
-from llm_forgetting.tasks.task import Item, Pool
+from llm_forgetting.tasks.task import AnyItem, Pool
 
 MMLU_ON_HUB = "cais/mmlu"
 _HUB_SPLITS = ("train", "validation", "test")
@@ -19,7 +20,7 @@ _POOLED_SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "
 
 
 def open_hub(path: str, config: str | None, layout: RecordLayout, splits: Sequence[str] = ()) -> Source:
-    """A multiple-choice set on the Hugging Face hub, or a local copy of one.
+    """A set on the Hugging Face hub, or a local copy of one.
 
     MMLU in its usual form (a configuration per subject) is loaded subject by subject as needed. Rows are those of
     train, validation and test, or of `splits`, few-shot rows those of dev; ids write `val` for validation, as MMLU's own
@@ -61,7 +62,7 @@ class HubSubjects:
     splits: tuple[str, ...] = ()
 
     @cached_property
-    def _loaded(self) -> dict[str, tuple[list[Item], list[Item]]]:
+    def _loaded(self) -> dict[str, tuple[list[AnyItem], list[AnyItem]]]:
         return {}
 
     @property
@@ -69,7 +70,7 @@ class HubSubjects:
         """One line for the report."""
         return f"MMLU ({CITATION}) from the Hugging Face data set {self.path}"
 
-    def _rows_and_shots(self, subject: str) -> tuple[list[Item], list[Item]]:
+    def _rows_and_shots(self, subject: str) -> tuple[list[AnyItem], list[AnyItem]]:
         if subject not in self._loaded:
             columns = {**self.layout.columns, "subject": ""}  # the configuration is the subject
             layout = dataclasses.replace(self.layout, columns=columns)
@@ -118,7 +119,7 @@ def _config_names(path: str, setting: str) -> list[str]:
 
 def _hub_items(
     path: str, config: str | None, layout: RecordLayout, default_subject: str, chosen: Sequence[str] = ()
-) -> tuple[list[Item], list[Item]]:
+) -> tuple[list[AnyItem], list[AnyItem]]:
     """The usable rows and the few-shot rows of one configuration."""
     import datasets
 
@@ -135,9 +136,9 @@ def _hub_items(
     if not pooled:
         raise UserError(f"{path} needs a split train, validation or test, has {some_names(list(splits))}")
 
-    def items(split: str, label: str) -> Iterator[Item]:
+    def items(split: str, label: str) -> Iterator[AnyItem]:
         for row, record in enumerate(splits[split]):
-            if not _is_withheld(record.get(layout.column("answer"), ...)):
+            if layout.format != MULTIPLE_CHOICE or not _is_withheld(record.get(layout.column("answer"), ...)):
                 where = f"{path} {config or ''}, {split} row {row}".replace(" ,", ",")
                 yield item_of_record(record, layout, where, default_subject, f"{label}/{row}")
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import user_path
 from llm_forgetting.tasks import mmlu
-from llm_forgetting.tasks.record_files import csv_rows, read_records
-from llm_forgetting.tasks.records import RecordLayout, item_of_record, some_names
+from llm_forgetting.tasks.formats import item_of_record
+from llm_forgetting.tasks.record_files import csv_rows, read_json, read_records
+from llm_forgetting.tasks.records import RecordLayout, some_names
 from llm_forgetting.tasks.sources.source import CITATION, LoadedSource, SourceKind, SourceSettings, by_subject
-from llm_forgetting.tasks.task import LETTERS, Item
+from llm_forgetting.tasks.task import LETTERS, AnyItem, Item
 
 
 def open_local(path: Path, layout: RecordLayout) -> LoadedSource:
@@ -35,21 +36,44 @@ def open_local(path: Path, layout: RecordLayout) -> LoadedSource:
 
 
 def open_files(files: Sequence[Path], layout: RecordLayout) -> LoadedSource:
-    """The records of JSONL, CSV and TSV files; rows that name no subject have the layout's, or their file's stem.
+    """The records of files of `SUFFIXES`; rows that name no subject have the layout's, or their file's stem.
 
-    UserError where they hold no item, or one that cannot be read.
+    Files that are called after splits are those of one set: test.* are its held-out rows, train.*, and dev.*, val.*, eval.* and
+    validation.* where there is no train.*, its others; labels.json are its options, where the layout names none. UserError
+    where they hold no item, or one that cannot be read.
     """
-    items = [
-        item_of_record(record, its_layout, where, layout.subject or file.stem, f"{file.stem}/{row}")
-        for file in files
-        for its_layout in [dataclasses.replace(layout, typed=file.suffix == ".jsonl")]
-        for row, (where, record) in read_records(file)
-    ]
-    if not items:
+    files, layout = _without_labels(files, layout)
+    items = {file: list(_items(file, layout)) for file in files}
+    if not any(items.values()):
         raise UserError(f"{layout.setting}.path={files[0] if len(files) == 1 else files[0].parent} holds no item")
     kinds = " and ".join(dict.fromkeys(file.suffix.removeprefix(".").upper() for file in files))
     names = some_names([file.name for file in files])
-    return LoadedSource(f"local {kinds}: {names} in {files[0].parent}", by_subject(items))
+    description = f"local {kinds}: {names} in {files[0].parent}"
+    by_split = {file.stem: found for file, found in items.items()}
+    if not {"train", "test"} <= set(by_split) <= {*_SPLITS, "test"}:
+        return LoadedSource(description, by_subject(item for found in items.values() for item in found))
+    rows = by_subject(by_split["train"])
+    return LoadedSource(description, rows, held_out=by_subject(by_split["test"]))
+
+
+_SPLITS = ("train", "dev", "val", "eval", "validation")
+
+
+def _without_labels(files: Sequence[Path], layout: RecordLayout) -> tuple[list[Path], RecordLayout]:
+    """The files that hold records, and the layout with the options of a labels.json among the files."""
+    others = [file for file in files if file.name != "labels.json"]
+    if len(others) < len(files) and not layout.choices:
+        labels = read_json(files[0].parent / "labels.json")
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise UserError(f"{files[0].parent / 'labels.json'} must be a list of texts, is {str(labels)[:40]!r}")
+        layout = dataclasses.replace(layout, choices=tuple(labels))
+    return others, layout
+
+
+def _items(file: Path, layout: RecordLayout) -> Iterator[AnyItem]:
+    layout = dataclasses.replace(layout, typed=file.suffix not in (".csv", ".tsv"))
+    for row, (where, record) in read_records(file):
+        yield item_of_record(record, layout, where, layout.subject or file.stem, f"{file.stem}/{row}")
 
 
 def is_mmlu_folder(path: Path) -> bool:

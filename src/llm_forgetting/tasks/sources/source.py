@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.records import RecordLayout
-from llm_forgetting.tasks.task import Item, Pool
+from llm_forgetting.tasks.skills import EASIEST, SkillSettings
+from llm_forgetting.tasks.task import AnyItem, Pool
 
 CITATION = "Hendrycks et al., ICLR 2021, MIT licence"
 Notify = Callable[[str], None]
@@ -31,11 +32,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class LoadedSource:
-    """A source whose rows are all in memory: usable rows and few-shot rows, both by subject and in file order."""
+    """A source whose rows are all in memory: usable, few-shot and held-out rows, all by subject and in file order."""
 
     description: str
-    rows: Mapping[str, tuple[Item, ...]]
-    shots: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
+    rows: Mapping[str, tuple[AnyItem, ...]]
+    shots: Mapping[str, tuple[AnyItem, ...]] = field(default_factory=dict)
+    held_out: Mapping[str, tuple[AnyItem, ...]] = field(default_factory=dict)
 
     def subjects(self) -> dict[str, int]:
         """The subjects, each with the number of its usable rows."""
@@ -48,17 +50,19 @@ class LoadedSource:
     def pool(self, name: str, subjects: tuple[str, ...]) -> Pool:
         """All rows of some subjects, as the pool of the task `name`."""
         rows = tuple(item for subject in subjects for item in self.rows[subject])
-        return Pool(name, subjects, rows, {subject: self.shots.get(subject, ()) for subject in subjects})
+        held_out = tuple(item for subject in subjects for item in self.held_out.get(subject, ()))
+        return Pool(name, subjects, rows, {subject: self.shots.get(subject, ()) for subject in subjects}, held_out)
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Settings of a source: a path, a configuration of a hub set, the layout of records, and who hears of a download."""
+    """Settings of a source: a path, a hub configuration, the layout of records, who hears of downloads, what skills are."""
 
     path: str | None
     hub_config: str | None
     layout: RecordLayout
     notify: Notify | None
+    skills: SkillSettings = EASIEST
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,12 @@ class SourceKind:
     hub: bool = False
 
 
-def by_subject(items: Iterable[Item]) -> dict[str, tuple[Item, ...]]:
+AnyKind = TypeVar("AnyKind", bound=AnyItem)
+
+
+def by_subject(items: Iterable[AnyKind]) -> dict[str, tuple[AnyKind, ...]]:
     """Items by subject, in their order."""
-    by_subject: dict[str, list[Item]] = {}
+    by_subject: dict[str, list[AnyKind]] = {}
     for item in items:
         by_subject.setdefault(item.subject, []).append(item)
     return {subject: tuple(rows) for subject, rows in by_subject.items()}

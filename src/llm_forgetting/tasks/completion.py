@@ -1,0 +1,82 @@
+"""Prompts with completions: items whose answer is a text of many tokens, in the formats that TRL has."""
+
+import hashlib
+from dataclasses import dataclass
+
+from llm_forgetting.errors import UserError
+from llm_forgetting.files import is_text
+
+LONGEST = 1_000_000
+"""Characters of an item's text."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A turn of a conversation."""
+
+    role: str
+    content: str
+
+
+Text = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A prompt and what is to follow it.
+
+    `prompt` and `completion` are both text, or both turns of a conversation. The loss is that of the whole completion; of a
+    conversation without a prompt it is that of the assistant's turns, of a text without a prompt that of all its tokens but
+    the first. `id` is `subject/split/row` as in `Item`.
+    """
+
+    id: str
+    subject: str
+    prompt: Text
+    completion: Text
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt, str) != isinstance(self.completion, str) and self.prompt:
+            raise UserError(f"item {self.id}: prompt and completion must both be text or both be messages, they differ")
+        if not isinstance(self.completion, str) and self.completion and self.completion[-1].role != "assistant":
+            raise UserError(
+                f"item {self.id}: the last message must be the assistant's, which is what is learnt; it is of "
+                f"{self.completion[-1].role!r}"
+            )
+        if not self.answer.strip():
+            raise UserError(f"item {self.id}: the completion must hold a text, it is empty")
+        text = "".join(map(_flat, (self.prompt, self.completion)))
+        if len(text) > LONGEST or not is_text(text):
+            raise UserError(
+                f"item {self.id}: prompt and completion must be text in UTF-8 without NUL, at most {LONGEST:,} characters; "
+                f"are {text[:40]!r}..., {len(text):,}"
+            )
+
+    @property
+    def question(self) -> str:
+        """What is asked, for reading: the prompt, or the turns before the last."""
+        if isinstance(self.completion, str) or self.prompt:
+            return _flat(self.prompt)
+        return _flat(self.completion[:-1])
+
+    @property
+    def answer(self) -> str:
+        """What is to be said: the completion, or its last turn."""
+        if isinstance(self.completion, str):
+            return self.completion
+        return self.completion[-1].content if self.completion else ""
+
+    @property
+    def content_key(self) -> tuple[str, tuple[str, ...]]:
+        """What makes two rows duplicates: prompt and completion as they are."""
+        return _flat(self.prompt), (_flat(self.completion),)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of prompt and completion; the same from every source."""
+        prompt, (completion,) = self.content_key
+        return hashlib.sha256(f"{prompt}\x1e{completion}".encode()).hexdigest()
+
+
+def _flat(text: Text) -> str:
+    return text if isinstance(text, str) else "\x1f".join(f"{turn.role}: {turn.content}" for turn in text)
