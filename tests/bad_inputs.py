@@ -460,9 +460,9 @@ DATA: list[tuple[str, str | bytes, str]] = [
     ("d.csv", b"question,a,b,answer\nQ\0,x,y,0\n", "without NUL"),
     ("d.csv", "question,a,b,answer\n" + "Q" * 200_000 + ",x,y,0\n", "not CSV"),
     ("d.csv", "frage,a,b,answer\nQ,x,y,0\n", "has no column 'question'"),
-    ("d.parquet", b"PAR1", "must be a file that ends in"),
+    ("d.parquet", b"PAR1", "not a parquet file that can be read"),
     ("d.xlsx", b"PK", "must be a file that ends in"),
-    ("d.json", "[]", "must be a file that ends in"),
+    ("d.json", "[]", "holds no item"),
     ("d", GOOD, "must be a file that ends in"),
 ]  # fmt: skip
 """File, content and complaint; the definitions' task reads it with options in columns a and b where it is CSV or TSV."""

@@ -202,5 +202,5 @@ def test_a_study_runs_and_gives_frames(study: tuple[lf.StudyResults, list[str]])
 
 def test_a_study_takes_no_engine_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False))
-    with pytest.raises(lf.UserError, match="engine must be local or ray, was 'slurm'"):
-        lf.Study(tmp_path / "small.yaml", tmp_path / "out").run(engine="slurm")  # type: ignore[arg-type]
+    with pytest.raises(lf.UserError, match="engine must be one of local, ray, slurm, was 'web'"):
+        lf.Study(tmp_path / "small.yaml", tmp_path / "out").run(engine="web")  # type: ignore[arg-type]

@@ -187,7 +187,8 @@ def test_the_schema_describes_every_record_and_every_part_of_the_results() -> No
 
 
 def target(part: dict[str, Any]) -> dict[str, Any]:
-    """What a part of the schema refers to, under its own keys."""
+    """What a part of the schema refers to, under its own keys; where it may be null, what else it may be."""
+    part = next((other for other in part.get("anyOf", []) if "$ref" in other), part)
     return {**schema()["$defs"][part["$ref"].rsplit("/", 1)[1]], **part} if "$ref" in part else part
 
 

@@ -23,7 +23,7 @@ from llm_forgetting.config.paths import leaves
 from llm_forgetting.forgetting.intervals import PairedProportionChange, mcnemar_exact
 from llm_forgetting.forgetting.paired_evaluation import task_changes
 from llm_forgetting.forgetting.records import ItemRecord
-from llm_forgetting.models.language.batches import encode
+from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.results import read_evaluation, read_forecast, read_items, read_results
 
 pytestmark = pytest.mark.process  # what names the machine asks `uname`

@@ -447,9 +447,15 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(
 
 @pytest.mark.parametrize("content", [None, b"", b"half a file" * 10])
 def test_an_adapter_file_that_is_missing_or_broken(content: bytes | None, llama_folder: Path, tmp_path: Path) -> None:
+    load(llama_folder).save(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.unlink()
     if content is not None:
-        (tmp_path / "adapter_model.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=r"must be a whole adapter_model\.safetensors") as error:
+        weights.write_bytes(content)
+    said = (
+        r"must be a whole adapter_model\.safetensors" if content is not None else r"has no adapter_model\.safetensors"
+    )
+    with pytest.raises(UserError, match=said) as error:
         load(llama_folder).load_adapter_weights(tmp_path)
     assert_one_line(error)
 

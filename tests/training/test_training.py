@@ -479,7 +479,7 @@ def test_unknown_optimiser_or_schedule(setting: dict[str, str], llama_folder: Pa
 
 @pytest.mark.parametrize(
     "setting",
-    [{"optimizer": "galore_adamw"}, {"optimizer": "adamw_bnb_8bit"}, {"lr_scheduler": "warmup_stable_decay"}],
+    [{"optimizer": "galore_adamw"}, {"optimizer": "lomo"}, {"lr_scheduler": "warmup_stable_decay"}],
 )
 def test_names_that_need_more_than_a_name(setting: dict[str, str], llama_folder: Path, train: Train) -> None:
     """Known to transformers, but they want another package or arguments that there is no setting for."""

@@ -34,7 +34,7 @@ _MAPPINGS = ("columns", "rank_pattern", "alpha_pattern")
 def leaves(tree: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
     """Every value of nested sections with its dotted path."""
     for key, value in tree.items():
-        if isinstance(value, Mapping) and key.rpartition(".")[2] not in _MAPPINGS:
+        if isinstance(value, Mapping) and str(key).rpartition(".")[2] not in _MAPPINGS:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -18,6 +18,7 @@ from llm_forgetting.landscape.gauge import Factors, at_least_float32
 from llm_forgetting.models.adapter.adapter_settings import settings_problems
 
 WEIGHTS, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
+LONGEST_KIND = 60
 PREFIX = "base_model.model."
 # A weight's name, in a saved file or (with the adapter's name in it) in a live model's state dict.
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight")
@@ -53,6 +54,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         kind = config.get("peft_type") if isinstance(config, dict) else config
         raise UserError(f"the adapter in {folder} must name its kind, its peft_type is {str(kind)[:60]}; save it again")
+    if len(config["peft_type"]) > LONGEST_KIND:
+        raise UserError(
+            f"the adapter in {folder} must have settings that this PEFT knows, its peft_type is {config['peft_type'][:60]}..."
+        )
     for problem in settings_problems(config, _largest_side(folder)):
         raise UserError(f"{folder / CONFIG}: {problem}; save the adapter again, or mend the file")
     return config
