@@ -53,6 +53,8 @@ ADDED: frozenset[str] = frozenset(
         *("run.results.config.lora.use_dora", "run.results.config.lora.init", "run.results.config.lora.bias"),
         *("run.results.config.lora.modules_to_save", "run.results.config.lora.layers_to_transform"),
         *("run.results.config.lora.rank_pattern", "run.results.config.lora.alpha_pattern"),
+        *("run.results.config.model.quantization", "run.results.config.evaluation.quantised"),
+        *("run.results.config.data.difficulty", "run.results.config.data.shift"),
     }
 )
 SHOWN = 20

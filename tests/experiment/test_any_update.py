@@ -211,7 +211,7 @@ def test_a_foreign_pair_is_measured_without_training(
     (folder,) = (tmp_path / "out").iterdir()
     results = read_scan(folder)
     from llm_forgetting.experiment.tasks import source_of, tasks_of
-    from llm_forgetting.models.language.batches import encode
+    from llm_forgetting.models.language.encoding import encode
 
     (task,) = tasks_of(results.config.data, source_of(results.config.data, lambda line: None))
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
