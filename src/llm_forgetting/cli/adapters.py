@@ -32,12 +32,14 @@ def landscape(arguments: list[str]) -> int:
     quiet_libraries()
     from llm_forgetting.experiment.adapter_landscape import refuse_other_scan, save_scan, scan_adapter
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+    from llm_forgetting.experiment.trained_items import require_whole_adapter
     from llm_forgetting.models.adapter.full_updates import require_checkpoint
     from llm_forgetting.report.terminal import Terminal
 
     terminal = Terminal()
     adapters = [user_path(options.adapter), *([user_path(options.to)] if options.to else [])]
     for adapter in adapters:  # looked at before anything is written
+        require_whole_adapter(adapter)
         require_checkpoint(adapter)
     if options.resume:
         folder = RunFolder(Path(options.resume))
