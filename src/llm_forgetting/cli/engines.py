@@ -30,7 +30,7 @@ def add_engine_options(parser: argparse._ActionsContainer, what: str) -> None:
     parser.add_argument(
         "--slurm",
         metavar="YAML",
-        help="what submitit is told, a YAML file or '{slurm_partition: gpu, gpus_per_node: 1, timeout_min: 480}'",
+        help="options for submitit, a YAML file or '{slurm_partition: gpu, gpus_per_node: 1, timeout_min: 480}'",
     )
 
 

@@ -13,7 +13,7 @@ class Job:
     """Job of a worker: a call by name, so that no live object travels.
 
     Attributes:
-        name: What it is called by whoever submits it.
+        name: Unique name, chosen by the caller.
         function: `package.module:function`, from a text to a text.
         argument: What the function gets: a record in JSON that names paths.
     """

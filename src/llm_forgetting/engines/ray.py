@@ -32,7 +32,7 @@ class RayEngine:
                 ) from error
         # A task that asks for no GPU sees none.
         self.gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        # Whoever submits a job retries it, and knows how often its worker died.
+        # The scheduler retries jobs, and counts how often their workers died.
         self._run = ray.remote(num_cpus=threads, num_gpus=self.gpus, max_retries=0)(_call)
         self._busy: dict[Any, Job] = {}
 

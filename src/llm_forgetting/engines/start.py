@@ -17,7 +17,7 @@ ENGINES = ("local", "ray", "slurm")
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """Choice of an engine: its name; the address of a running Ray cluster; what submitit is told about Slurm."""
+    """Choice of an engine: its name; the address of a running Ray cluster; options for submitit (Slurm)."""
 
     name: str = "local"
     address: str | None = None

@@ -104,7 +104,7 @@ def _landscape(session: Session, k: int) -> Any:
 
 @dataclass(frozen=True)
 class PhaseJob:
-    """What a worker is told of one step: the run's folder, the phase's name, and CPU threads."""
+    """Arguments of one step in a worker: the run's folder, the phase's name, and CPU threads."""
 
     folder: Path
     phase: str
