@@ -97,9 +97,13 @@ def logits(model: Any) -> torch.Tensor:
         return model(input_ids=IDS).logits
 
 
-@pytest.mark.parametrize(
-    "kind", [*LORA, *(k for k in OTHERS if k != "BOFT"), pytest.param("BOFT", marks=pytest.mark.process)]
-)
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BOFT would compile its kernel for CUDA: seconds, and setuptools for the whole process."""
+    monkeypatch.setattr(peft.tuners.boft.layer, "get_fbd_cuda", lambda: None)
+
+
+@pytest.mark.parametrize("kind", [*LORA, *OTHERS])
 def test_the_update_is_that_of_pefts_own_forward(kind: str, tmp_path: Path) -> None:
     """Live and from a folder, put in the places of the weights; and the model is as before, to the bit."""
     settings = settings_of(kind)
