@@ -1,9 +1,10 @@
 """Surfaces and Hessian products of completions, against plain transformers and PEFT at the same points."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tiny_models import VOCABULARY, load
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llm_forgetting.config.measurements import LandscapeConfig
+from llm_forgetting.experiment.analysis import landscape as landscape_analysis
 from llm_forgetting.experiment.analysis.landscape import analyse_landscape
 from llm_forgetting.experiment.analysis.paths import analyse_between, path_objective
 from llm_forgetting.landscape.domains import random_points, square
@@ -146,6 +148,25 @@ def test_a_surface_of_completions_does_not_depend_on_the_gauge(model: LanguageMo
     centre = one.surfaces["completions"].loss[4, 4]
     with torch.no_grad():
         assert centre == pytest.approx(float(plain_losses(model, tasks[0][1]).mean()), abs=1e-5)
+
+
+def test_a_self_test_allows_a_small_loss_the_rounding_of_its_logits(
+    model: LanguageModel, tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses of a run of SmolLM2 on the skill `largest`, 0.05 nats, where logits of 20 are rounded to 1e-6."""
+    low, centre, high = -0.0017432 + 2 * 0.0527476 - 0.0505794, 0.0527476, 0.0505794
+    shifts = {"rounding": (1e-6, 0.0, 0.0), "another gauge": (5e-5, 0.0, 5e-5)}
+    passed = {}
+    for name, (before, _, after) in shifts.items():
+        losses = [low, centre, high, low + before, centre, high + after]
+        stub = SimpleNamespace(
+            evaluating=lambda losses=losses: nullcontext(lambda points: iter(losses)), losses=lambda loss: [loss]
+        )
+        monkeypatch.setattr(landscape_analysis, "objective_of", lambda *_, stub=stub: stub)
+        space = landscape_analysis.space_of(model, replace(CONFIG, distance=None))
+        found = landscape_analysis.gauge_self_test(model, tasks[0], replace(CONFIG, distance=None), space.norm, space)
+        passed[name] = found.passed
+    assert passed == {"rounding": True, "another gauge": False}
 
 
 def test_path_plane_and_trajectory_hold_the_losses_of_plain_transformers(
