@@ -42,9 +42,10 @@ def summarise(records: Sequence[Line], task_names: Sequence[str], *, seed: int) 
         forgetting(score_table(records, task_names, split, checkpoints), seed=seed) for split in ("train", "test")
     )
     spurious = spurious_forgetting(records, task_names)
+    completions = {record.task for record in _items(records, "train") if record.tokens is not None}
     letters = letters_learnt(spurious, {name: chance(_trained_items(records, name)) for name in spurious})
     return ForgettingSummary(
-        answer=" ".join(filter(None, [letters, verdict(train)])),
+        answer=" ".join(filter(None, [letters, verdict(train, completions)])),
         forgetting=ForgettingBySplit(*(_of_split(records, measured, checkpoints) for measured in (train, test))),
         spurious=spurious,
         text=text_drift(records, checkpoints, seed=seed),

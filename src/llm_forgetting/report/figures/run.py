@@ -18,6 +18,7 @@ from llm_forgetting.report.figures.style import house_style, save
 from llm_forgetting.report.figures.surface_3d import single_3d
 from llm_forgetting.report.figures.surfaces import overview, single_contour
 from llm_forgetting.report.tables.run import Scanned, chance_text
+from llm_forgetting.report.tables.words import measure_name
 from llm_forgetting.report.views.checkpoint_plane import plane_views
 from llm_forgetting.report.views.lines import line_ensembles
 from llm_forgetting.report.views.paths import path_views
@@ -46,7 +47,7 @@ def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
     surfaces = surface_views(results)
     yield "landscape_overview", overview(spread(surfaces))
     if isinstance(results, Results):
-        yield "accuracy_matrix", matrix_figure(results.forgetting.splits, chance_text(results))
+        yield "accuracy_matrix", matrix_figure(results.forgetting.splits, chance_text(results), measure_name(results))
     if planes := plane_views(results):
         yield "landscape_checkpoint_plane", plane_figure(planes)
     if paths := path_views(results):

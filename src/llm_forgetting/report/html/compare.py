@@ -33,7 +33,7 @@ def compare_page(runs: Sequence[Compared], command: str) -> Page:
         answers=[(f"{run.letter}: {run.folder}", [run.results.answer]) for run in runs],
         sections=[
             Section("forgetting", "Forgetting", [Numbers(forgetting)]),
-            Section("scores", "Accuracy and loss", [Numbers(accuracy), Numbers(loss)]),
+            Section("scores", f"{accuracy.title} and loss", [Numbers(accuracy), Numbers(loss)]),
             Section("landscape", "Landscape, curvature and forecasts", [Numbers(measures)]),
             Section("surfaces", "Loss surfaces", [Prose(rows), *surfaces]),
             Section("directions", "Along random directions", [Prose(rows), lines]),

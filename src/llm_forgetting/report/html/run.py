@@ -34,6 +34,7 @@ from llm_forgetting.report.tables.run import (
     verdict_text,
 )
 from llm_forgetting.report.tables.spurious import spurious_table
+from llm_forgetting.report.tables.words import capital, completion_tasks, measure_name, named
 from llm_forgetting.results import Results
 
 PRIVATE = (
@@ -75,7 +76,8 @@ def _tiles(results: Results) -> list[Tile]:
     tiles = []
     for split in results.forgetting.splits:
         word = SPLIT_WORDS[split.split]
-        tiles += [*_forgotten(split.accuracy, "Accuracy lost", word), *_forgotten(split.loss, "Loss gained", word)]
+        lost = f"{capital(named(results.task_names[0] in completion_tasks(results)))} lost"
+        tiles += [*_forgotten(split.accuracy, lost, word), *_forgotten(split.loss, "Loss gained", word)]
     changes = [change for change in results.landscape_comparison if change.task == results.task_names[0]]
     for change in changes[:1]:
         label = f"Change of the mean rise around {display_name(change.task)}'s loss"
@@ -104,13 +106,13 @@ def _forgotten(forgetting: MeasureForgetting, label: str, split: str) -> list[Ti
 def _sections(results: Results, items: Sequence[Line], questions: Questions | None) -> list[Section]:
     listing = item_listing(items, results.task_names, results.forgetting.train.checkpoints, questions)
     item_by_item: Block = listing or Prose("No items: items.jsonl is missing, or only one task was learnt.", quiet=True)
-    between = [*plane_blocks(results), *path_blocks(results)]
+    between, name = [*plane_blocks(results), *path_blocks(results)], measure_name(results)
     return [
         Section(
             "scores",
-            "Accuracy and loss",
+            f"{capital(name)} and loss",
             [
-                heat_maps(results.forgetting, chance_text(results)),
+                heat_maps(results.forgetting, chance_text(results), name),
                 *_if_rows(forgetting_table(results), quantised_table(results), summary_table(results)),
             ],
         ),
@@ -139,18 +141,21 @@ def _kind(results: Results) -> list[Block]:
 
 def _method(results: Results) -> list[Block]:
     split = {"train": "trained on", "test": "held out"}[results.config.landscape.items]
+    name, completions = measure_name(results), completion_tasks(results)
+    token = "token" if completions else "letter"
+    right = ", the mean over a completion's; a completion is right if every token is the most likely one"
     return [
         Points(
             (
-                "Forgetting of a task: its accuracy after its own training minus that after the last task, and likewise in "
-                "loss, on the same items; loss is minus the log-probability of the right letter among all tokens, of "
-                "completions per token that is learnt; a completion is right if every token is the most likely one.",
-                "Intervals are paired, over items (over subjects, if a task has several): Bonett and Price's for accuracy, "
+                f"Forgetting of a task: its {name} after its own training minus that after the last task, and likewise in "
+                f"loss, on the same items; loss is minus the log-probability of the right {token} among all tokens"
+                f"{right if completions else ''}.",
+                f"Intervals are paired, over items (over subjects, if a task has several): Bonett and Price's for {name}, "
                 "bootstrap-t or Hall's for loss. They say nothing of other seeds.",
                 "Landscapes are of items that were "
                 f"{split}, the same at every point, along random directions in coordinates that do not depend on how LoRA "
                 "happens to write its update.",
-                "Surfaces are fits to letter logits at some well-placed points; their error is the largest at fresh random "
+                f"Surfaces are fits to {token} logits at some well-placed points; their error is the largest at fresh random "
                 "points, and not a bound.",
                 "A forecast is a Taylor series at the earlier checkpoint along the step to the next.",
             )

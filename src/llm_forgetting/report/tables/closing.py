@@ -19,6 +19,7 @@ from llm_forgetting.report.tables.run import (
     sentence,
     verdict_text,
 )
+from llm_forgetting.report.tables.words import capital, measure_name
 from llm_forgetting.results import Results
 
 
@@ -62,12 +63,13 @@ def _accuracies(results: Results) -> Table:
                     "-" if gained is None else number(gained.absolute.value),
                 )
             )
-    header = ("accuracy", "items", "base", "tuned", "end", "lost", "loss gained")
+    name = measure_name(results)
+    header = (name, "items", "base", "tuned", "end", "lost", "loss gained")
     note = (
         f"tuned: after the task's own training; lost: brackets are 95% intervals over {sampled(results)}, below 40 items "
         f"counts of right answers; loss gained: nats. {sentence(chance_text(results))}"
     )
-    return Table("Accuracy and forgetting", header, tuple(rows), note.strip())
+    return Table(f"{capital(name)} and forgetting", header, tuple(rows), note.strip())
 
 
 def _lost(right: str, estimate: str) -> str:

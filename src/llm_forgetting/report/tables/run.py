@@ -10,6 +10,7 @@ from llm_forgetting.forgetting.intervals import MINIMUM_ITEMS, Interval, PairedP
 from llm_forgetting.forgetting.measures import Change, Estimate
 from llm_forgetting.landscape.metrics import SurfaceMetrics
 from llm_forgetting.landscape.records import CheckpointLandscape, FitError, LandscapeChange
+from llm_forgetting.report.tables.words import EXACT_MATCH, capital, completion_tasks, measure_name
 from llm_forgetting.results import Results, ScanResults
 
 Scanned = Results | ScanResults
@@ -36,7 +37,9 @@ def display_name(name: str) -> str:
 
 
 def chance_text(results: Results) -> str:
-    """`guessing: 0.25`, the share of right answers by chance, by task where they differ; empty if it is not known."""
+    """`guessing: 0.25`, the share of right answers by chance, by task where they differ, and of which tasks it is exact match;
+    empty if every task is of completions.
+    """
     by_task = {
         display_name(task.name): " to ".join(number(1 / options) for options in sorted(set(task.options), reverse=True))
         for task in results.tasks
@@ -45,7 +48,9 @@ def chance_text(results: Results) -> str:
     values = set(by_task.values())
     if len(values) <= 1 and len(by_task) in (0, len(results.tasks)):
         return "".join(f"guessing: {value}" for value in values)
-    return f"guessing: {', '.join(f'{value} on {name}' for name, value in by_task.items())}"
+    guessing = f"guessing: {', '.join(f'{value} on {name}' for name, value in by_task.items())}"
+    matched = [display_name(name) for name in completion_tasks(results)]
+    return f"{guessing}; of {' and '.join(matched)} accuracy is {EXACT_MATCH}" if matched else guessing
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -112,7 +117,7 @@ def accuracy_matrix(results: Results) -> Table:
             rows.append((f"{display_name(name)}, {SPLIT_WORDS[scores.split]}", str(R[0][j].n), *cells))
     checkpoints = map(display_name, results.forgetting.train.checkpoints)
     note = f"trained items were fine-tuned on, held-out items never. {sentence(chance_text(results))}".rstrip()
-    return Table("Accuracy / loss in nats", ("task", "items", *checkpoints), tuple(rows), note)
+    return Table(f"{capital(measure_name(results))} / loss in nats", ("task", "items", *checkpoints), tuple(rows), note)
 
 
 def sampled(results: Results) -> str:
@@ -142,10 +147,11 @@ def forgetting_table(results: Results) -> Table:
     if len(detectable) > MOST_DETECTABLE:
         more = f"{len(detectable) - MOST_DETECTABLE} more of the kind are in results.json (forgetting, detectable)"
         detectable = [*detectable[:MOST_DETECTABLE], more]
-    header = ("task", "items", "accuracy lost", "of its accuracy", "of its gain", "loss gained (nats)")
+    name = measure_name(results)
+    header = ("task", "items", f"{name} lost", f"of its {name}", "of its gain", "loss gained (nats)")
     note = (
         f"brackets: 95% interval over {sampled(results)}; below {MINIMUM_ITEMS} items only counts of right answers; "
-        f"of its accuracy: relative to accuracy after the task's own training; of its gain: relative to the gain over the base "
+        f"of its {name}: relative to {name} after the task's own training; of its gain: relative to the gain over the base "
         f"model; one seed. {sentence(chance_text(results))} "
         f"{sentence('; '.join(detectable))}"
     )
@@ -154,7 +160,7 @@ def forgetting_table(results: Results) -> Table:
 
 def sentence(text: str) -> str:
     """`text` with a capital and a full stop; nothing for nothing."""
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    return f"{capital(text)}." if text else ""
 
 
 def _too_few(items: int) -> bool:
@@ -188,7 +194,7 @@ def summary_table(results: Results) -> Table:
             cells = (number(estimate.value) if few else estimate_text(estimate) for estimate in estimates)
             rows.append((f"{label}, {SPLIT_WORDS[scores.split]}", *cells))
     note = sentence(chance_text(results))
-    return Table("Over all tasks", ("measure", "accuracy", "loss (nats)"), tuple(rows), note)
+    return Table("Over all tasks", ("measure", measure_name(results), "loss (nats)"), tuple(rows), note)
 
 
 def landscape_table(results: Scanned) -> Table:
