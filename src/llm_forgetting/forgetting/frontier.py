@@ -13,11 +13,43 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_forgetting.arrays import Floats
+from llm_forgetting.arrays import Bools2, Floats, Floats2
 from llm_forgetting.forgetting.intervals import LEVEL, MINIMUM_ITEMS, Interval
+from llm_forgetting.forgetting.scores import Measure, Split
 from llm_forgetting.seeding import generator
 
 RESAMPLES = 1_999
+
+
+@dataclass(frozen=True, eq=False)
+class TaskScoresDuring:
+    """One task's scores at points of a training: correct and loss (nats), (points, items), of the `items` named."""
+
+    task: str
+    items: tuple[str, ...]
+    correct: Bools2
+    loss: Floats2
+
+    def gains(self, measure: Measure) -> Floats:
+        """(points, items), larger is better: 0 and 1, or minus the losses."""
+        return self.correct.astype(np.float64) if measure == "accuracy" else -self.loss
+
+
+@dataclass(frozen=True, eq=False)
+class ScoresDuring:
+    """Scores at points of the training on the last of `tasks`, earlier ones first; `steps` were done of `total` by then.
+
+    The items are those of `split`, the same at every point.
+    """
+
+    split: Split
+    total: int
+    steps: tuple[int, ...]
+    tasks: tuple[TaskScoresDuring, ...]
+
+    def frontier(self, task: TaskScoresDuring, measure: Measure) -> "Frontier":
+        """The frontier of the task that is learnt and an earlier one."""
+        return frontier(self.tasks[-1].gains(measure), task.gains(measure))
 
 
 @dataclass(frozen=True, eq=False)
