@@ -163,7 +163,7 @@ def train(session: Session, k: int) -> TrainingRecord:
             note=session.progress.note,
             callbacks=() if during is None else (during,),
         )
-    scores = during and during.record()
+    scores = None if during is None else during.record()
     session.mark_checkpoint(k if session.config.lora is not None else None)  # all weights are read from what is saved
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)

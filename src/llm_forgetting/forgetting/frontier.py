@@ -72,7 +72,7 @@ class Frontier:
     @property
     def reached(self) -> Floats:
         """The most that was learnt at any point, shape (...)."""
-        return self.learning.max(axis=-1)
+        return np.asarray(self.learning.max(axis=-1))
 
     def forgetting_at(self, learning: float) -> Floats:
         """Forgetting where the polygon first reaches `learning`, shape (...); NaN where it never does.
@@ -163,4 +163,4 @@ def _resampled_means(scores: Floats, rng: np.random.Generator) -> Floats:
     """(resamples, points): means of scores (points, items) over items drawn with replacement, the same at all points."""
     items = scores.shape[1]
     drawn = rng.multinomial(items, np.full(items, 1 / items), size=RESAMPLES)
-    return drawn @ scores.T / items
+    return np.asarray(drawn @ scores.T / items)

@@ -67,7 +67,13 @@ def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     if kinds := config.evaluation.quantised:
         times = len(kinds) * (checkpoints + 1)
         work.append(Work("the same, quantised", times * scored, {"scores": times * scored_tokens}))
-    return [*work, *_during(config, sizes), *_probes(config, sizes), *_scans(config, sizes), *_derivatives(config, sizes)]
+    return [
+        *work,
+        *_during(config, sizes),
+        *_probes(config, sizes),
+        *_scans(config, sizes),
+        *_derivatives(config, sizes),
+    ]
 
 
 def _training_work(config: ExperimentConfig, size: TaskSize, earlier: list[TaskSize]) -> Work:
