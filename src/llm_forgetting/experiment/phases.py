@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import yaml
 
@@ -57,6 +58,7 @@ from llm_forgetting.results import (
     TrainingRecord,
 )
 from llm_forgetting.tasks.task import Task
+from llm_forgetting.training.during import DuringScores, drawn, items_during
 from llm_forgetting.training.fine_tuning import accelerate_settings, fine_tune, optimizer_steps
 from llm_forgetting.training.interventions import intervene
 
@@ -145,6 +147,7 @@ def train(session: Session, k: int) -> TrainingRecord:
     items = [*task.train, *interventions.replayed_items]
     scratch = session.folder / "phases" / f"trainer_task{k}"
     steps = optimizer_steps(len(items), config)
+    during = _during(session, k, steps, len(items), scratch)
     bar = session.progress.bar(f"fine-tuning on {task.name}", steps)
     with training_tracked(session.folder, f"task{k}"), bar as advance:
         history = fine_tune(
@@ -158,7 +161,9 @@ def train(session: Session, k: int) -> TrainingRecord:
             advance=advance,
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
             note=session.progress.note,
+            callbacks=() if during is None else (during,),
         )
+    scores = None if during is None else during.record()
     session.mark_checkpoint(k if session.config.lora is not None else None)  # all weights are read from what is saved
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)
@@ -171,7 +176,19 @@ def train(session: Session, k: int) -> TrainingRecord:
         interventions=interventions.record(model),
         adapter_sha256=model.adapter_sha256(),
         log=history,
+        during=scores,
     )
+
+
+def _during(session: Session, k: int, steps: int, items: int, scratch: Path) -> DuringScores | None:
+    """What scores the training on task k, of `items` items an epoch."""
+    settings, tasks = session.config.evaluation, session.encoded[:k]
+    if not settings.during:
+        return None
+    count = items_during(settings, k, steps, items * session.config.training.num_epochs)
+    seed, split = session.config.data.seed, settings.during_split
+    chosen = {task.name: drawn(task.split(split), task.name, count, seed) for task in tasks}
+    return DuringScores(session.model, chosen, settings, steps, scratch / "during")
 
 
 def _recorder(session: Session, k: int) -> Callable[[int], None]:

@@ -267,12 +267,13 @@ def fine_tune(
     advance: Callable[[int, str], None] = lambda steps, text: None,
     record: Callable[[int], None] = lambda epoch: None,
     note: Callable[[str], None] = lambda line: None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[TrainingStep, ...]:
     """Train the live adapter on `items` with a fresh optimiser and schedule; returns the log, one entry per step.
 
     Of `interventions`, SAM and anchor; replayed items are among `items`.
     `trackers` are names for Trainer's `report_to`. `record` is called at the end of every epoch (numbered from 1), while the
-    live adapter is what that epoch made of it.
+    live adapter is what that epoch made of it. `callbacks` are transformers' own; they may look, and must change nothing.
 
     `stream` names the random stream of item order and dropout. `scratch` holds Trainer's private resume files (one per
     epoch; optimiser and RNG states): a phase that was killed goes on from the last whole epoch, and `note` hears where the last
@@ -295,7 +296,7 @@ def fine_tune(
         packed=not config.gradient_checkpointing,
         interventions=interventions or Interventions(),
         data_collator=lambda batch: {"items": batch},
-        callbacks=[_Watch(advance), _EpochEnd(record), _Checksums()],
+        callbacks=[_Watch(advance), _EpochEnd(record), *callbacks, _Checksums()],
     )
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
