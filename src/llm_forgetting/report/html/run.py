@@ -144,7 +144,8 @@ def _method(results: Results) -> list[Block]:
             (
                 "Forgetting of a task: its accuracy after its own training minus that after the last task, and likewise in "
                 "loss, on the same items; loss is minus the log-probability of the right letter among all tokens, of "
-                "completions per token that is learnt; a completion is right if every token is the most likely one.",
+                "completions per token that is learnt.",
+                *_right(results),
                 "Intervals are paired, over items (over subjects, if a task has several): Bonett and Price's for accuracy, "
                 "bootstrap-t or Hall's for loss. They say nothing of other seeds.",
                 "Landscapes are of items that were "
@@ -169,6 +170,25 @@ def _method(results: Results) -> list[Block]:
             "In this run",
         ),
     ]
+
+
+def _right(results: Results) -> list[str]:
+    """When a completion counts as right."""
+    by = {task.score.by for task in results.tasks if task.score is not None}
+    if not by and any(not task.options for task in results.tasks):  # of an older run
+        by = {"teacher_forcing"}
+    return [WHEN_RIGHT[kind] for kind in WHEN_RIGHT if kind in by]
+
+
+WHEN_RIGHT = {
+    "teacher_forcing": (
+        "A completion is right if every token is the likeliest after the right ones before it: teacher-forced exact match."
+    ),
+    "generation": (
+        "A completion is right if the answer in what the model writes by greedy decoding is the right one: exact match of "
+        "generated answers."
+    ),
+}
 
 
 def _again(results: Results) -> list[Block]:

@@ -34,6 +34,7 @@ def evaluation_table(results: EvaluationResults) -> Table:
         f"{results.config.data.few_shot}-shot; accuracy ± standard error sd / sqrt(n), groups weighted by size, as in "
         "lm-evaluation-harness 0.4.13; letter mass: probability of the option letters together."
     )
+    note += "".join(f" {name}: accuracy is {what}." for name, what in _measures(results).items())
     if split:
         note += " Trained: items that this adapter was trained on; only the held-out ones test it. Loss and letter mass: all."
     if shortened:
@@ -41,6 +42,18 @@ def evaluation_table(results: EvaluationResults) -> Table:
     title = "Test accuracy" if results.is_test else "Accuracy"
     columns = ("all", "trained", "held-out") if split else ("accuracy",)
     return Table(title, ("subject", "items", *columns, "loss (nats)", "letter mass"), tuple(rows), note)
+
+
+def _measures(results: EvaluationResults) -> dict[str, str]:
+    """What the accuracy of each task of completions is, and the mean ROUGE-L where that was measured."""
+    said = {}
+    for task in results.tasks:
+        if task.measure is not None:
+            found = [(subject.rouge_l, subject.n) for subject in task.subjects if subject.rouge_l is not None]
+            mean = sum(value * n for value, n in found) / sum(n for _, n in found) if found else None
+            rouge = "" if mean is None else f"; ROUGE-L {mean:.4f}"
+            said[task.name.replace("_", " ")] = f"{task.measure}{rouge}"
+    return said
 
 
 def _of(accuracy: Proportion | PooledAccuracy | None) -> str:

@@ -48,6 +48,14 @@ def chance_text(results: Results) -> str:
     return f"guessing: {', '.join(f'{value} on {name}' for name, value in by_task.items())}"
 
 
+def accuracy_text(results: Results) -> str:
+    """`accuracy: exact match of generated answers`, by task where they differ; empty if no task is of completions."""
+    titles = {display_name(task.name): task.score.title for task in results.tasks if task.score is not None}
+    if len(set(titles.values())) == 1 and len(titles) == len(results.tasks):
+        return f"accuracy: {next(iter(titles.values()))}"
+    return f"accuracy: {', '.join(f'{title} on {name}' for name, title in titles.items())}" if titles else ""
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A number to `digits` decimals; "-" for none, "inf" and "nan" spelt out."""
     if value is None:
@@ -105,14 +113,28 @@ def estimate_text(estimate: Estimate) -> str:
 def accuracy_matrix(results: Results) -> Table:
     """R[i, j]: a row per task and split, a column per checkpoint, accuracy and loss in each cell."""
     rows = []
+    perplexed = {j for j, task in enumerate(results.tasks) if task.score is not None}
     for j, name in enumerate(results.task_names):
         for scores in results.forgetting.splits:
             R, L = scores.accuracy.cells, scores.loss.cells
-            cells = [f"{number(R[i][j].value)} / {number(L[i][j].value)}" for i in range(len(R))]
+            cells = [
+                f"{number(R[i][j].value)} / {_loss(L[i][j].value, perplexity=j in perplexed)}" for i in range(len(R))
+            ]
             rows.append((f"{display_name(name)}, {SPLIT_WORDS[scores.split]}", str(R[0][j].n), *cells))
     checkpoints = map(display_name, results.forgetting.train.checkpoints)
-    note = f"trained items were fine-tuned on, held-out items never. {sentence(chance_text(results))}".rstrip()
-    return Table("Accuracy / loss in nats", ("task", "items", *checkpoints), tuple(rows), note)
+    notes = ("trained items were fine-tuned on, held-out items never.", accuracy_text(results), chance_text(results))
+    note = " ".join(sentence(said) for said in notes if said)
+    title = "Accuracy / loss in nats" + (" (perplexity of completions)" if perplexed else "")
+    return Table(title, ("task", "items", *checkpoints), tuple(rows), note)
+
+
+def _loss(value: float | None, *, perplexity: bool) -> str:
+    """A loss, and of completions the exponential of it."""
+    return (
+        f"{number(value)} ({number(math.exp(min(value, 700.0)))})"
+        if perplexity and value is not None
+        else number(value)
+    )
 
 
 def sampled(results: Results) -> str:
