@@ -46,7 +46,7 @@ from llm_forgetting.landscape.records import CheckpointLandscape
 from llm_forgetting.models.adapter.requantised import requantised
 from llm_forgetting.models.hessian.products import supports_tangent_pass
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
-from llm_forgetting.models.language.scoring import merged, score_tasks
+from llm_forgetting.models.language.scoring import merged, passes, score_tasks
 from llm_forgetting.models.language.text_loss import text_losses
 from llm_forgetting.results import (
     GuardReport,
@@ -111,6 +111,7 @@ def _task_setup(task: Task, encoded: EncodedTask, landscape_items: list[EncodedI
         shots_dropped=sum(item.shots_dropped for item in items),
         tokens=TokenCounts(*(sum(len(item.input_ids) for item in encoded.split(split)) for split in SPLITS)),
         landscape_items=tuple(item.item.id for item in landscape_items),
+        score=task.scoring,
     )
 
 
@@ -209,7 +210,7 @@ def evaluate(session: Session, k: int) -> Lines:
     rotated = [j for j in range(1, last) if k in (j, last)] if settings.rotations else []
     rotations = {j: session.rotated(j, "train") for j in rotated if session.tasks[j - 1].questions}
     groups = [items for _, _, items in cells] + [items for lists in rotations.values() for items in lists]
-    total = sum(map(len, groups)) + len(session.passages)
+    total = passes(groups) + len(session.passages)
     with session.progress.bar(f"scoring {name}", total) as advance, merged(model):
         scores = score_tasks(model, groups, settings.batch_size, lambda n: advance(n, ""))
         losses = text_losses(model, session.passages, lambda n: advance(n, ""))
@@ -228,7 +229,7 @@ def evaluate_quantised(session: Session, k: int) -> Lines:
     """Score the checkpoint after task k on every task and split with its weights quantised, in every kind that is asked for."""
     model, settings, name = session.at(k), session.config.evaluation, checkpoint_name(k)
     cells = [(task, split, task.split(split)) for task in session.encoded for split in SPLITS]
-    total = len(settings.quantised) * sum(len(items) for _, _, items in cells)
+    total = len(settings.quantised) * passes(items for _, _, items in cells)
     records: list[ItemRecord] = []
     with session.progress.bar(f"scoring {name}, quantised", total) as advance:
         for kind in settings.quantised:

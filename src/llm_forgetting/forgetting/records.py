@@ -185,7 +185,9 @@ class ItemRecord:
     """Item as one checkpoint answered it: loss in nats over the whole vocabulary, letter_logits (k,), rest = logsumexp
     of all other logits, and rotated_letter_logits (k - 1, k) where its options were rotated. A completion has `tokens`,
     the number of those that are learnt, instead; its loss is that per token, and predicted are the likeliest tokens, each
-    after the right ones before it.
+    after the right ones before it. Of one that is judged by what the model writes, `generated` is all of that, `predicted` and
+    `answer` the answers in it and in the right completion, `correct` whether they match, `teacher_forced` what the
+    likeliest tokens would say, and `rouge_l` the F1 of ROUGE-L (0 to 1) where that was asked for.
     """
 
     checkpoint: str
@@ -201,6 +203,9 @@ class ItemRecord:
     rest: Annotated[float | None, OMITTED] = None
     rotated_letter_logits: Annotated[Floats2 | None, OMITTED] = None
     tokens: Annotated[int | None, OMITTED] = None
+    generated: Annotated[str | None, OMITTED] = None
+    teacher_forced: Annotated[bool | None, OMITTED] = None
+    rouge_l: Annotated[float | None, OMITTED] = None
 
     @property
     def letters(self) -> Floats1:

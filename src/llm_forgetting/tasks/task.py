@@ -12,6 +12,7 @@ from llm_forgetting.files import is_text
 from llm_forgetting.seeding import generator
 from llm_forgetting.tasks.completion import LONGEST, Completion
 from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat
+from llm_forgetting.tasks.scoring import Scoring
 
 LETTERS = string.ascii_uppercase
 
@@ -108,6 +109,11 @@ class Task:
     def format(self) -> PromptFormat | None:
         """How its questions are put; None for completions."""
         return self.questions[0].format if self.questions else None
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """How its completions are judged; None for questions."""
+        return next((item.scoring for item in self.train if isinstance(item, Completion)), None)
 
 
 @dataclass(frozen=True)

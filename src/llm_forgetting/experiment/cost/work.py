@@ -10,6 +10,7 @@ from llm_forgetting.experiment.analysis.paths import path_evaluations
 from llm_forgetting.experiment.analysis.spectrum import curvature_evaluations
 from llm_forgetting.experiment.cost.lengths import ItemLengths
 from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.generation import is_generated
 from llm_forgetting.training.during import items_during, steps_during
 from llm_forgetting.training.fine_tuning import optimizer_steps
 
@@ -19,12 +20,13 @@ FORWARDS_PER_PRODUCT = 4
 
 @dataclass(frozen=True)
 class TaskSize:
-    """Items of a task's splits, and the mean number of tokens of their prompts."""
+    """Items of a task's splits, the mean number of tokens of their prompts, and of what is written after each, if anything."""
 
     name: str
     train: int
     test: int
     tokens: float
+    written: float = 0
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,19 @@ class Work:
 def task_sizes(lengths: ItemLengths) -> list[TaskSize]:
     """Sizes of the tasks."""
     return [
-        TaskSize(task.name, len(task.train), len(task.test), _mean([*task.train, *task.test])) for task in lengths.tasks
+        TaskSize(task.name, len(task.train), len(task.test), _mean(items), _written(items))
+        for task in lengths.tasks
+        if (items := [*task.train, *task.test])
     ]
 
 
 def _mean(items: Sequence[EncodedItem]) -> float:
     return sum(len(item.input_ids) for item in items) / len(items)
+
+
+def _written(items: Sequence[EncodedItem]) -> float:
+    """Tokens that greedy decoding writes after each, if it ends where the right completion does."""
+    return sum(len(item.targets) for item in items if is_generated(item)) / len(items)
 
 
 def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
@@ -64,6 +73,10 @@ def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
             {"scores": (checkpoints + 1) * scored_tokens},
         )
     )
+    written = sum((size.train + size.test) * size.written for size in sizes)
+    if written:
+        times = (1 + len(config.evaluation.quantised)) * (checkpoints + 1)
+        work.append(Work("write completions (their right lengths)", times * scored, {"scores": times * written}))
     if kinds := config.evaluation.quantised:
         times = len(kinds) * (checkpoints + 1)
         work.append(Work("the same, quantised", times * scored, {"scores": times * scored_tokens}))

@@ -24,6 +24,7 @@ from llm_forgetting.report.tables.quantised import quantised_table
 from llm_forgetting.report.tables.run import (
     SPLIT_WORDS,
     Table,
+    accuracy_text,
     chance_text,
     comparison_table,
     counts,
@@ -113,7 +114,9 @@ def _sections(results: Results, items: Sequence[Line], questions: Questions | No
             "scores",
             f"{capital(name)} and loss",
             [
-                heat_maps(results.forgetting, chance_text(results), name),
+                heat_maps(
+                    results.forgetting, "; ".join(filter(None, [chance_text(results), accuracy_text(results)])), name
+                ),
                 *_if_rows(forgetting_table(results), quantised_table(results), summary_table(results)),
             ],
         ),
@@ -144,13 +147,13 @@ def _method(results: Results) -> list[Block]:
     split = {"train": "trained on", "test": "held out"}[results.config.landscape.items]
     name, completions = measure_name(results), completion_tasks(results)
     token = "token" if completions else "letter"
-    right = ", the mean over a completion's; a completion is right if every token is the most likely one"
     return [
         Points(
             (
                 f"Forgetting of a task: its {name} after its own training minus that after the last task, and likewise in "
                 f"loss, on the same items; loss is minus the log-probability of the right {token} among all tokens"
-                f"{right if completions else ''}.",
+                f"{', the mean over the tokens that are learnt' if completions else ''}.",
+                *_right(results),
                 f"Intervals are paired, over items (over subjects, if a task has several): Bonett and Price's for {name}, "
                 "bootstrap-t or Hall's for loss. They say nothing of other seeds.",
                 "Landscapes are of items that were "
@@ -175,6 +178,25 @@ def _method(results: Results) -> list[Block]:
             "In this run",
         ),
     ]
+
+
+def _right(results: Results) -> list[str]:
+    """When a completion counts as right."""
+    by = {task.score.by for task in results.tasks if task.score is not None}
+    if not by and any(not task.options for task in results.tasks):  # of an older run
+        by = {"teacher_forcing"}
+    return [WHEN_RIGHT[kind] for kind in WHEN_RIGHT if kind in by]
+
+
+WHEN_RIGHT = {
+    "teacher_forcing": (
+        "A completion is right if every token is the likeliest after the right ones before it: teacher-forced exact match."
+    ),
+    "generation": (
+        "A completion is right if the answer in what the model writes by greedy decoding is the right one: exact match of "
+        "generated answers."
+    ),
+}
 
 
 def _again(results: Results) -> list[Block]:

@@ -8,6 +8,7 @@ from llm_forgetting.report.tables.quantised import closing_quantised_table
 from llm_forgetting.report.tables.run import (
     SPLIT_WORDS,
     Table,
+    accuracy_text,
     chance_text,
     counts,
     curvature_text,
@@ -67,9 +68,9 @@ def _accuracies(results: Results) -> Table:
     header = (name, "items", "base", "tuned", "end", "lost", "loss gained")
     note = (
         f"tuned: after the task's own training; lost: brackets are 95% intervals over {sampled(results)}, below 40 items "
-        f"counts of right answers; loss gained: nats. {sentence(chance_text(results))}"
+        f"counts of right answers; loss gained: nats. {sentence(accuracy_text(results))} {sentence(chance_text(results))}"
     )
-    return Table(f"{capital(name)} and forgetting", header, tuple(rows), note.strip())
+    return Table(f"{capital(name)} and forgetting", header, tuple(rows), " ".join(note.split()))
 
 
 def _lost(right: str, estimate: str) -> str:
