@@ -178,6 +178,13 @@ def first_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 METHODS = {
     "replay": "{ratio: 0.5, text: 2}",
     "ewc": "{strength: 100, fisher: kronecker, items: 4}",
+    "o_lora": "{strength: 0.5, norm: 0.01}",
+    "new_adapter": "{merge: ties}",
+    "freeze": "{layers: [0]}",
+    "lora_plus": "{ratio: 4, tasks: later}",
+    "learning_rate": "{factor: 0.5}",
+    "interpolate": "{share: 0.5, rank: 2}",
+    "lines": "{first: 0.1}",
     "kl": "{source: generated, tokens: 5, direction: reverse}",
 }
 

@@ -22,8 +22,8 @@ class KlOptions:
     Args:
         strength: Its weight beside the loss; both are in nats.
         direction: `forward`, KL(before || now), which covers all that was likely, or `reverse`, KL(now || before).
-        source: Where it is measured: at the predictions of the new task's `inputs`, at every token of control `text`, or of text
-            that the model before the task has `generated`.
+        source: Where it is measured: at the predictions of the new task's `inputs`, at every token of control `text`, or of
+            texts that the model before the task has `generated`.
         batch: Texts per optimiser batch, of `text` and `generated`.
         texts: How many are generated.
         tokens: How long they are.
