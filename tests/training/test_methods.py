@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from tiny_models import fill_adapter
 
 from llm_forgetting.config.files import parse_config
 from llm_forgetting.config.methods import method_names, method_of
@@ -15,8 +18,15 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.cost.work import TaskSize, work_of
 from llm_forgetting.experiment.phases import train as train_phase
 from llm_forgetting.experiment.session import Session
+from llm_forgetting.landscape.factors import WeightUpdate
+from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.models.adapter.saved_adapter import read_weights
+from llm_forgetting.models.language.backbones import load_backbone
+from llm_forgetting.models.language.batches import collate
 from llm_forgetting.progress import Advance, Silent
 from llm_forgetting.results import TrainingRecord
+from llm_forgetting.training.method import Start
+from llm_forgetting.training.methods.new_adapter import NewAdapter, NewAdapterOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -189,22 +199,155 @@ METHODS = {
 }
 
 
+class Learnt:
+    """Second tasks learnt after one first task, each method's once."""
+
+    def __init__(self, first: Path, folder: Path) -> None:
+        self._first, self._folder = first, folder
+        self._known: dict[str, tuple[Session, TrainingRecord]] = {}
+
+    def session(self, kind: str, *options: str, progress: Silent | None = None) -> Session:
+        """In a folder of its own with the first task's checkpoint."""
+        folder = self._folder / kind
+        if not folder.exists():
+            shutil.copytree(self._first, folder)
+        return Session(configured("--lora.dropout=0.1", *options), folder, progress or Silent())
+
+    def with_method(self, name: str) -> tuple[Session, TrainingRecord]:
+        """The session after its second task, and the task's record; `plain` is without a method."""
+        if name not in self._known:
+            session = self.session(name, *options_of(name))
+            self._known[name] = session, train_phase(session, 2)
+        return self._known[name]
+
+    def updates(self, name: str) -> tuple[WeightUpdate, WeightUpdate]:
+        """delta W after the first and the second task, as they are read back from their checkpoints."""
+        updates = self.with_method(name)[0].updates()
+        return updates["after_task1"], updates["after_task2"]
+
+
+def options_of(name: str) -> list[str]:
+    return [f"--training.methods.{name}={METHODS[name]}"] if name in METHODS else []
+
+
+@pytest.fixture(scope="module")
+def learnt(first_task: Path, tmp_path_factory: pytest.TempPathFactory) -> Learnt:
+    return Learnt(first_task, tmp_path_factory.mktemp("learnt"))
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_a_killed_training_goes_on_to_the_same_adapter(name: str, first_task: Path, tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_to_the_same_adapter(name: str, learnt: Learnt) -> None:
     """And the method changes what is learnt: the adapter is not that of plain training."""
-    config = configured(f"--training.methods.{name}={METHODS[name]}", "--lora.dropout=0.1")
-    records: list[TrainingRecord] = []
-    folders = [tmp_path / kind for kind in ("whole", "killed", "plain")]
-    for folder in folders:
-        shutil.copytree(first_task, folder)
-    records.append(train_phase(Session(config, folders[0], Silent()), 2))
+    _, whole = learnt.with_method(name)
     with pytest.raises(Killed):
-        train_phase(Session(config, folders[1], KillingProgress(records[0].optimizer_steps - 1)), 2)
-    records.append(train_phase(Session(config, folders[1], Silent()), 2))
-    assert records[0] == records[1]
-    plain = train_phase(Session(configured("--lora.dropout=0.1"), folders[2], Silent()), 2)
-    assert plain.adapter_sha256 != records[0].adapter_sha256
-    assert records[0].interventions != plain.interventions
+        train_phase(
+            learnt.session(f"{name} killed", *options_of(name), progress=KillingProgress(whole.optimizer_steps - 1)), 2
+        )
+    assert train_phase(learnt.session(f"{name} killed", *options_of(name)), 2) == whole
+    _, plain = learnt.with_method("plain")
+    assert plain.adapter_sha256 != whole.adapter_sha256
+    assert plain.interventions != whole.interventions
+
+
+# --- what each leaves behind --------------------------------------------------------------------------------------------------
+
+
+def dense(pair: Factors) -> torch.Tensor:
+    return pair.B @ pair.A
+
+
+def test_interpolation_ends_between_and_is_cut_to_a_rank(learnt: Learnt) -> None:
+    """Half of both, of which the two largest singular values are kept (Eckart & Young)."""
+    (before, found), (_, plain) = learnt.updates("interpolate"), learnt.updates("plain")
+    for name, pair in found.items():
+        U, S, Vh = torch.linalg.svd((dense(before[name]) + dense(plain[name])) / 2)
+        torch.testing.assert_close(dense(pair), (U[:, :2] * S[:2]) @ Vh[:2], rtol=1e-4, atol=1e-6)
+    record = learnt.with_method("interpolate")[1].interventions.methods
+    assert record is not None
+    assert 0 < record["interpolate"].measured["truncation_error"] < 1
+    assert record["interpolate"].measured["rank"] == 2
+
+
+def test_lines_scales_a_task_s_update_by_depth(learnt: Learnt) -> None:
+    """0.1 in the first of two layers, 1 in the last; exact, so ranks add up."""
+    (before, found), (_, plain) = learnt.updates("lines"), learnt.updates("plain")
+    for name, pair in found.items():
+        share = 0.1 if ".0." in name else 1.0
+        expected = dense(before[name]) + share * (dense(plain[name]) - dense(before[name]))
+        torch.testing.assert_close(dense(pair), expected, rtol=1e-4, atol=1e-6)
+        assert len(pair.A) == 4
+
+
+def test_frozen_layers_stay_and_others_move(learnt: Learnt) -> None:
+    before, found = learnt.updates("freeze")
+    moved = {name: not torch.equal(dense(pair), dense(before[name])) for name, pair in found.items()}
+    assert {name: moved[name] for name in moved} == {name: ".1." in name for name in moved}
+    session, _ = learnt.with_method("freeze")
+    assert all(p.requires_grad for n, p in session.model.peft_model.named_parameters() if "lora" in n)
+
+
+def test_another_learning_rate_is_that_of_the_configuration(learnt: Learnt) -> None:
+    rate = configured().training.learning_rate
+    session = learnt.session("half the rate", f"--training.learning_rate={0.5 * rate!r}")
+    assert train_phase(session, 2).adapter_sha256 == learnt.with_method("learning_rate")[1].adapter_sha256
+
+
+def test_lora_plus_moves_b_faster(learnt: Learnt) -> None:
+    """AdamW's first step moves every weight by its learning rate, whatever its gradient."""
+    session = learnt.session("one step", "--training.methods.lora_plus.ratio=4", "--training.batch_size=8",
+                             "--training.num_epochs=1", "--lora.dropout=0", "--training.max_grad_norm=0")  # fmt: skip
+    before = session.at(1).adapter_state()
+    train_phase(session, 2)
+    rate = session.config.training.learning_rate
+    for name, weight in session.model.adapter_state().items():
+        expected = rate * (4 if "lora_B" in name else 1)
+        assert float((weight - before[name]).abs().median()) == pytest.approx(expected, rel=1e-2)
+
+
+def test_o_lora_keeps_earlier_adapters_to_the_bit_and_peft_reads_what_is_saved(learnt: Learnt) -> None:
+    """The saved adapter is that of the first task beside a new one, in a rank that has grown."""
+    session, record = learnt.with_method("o_lora")
+    first, second = (read_weights(session.checkpoint_folder(k)) for k in (1, 2))
+    for name, weight in first.items():
+        kept = second[name][:2] if "lora_A" in name else second[name][:, :2]
+        assert torch.equal(kept, weight)
+        assert max(second[name].shape) > max(weight.shape) or second[name].shape != weight.shape
+    overlap = sum(float((second[name][:2] @ second[name][2:].T).abs().sum()) for name in second if "lora_A" in name)
+    assert record.interventions.methods is not None
+    assert record.interventions.methods["o_lora"].measured == {"overlap": pytest.approx(overlap, rel=1e-5), "rank": 4}
+    backbone, _ = load_backbone(session.config.model, lambda line: None)
+    read = PeftModel.from_pretrained(backbone, session.checkpoint_folder(2))
+    items = session.encoded[1].test
+    batch = collate(items, session.model.pad_id)
+    with torch.no_grad():
+        theirs = read(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, -1]
+        torch.testing.assert_close(session.at(2).answer_logits(batch), theirs, rtol=1e-4, atol=1e-5)
+    assert session.at(0).adapter_state()[name].shape == weight.shape  # and the live adapter shrinks again
+
+
+def test_merged_adapters_are_those_of_peft(learnt: Learnt) -> None:
+    """Two adapters of one PEFT model, the second one trained on the base model, and its `add_weighted_adapter`."""
+    session, _ = learnt.with_method("new_adapter")
+    method = NewAdapter(NewAdapterOptions("ties"))
+    method.begin(Start(session.at(1), session.encoded[1], number=2, last=False))
+    fresh = session.model.adapter_factors()
+    assert not any(pair.B.any() for pair in fresh.values())
+    fill_adapter(session.model.peft_model, seed=5)
+    own = session.model.adapter_state()
+    first = read_weights(session.checkpoint_folder(1))
+    method.end(session.model)
+    session.mark_checkpoint(None)
+    backbone, _ = load_backbone(session.config.model, lambda line: None)
+    theirs = PeftModel.from_pretrained(backbone, session.checkpoint_folder(1), adapter_name="one")
+    theirs.load_adapter(str(session.checkpoint_folder(1)), adapter_name="two")
+    set_peft_model_state_dict(theirs, own, adapter_name="two")
+    set_peft_model_state_dict(theirs, first, adapter_name="one")
+    theirs.add_weighted_adapter(["one", "two"], [0.5, 0.5], "both", combination_type="ties", density=0.5)
+    for name, layer in theirs.base_model.model.named_modules():
+        if hasattr(layer, "lora_A") and "both" in layer.lora_A:
+            expected = layer.scaling["both"] * layer.lora_B["both"].weight @ layer.lora_A["both"].weight
+            found = session.model.adapter_factors()[name]
+            torch.testing.assert_close(dense(found), expected.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_dry_run_counts_what_methods_cost() -> None:
