@@ -7,6 +7,7 @@ g x^T, with x the layer's input and g the gradient in its output. Neither depend
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,15 +39,21 @@ class Kronecker:
 
 
 Fisher = Mapping[str, Diagonal | Kronecker]
+Tell = Callable[[str, torch.Tensor, torch.Tensor], None]
+
+
+def _told(tell: Tell, name: str, x: torch.Tensor, g: torch.Tensor) -> None:
+    tell(name, x, at_least_float32(g.detach()).flatten(0, -2))
 
 
 @contextmanager
-def _watched(layers: Mapping[str, Any], tell: Callable[[str, torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
+def _watched(layers: Mapping[str, Any], tell: Tell) -> Iterator[None]:
     """Within the block `tell` hears inputs (tokens, d_in) and output gradients (tokens, d_out) of every backward pass."""
 
     def watch(name: str, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         x = at_least_float32(inputs[0].detach()).flatten(0, -2)
-        output.register_hook(lambda g: tell(name, x, at_least_float32(g.detach()).flatten(0, -2)))
+        hear = partial(_told, tell, name, x)
+        output.register_hook(hear)  # type: ignore[no-untyped-call]
 
     handles = [
         layer.register_forward_hook(lambda _, inputs, output, name=name: watch(name, inputs, output))
@@ -112,7 +119,7 @@ def kronecker_fisher(layers: Mapping[str, Any], log_likelihoods: Sequence[Callab
 def _backward(
     layers: Mapping[str, Any],
     compute: Callable[[], torch.Tensor],
-    tell: Callable[[str, torch.Tensor, torch.Tensor], None],
+    tell: Tell,
 ) -> None:
     """One item's pass back; the trained weights get no gradient from it."""
     trained = [parameter for layer in layers.values() for parameter in layer.parameters() if parameter.requires_grad]

@@ -15,6 +15,7 @@ def lora_plus_optimizer(
     `arguments` are those of an optimiser of class `kind`, its learning rate `lr` among them.
     """
     rest = {name: value for name, value in arguments.items() if name != "lr"}
-    return create_loraplus_optimizer(
+    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
         model, kind, lr=arguments["lr"], loraplus_lr_ratio=ratio, loraplus_weight_decay=weight_decay, **rest
     )
+    return optimizer
