@@ -57,6 +57,7 @@ ADDED: frozenset[str] = frozenset(
         *("run.results.config.data.difficulty", "run.results.config.data.shift"),
         *("run.results.config.evaluation.during", "run.results.config.evaluation.during_items"),
         "run.results.config.evaluation.during_split",
+        "run.results.config.training.methods",
     }
 )
 SHOWN = 20

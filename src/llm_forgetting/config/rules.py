@@ -84,6 +84,7 @@ def refuse_impossible(config: "AnyConfig") -> None:
 
 def problems(config: "AnyConfig") -> Iterator[str]:
     """Everything that makes a configuration impossible, one line each."""
+    from llm_forgetting.config.methods import method_problems
     from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig  # they are built by these rules
 
     for section_field in dataclasses.fields(config):
@@ -110,6 +111,7 @@ def problems(config: "AnyConfig") -> Iterator[str]:
         if config.model.dtype == "float16":
             yield "model.dtype=float16 cannot be trained: gradients underflow in it; use bfloat16 or float32"
         yield from _intervention_problems(config.interventions, config.training, config.data)
+        yield from method_problems(config)
     yield from _data_problems(config.data)
     if not isinstance(config, EvaluateConfig):
         yield from _landscape_problems(config.data, config.landscape)

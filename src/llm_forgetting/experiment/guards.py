@@ -14,7 +14,7 @@ from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.quantisation import require_package
 from llm_forgetting.models.language.scoring import score
 from llm_forgetting.results import GuardReport
-from llm_forgetting.training.fine_tuning import require_known_names
+from llm_forgetting.training.arguments import require_known_names
 
 GUARD_ITEMS = 16
 PASSES = 4

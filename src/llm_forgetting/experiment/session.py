@@ -14,6 +14,8 @@ from llm_forgetting.experiment.inputs import require_same_backbone, require_same
 from llm_forgetting.experiment.tasks import source_of, tasks_of
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.landscape.factors import WeightUpdate
+from llm_forgetting.models.adapter.ranks import saved_ranks, set_ranks
+from llm_forgetting.models.adapter.saved_adapter import State, read_weights
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -112,11 +114,18 @@ class Session:
         if self._live != after_task:
             if after_task:
                 RunFolder(self.folder).require_checkpoint(f"task{after_task}")
+                if self.config.training.methods and self.config.low_rank:  # a method may have changed the ranks
+                    self._fit_ranks(read_weights(self.checkpoint_folder(after_task)))
                 model.load_adapter_weights(self.checkpoint_folder(after_task))
             else:
+                if self.config.training.methods and self.config.low_rank:
+                    self._fit_ranks(self._initial)
                 model.set_adapter_state(self._initial)
             self._live = after_task
         return model
+
+    def _fit_ranks(self, state: State) -> None:
+        set_ranks(self.model.peft_model, saved_ranks(state), self.model.adapter)
 
     def mark_checkpoint(self, after_task: int | None) -> None:
         """Say that the live adapter now is the checkpoint after task number `after_task`, or (None) that of none."""

@@ -195,14 +195,29 @@ class AnchorRecord:
     distance: float
 
 
+MethodOption = bool | int | float | str | None | list[int] | list[float] | list[str]
+
+
+@dataclass(frozen=True)
+class MethodRecord:
+    """Method against forgetting: its options, and numbers about a training that is over, by name."""
+
+    options: dict[str, MethodOption]
+    measured: dict[str, float]
+
+
 @dataclass(frozen=True)
 class InterventionRecord:
-    """Interventions in the training on one task: None or empty where off; `replayed` are item ids by earlier task."""
+    """Interventions in the training on one task: None or empty where off; `replayed` are item ids by earlier task.
+
+    `methods`: the other methods of `training.methods`, by name.
+    """
 
     sam: SharpnessAwareRecord | None
     replayed: dict[str, tuple[str, ...]]
     anchor: AnchorRecord | None
     rescale: float
+    methods: Annotated[dict[str, MethodRecord] | None, OMITTED] = None
 
 
 @dataclass(frozen=True)

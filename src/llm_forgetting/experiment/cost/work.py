@@ -13,6 +13,8 @@ from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.generation import is_generated
 from llm_forgetting.training.during import items_during, steps_during
 from llm_forgetting.training.fine_tuning import optimizer_steps
+from llm_forgetting.training.method import Methods
+from llm_forgetting.training.methods.replay import Replay
 
 # A Hessian-vector product: values and derivatives forward, and both back.
 FORWARDS_PER_PRODUCT = 4
@@ -90,14 +92,16 @@ def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
 
 
 def _training_work(config: ExperimentConfig, size: TaskSize, earlier: list[TaskSize]) -> Work:
-    """What fine-tuning on one task costs: replayed items join its own, and SAM passes all of them through twice."""
-    training, interventions = config.training, config.interventions
-    replayed = [(min(interventions.replay_items, task.train), task.tokens) for task in earlier]
+    """What fine-tuning on one task costs: replayed items join its own, and a method may pass all of them through again."""
+    methods = Methods.of(config, len(earlier) + 1)
+    training = methods.settings(config.training)
+    replayed = _replayed(methods, size, earlier)
     items = size.train + sum(count for count, _ in replayed)
     tokens = size.train * size.tokens + sum(count * each for count, each in replayed)
-    sam = interventions.sam_rho > 0 and (interventions.sam_on == "all" or not earlier)
-    times = training.num_epochs * (2 if sam else 1)
-    label = f"fine-tune on {size.name} ({optimizer_steps(items, training)} steps{', SAM' if sam else ''})"
+    times = training.num_epochs * methods.cost((), len(earlier)).passes
+    titles = [method.name if method.title is None else method.title for method in methods.methods]
+    named = "".join(f", {title}" for title in titles if title)
+    label = f"fine-tune on {size.name} ({optimizer_steps(items, training)} steps{named})"
     return Work(label, times * items, {"training": times * tokens})
 
 
@@ -114,6 +118,14 @@ def _during(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
             items = points * min(count, task.test if settings.during_split == "test" else task.train)
             passes, tokens = passes + items, tokens + items * task.tokens
     return [Work(f"scores at {settings.during + 1} points of every training", passes, {"scores": tokens})]
+
+
+def _replayed(methods: Methods, size: TaskSize, earlier: list[TaskSize]) -> list[tuple[int, float]]:
+    """Items, and tokens of each, that join the task's own; passages of text are taken to be as long as its items."""
+    added = [method for method in methods.methods if isinstance(method, Replay)]
+    counts = [method.count(size.train, len(earlier)) for method in added]
+    old = [(min(count, task.train), task.tokens) for count in counts for task in earlier]
+    return [*old, *((method.options.text, size.tokens) for method in added if method.options.text)]
 
 
 def _probes(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:

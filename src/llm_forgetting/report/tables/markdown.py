@@ -90,6 +90,10 @@ def _interventions(record: InterventionRecord) -> Iterator[str]:
         yield f"{len(ids)} items of {display_name(task)} replayed"
     if record.anchor is not None:
         yield f"L2 anchor of strength {record.anchor.strength:g}, in the end {measured(record.anchor.penalty)} nats"
+    for name, method in (record.methods or {}).items():
+        options = ", ".join(f"{option} {value}" for option, value in method.options.items())
+        numbers = ", ".join(f"{what} {measured(value)}" for what, value in method.measured.items())
+        yield f"{name}{f' ({options})' if options else ''}{f': {numbers}' if numbers else ''}"
 
 
 def markdown_rows(table: Table) -> Sequence[str]:
