@@ -11,15 +11,19 @@ from tiny_models import load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llm_forgetting as lf
+from llm_forgetting.cli.main import main
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.guards import check_names
 from llm_forgetting.experiment.phases_probes import evaluate_probes
 from llm_forgetting.experiment.session import Session
+from llm_forgetting.forgetting.intervals import paired_proportion_change
 from llm_forgetting.forgetting.probes import probes
 from llm_forgetting.forgetting.records import SampleRecord
+from llm_forgetting.forgetting.transitions import transitions
 from llm_forgetting.models.language import harness
 from llm_forgetting.models.language.harness import harness_samples, require_tasks
 from llm_forgetting.progress import Silent
+from llm_forgetting.results.harness import harness_changes, read_harness_log
 
 # The harness asks git for its own version.
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread")]
@@ -133,6 +137,52 @@ def test_a_checkpoint_of_a_run_is_scored_on_them(tasks: Path, llama_folder: Path
             evaluate_probes(session, 0)
     finally:
         (tasks / "documents.jsonl").write_text(documents)
+
+
+def test_two_logs_of_the_harness_are_compared_by_document(
+    tasks: Path, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import lm_eval
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    logged: list[Any] = []
+    for name, trained in (("a", False), ("b", True)):
+        model = load(llama_folder, trained=trained)
+        tracker = EvaluationTracker(output_path=str(tmp_path / name))
+        told: Any = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model.peft_model, tokenizer=model.tokenizer, batch_size=4),
+            tasks=["own_choice"], task_manager=manager, limit=10 if trained else 12, bootstrap_iters=100,
+            evaluation_tracker=tracker,
+        )  # fmt: skip
+        logged.append(told)
+        samples = told.pop("samples")
+        tracker.save_results_aggregated(results=told, samples=samples)
+        tracker.save_results_samples(task_name="own_choice", samples=samples["own_choice"])
+        told["samples"] = samples
+    monkeypatch.chdir(tmp_path)
+    first, second = (read_harness_log(tmp_path / name) for name in "ab")
+    found = {one.change.metric: one for one in harness_changes(first, second)}
+    for metric in ("acc", "acc_norm"):
+        before, after = ([log[metric] for log in told["samples"]["own_choice"]] for told in logged)
+        change = found[metric].change
+        assert change.change == paired_proportion_change(before[:10], after)
+        assert change.transitions == transitions(before[:10], after, [3] * 10)
+        assert (change.only_first, change.only_second) == (2, 0)
+        (a, da), (b, db) = (
+            (told["results"]["own_choice"][f"{metric},none"], told["results"]["own_choice"][f"{metric}_stderr,none"])
+            for told in logged
+        )
+        expected = (b - a) / (da**2 + db**2) ** 0.5 if da or db else None
+        assert found[metric].unpaired_z == (None if expected is None else pytest.approx(expected))
+    capsys.readouterr()
+    assert main(["compare", "a", "b"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Unpaired z" in printed
+    assert "2 documents are in A alone" in printed
+    assert "own_choice, acc_norm" in (tmp_path / "compare.html").read_text()
 
 
 def test_what_cannot_be_run_is_one_line(tasks: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ from llm_forgetting.report.tables.run import SPLIT_WORDS, Table, display_name, n
 from llm_forgetting.results import EvaluationResults, Results
 
 _NOTE = (
-    "1 → 0: items that were right and are wrong, 0 → 1: the reverse. By chance: the share that guessing alone turns either way, (1 - a)(1 - b) / (k - 1) with "
-    "accuracies a before and b after and k options, 0 for completions; lost and gained: the share beyond that, not below 0, "
-    "with its 95% interval (Harmon et al. 2026)."
+    "1→0: items that were right and are wrong, 0→1: the reverse. By chance: the share that guessing alone turns either "
+    "way, (1 - a)(1 - b) / (k - 1) with accuracies a before and b after and k options, 0 for completions; lost and gained: the "
+    "share beyond that, not below 0, with its 95% interval (Harmon et al. 2026)."
 )
 
 
@@ -20,16 +20,17 @@ def transitions_table(results: Results) -> Table:
         for split in results.forgetting.splits
         for task in split.accuracy.tasks
     ]
-    return _table(found)
+    return turned_table(found)
 
 
 def pair_transitions_table(results: EvaluationResults) -> Table:
     """Every task, from A to B."""
-    return _table((display_name(change.name), change.transitions) for change in results.changes or ())
+    return turned_table((display_name(change.name), change.transitions) for change in results.changes or ())
 
 
-def _table(found: Iterable[tuple[str, Transitions | None]]) -> Table:
-    header = ("task", "items", "1 → 0", "0 → 1", "by chance", "lost", "gained")
+def turned_table(found: Iterable[tuple[str, Transitions | None]]) -> Table:
+    """A row per name that has transitions."""
+    header = ("task", "items", "1→0", "0→1", "by chance", "lost", "gained")
     rows = tuple(
         (
             name,
