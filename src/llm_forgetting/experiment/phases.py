@@ -73,6 +73,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
     for name, value in accelerate_settings().items():
         session.progress.note(f"{name}={value} of the environment is set aside: model.dtype says the precision")
     tasks, model, encoded, _ = session.tasks, session.model, session.encoded, session.passages
+    probes = [item for task in session.encoded_probes for item in task.test]
     require_space(model, session.config.landscape, session.progress.note)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
     report = folder.once(GUARDS, lambda: _guarded(session, items))
@@ -91,7 +92,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
             landscape_items=f"{session.config.landscape.items} items, the same at every point and checkpoint",
             runs=1,
         ),
-        warnings=(*_setup_warnings(report.letter_mass, items), *_fallbacks(session)),
+        warnings=(*_setup_warnings(report.letter_mass, items, probes), *_fallbacks(session)),
     )
 
 
@@ -119,7 +120,7 @@ def _task_setup(task: Task, encoded: EncodedTask, landscape_items: list[EncodedI
     )
 
 
-def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
+def _setup_warnings(letter_mass: float, items: list[EncodedItem], probes: list[EncodedItem]) -> list[str]:
     warnings = []
     completions = any(item.places for item in items)
     if letter_mass < guards.LETTER_MASS_WARNING and not completions:
@@ -134,6 +135,8 @@ def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
         warnings.append(
             f"{shortened} of {len(items)} {what} were shortened and {dropped} shots dropped to fit data.max_tokens"
         )
+    if cut := sum(item.truncated or item.shots_dropped > 0 for item in probes):
+        warnings.append(f"{cut} of {len(probes)} items of probes were shortened or lost shots to fit data.max_tokens")
     return warnings
 
 

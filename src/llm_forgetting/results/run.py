@@ -14,6 +14,7 @@ from llm_forgetting.forgetting.frontier import ScoresDuring
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
     Line,
+    Probe,
     QuantisationCost,
     SpuriousForgetting,
     TextDrift,
@@ -310,6 +311,8 @@ class Results:
     repeated on the same machine."""
     quantised: Annotated[tuple[QuantisationCost, ...] | None, OMITTED] = None
     """What quantising every checkpoint costs every task; absent unless evaluation.quantised."""
+    probes: Annotated[tuple[Probe, ...] | None, OMITTED] = None
+    """Tasks that are never trained on; in no average and no measure of forgetting. Absent without data.probes."""
 
 
 def read_results(folder: Path) -> Results:

@@ -51,6 +51,14 @@ def task_sizes(lengths: ItemLengths) -> list[TaskSize]:
     ]
 
 
+def probe_work(lengths: ItemLengths) -> list[Work]:
+    """What the tasks that are only scored cost at all checkpoints."""
+    items, times = [item for probe in lengths.probes for item in probe.test], len(lengths.tasks) + 1
+    label = f"{len(lengths.probes)} probe{'s' if len(lengths.probes) > 1 else ''} at {times} checkpoints"
+    tokens = sum(len(item.input_ids) for item in items)
+    return [Work(label, times * len(items), {"scores": times * tokens})] if items else []
+
+
 def _mean(items: Sequence[EncodedItem]) -> float:
     return sum(len(item.input_ids) for item in items) / len(items)
 

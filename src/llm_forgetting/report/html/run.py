@@ -20,6 +20,7 @@ from llm_forgetting.report.html.training import training_blocks
 from llm_forgetting.report.set_up import model_name, set_up
 from llm_forgetting.report.tables.closing import landscape_sentence
 from llm_forgetting.report.tables.markdown import describe_interventions
+from llm_forgetting.report.tables.probes import probe_rows, probes_table
 from llm_forgetting.report.tables.quantised import quantised_table
 from llm_forgetting.report.tables.run import (
     SPLIT_WORDS,
@@ -36,6 +37,7 @@ from llm_forgetting.report.tables.run import (
     verdict_text,
 )
 from llm_forgetting.report.tables.spurious import spurious_table
+from llm_forgetting.report.tables.transitions import transitions_table
 from llm_forgetting.report.tables.words import capital, completion_tasks, measure_name, named
 from llm_forgetting.results import Results
 
@@ -117,9 +119,15 @@ def _sections(results: Results, items: Sequence[Line], questions: Questions | No
                 heat_maps(
                     results.forgetting, "; ".join(filter(None, [chance_text(results), accuracy_text(results)])), name
                 ),
-                *_if_rows(forgetting_table(results), quantised_table(results), summary_table(results)),
+                *_if_rows(
+                    forgetting_table(results),
+                    transitions_table(results),
+                    quantised_table(results),
+                    summary_table(results),
+                ),
             ],
         ),
+        *([Section("probes", "Never trained on", [Numbers(probes_table(results))])] if probe_rows(results) else []),
         Section("landscape", "Loss landscape", [*landscape_blocks(results), *_if_rows(comparison_table(results))]),
         Section("directions", "Along random directions", lines_blocks(results)),
         Section("between", "Between the checkpoints", between),

@@ -18,7 +18,7 @@ Scanned = Results | ScanResults
 MOST_DETECTABLE = 8
 """Whatever holds landscapes, paths and a plane through checkpoints."""
 
-SPLIT_WORDS = {"train": "trained", "test": "held-out"}
+SPLIT_WORDS = {"train": "trained", "test": "held-out", "probe": "never trained"}
 
 
 @dataclass(frozen=True)
