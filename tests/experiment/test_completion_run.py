@@ -108,7 +108,7 @@ def test_what_is_said_of_completions(finished: tuple[Path, Results]) -> None:
     assert read_results(folder).answer == results.answer
     page = write_run_report(results, read_items(folder), folder).read_text(encoding="utf-8")
     assert "the right token among all tokens, the mean over a completion" in page
-    assert "of largest accuracy is exact match" in page
+    assert "accuracy: teacher-forced exact match on largest" in page
 
 
 def test_going_on_computes_nothing_again(finished: tuple[Path, Results]) -> None:

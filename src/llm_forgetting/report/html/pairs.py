@@ -32,6 +32,7 @@ from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.evaluation import evaluation_table
 from llm_forgetting.report.tables.pairs import change_table, change_text, pair_forecast_table, second_order
 from llm_forgetting.report.tables.run import display_name, measured, number, value_and_error
+from llm_forgetting.report.tables.transitions import pair_transitions_table
 from llm_forgetting.report.tables.words import evaluated_name
 from llm_forgetting.report.views.forecasts import ComparedForecast, forecast_sentence
 from llm_forgetting.results import EvaluationResults, ForecastResults
@@ -53,7 +54,11 @@ def pair_evaluation_page(results: EvaluationResults, items: Sequence[ItemRecord]
         answers=[("", [_change_sentence(change, name) for change in changes])],
         warnings=warnings,
         sections=[
-            Section("change", "What changed", [_change_figure(changes, name), Numbers(change_table(results))]),
+            Section(
+                "change",
+                "What changed",
+                [_change_figure(changes, name), Numbers(change_table(results)), *_turned(results)],
+            ),
             Section(
                 "accuracy",
                 "Each by itself",
@@ -73,6 +78,11 @@ def pair_evaluation_page(results: EvaluationResults, items: Sequence[ItemRecord]
 
 def _last(path: str) -> str:
     return Path(path).name or path
+
+
+def _turned(results: EvaluationResults) -> list[Block]:
+    table = pair_transitions_table(results)
+    return [Numbers(table)] if table.rows else []
 
 
 def _change_sentence(change: TaskChange, name: str) -> str:

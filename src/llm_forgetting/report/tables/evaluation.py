@@ -36,6 +36,7 @@ def evaluation_table(results: EvaluationResults) -> Table:
         f"{results.config.data.few_shot}-shot; {name} ± standard error sd / sqrt(n), groups weighted by size, as in "
         f"lm-evaluation-harness 0.4.13{'' if alone else '; letter mass: probability of the option letters together'}."
     )
+    note += "".join(f" {name}: accuracy is {what}." for name, what in _measures(results).items())
     if split:
         note += " Trained: items that this adapter was trained on; only the held-out ones test it. Loss"
         note += f"{'' if alone else ' and letter mass'}: all."
@@ -44,6 +45,18 @@ def evaluation_table(results: EvaluationResults) -> Table:
     columns = ("all", "trained", "held-out") if split else (name,)
     header = ("subject", "items", *columns, "loss (nats)", *([] if alone else ["letter mass"]))
     return Table(capital("test " * results.is_test + name), header, tuple(rows), note)
+
+
+def _measures(results: EvaluationResults) -> dict[str, str]:
+    """What the accuracy of each task of completions is, and the mean ROUGE-L where that was measured."""
+    said = {}
+    for task in results.tasks:
+        if task.measure is not None:
+            found = [(subject.rouge_l, subject.n) for subject in task.subjects if subject.rouge_l is not None]
+            mean = sum(value * n for value, n in found) / sum(n for _, n in found) if found else None
+            rouge = "" if mean is None else f"; ROUGE-L {mean:.4f}"
+            said[task.name.replace("_", " ")] = f"{task.measure}{rouge}"
+    return said
 
 
 def _of(accuracy: Proportion | PooledAccuracy | None) -> str:
