@@ -56,6 +56,8 @@ ADDED: frozenset[str] = frozenset(
         *("run.results.config.model.quantization", "run.results.config.evaluation.quantised"),
         *("run.results.config.data.difficulty", "run.results.config.data.shift"),
         "run.results.config.training.methods",
+        *("run.results.config.evaluation.during", "run.results.config.evaluation.during_items"),
+        "run.results.config.evaluation.during_split",
     }
 )
 SHOWN = 20

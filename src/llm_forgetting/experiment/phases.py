@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import yaml
 
@@ -58,6 +59,7 @@ from llm_forgetting.results import (
 )
 from llm_forgetting.tasks.task import Task
 from llm_forgetting.training.arguments import accelerate_settings
+from llm_forgetting.training.during import DuringScores, drawn, items_during
 from llm_forgetting.training.fine_tuning import fine_tune, optimizer_steps
 from llm_forgetting.training.method import Methods, Start
 
@@ -152,6 +154,7 @@ def train(session: Session, k: int) -> TrainingRecord:
     items = [*task.train, *methods.items()]
     scratch = session.folder / "phases" / f"trainer_task{k}"
     steps = optimizer_steps(len(items), config)
+    during = _during(session, k, steps, len(items), scratch)
     bar = session.progress.bar(f"fine-tuning on {task.name}", steps)
     with training_tracked(session.folder, f"task{k}"), bar as advance:
         history = fine_tune(
@@ -165,7 +168,9 @@ def train(session: Session, k: int) -> TrainingRecord:
             advance=advance,
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
             note=session.progress.note,
+            callbacks=() if during is None else (during,),
         )
+    scores = None if during is None else during.record()
     methods.end(model)
     session.mark_checkpoint(k if session.config.lora is not None else None)  # all weights are read from what is saved
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
@@ -180,6 +185,7 @@ def train(session: Session, k: int) -> TrainingRecord:
         interventions=methods.record(model),
         adapter_sha256=model.adapter_sha256(),
         log=history,
+        during=scores,
     )
 
 
@@ -196,6 +202,17 @@ def _start(session: Session, k: int) -> Start:
         text=lambda: [passage_item(passage) for passage in session.passages],
         kept=before if before.is_dir() else None,
     )
+
+
+def _during(session: Session, k: int, steps: int, items: int, scratch: Path) -> DuringScores | None:
+    """What scores the training on task k, of `items` items an epoch."""
+    settings, tasks = session.config.evaluation, session.encoded[:k]
+    if not settings.during:
+        return None
+    count = items_during(settings, k, steps, items * session.config.training.num_epochs)
+    seed, split = session.config.data.seed, settings.during_split
+    chosen = {task.name: drawn(task.split(split), task.name, count, seed) for task in tasks}
+    return DuringScores(session.model, chosen, settings, steps, scratch / "during")
 
 
 def _recorder(session: Session, k: int) -> Callable[[int], None]:

@@ -130,6 +130,11 @@ class RunResults(WithReport):
         return _frame(rows.training_rows(self.record))
 
     @cached_property
+    def during(self) -> "DataFrame":
+        """Scores at fractions of every training; empty without `evaluation.during`."""
+        return _frame(rows.during_rows(self.record))
+
+    @cached_property
     def items(self) -> "DataFrame":
         """items.jsonl: every item at every checkpoint, with the logits of its letters."""
         return _frame(to_plain(read_items(self.folder), list[Line]))

@@ -116,6 +116,25 @@ def training_rows(results: Results) -> list[Row]:
     return [{"task": training.task, **to_plain(step)} for training in results.training for step in training.log]
 
 
+def during_rows(results: Results) -> list[Row]:
+    """One row per point of a training and task that was scored there: accuracy and loss, means over its items."""
+    return [
+        {
+            "learnt": training.task,
+            "task": task.task,
+            "step": step,
+            "fraction": step / training.during.total,
+            "accuracy": float(task.correct[n].mean()),
+            "loss": float(task.loss[n].mean()),
+            "items": len(task.items),
+        }
+        for training in results.training
+        if training.during is not None
+        for n, step in enumerate(training.during.steps)
+        for task in training.during.tasks
+    ]
+
+
 def scalars(results: Results) -> list[dict[str, float]]:
     """Per checkpoint (the base model first) its numbers by slashed names, for trackers; forgetting stands at the last."""
     checkpoints = results.forgetting.train.checkpoints

@@ -10,6 +10,7 @@ from llm_forgetting.config.sections import EMBEDDED_MODEL, ExperimentConfig
 from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
 from llm_forgetting.files import OMITTED, decode_lines
 from llm_forgetting.files.manifest import checked, read_checked, read_manifest
+from llm_forgetting.forgetting.frontier import ScoresDuring
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
     Line,
@@ -218,13 +219,17 @@ class InterventionRecord:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Training on one task: steps, interventions, the hash of the adapter afterwards, and a log entry per step."""
+    """Training on one task: steps, interventions, the hash of the adapter afterwards, and a log entry per step.
+
+    during: scores of this task and of earlier ones at fractions of the training, where `evaluation.during` asks for them.
+    """
 
     task: str
     optimizer_steps: int
     interventions: InterventionRecord
     adapter_sha256: str
     log: tuple[TrainingStep, ...]
+    during: Annotated[ScoresDuring | None, OMITTED] = None
 
 
 @dataclass(frozen=True, eq=False)

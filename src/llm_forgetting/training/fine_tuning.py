@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llm_forgetting.config.sections import TrainingConfig
@@ -190,12 +190,13 @@ def fine_tune(
     advance: Callable[[int, str], None] = lambda steps, text: None,
     record: Callable[[int], None] = lambda epoch: None,
     note: Callable[[str], None] = lambda line: None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[TrainingStep, ...]:
     """Train the live adapter on `items` with a fresh optimiser and schedule; returns the log, one entry per step.
 
     `methods` have begun; the items that they add are among `items`, and `config` is as they change it.
     `trackers` are names for Trainer's `report_to`. `record` is called at the end of every epoch (numbered from 1), while the
-    live adapter is what that epoch made of it.
+    live adapter is what that epoch made of it. `callbacks` are transformers' own; they may look, and must change nothing.
 
     `stream` names the random stream of item order and dropout. `scratch` holds Trainer's private resume files (one per
     epoch; optimiser and RNG states): a phase that was killed goes on from the last whole epoch, and `note` hears where the last
@@ -218,7 +219,7 @@ def fine_tune(
         packed=not config.gradient_checkpointing,
         methods=methods or Methods(),
         data_collator=lambda batch: {"items": batch},
-        callbacks=[Watch(advance), EpochEnd(record), Checksums()],
+        callbacks=[Watch(advance), EpochEnd(record), *callbacks, Checksums()],
     )
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)

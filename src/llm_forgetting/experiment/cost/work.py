@@ -10,6 +10,7 @@ from llm_forgetting.experiment.analysis.paths import path_evaluations
 from llm_forgetting.experiment.analysis.spectrum import curvature_evaluations
 from llm_forgetting.experiment.cost.lengths import ItemLengths
 from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.training.during import items_during, steps_during
 from llm_forgetting.training.fine_tuning import optimizer_steps
 from llm_forgetting.training.method import Methods
 from llm_forgetting.training.methods.replay import Replay
@@ -68,7 +69,13 @@ def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     if kinds := config.evaluation.quantised:
         times = len(kinds) * (checkpoints + 1)
         work.append(Work("the same, quantised", times * scored, {"scores": times * scored_tokens}))
-    return [*work, *_probes(config, sizes), *_scans(config, sizes), *_derivatives(config, sizes)]
+    return [
+        *work,
+        *_during(config, sizes),
+        *_probes(config, sizes),
+        *_scans(config, sizes),
+        *_derivatives(config, sizes),
+    ]
 
 
 def _training_work(config: ExperimentConfig, size: TaskSize, earlier: list[TaskSize]) -> Work:
@@ -91,6 +98,21 @@ def _replayed(methods: Methods, size: TaskSize, earlier: list[TaskSize]) -> list
     counts = [method.count(size.train, len(earlier)) for method in added]
     old = [(min(count, task.train), task.tokens) for count in counts for task in earlier]
     return [*old, *((method.options.text, size.tokens) for method in added if method.options.text)]
+
+
+def _during(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
+    """What scores during the trainings cost."""
+    settings, passes, tokens = config.evaluation, 0.0, 0.0
+    if not settings.during:
+        return []
+    for k, size in enumerate(sizes, start=1):
+        steps = optimizer_steps(size.train, config.training)
+        count = items_during(settings, k, steps, size.train * config.training.num_epochs)
+        points = len(steps_during(settings.during, steps))
+        for task in sizes[:k]:
+            items = points * min(count, task.test if settings.during_split == "test" else task.train)
+            passes, tokens = passes + items, tokens + items * task.tokens
+    return [Work(f"scores at {settings.during + 1} points of every training", passes, {"scores": tokens})]
 
 
 def _probes(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:

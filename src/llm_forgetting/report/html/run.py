@@ -9,6 +9,7 @@ from llm_forgetting.report.html.accuracy_matrix import heat_maps
 from llm_forgetting.report.html.blocks import Block, Code, Numbers, Page, Points, Prose, Section, Tile
 from llm_forgetting.report.html.checkpoint_plane import plane_blocks
 from llm_forgetting.report.html.forecasts import forecast_blocks
+from llm_forgetting.report.html.frontier import frontier_blocks
 from llm_forgetting.report.html.items import Questions, item_listing
 from llm_forgetting.report.html.lines import lines_blocks
 from llm_forgetting.report.html.paths import path_blocks
@@ -121,7 +122,7 @@ def _sections(results: Results, items: Sequence[Line], questions: Questions | No
         Section("curvature", "Curvature", curvature_blocks(results)),
         Section("kind", "What kind of forgetting", _kind(results)),
         Section("items", "Item by item", [item_by_item]),
-        Section("training", "Training", training_blocks(results.training)),
+        Section("training", "Training", [*training_blocks(results.training), *frontier_blocks(results)]),
         Section("method", "Method", _method(results)),
         Section("again", "How to reproduce", _again(results)),
     ]

@@ -6,6 +6,7 @@ from llm_forgetting.forgetting.records import Line
 from llm_forgetting.report.set_up import model_name, set_up
 from llm_forgetting.report.tables.closing import landscape_sentence
 from llm_forgetting.report.tables.curvature import curvature_table, forecast_table
+from llm_forgetting.report.tables.frontier import frontier_table
 from llm_forgetting.report.tables.quantised import quantised_table
 from llm_forgetting.report.tables.run import (
     Table,
@@ -30,6 +31,7 @@ def all_tables(results: Results) -> list[Table]:
         accuracy_matrix,
         forgetting_table,
         summary_table,
+        *([frontier_table] if any(training.during for training in results.training) else []),
         *([quantised_table] if results.quantised else []),
         *([spurious_table] if results.spurious else []),
         landscape_table,
