@@ -20,6 +20,7 @@ from llm_forgetting.models.language.text_loss import Passage, passage_item
 from llm_forgetting.training.method import Start
 from llm_forgetting.training.methods.ewc import Anchored, Ewc, EwcOptions
 from llm_forgetting.training.methods.kl import Kl, KlOptions, divergence
+from llm_forgetting.training.methods.o_lora import OLora, OLoraOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ITEMS = 5
@@ -226,3 +227,42 @@ def test_the_penalty_is_zero_before_training_and_that_of_two_models_after(source
         assert torch.equal(kl.penalty(model, items), found)
     assert all(torch.equal(p, kept) for p, kept in zip(trained, live, strict=True))
     assert float(sum(g.square().sum() for g in torch.autograd.grad(found, trained))) > 0
+
+
+# --- O-LoRA -------------------------------------------------------------------------------------------------------------------
+
+
+def test_loss_and_gradients_are_those_of_two_adapters_of_peft(llama_folder: Path) -> None:
+    """The penalty by the loop of the original's trainer, on a PEFT model with the earlier adapter beside the new one."""
+    model, other = load(llama_folder), load(llama_folder)
+    items = make_encoded(model, 4)
+    method = OLora(OLoraOptions(strength=0.5, norm=0.1))
+    method.begin(started(model, items))
+    layers, fresh = target_layers(model.peft_model), {}
+    draw = torch.Generator().manual_seed(3)
+    for name, layer in layers.items():
+        B, A = layer.lora_B["default"].weight, layer.lora_A["default"].weight
+        B.data[:, 2:] = 0.3 * torch.randn(len(B), 2, generator=draw)
+        fresh[name] = B.detach()[:, 2:].clone(), A.detach()[2:].clone()
+    loss = plain_losses(model, items).mean() + method.penalty(model, items)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    theirs = other.peft_model
+    theirs.add_adapter("new", theirs.peft_config["default"])
+    theirs.base_model.set_adapter(["default", "new"])
+    orthogonal, norms = torch.zeros(()), torch.zeros(())
+    for name, layer in target_layers(theirs).items():
+        layer.lora_B["new"].weight.data, layer.lora_A["new"].weight.data = (t.clone() for t in fresh[name])
+        orthogonal = (
+            orthogonal + torch.abs(torch.mm(layer.lora_A["default"].weight, layer.lora_A["new"].weight.T)).sum()
+        )
+        norms = norms + sum(torch.norm(part["new"].weight, p=2) for part in (layer.lora_A, layer.lora_B))
+    expected = plain_losses(other, items).mean() + 0.5 * orthogonal + 0.1 * norms
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    expected.backward()  # type: ignore[no-untyped-call]
+    for name, layer in target_layers(theirs).items():
+        A, B = (part["default"].weight.grad for part in (layers[name].lora_A, layers[name].lora_B))
+        assert not A[:2].any()
+        assert not B[:, :2].any()
+        torch.testing.assert_close(A[2:], layer.lora_A["new"].weight.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(B[:, 2:], layer.lora_B["new"].weight.grad, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_loader
 
-from llm_forgetting.config.methods import laid_over, set_apart
+from llm_forgetting.config.methods import laid_over, options_apart, set_apart
 from llm_forgetting.config.paths import leaves
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ForecastConfig, ScanConfig
 from llm_forgetting.errors import UserError
@@ -79,9 +79,11 @@ class ConfigTemplate:
     def config(self, fields: Mapping[str, object], tasks: Sequence[str] | None) -> ExperimentConfig:
         """As `parse_config` gives it with these fields by dotted path; UserError as there."""
         sections = {name: self._base[name].as_dict() for name in _sections()}
+        fields, methods = options_apart(fields)
         for path, value in fields.items():
             section, _, field = path.partition(".")
             sections[section][field] = self._value(path, value)
+        sections["training"]["methods"] = laid_over(sections["training"]["methods"], methods)
         sections["data"]["tasks"] = tuple((sections["data"]["tasks"] if tasks is None else tasks) or ())
         adapted = self._adapter or any(path.startswith("lora.") for path in fields)
         built: dict[str, Any] = {name: kind(**sections[name]) for name, kind in section_classes().items()}

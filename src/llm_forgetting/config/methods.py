@@ -130,6 +130,17 @@ def methods_key(config: "ExperimentConfig") -> str:
     return json.dumps(given, sort_keys=True)
 
 
+def names_option(path: str) -> bool:
+    """Whether a dotted path names a method or an option of one, and so is no field."""
+    return path.startswith(f"{PATH}.")
+
+
+def options_apart(fields: Mapping[str, object]) -> tuple[dict[str, object], dict[tuple[str, ...], Json]]:
+    """Fields by dotted path, and the values of methods and their options by path."""
+    found = {tuple(path.removeprefix(f"{PATH}.").split(".")): v for path, v in fields.items() if names_option(path)}
+    return {path: value for path, value in fields.items() if not names_option(path)}, found
+
+
 def set_apart(arguments: Sequence[str]) -> tuple[list[str], dict[tuple[str, ...], Json]]:
     """Command-line words without those that name a method or an option of one, and the values of those by path.
 
