@@ -164,7 +164,7 @@ def _parsed(cls: type, arguments: Sequence[str]) -> tuple[Any, Any]:
         parsed = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
         raise UserError(_one_line(str(error))) from error
-    if methods:
+    if cls is ExperimentConfig:
         parsed.training.methods = laid_over(parsed.training.methods, methods)
     return parser, parsed
 
@@ -279,9 +279,14 @@ def _one_line(message: str) -> str:
     if key and expected and given:
         kinds = [re.sub(r"<class '(\w+)'>", r"\1", kind).replace("typing.Literal", "one of ") for kind in expected]
         readable = " or ".join(
-            {"NoneType": "null", "int": "a whole number", "float": "a number", "tuple": "a list", "str": "a text"}.get(
-                k, k
-            )
+            {
+                "NoneType": "null",
+                "int": "a whole number",
+                "float": "a number",
+                "tuple": "a list",
+                "str": "a text",
+                "dict": "a mapping such as {name: value}",
+            }.get(k, k)
             for k in kinds
         )
         return f"{key[1]} must be {readable}, was {'null' if given[1].strip() == 'None' else repr(given[1].strip())}"
