@@ -159,10 +159,11 @@ def set_apart(arguments: Sequence[str]) -> tuple[list[str], dict[tuple[str, ...]
 
 def laid_over(methods: Json, values: Mapping[tuple[str, ...], Json]) -> Json:
     """`methods` with the values by path that were set apart; UserError where a path is not NAME or NAME.OPTION."""
-    merged = dict(methods)
+    merged: dict[str, Json] = dict(methods)
     for path, value in values.items():
         if len(path) > 2 or not all(path):
             raise UserError(f"--{PATH}.{'.'.join(path)} must be --{PATH}.NAME.OPTION VALUE")
-        before = merged.get(path[0]) if isinstance(merged.get(path[0]), Mapping) else {}
-        merged[path[0]] = {**before, path[1]: value} if len(path) == 2 else value
+        before: Json = merged.get(path[0])
+        kept = before if isinstance(before, dict) else {}
+        merged[path[0]] = {**kept, path[1]: value} if len(path) == 2 else value
     return {name: {} if given is None else given for name, given in merged.items()}
