@@ -64,7 +64,7 @@ usage: llm-forgetting COMMAND [options]
   forecast   what the landscape at one saved adapter forecasts of another, beside what is observed
   study      many runs that answer the question, with error bars over runs
   report     report.html of a finished run, study, landscape, forecast or evaluation, drawn again from its folder
-  compare    finished runs side by side, on the terminal and as a page
+  compare    finished runs side by side, or two logs of lm-evaluation-harness, on the terminal and as a page
   check      exit status 0, 1 or 3: forgetting is within a limit, above it, or neither can be said
   evaluate   accuracy of a model, a saved adapter or a pair on whole test splits, as lm-evaluation-harness measures it
   tasks      the subjects and groups that can be named as tasks, with their item counts

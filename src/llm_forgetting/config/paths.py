@@ -18,7 +18,7 @@ LATER_FIELDS: dict[str, Json] = {
     "lora.init": True, "lora.bias": "none", "lora.modules_to_save": [], "lora.rank_pattern": {}, "lora.alpha_pattern": {},
     "lora.layers_to_transform": [], "evaluation.quantised": [], "data.difficulty": 1,
     "data.shift": False, "evaluation.during": 0, "evaluation.during_items": None, "evaluation.during_split": "test",
-    "training.methods": {},
+    "training.methods": {}, "data.probes": [], "data.probe_limit": None, "data.harness_tasks": None,
 }  # fmt: skip
 """Fields that older runs do not have: with these values a configuration keeps the fingerprint that it had."""
 

@@ -235,11 +235,27 @@ def _data_problems(data: "DataConfig") -> Iterator[str]:
     unknown = sorted(set(data.columns) - {"question", "choices", "answer", "subject"})
     if unknown:
         yield f"data.columns may name question, choices, answer and subject, named {', '.join(unknown)}"
+    yield from _probe_problems(data)
     if data.items_per_task is not None and (data.train_items or 1) + (data.test_items or 1) > data.items_per_task:
         yield (
             f"data.train_items + data.test_items must fit into data.items_per_task={data.items_per_task}, "
             f"were {data.train_items} + {data.test_items}"
         )
+
+
+def _probe_problems(data: "DataConfig") -> Iterator[str]:
+    twice = sorted({name for name in data.probes if data.probes.count(name) > 1})
+    if twice:
+        yield f"data.probes must name every probe once, named {twice[0]} twice"
+    nameless = [name for name in data.probes if not name.strip() or name.endswith(":")]
+    if nameless:
+        yield f"data.probes must be names of tasks, SOURCE:NAME or harness:TASK, was {nameless[0]!r}"
+    if data.probe_limit is not None and not data.probes:
+        yield f"data.probe_limit={data.probe_limit} needs data.probes, which names none"
+    if data.harness_tasks is not None and not any(name.startswith("harness:") for name in data.probes):
+        yield f"data.harness_tasks={data.harness_tasks} needs a probe harness:TASK in data.probes, which names none"
+    if data.source == "synthetic" and (others := [name for name in data.probes if ":" in name]):
+        yield f"data.source=synthetic has a model of its own words only, so data.probes may name its tasks, named {others[0]}"
 
 
 def _landscape_problems(data: "DataConfig", landscape: "LandscapeConfig") -> Iterator[str]:

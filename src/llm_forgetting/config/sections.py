@@ -168,6 +168,11 @@ class DataConfig:
             learnt.
         difficulty: Of `skills`: longer words and more numbers.
         shift: Of `skills`: held-out items are of another distribution than trained ones.
+        probes: Tasks that are never trained on and scored at every checkpoint: names as in `tasks`, `SOURCE:NAME` of another
+            source (`skills:reverse`, `embedded:marketing`), `hub:DATA_SET` or `local:PATH` for all of one, `harness:TASK` for a
+            task of lm-evaluation-harness, `text` for the unrelated text.
+        probe_limit: Items per probe; null takes `test_items`.
+        harness_tasks: Folder with your own tasks of lm-evaluation-harness, as YAML files.
         seed: Seeds the split.
     """
 
@@ -185,6 +190,9 @@ class DataConfig:
     max_tokens: int = at_least(16, default=512)
     difficulty: int = at_least(1, default=1, most=5)
     shift: bool = False
+    probes: tuple[str, ...] = ()
+    probe_limit: int | None = at_least(1, default=None)
+    harness_tasks: str | None = None
     seed: int = at_least(0, default=0, most=MOST_SEED)
 
     @property

@@ -23,9 +23,10 @@ from llm_forgetting.forgetting.paired_evaluation import task_changes
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
-from llm_forgetting.models.language.scoring import merged, score
+from llm_forgetting.models.language.scoring import merged, passes, score_tasks
 from llm_forgetting.progress import Progress
 from llm_forgetting.results import Evaluated, EvaluationResults, ModelDescription
+from llm_forgetting.tasks.completion import Completion
 from llm_forgetting.tasks.task import AnyItem, Pool
 
 EVALUATED = "evaluated"
@@ -116,7 +117,7 @@ def _evaluate(
                 subject, lines = _score_subject(model, part, trained, config, progress, checkpoint=name)
                 subjects.append(subject)
                 records += lines
-            tasks.append(_task_evaluation(task, subjects))
+            tasks.append(_task_evaluation(task, subjects, _measure(parts)))
     description = from_plain(ModelDescription, model.description())
     found = Evaluated(
         adapter=None if adapter is None else str(adapter),
@@ -181,8 +182,9 @@ def _score_subject(
     shots = {part.subject: part.shots}
     start = time.perf_counter()
     encoded = encode(model.tokenizer, part.items, shots, config.data.max_tokens)
-    with progress.bar(part.subject, len(encoded)) as advance:
-        scored = score(model, encoded, config.evaluation.batch_size, lambda n: advance(n, ""))
+    with progress.bar(part.subject, passes([encoded])) as advance:
+        (scored,) = score_tasks(model, [encoded], config.evaluation.batch_size, lambda n: advance(n, ""))
+    records = item_records(checkpoint, part.task, "test", encoded, scored, decode=model.decode)
     known = np.array([trained is not None and item in trained for item in part.items])
     evaluation = SubjectEvaluation(
         name=part.subject,
@@ -195,14 +197,26 @@ def _score_subject(
         seconds=time.perf_counter() - start,
         trained=proportion(scored.correct[known]) if known.any() else None,
         held_out=proportion(scored.correct[~known]) if known.any() and not known.all() else None,
+        completions=True if all(item.places for item in encoded) else None,
+        rouge_l=_mean_rouge(records),
     )
-    records = item_records(checkpoint, part.task, "test", encoded, scored, decode=model.decode)
     return evaluation, [
         replace(record, split="train") if seen else record for record, seen in zip(records, known, strict=True)
     ]
 
 
-def _task_evaluation(name: str, subjects: Sequence[SubjectEvaluation]) -> TaskEvaluation:
+def _mean_rouge(records: Sequence[ItemRecord]) -> float | None:
+    found = [record.rouge_l for record in records if record.rouge_l is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _measure(parts: Sequence[SubjectItems]) -> str | None:
+    """What the accuracy of a task of completions is; None for questions."""
+    items = (item for part in parts for item in part.items)
+    return next((item.scoring.title for item in items if isinstance(item, Completion)), None)
+
+
+def _task_evaluation(name: str, subjects: Sequence[SubjectEvaluation], measure: str | None) -> TaskEvaluation:
     """Accuracies over all items of a task, over its trained items and over the others."""
     trained = [subject.trained for subject in subjects if subject.trained is not None]
     # of a subject without a trained row every row is held out
@@ -214,6 +228,7 @@ def _task_evaluation(name: str, subjects: Sequence[SubjectEvaluation]) -> TaskEv
         accuracy=_pooled([subject.accuracy for subject in subjects]),
         trained=_pooled(trained) if trained else None,
         held_out=_pooled(held_out) if trained and held_out else None,
+        measure=measure,
     )
 
 

@@ -46,7 +46,7 @@ from llm_forgetting.landscape.records import CheckpointLandscape
 from llm_forgetting.models.adapter.requantised import requantised
 from llm_forgetting.models.hessian.products import supports_tangent_pass
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
-from llm_forgetting.models.language.scoring import merged, score_tasks
+from llm_forgetting.models.language.scoring import merged, passes, score_tasks
 from llm_forgetting.models.language.text_loss import passage_item, text_losses
 from llm_forgetting.results import (
     GuardReport,
@@ -73,6 +73,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
     for name, value in accelerate_settings().items():
         session.progress.note(f"{name}={value} of the environment is set aside: model.dtype says the precision")
     tasks, model, encoded, _ = session.tasks, session.model, session.encoded, session.passages
+    probes = [item for task in session.encoded_probes for item in task.test]
     require_space(model, session.config.landscape, session.progress.note)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
     report = folder.once(GUARDS, lambda: _guarded(session, items))
@@ -91,7 +92,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
             landscape_items=f"{session.config.landscape.items} items, the same at every point and checkpoint",
             runs=1,
         ),
-        warnings=(*_setup_warnings(report.letter_mass, items), *_fallbacks(session)),
+        warnings=(*_setup_warnings(report.letter_mass, items, probes), *_fallbacks(session)),
     )
 
 
@@ -115,10 +116,11 @@ def _task_setup(task: Task, encoded: EncodedTask, landscape_items: list[EncodedI
         shots_dropped=sum(item.shots_dropped for item in items),
         tokens=TokenCounts(*(sum(len(item.input_ids) for item in encoded.split(split)) for split in SPLITS)),
         landscape_items=tuple(item.item.id for item in landscape_items),
+        score=task.scoring,
     )
 
 
-def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
+def _setup_warnings(letter_mass: float, items: list[EncodedItem], probes: list[EncodedItem]) -> list[str]:
     warnings = []
     completions = any(item.places for item in items)
     if letter_mass < guards.LETTER_MASS_WARNING and not completions:
@@ -133,6 +135,8 @@ def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
         warnings.append(
             f"{shortened} of {len(items)} {what} were shortened and {dropped} shots dropped to fit data.max_tokens"
         )
+    if cut := sum(item.truncated or item.shots_dropped > 0 for item in probes):
+        warnings.append(f"{cut} of {len(probes)} items of probes were shortened or lost shots to fit data.max_tokens")
     return warnings
 
 
@@ -170,8 +174,8 @@ def train(session: Session, k: int) -> TrainingRecord:
             note=session.progress.note,
             callbacks=() if during is None else (during,),
         )
-    scores = None if during is None else during.record()
     methods.end(model)
+    scores = None if during is None else during.record(again=bool(methods.methods))
     session.mark_checkpoint(k if session.config.lora is not None else None)  # all weights are read from what is saved
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)
@@ -189,6 +193,17 @@ def train(session: Session, k: int) -> TrainingRecord:
     )
 
 
+def _during(session: Session, k: int, steps: int, items: int, scratch: Path) -> DuringScores | None:
+    """What scores the training on task k, of `items` items an epoch."""
+    settings, tasks = session.config.evaluation, session.encoded[:k]
+    if not settings.during:
+        return None
+    count = items_during(settings, k, steps, items * session.config.training.num_epochs)
+    seed, split = session.config.data.seed, settings.during_split
+    chosen = {task.name: drawn(task.split(split), task.name, count, seed) for task in tasks}
+    return DuringScores(session.model, chosen, settings, steps, scratch / "during")
+
+
 def _start(session: Session, k: int) -> Start:
     before = session.checkpoint_folder(k - 1) / METHODS
     return Start(
@@ -202,17 +217,6 @@ def _start(session: Session, k: int) -> Start:
         text=lambda: [passage_item(passage) for passage in session.passages],
         kept=before if before.is_dir() else None,
     )
-
-
-def _during(session: Session, k: int, steps: int, items: int, scratch: Path) -> DuringScores | None:
-    """What scores the training on task k, of `items` items an epoch."""
-    settings, tasks = session.config.evaluation, session.encoded[:k]
-    if not settings.during:
-        return None
-    count = items_during(settings, k, steps, items * session.config.training.num_epochs)
-    seed, split = session.config.data.seed, settings.during_split
-    chosen = {task.name: drawn(task.split(split), task.name, count, seed) for task in tasks}
-    return DuringScores(session.model, chosen, settings, steps, scratch / "during")
 
 
 def _recorder(session: Session, k: int) -> Callable[[int], None]:
@@ -233,7 +237,7 @@ def evaluate(session: Session, k: int) -> Lines:
     rotated = [j for j in range(1, last) if k in (j, last)] if settings.rotations else []
     rotations = {j: session.rotated(j, "train") for j in rotated if session.tasks[j - 1].questions}
     groups = [items for _, _, items in cells] + [items for lists in rotations.values() for items in lists]
-    total = sum(map(len, groups)) + len(session.passages)
+    total = passes(groups) + len(session.passages)
     with session.progress.bar(f"scoring {name}", total) as advance, merged(model):
         scores = score_tasks(model, groups, settings.batch_size, lambda n: advance(n, ""))
         losses = text_losses(model, session.passages, lambda n: advance(n, ""))
@@ -252,7 +256,7 @@ def evaluate_quantised(session: Session, k: int) -> Lines:
     """Score the checkpoint after task k on every task and split with its weights quantised, in every kind that is asked for."""
     model, settings, name = session.at(k), session.config.evaluation, checkpoint_name(k)
     cells = [(task, split, task.split(split)) for task in session.encoded for split in SPLITS]
-    total = len(settings.quantised) * sum(len(items) for _, _, items in cells)
+    total = len(settings.quantised) * passes(items for _, _, items in cells)
     records: list[ItemRecord] = []
     with session.progress.bar(f"scoring {name}, quantised", total) as advance:
         for kind in settings.quantised:

@@ -15,7 +15,7 @@ from llm_forgetting.landscape.path import interpolate, selection_mask
 from llm_forgetting.landscape.records import PathScan
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem
-from llm_forgetting.models.language.scoring import score_tasks
+from llm_forgetting.models.language.scoring import passes, score_tasks
 from llm_forgetting.results import RepairRecord, RepairScore, Results
 
 AVERAGE = 0.5
@@ -59,7 +59,7 @@ def _scores(session: Session, candidates: Mapping[str, WeightUpdate], last: str)
     judged = judging_items(session)
     groups = [items for _, _, items in judged]
     scores: dict[str, list[AnswerStatistics]] = {}
-    total = len(candidates) * sum(map(len, groups))
+    total = len(candidates) * passes(groups)
     with session.progress.bar("scoring the repair", total) as advance, session.model.perturbed() as move:
         for name, update in candidates.items():
             move(update)

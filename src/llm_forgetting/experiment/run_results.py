@@ -110,6 +110,11 @@ class RunResults(WithReport):
         return _frame(rows.forgetting_rows(self.record))
 
     @cached_property
+    def probes(self) -> "DataFrame":
+        """Scores of every checkpoint on the tasks that are never trained on, with what was lost and gained until the last."""
+        return _frame(rows.probe_rows(self.record))
+
+    @cached_property
     def landscape(self) -> "DataFrame":
         """Mean rise, curvature, basin and fit error of every loss surface."""
         return _frame(rows.landscape_rows(self.record))

@@ -1,7 +1,9 @@
 """Records of an adapter's evaluation: accuracy per subject and task, trained rows apart from held-out ones."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
+from llm_forgetting.files import OMITTED
 from llm_forgetting.forgetting.intervals import Mean, Proportion
 
 
@@ -9,7 +11,9 @@ from llm_forgetting.forgetting.intervals import Mean, Proportion
 class SubjectEvaluation:
     """Evaluation of one subject on n rows: accuracy (share), loss (nats), mean letter mass, seconds; `shortened` rows
     did not fit as they were. `trained` and `held_out` are the accuracies on the rows that the adapter was trained on and
-    on the others, None where there is no such row or no row was trained on.
+    on the others, None where there is no such row or no row was trained on. `completions`: the rows are prompts with
+    completions, whose accuracy is exact match; left out for questions. `rouge_l`: mean F1 of ROUGE-L of what was written,
+    where that was asked for.
     """
 
     name: str
@@ -22,6 +26,8 @@ class SubjectEvaluation:
     seconds: float
     trained: Proportion | None = None
     held_out: Proportion | None = None
+    completions: Annotated[Literal[True] | None, OMITTED] = None
+    rouge_l: Annotated[float | None, OMITTED] = None
 
     @property
     def headline(self) -> Proportion:
@@ -40,13 +46,16 @@ class PooledAccuracy:
 
 @dataclass(frozen=True)
 class TaskEvaluation:
-    """Evaluation of one task, subject by subject; `trained` and `held_out` as of a subject."""
+    """Evaluation of one task, subject by subject; `trained` and `held_out` as of a subject. `measure`: what the accuracy of
+    completions is; absent for questions, and in older evaluations.
+    """
 
     name: str
     subjects: tuple[SubjectEvaluation, ...]
     accuracy: PooledAccuracy
     trained: PooledAccuracy | None = None
     held_out: PooledAccuracy | None = None
+    measure: Annotated[str | None, OMITTED] = None
 
     @property
     def headline(self) -> PooledAccuracy:

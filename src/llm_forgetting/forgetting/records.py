@@ -11,8 +11,9 @@ from pydantic_core import CoreSchema
 from llm_forgetting.arrays import Floats1, Floats2
 from llm_forgetting.files import OMITTED, reshaped
 from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
-from llm_forgetting.forgetting.measures import MeasureForgetting
+from llm_forgetting.forgetting.measures import Change, MeasureForgetting
 from llm_forgetting.forgetting.scores import Measure, Split
+from llm_forgetting.forgetting.transitions import Transitions
 
 
 @dataclass(frozen=True)
@@ -167,10 +168,38 @@ class QuantisationCost:
 
 
 @dataclass(frozen=True)
+class ProbeChange:
+    """Change of a probe from one checkpoint to the last, on the same items: of its score, and of its loss in nats (None where
+    it has none, or one is not finite). `transitions`: right to wrong and wrong to right, None where the score is not 0 or 1.
+    """
+
+    start: str
+    score: Change
+    loss: PairedMeanChange | None
+    transitions: Transitions | None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Scores of a task that is never trained on, by checkpoint: n items, `measure` of them (accuracy, exact match, or a
+    metric of lm-evaluation-harness), the score that guessing gives (None where that is not known), the loss in nats (empty
+    for the harness' tasks), and what changed from every earlier checkpoint to the last.
+    """
+
+    name: str
+    measure: str
+    n: int
+    chance: float | None
+    score: dict[str, Proportion | Mean]
+    loss: dict[str, Mean]
+    changes: tuple[ProbeChange, ...]
+
+
+@dataclass(frozen=True)
 class ForgettingSummary:
     """Summary of a run's scores, as the phase `forgetting` leaves it: the answer in one sentence, and its parts by
     task;
-    `quantised`: what quantisation costs, where that was asked for.
+    `quantised`: what quantisation costs, `probes`: what was never trained on, where those were asked for.
     """
 
     answer: str
@@ -178,6 +207,7 @@ class ForgettingSummary:
     spurious: dict[str, SpuriousForgetting]
     text: TextDrift
     quantised: Annotated[tuple[QuantisationCost, ...] | None, OMITTED] = None
+    probes: Annotated[tuple[Probe, ...] | None, OMITTED] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,12 +215,15 @@ class ItemRecord:
     """Item as one checkpoint answered it: loss in nats over the whole vocabulary, letter_logits (k,), rest = logsumexp
     of all other logits, and rotated_letter_logits (k - 1, k) where its options were rotated. A completion has `tokens`,
     the number of those that are learnt, instead; its loss is that per token, and predicted are the likeliest tokens, each
-    after the right ones before it.
+    after the right ones before it. Of one that is judged by what the model writes, `generated` is all of that, `predicted` and
+    `answer` the answers in it and in the right completion, `correct` whether they match, `teacher_forced` what the
+    likeliest tokens would say, and `rouge_l` the F1 of ROUGE-L (0 to 1) where that was asked for. The split of items of a
+    task that is never trained on is `probe`.
     """
 
     checkpoint: str
     task: str
-    split: Split
+    split: Split | Literal["probe"]
     id: str
     subject: str
     answer: str
@@ -201,6 +234,14 @@ class ItemRecord:
     rest: Annotated[float | None, OMITTED] = None
     rotated_letter_logits: Annotated[Floats2 | None, OMITTED] = None
     tokens: Annotated[int | None, OMITTED] = None
+    generated: Annotated[str | None, OMITTED] = None
+    teacher_forced: Annotated[bool | None, OMITTED] = None
+    rouge_l: Annotated[float | None, OMITTED] = None
+
+    @property
+    def options(self) -> int:
+        """Number of options of a question, 0 of a completion."""
+        return 0 if self.letter_logits is None else len(self.letter_logits)
 
     @property
     def letters(self) -> Floats1:
@@ -221,5 +262,22 @@ class PassageRecord:
     loss: float
 
 
-Line = Annotated[ItemRecord | PassageRecord, Field(discriminator="split")]
+@dataclass(frozen=True)
+class SampleRecord:
+    """Sample of a task of lm-evaluation-harness at one checkpoint: `id` (doc_id) and `hash` (doc_hash) as the harness gives
+    them, its metrics, and its number of options (0 where it is not multiple choice). `subject` is the harness' own task, where
+    `task` is a group of several. Neither the document nor the answer is kept.
+    """
+
+    checkpoint: str
+    task: str
+    split: Literal["harness"]
+    id: str
+    subject: str
+    hash: str
+    metrics: dict[str, float]
+    options: int
+
+
+Line = Annotated[ItemRecord | PassageRecord | SampleRecord, Field(discriminator="split")]
 """A line of items.jsonl."""

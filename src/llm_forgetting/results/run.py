@@ -14,6 +14,7 @@ from llm_forgetting.forgetting.frontier import ScoresDuring
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
     Line,
+    Probe,
     QuantisationCost,
     SpuriousForgetting,
     TextDrift,
@@ -25,6 +26,7 @@ from llm_forgetting.landscape.records import (
     PathScan,
 )
 from llm_forgetting.tasks.prompt_format import PromptFormat
+from llm_forgetting.tasks.scoring import Scoring
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class TokenCounts:
 class TaskSetup:
     """Task as it was frozen at the start: its subjects, prompt, items, few-shot examples by subject, the numbers of
     options that occur (completions have neither prompt nor options), and what had to be shortened. `landscape_items` are
-    the ids of those whose loss is the landscape.
+    the ids of those whose loss is the landscape. `score`: how completions are judged, which is what their accuracy is; where
+    it is absent by the likeliest token after the right ones.
     """
 
     name: str
@@ -87,6 +90,7 @@ class TaskSetup:
     shots_dropped: int
     tokens: TokenCounts
     landscape_items: tuple[str, ...]
+    score: Annotated[Scoring | None, OMITTED] = None
 
 
 @dataclass(frozen=True)
@@ -307,6 +311,8 @@ class Results:
     repeated on the same machine."""
     quantised: Annotated[tuple[QuantisationCost, ...] | None, OMITTED] = None
     """What quantising every checkpoint costs every task; absent unless evaluation.quantised."""
+    probes: Annotated[tuple[Probe, ...] | None, OMITTED] = None
+    """Tasks that are never trained on; in no average and no measure of forgetting. Absent without data.probes."""
 
 
 def read_results(folder: Path) -> Results:

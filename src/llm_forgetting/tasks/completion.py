@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import is_text
+from llm_forgetting.tasks.scoring import TEACHER_FORCED, Scoring
 
 LONGEST = 1_000_000
 """Characters of an item's text."""
@@ -27,13 +28,14 @@ class Completion:
 
     `prompt` and `completion` are both text, or both turns of a conversation. The loss is that of the whole completion; of a
     conversation without a prompt it is that of the assistant's turns, of a text without a prompt that of all its tokens but
-    the first. `id` is `subject/split/row` as in `Item`.
+    the first. `id` is `subject/split/row` as in `Item`. `scoring` is how it is judged: no part of what the item is.
     """
 
     id: str
     subject: str
     prompt: Text
     completion: Text
+    scoring: Scoring = TEACHER_FORCED
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, str) != isinstance(self.completion, str) and self.prompt:
@@ -50,6 +52,11 @@ class Completion:
             raise UserError(
                 f"item {self.id}: prompt and completion must be text in UTF-8 without NUL, at most {LONGEST:,} characters; "
                 f"are {text[:40]!r}..., {len(text):,}"
+            )
+        if self.scoring.answer_in(self.answer) is None:
+            raise UserError(
+                f"item {self.id}: the right completion must hold an answer by score.answer={self.scoring.answer!r}, has none: "
+                f"{self.answer[-60:]!r}"
             )
 
     @property

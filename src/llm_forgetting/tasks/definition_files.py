@@ -1,8 +1,10 @@
 """Reading a YAML file of task definitions: every mistake in it ends in one line that says what must hold."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,16 @@ from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.formats import FORMATS, MULTIPLE_CHOICE, WITH_OPTIONS
 from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat, names_in
 from llm_forgetting.tasks.records import ANSWER_KINDS, RecordLayout
+from llm_forgetting.tasks.scoring import IGNORED, LAST_LINE, NUMBER, TEACHER_FORCED, TITLES, Scoring
 from llm_forgetting.tasks.sources import KINDS
 from llm_forgetting.tasks.task import LETTERS
 
 _FIELDS = (
-    "source", "path", "hub_config", "split", "subjects", "format", "columns", "choices", "answers", "options", "prompt"
+    "source", "path", "hub_config", "split", "subjects", "format", "columns", "choices", "answers", "options", "prompt", "score"
 )  # fmt: skip
 _PROMPT_FIELDS = ("description", "question", "answer")
+_MOST_TOKENS = 100_000
+_SCORE_FIELDS = ("by", "answer", "ignore", "until", "max_new_tokens", "rouge")
 # The sources that a field has a meaning for; the others of _FIELDS have one for all.
 _HUB, _COLUMNS = ([name for name, kind in KINDS.items() if getattr(kind, what)] for what in ("hub", "columns"))
 _ONLY_FOR = {
@@ -132,6 +137,10 @@ def _layout(name: str, given: Mapping[str, Any]) -> RecordLayout:
     choices = _texts(given, "choices", name)
     if format_name != MULTIPLE_CHOICE:
         return _completion_layout(name, given, format_name, columns, choices)
+    if "score" in given and given.get("source", "local") in _COLUMNS:
+        raise UserError(
+            f"{name}.score is for completions, and has no meaning with {name}.format={format_name}; leave it out"
+        )
     if choices and "choices" in columns:
         raise UserError(f"{name}.choices are the options of every row; leave out {name}.columns.choices, or them")
     if choices and not 2 <= len(choices) <= len(LETTERS):
@@ -140,7 +149,8 @@ def _layout(name: str, given: Mapping[str, Any]) -> RecordLayout:
     if choices and options not in (None, len(choices)):
         raise UserError(f"{name}.options must be {len(choices)}, as many as {name}.choices, was {options}")
     answers = _answers(given, name, len(choices) or options)
-    return RecordLayout(columns, choices, answers, options, name, _prompt(given.get("prompt", {}), name), setting=name)
+    prompt, scoring = _prompt(given.get("prompt", {}), name), _scoring(given, name)
+    return RecordLayout(columns, choices, answers, options, name, prompt, setting=name, scoring=scoring)
 
 
 def _completion_layout(
@@ -156,7 +166,65 @@ def _completion_layout(
         if not isinstance(template, str) or not template.strip():
             raise UserError(f"{name}.prompt.template must be a text, was {str(template)[:40]!r}; or leave it out")
         _require_names(template, f"{name}.prompt.template", lambda used: True, "columns")
-    return RecordLayout(columns, choices, subject=name, setting=name, format=format_name, template=template)
+    scoring = _scoring(given, name)
+    if scoring.by == "generation" and format_name == "text":
+        raise UserError(f"{name}.score.by=generation needs a prompt, and {name}.format=text has none; leave it out")
+    return RecordLayout(
+        columns, choices, subject=name, setting=name, format=format_name, template=template, scoring=scoring
+    )
+
+
+def _scoring(given: Mapping[str, Any], name: str) -> Scoring:
+    if "score" not in given:
+        return TEACHER_FORCED
+    setting = f"{name}.score"
+    fields = _mapping(given["score"], setting, _SCORE_FIELDS)
+    named = _text(fields, "by", setting) or "generation"
+    by = next((kind for kind in TITLES if kind == named), None)
+    if by is None:
+        raise UserError(f"{setting}.by must be one of {', '.join(TITLES)}, was {named!r}")
+    if by != "generation" and len(fields) > 1:
+        other = next(key for key in fields if key != "by")
+        raise UserError(f"{setting}.{other} needs {setting}.by=generation, which is {by}; change one of them")
+    ignore = _texts(fields, "ignore", setting, may_be_one=True)
+    if unknown := [word for word in ignore if word not in IGNORED]:
+        raise UserError(f"{setting}.ignore may name {', '.join(IGNORED)}, named {unknown[0]!r}")
+    rouge = _text(fields, "rouge", setting) or "false"
+    if rouge not in ("true", "false"):
+        raise UserError(f"{setting}.rouge must be true or false, was {rouge!r}")
+    if rouge == "true" and find_spec("rouge_score") is None:
+        raise UserError(
+            f"{setting}.rouge needs the package rouge_score: pip install 'llm-forgetting[rouge]', or leave it out"
+        )
+    until = _texts(fields, "until", setting, may_be_one=True)
+    return Scoring(by, _pattern(fields, setting), ignore, until, _tokens(fields, setting), rouge == "true")
+
+
+def _pattern(fields: Mapping[str, object], setting: str) -> str | None:
+    pattern = _text(fields, "answer", setting)
+    if pattern is None or pattern in (NUMBER, LAST_LINE):
+        return pattern
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise UserError(f"{setting}.answer is no regular expression ({error}), was {pattern[:60]!r}") from error
+    if groups != 1:
+        raise UserError(
+            f"{setting}.answer must be {NUMBER}, {LAST_LINE} or a regular expression with one group, which is the answer; "
+            f"{pattern[:60]!r} has {groups}; (?:...) is no group"
+        )
+    return pattern
+
+
+def _tokens(fields: Mapping[str, object], setting: str) -> int | None:
+    value = fields.get("max_new_tokens")
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.isdecimal() or not 1 <= int(value) <= _MOST_TOKENS:
+        raise UserError(
+            f"{setting}.max_new_tokens must be a whole number from 1 to {_MOST_TOKENS}, was {str(value)[:40]!r}"
+        )
+    return int(value)
 
 
 def _count(given: Mapping[str, object], key: str, name: str) -> int | None:

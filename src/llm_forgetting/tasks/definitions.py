@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from llm_forgetting.tasks.definition_files import Definition, read_definitions
 from llm_forgetting.tasks.prompt_format import filled, names_in
 from llm_forgetting.tasks.record_files import SUFFIXES
 from llm_forgetting.tasks.records import RecordLayout, require_options, some_names
+from llm_forgetting.tasks.scoring import TEACHER_FORCED
 from llm_forgetting.tasks.sources import LoadedSource, Source, open_source
 from llm_forgetting.tasks.sources.hub import open_hub
 from llm_forgetting.tasks.sources.local import is_mmlu_folder, open_files, open_mmlu_folder
@@ -145,7 +146,8 @@ def _pool(definition: Definition, source: Source, has_columns: bool) -> Pool:
     shots: dict[str, tuple[AnyItem, ...]] = {
         subject: _reworded(items, definition.layout) for subject, items in pool.shots.items()
     }
-    return dataclasses.replace(pool, rows=_reworded(pool.rows, definition.layout), shots=shots)
+    rows, held_out = (_reworded(items, definition.layout) for items in (pool.rows, pool.held_out))
+    return dataclasses.replace(pool, rows=rows, shots=shots, held_out=held_out)
 
 
 def _source(definition: Definition, folder: Path, notify: Notify) -> tuple[Source, bool]:
@@ -195,12 +197,16 @@ def _open_local(path: Path, layout: RecordLayout) -> LoadedSource:
     return open_files(files, dataclasses.replace(layout, subject=None) if path.is_dir() and not splits else layout)
 
 
-def _reworded(items: Iterable[AnyItem], layout: RecordLayout) -> tuple[AnyItem, ...]:
+def _reworded(items: Sequence[AnyItem], layout: RecordLayout) -> tuple[AnyItem, ...]:
     """Items that were read without the layout, put as it says; all that they have are question and subject."""
     reworded: list[AnyItem] = []
+    if layout.scoring != TEACHER_FORCED and any(isinstance(item, Item) for item in items):
+        raise UserError(
+            f"{layout.setting}.score is for completions, and this set has questions with options; leave it out"
+        )
     for item in items:
         if isinstance(item, Completion):
-            reworded.append(item)
+            reworded.append(dataclasses.replace(item, scoring=layout.scoring))
             continue
         require_options(len(item.choices), layout, item.id)
         values = {"question": item.question, "subject": item.subject.replace("_", " ")}

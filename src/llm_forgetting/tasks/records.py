@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 from llm_forgetting.errors import UserError
 from llm_forgetting.tasks import mmlu
 from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat, filled, names_in
+from llm_forgetting.tasks.scoring import TEACHER_FORCED, Scoring
 from llm_forgetting.tasks.task import LETTERS, Item
 
 COLUMNS = ("question", "choices", "answer", "subject")
@@ -25,7 +26,7 @@ class RecordLayout:
     for each option in order; None for whatever fits. `options`: how many every record must have. `subject`: that of records
     which name none, if one was given. `typed`: whether a cell can be a number or true (JSON), or only text (CSV). `setting`:
     where all of this is set, for messages. `format`: one of `formats.FORMATS`; `template`: how the prompt of a completion is
-    put, None for as it is.
+    put, None for as it is; `scoring`: how it is judged.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class RecordLayout:
     setting: str = "data"
     format: str = "multiple_choice"
     template: str | None = None
+    scoring: Scoring = TEACHER_FORCED
 
     def column(self, key: str) -> str:
         """The column that holds `key`."""

@@ -93,8 +93,10 @@ class DuringScores(TrainerCallback):
     def _file(self, step: int) -> Path:
         return self._folder / f"step_{step:08d}.json"
 
-    def record(self) -> ScoresDuring:
-        """All points, when the training is over."""
+    def record(self, *, again: bool = False) -> ScoresDuring:
+        """All points, when the training is over; `again`: the last is scored anew, for the model was moved since."""
+        if again:
+            self._score(self._steps[-1])
         points = [read(_Point, self._file(step)) for step in self._steps]
         return ScoresDuring(
             split=self._settings.during_split,

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.forgetting.records import ItemRecord, PassageRecord
 from llm_forgetting.forgetting.scores import Split
-from llm_forgetting.models.language.answer_statistics import AnswerStatistics
+from llm_forgetting.models.language.answer_statistics import AnswerStatistics, Judged
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
+from llm_forgetting.models.language.generation import Written
 from llm_forgetting.models.language.text_loss import Passage
 from llm_forgetting.seeding import generator
 from llm_forgetting.tasks.completion import Completion
@@ -18,7 +20,7 @@ from llm_forgetting.tasks.completion import Completion
 def item_records(
     checkpoint: str,
     task: str,
-    split: Split,
+    split: Split | Literal["probe"],
     items: Sequence[EncodedItem],
     scored: AnswerStatistics,
     *,
@@ -35,13 +37,29 @@ def item_records(
             assert scored.likeliest is not None
             said = decode(scored.likeliest[end - len(item.targets) : end].tolist())
             right = decode(item.targets)
-            records.append(ItemRecord(*common, right, said, bool(correct[number]), loss, tokens=len(item.targets)))
+            record = ItemRecord(*common, right, said, bool(correct[number]), loss, tokens=len(item.targets))
+            judged = None if scored.judged is None else scored.judged[number]
+            records.append(_judged(record, judged, teacher_forced=bool(scored.teacher_forced[number])))
             continue
         predicted, letters = asked.letters[int(predictions[row])], scored.letter_logits[row, : len(item.letter_ids)]
         rest = float(scored.rest[row])
         answer = asked.letters[asked.answer]
         records.append(ItemRecord(*common, answer, predicted, bool(correct[number]), loss, letters, rest))
     return records
+
+
+def _judged(record: ItemRecord, judged: Judged | None, *, teacher_forced: bool) -> ItemRecord:
+    """The record with what the item is judged by, where that is not the likeliest tokens."""
+    if isinstance(judged, Written):
+        return replace(
+            record,
+            answer=judged.expected,
+            predicted=judged.answer or "",
+            generated=judged.text,
+            teacher_forced=teacher_forced,
+            rouge_l=judged.rouge_l,
+        )
+    return record
 
 
 def with_rotations(

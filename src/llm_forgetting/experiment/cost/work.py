@@ -10,6 +10,7 @@ from llm_forgetting.experiment.analysis.paths import path_evaluations
 from llm_forgetting.experiment.analysis.spectrum import curvature_evaluations
 from llm_forgetting.experiment.cost.lengths import ItemLengths
 from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.generation import is_generated
 from llm_forgetting.training.during import items_during, steps_during
 from llm_forgetting.training.fine_tuning import optimizer_steps
 from llm_forgetting.training.method import Methods
@@ -21,12 +22,13 @@ FORWARDS_PER_PRODUCT = 4
 
 @dataclass(frozen=True)
 class TaskSize:
-    """Items of a task's splits, and the mean number of tokens of their prompts."""
+    """Items of a task's splits, the mean number of tokens of their prompts, and of what is written after each, if anything."""
 
     name: str
     train: int
     test: int
     tokens: float
+    written: float = 0
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,27 @@ class Work:
 def task_sizes(lengths: ItemLengths) -> list[TaskSize]:
     """Sizes of the tasks."""
     return [
-        TaskSize(task.name, len(task.train), len(task.test), _mean([*task.train, *task.test])) for task in lengths.tasks
+        TaskSize(task.name, len(task.train), len(task.test), _mean(items), _written(items))
+        for task in lengths.tasks
+        if (items := [*task.train, *task.test])
     ]
+
+
+def probe_work(lengths: ItemLengths) -> list[Work]:
+    """What the tasks that are only scored cost at all checkpoints."""
+    items, times = [item for probe in lengths.probes for item in probe.test], len(lengths.tasks) + 1
+    label = f"{len(lengths.probes)} probe{'s' if len(lengths.probes) > 1 else ''} at {times} checkpoints"
+    tokens = sum(len(item.input_ids) for item in items)
+    return [Work(label, times * len(items), {"scores": times * tokens})] if items else []
 
 
 def _mean(items: Sequence[EncodedItem]) -> float:
     return sum(len(item.input_ids) for item in items) / len(items)
+
+
+def _written(items: Sequence[EncodedItem]) -> float:
+    """Tokens that greedy decoding writes after each, if it ends where the right completion does."""
+    return sum(len(item.targets) for item in items if is_generated(item)) / len(items)
 
 
 def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
@@ -66,6 +83,10 @@ def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
             {"scores": (checkpoints + 1) * scored_tokens},
         )
     )
+    written = sum((size.train + size.test) * size.written for size in sizes)
+    if written:
+        times = (1 + len(config.evaluation.quantised)) * (checkpoints + 1)
+        work.append(Work("write completions (their right lengths)", times * scored, {"scores": times * written}))
     if kinds := config.evaluation.quantised:
         times = len(kinds) * (checkpoints + 1)
         work.append(Work("the same, quantised", times * scored, {"scores": times * scored_tokens}))
@@ -92,14 +113,6 @@ def _training_work(config: ExperimentConfig, size: TaskSize, earlier: list[TaskS
     return Work(label, times * items, {"training": times * tokens})
 
 
-def _replayed(methods: Methods, size: TaskSize, earlier: list[TaskSize]) -> list[tuple[int, float]]:
-    """Items, and tokens of each, that join the task's own; passages of text are taken to be as long as its items."""
-    added = [method for method in methods.methods if isinstance(method, Replay)]
-    counts = [method.count(size.train, len(earlier)) for method in added]
-    old = [(min(count, task.train), task.tokens) for count in counts for task in earlier]
-    return [*old, *((method.options.text, size.tokens) for method in added if method.options.text)]
-
-
 def _during(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     """What scores during the trainings cost."""
     settings, passes, tokens = config.evaluation, 0.0, 0.0
@@ -113,6 +126,14 @@ def _during(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
             items = points * min(count, task.test if settings.during_split == "test" else task.train)
             passes, tokens = passes + items, tokens + items * task.tokens
     return [Work(f"scores at {settings.during + 1} points of every training", passes, {"scores": tokens})]
+
+
+def _replayed(methods: Methods, size: TaskSize, earlier: list[TaskSize]) -> list[tuple[int, float]]:
+    """Items, and tokens of each, that join the task's own; passages of text are taken to be as long as its items."""
+    added = [method for method in methods.methods if isinstance(method, Replay)]
+    counts = [method.count(size.train, len(earlier)) for method in added]
+    old = [(min(count, task.train), task.tokens) for count in counts for task in earlier]
+    return [*old, *((method.options.text, size.tokens) for method in added if method.options.text)]
 
 
 def _probes(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:

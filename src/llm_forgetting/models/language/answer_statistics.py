@@ -8,7 +8,9 @@ interpolation. Predictions with fewer than k options carry z = -inf in the surpl
 completion one per token, each with the right token as its only option.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +19,21 @@ from scipy.special import logsumexp
 from llm_forgetting.arrays import Floats
 
 
+class Judged(Protocol):
+    """What an item is judged by, where that is not the likeliest token after the right ones."""
+
+    @property
+    def right(self) -> bool:
+        """Whether it counts as right."""
+
+
 @dataclass(frozen=True)
 class AnswerStatistics:
     """`letter_logits` (..., m, k), `rest` (..., m) and `answers` (m,) of the m predictions of n items, item by item.
 
     Leading axes are points of a scan. An answer of -1: the only option, a completion's token. `sizes` (n,): predictions of each
     item; None: one. `likeliest` (m,): the most likely token of the whole vocabulary, where that is known, and `wanted` (m,) the
-    right one.
+    right one. `judged` (n,): what an item is judged by instead, None where by nothing else.
     """
 
     letter_logits: Floats
@@ -32,6 +42,7 @@ class AnswerStatistics:
     sizes: NDArray[np.int64] | None = None
     likeliest: NDArray[np.int64] | None = None
     wanted: NDArray[np.int64] | None = None
+    judged: tuple[Judged | None, ...] | None = None
 
     @property
     def _first(self) -> NDArray[np.int64] | None:
@@ -54,6 +65,7 @@ class AnswerStatistics:
             None if self.sizes is None else self.sizes[items],
             None if self.likeliest is None else self.likeliest[rows],
             None if self.wanted is None else self.wanted[rows],
+            None if self.judged is None else self.judged[items],
         )
 
     @property
@@ -107,8 +119,20 @@ class AnswerStatistics:
         """(..., m) index of the first largest letter."""
         return np.asarray(np.argmax(self.letter_logits, axis=-1))
 
+    def judged_by(self, judged: Sequence[Judged | None]) -> "AnswerStatistics":
+        """The same of items that something else is known of."""
+        return replace(self, judged=tuple(judged))
+
     @property
     def correct(self) -> NDArray[np.bool_]:
+        """(..., n) whether an item is right, by what it is judged by."""
+        if self.judged is None:
+            return self.teacher_forced
+        pairs = zip(self.teacher_forced, self.judged, strict=True)
+        return np.array([bool(right) if other is None else other.right for right, other in pairs])
+
+    @property
+    def teacher_forced(self) -> NDArray[np.bool_]:
         """(..., n) whether the largest letter is the answer; of a completion whether every token is the most likely one.
 
         Where that is not known, a completion counts as right if every token is likelier than all others together: no more than
@@ -144,7 +168,7 @@ class AnswerStatistics:
 _PER_ITEM = {
     "loss": "token_losses",
     "four_way_loss": "four_way_losses",
-    "accuracy": "correct",
+    "accuracy": "teacher_forced",
     "letter_mass": "letter_mass",
 }
 SURFACES = tuple(_PER_ITEM)

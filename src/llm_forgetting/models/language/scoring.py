@@ -1,6 +1,6 @@
 """Scoring: letter logits of every item, at the live checkpoint or at another point of adapter space."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.models.language.answer_statistics import AnswerStatistics
+from llm_forgetting.models.language.answer_statistics import AnswerStatistics, Judged
 from llm_forgetting.models.language.batches import EncodedItem, collate, length_buckets, split_logits
+from llm_forgetting.models.language.generation import is_generated, write
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.memory import OutOfMemoryRetry
 from llm_forgetting.models.language.packing import CannotPackError, PrefixCache, pack_of, packs
@@ -165,9 +166,24 @@ def score_tasks(
     batch_size: int | None,
     advance: Callable[[int], None] = lambda items: None,
 ) -> list[AnswerStatistics]:
-    """`score` for several groups of items in one pass over all of them."""
-    together = score(model, [item for group in groups for item in group], batch_size, advance)
+    """`score` for several groups of items in one pass over all of them; those that are to be generated are written as well.
+
+    `advance` hears of the latter a second time (see `passes`).
+    """
+    items = [item for group in groups for item in group]
+    together = score(model, items, batch_size, advance)
+    generated = [n for n, item in enumerate(items) if is_generated(item)]
+    if generated:
+        judged: list[Judged | None] = [None] * len(items)
+        for n, written in zip(generated, write(model, [items[n] for n in generated], batch_size, advance), strict=True):
+            judged[n] = written
+        together = together.judged_by(judged)
     return split_groups(together, [len(group) for group in groups])
+
+
+def passes(groups: Iterable[Sequence[EncodedItem]]) -> int:
+    """How many items `score_tasks` tells of."""
+    return sum(1 + is_generated(item) for group in groups for item in group)
 
 
 def split_groups(together: AnswerStatistics, sizes: Sequence[int]) -> list[AnswerStatistics]:

@@ -19,6 +19,7 @@ from llm_forgetting.report.figures.style import house_style, save
 from llm_forgetting.report.figures.surface_3d import single_3d
 from llm_forgetting.report.figures.surfaces import overview, single_contour
 from llm_forgetting.report.tables.run import Scanned, chance_text
+from llm_forgetting.report.tables.words import measure_name
 from llm_forgetting.report.views.checkpoint_plane import plane_views
 from llm_forgetting.report.views.frontier import frontier_views
 from llm_forgetting.report.views.lines import line_ensembles
@@ -48,7 +49,7 @@ def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
     surfaces = surface_views(results)
     yield "landscape_overview", overview(spread(surfaces))
     if isinstance(results, Results):
-        yield "accuracy_matrix", matrix_figure(results.forgetting.splits, chance_text(results))
+        yield "accuracy_matrix", matrix_figure(results.forgetting.splits, chance_text(results), measure_name(results))
         if scored := [training.during for training in results.training if training.during is not None]:
             yield "learning_frontier", frontier_figure(scored, list(frontier_views(results)))
     if planes := plane_views(results):

@@ -7,6 +7,7 @@ from llm_forgetting.report.set_up import model_name, set_up
 from llm_forgetting.report.tables.closing import landscape_sentence
 from llm_forgetting.report.tables.curvature import curvature_table, forecast_table
 from llm_forgetting.report.tables.frontier import frontier_table
+from llm_forgetting.report.tables.probes import probe_rows, probes_table
 from llm_forgetting.report.tables.quantised import quantised_table
 from llm_forgetting.report.tables.run import (
     Table,
@@ -21,6 +22,7 @@ from llm_forgetting.report.tables.run import (
     summary_table,
 )
 from llm_forgetting.report.tables.spurious import spurious_table
+from llm_forgetting.report.tables.transitions import transitions_table
 from llm_forgetting.report.views.forecasts import compared_forecasts, forecast_sentence
 from llm_forgetting.results import InterventionRecord, Results
 
@@ -30,8 +32,10 @@ def all_tables(results: Results) -> list[Table]:
     makers = (
         accuracy_matrix,
         forgetting_table,
+        *([transitions_table] if transitions_table(results).rows else []),
         summary_table,
         *([frontier_table] if any(training.during for training in results.training) else []),
+        *([probes_table] if probe_rows(results) else []),
         *([quantised_table] if results.quantised else []),
         *([spurious_table] if results.spurious else []),
         landscape_table,

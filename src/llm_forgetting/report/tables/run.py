@@ -10,6 +10,7 @@ from llm_forgetting.forgetting.intervals import MINIMUM_ITEMS, Interval, PairedP
 from llm_forgetting.forgetting.measures import Change, Estimate
 from llm_forgetting.landscape.metrics import SurfaceMetrics
 from llm_forgetting.landscape.records import CheckpointLandscape, FitError, LandscapeChange
+from llm_forgetting.report.tables.words import capital, measure_name
 from llm_forgetting.results import Results, ScanResults
 
 Scanned = Results | ScanResults
@@ -17,7 +18,7 @@ Scanned = Results | ScanResults
 MOST_DETECTABLE = 8
 """Whatever holds landscapes, paths and a plane through checkpoints."""
 
-SPLIT_WORDS = {"train": "trained", "test": "held-out"}
+SPLIT_WORDS = {"train": "trained", "test": "held-out", "probe": "never trained"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,18 @@ def chance_text(results: Results) -> str:
     if len(values) <= 1 and len(by_task) in (0, len(results.tasks)):
         return "".join(f"guessing: {value}" for value in values)
     return f"guessing: {', '.join(f'{value} on {name}' for name, value in by_task.items())}"
+
+
+def accuracy_text(results: Results) -> str:
+    """What makes a completion right, by task where tasks differ; empty if no task is of completions."""
+    titles = {
+        display_name(task.name): task.score.title if task.score else "teacher-forced exact match"
+        for task in results.tasks
+        if not task.options
+    }
+    if len(set(titles.values())) == 1 and len(titles) == len(results.tasks):
+        return next(iter(titles.values()))
+    return f"accuracy: {', '.join(f'{title} on {name}' for name, title in titles.items())}" if titles else ""
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -105,14 +118,28 @@ def estimate_text(estimate: Estimate) -> str:
 def accuracy_matrix(results: Results) -> Table:
     """R[i, j]: a row per task and split, a column per checkpoint, accuracy and loss in each cell."""
     rows = []
+    perplexed = {j for j, task in enumerate(results.tasks) if task.score is not None}
     for j, name in enumerate(results.task_names):
         for scores in results.forgetting.splits:
             R, L = scores.accuracy.cells, scores.loss.cells
-            cells = [f"{number(R[i][j].value)} / {number(L[i][j].value)}" for i in range(len(R))]
+            cells = [
+                f"{number(R[i][j].value)} / {_loss(L[i][j].value, perplexity=j in perplexed)}" for i in range(len(R))
+            ]
             rows.append((f"{display_name(name)}, {SPLIT_WORDS[scores.split]}", str(R[0][j].n), *cells))
     checkpoints = map(display_name, results.forgetting.train.checkpoints)
-    note = f"trained items were fine-tuned on, held-out items never. {sentence(chance_text(results))}".rstrip()
-    return Table("Accuracy / loss in nats", ("task", "items", *checkpoints), tuple(rows), note)
+    notes = ("trained items were fine-tuned on, held-out items never.", accuracy_text(results), chance_text(results))
+    note = " ".join(sentence(said) for said in notes if said)
+    title = f"{capital(measure_name(results))} / loss in nats{' (perplexity of completions)' if perplexed else ''}"
+    return Table(title, ("task", "items", *checkpoints), tuple(rows), note)
+
+
+def _loss(value: float | None, *, perplexity: bool) -> str:
+    """A loss, and of completions the exponential of it."""
+    return (
+        f"{number(value)} ({number(math.exp(min(value, 700.0)))})"
+        if perplexity and value is not None
+        else number(value)
+    )
 
 
 def sampled(results: Results) -> str:
@@ -142,10 +169,11 @@ def forgetting_table(results: Results) -> Table:
     if len(detectable) > MOST_DETECTABLE:
         more = f"{len(detectable) - MOST_DETECTABLE} more of the kind are in results.json (forgetting, detectable)"
         detectable = [*detectable[:MOST_DETECTABLE], more]
-    header = ("task", "items", "accuracy lost", "of its accuracy", "of its gain", "loss gained (nats)")
+    name = measure_name(results)
+    header = ("task", "items", f"{name} lost", f"of its {name}", "of its gain", "loss gained (nats)")
     note = (
         f"brackets: 95% interval over {sampled(results)}; below {MINIMUM_ITEMS} items only counts of right answers; "
-        f"of its accuracy: relative to accuracy after the task's own training; of its gain: relative to the gain over the base "
+        f"of its {name}: relative to {name} after the task's own training; of its gain: relative to the gain over the base "
         f"model; one seed. {sentence(chance_text(results))} "
         f"{sentence('; '.join(detectable))}"
     )
@@ -154,7 +182,7 @@ def forgetting_table(results: Results) -> Table:
 
 def sentence(text: str) -> str:
     """`text` with a capital and a full stop; nothing for nothing."""
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    return f"{capital(text)}." if text else ""
 
 
 def _too_few(items: int) -> bool:
@@ -188,7 +216,7 @@ def summary_table(results: Results) -> Table:
             cells = (number(estimate.value) if few else estimate_text(estimate) for estimate in estimates)
             rows.append((f"{label}, {SPLIT_WORDS[scores.split]}", *cells))
     note = sentence(chance_text(results))
-    return Table("Over all tasks", ("measure", "accuracy", "loss (nats)"), tuple(rows), note)
+    return Table("Over all tasks", ("measure", measure_name(results), "loss (nats)"), tuple(rows), note)
 
 
 def landscape_table(results: Scanned) -> Table:

@@ -33,7 +33,7 @@ class RecordFormat:
         assert self.read is not None
         prompt, completion = self.read(record, layout, where)
         try:
-            return Completion(item_id, subject, put(prompt, record, layout, where, subject), completion)
+            return Completion(item_id, subject, put(prompt, record, layout, where, subject), completion, layout.scoring)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
 
