@@ -143,6 +143,10 @@ class InterventionsConfig:
     rescale: float = above(0, default=1.0)
 
 
+Weighting = Literal["token", "item"]
+"""What counts the same in a mean loss of completions."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The tasks, in the order in which they are learnt, and how their items are split.
@@ -166,6 +170,8 @@ class DataConfig:
         difficulty: Of `skills`: longer words and more numbers.
         shift: Of `skills`: held-out items are of another distribution than trained ones.
         seed: Seeds the split.
+        weighting: Whether a mean loss of completions is one over all tokens (`token`), or over items of each item's mean
+            (`item`); in training and wherever a loss is measured.
     """
 
     source: str = "embedded"
@@ -183,6 +189,7 @@ class DataConfig:
     difficulty: int = at_least(1, default=1, most=5)
     shift: bool = False
     seed: int = at_least(0, default=0, most=MOST_SEED)
+    weighting: Weighting = "token"
 
     @property
     def definitions_sha256(self) -> str | None:

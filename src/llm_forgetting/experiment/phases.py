@@ -60,6 +60,11 @@ from llm_forgetting.tasks.task import Task
 from llm_forgetting.training.fine_tuning import accelerate_settings, fine_tune, optimizer_steps
 from llm_forgetting.training.interventions import intervene
 
+WEIGHTING = {
+    "token": "the loss of completions is the mean over all their tokens",
+    "item": "the loss of completions is the mean over items of each item's mean over its tokens",
+}
+
 
 def set_up(session: Session, folder: RunFolder) -> RunSetup:
     """Phase 1: load everything, freeze and hash the splits, run the sanity checks (kept apart: studies share them)."""
@@ -84,6 +89,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
             train_split="train items are cut from the task's own rows (MMLU has no training split per subject)",
             landscape_items=f"{session.config.landscape.items} items, the same at every point and checkpoint",
             runs=1,
+            weighting=WEIGHTING[session.config.data.weighting] if any(item.places for item in items) else None,
         ),
         warnings=(*_setup_warnings(report.letter_mass, items), *_fallbacks(session)),
     )

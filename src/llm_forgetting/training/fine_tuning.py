@@ -21,7 +21,7 @@ from llm_forgetting.config.sections import TrainingConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import from_plain, manifest
 from llm_forgetting.models.language.answer_loss import answer_losses
-from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.batches import EncodedItem, prediction_weights, total_weight
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.memory import OutOfMemoryRetry
 from llm_forgetting.results import TrainingStep
@@ -96,10 +96,10 @@ class AnswerTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], int]:
-        """The micro-batches of an optimiser step, and how many tokens are predicted in all of them."""
+    ) -> tuple[list[dict[str, Any]], float]:
+        """The micro-batches of an optimiser step, and the weight of all that is predicted in them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(_predictions(batch["items"]) for batch in batches)
+        return batches, sum(total_weight(batch["items"]) for batch in batches)
 
     def compute_loss(
         self,
@@ -108,14 +108,18 @@ class AnswerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Mean over the batch's predictions of -log p(right token | those before), and the anchor's penalty, nats; times the
-        share of the `num_items_in_batch` predictions of the optimiser step that the batch holds.
+        """Mean over the batch's predictions of -log p(right token | those before), by their weights, and the anchor's penalty,
+        nats; times the share of the optimiser step's weight, `num_items_in_batch`, that the batch holds.
         """
-        losses = answer_losses(self._language_model, inputs["items"], packed=self._packed)
-        loss = losses.mean()
+        losses, total = (
+            answer_losses(self._language_model, inputs["items"], packed=self._packed),
+            total_weight(inputs["items"]),
+        )
+        weights = prediction_weights(inputs["items"])
+        loss = losses.mean() if weights is None else (losses * weights.to(losses)).sum() / total
         if self._anchor is not None:
             loss = loss + self._anchor.penalty(self._language_model.live_factors())
-        loss = loss * (len(losses) / (num_items_in_batch or len(losses)))
+        loss = loss * (total / (num_items_in_batch or total))
         return (loss, losses) if return_outputs else loss
 
     def training_step(
@@ -131,7 +135,7 @@ class AnswerTrainer(Trainer):
         step = partial(
             self._piecewise,
             tuple(inputs["items"]),
-            lambda piece: backward(model, {"items": list(piece)}, num_items_in_batch or _predictions(inputs["items"])),
+            lambda piece: backward(model, {"items": list(piece)}, num_items_in_batch or total_weight(inputs["items"])),
         )
         if self._two_passes is None:
             return step()
@@ -159,10 +163,6 @@ class AnswerTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: object = None) -> LengthBucketSampler:
         return self._sampler
-
-
-def _predictions(items: Sequence[EncodedItem]) -> int:
-    return sum(len(item.predictions) for item in items)
 
 
 class _Watch(TrainerCallback):

@@ -36,7 +36,10 @@ def item_records(
             assert scored.likeliest is not None
             said = decode(scored.likeliest[end - len(item.targets) : end].tolist())
             right = decode(item.targets)
-            record = ItemRecord(*common, right, said, bool(correct[number]), loss, tokens=len(item.targets))
+            weight = None if item.weight == 1 else item.weight
+            record = ItemRecord(
+                *common, right, said, bool(correct[number]), loss, tokens=len(item.targets), weight=weight
+            )
             judged = None if scored.judged is None else scored.judged[number]
             records.append(_judged(record, judged, teacher_forced=bool(scored.teacher_forced[number])))
             continue

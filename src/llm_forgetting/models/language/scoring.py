@@ -145,6 +145,7 @@ class _Collector:
         self._likeliest = np.empty(rows, dtype=np.int64) if completions else None
         self._wanted = np.array([token for item in encoded for token in item.answer_tokens]) if completions else None
         self._answers = np.array([answer for item in encoded for answer in item.answers])
+        self._weights = item_weights(encoded)
 
     def take(self, places: Sequence[int], logits: torch.Tensor, letter_ids: torch.Tensor) -> None:
         """Logits (m, vocabulary) of the predictions of the items at `places`."""
@@ -157,7 +158,15 @@ class _Collector:
 
     @property
     def statistics(self) -> AnswerStatistics:
-        return AnswerStatistics(self._z, self._rest, self._answers, self._sizes, self._likeliest, self._wanted)
+        return AnswerStatistics(
+            self._z, self._rest, self._answers, self._sizes, self._likeliest, self._wanted, weights=self._weights
+        )
+
+
+def item_weights(encoded: Sequence[EncodedItem]) -> Floats | None:
+    """(n,) weight of each prediction of the items; None where all count once."""
+    weights = np.array([item.weight for item in encoded], dtype=np.float64)
+    return None if (weights == 1).all() else weights
 
 
 def score_tasks(

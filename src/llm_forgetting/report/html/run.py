@@ -161,6 +161,7 @@ def _method(results: Results) -> list[Block]:
                 results.protocol.train_split,
                 f"{results.protocol.adapter}; {results.protocol.optimizer}",
                 f"landscapes: {results.protocol.landscape_items}",
+                *([results.protocol.weighting] if results.protocol.weighting else []),
                 *(
                     f"training on {display_name(training.task)}: {text}"
                     for training in results.training
