@@ -189,7 +189,9 @@ class ItemRecord:
     after the right ones before it. Of one that is judged by what the model writes, `generated` is all of that, `predicted` and
     `answer` the answers in it and in the right completion, `correct` whether they match, `teacher_forced` what the
     likeliest tokens would say, and `rouge_l` the F1 of ROUGE-L (0 to 1) where that was asked for. `weight`: how often each
-    of its tokens counts in a mean loss, where not once.
+    of its tokens counts in a mean loss, where not once. Of one that is judged among options, log_likelihoods (k,) are those of
+    their texts after the prompt (nats), `predicted` the one chosen; `acc` and `acc_norm`: whether the likeliest, whole and
+    per character, is right.
     """
 
     checkpoint: str
@@ -209,6 +211,9 @@ class ItemRecord:
     teacher_forced: Annotated[bool | None, OMITTED] = None
     rouge_l: Annotated[float | None, OMITTED] = None
     weight: Annotated[float | None, OMITTED] = None
+    log_likelihoods: Annotated[Floats1 | None, OMITTED] = None
+    acc: Annotated[bool | None, OMITTED] = None
+    acc_norm: Annotated[bool | None, OMITTED] = None
 
     @property
     def letters(self) -> Floats1:

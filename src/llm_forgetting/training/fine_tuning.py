@@ -94,7 +94,7 @@ class AnswerTrainer(Trainer):
         self._language_model = language_model
         self._sampler = sampler
 
-    def get_batch_samples(
+    def get_batch_samples(  # type: ignore[override] -- a weight may be a fraction, and is only handed on
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], float]:
         """The micro-batches of an optimiser step, and the weight of all that is predicted in them."""
@@ -131,7 +131,7 @@ class AnswerTrainer(Trainer):
         """Adds the gradient of a batch, in halves where memory runs out; with SAM the step's last batch leaves the gradient at
         the ascended weights.
         """
-        backward = super().training_step
+        backward: Callable[..., torch.Tensor] = super().training_step
         step = partial(
             self._piecewise,
             tuple(inputs["items"]),

@@ -87,6 +87,11 @@ class AnswerStatistics:
         return np.asarray(np.add.reduceat(values, self._first, axis=-1) / self.sizes)
 
     @property
+    def tokens(self) -> NDArray[np.int64]:
+        """(n,) predictions of each item."""
+        return np.ones(len(self.answers), dtype=np.int64) if self.sizes is None else self.sizes
+
+    @property
     def token_losses(self) -> Floats:
         """(..., m) full-vocabulary loss of every prediction, nats."""
         with np.errstate(invalid="ignore"):  # a diverged point is NaN in the result, not a warning per item

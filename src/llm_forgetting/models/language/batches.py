@@ -27,7 +27,8 @@ class EncodedItem:
     A question's `input_ids` end in `Answer:`; predicted is one of `letter_ids`, the tokens of its option letters. Of a
     completion `targets` are the tokens that are learnt, `places` where the token before each stands in `input_ids`; it has no
     letters. Items of one `prefix_key` (their subject, unless said) are packed together, for the prefix that they share. Each
-    of its predictions counts `weight` times in a mean loss (sum of w loss over sum of w), trained or measured.
+    of its predictions counts `weight` times in a mean loss (sum of w loss over sum of w), trained or measured. `alternatives`:
+    the options that it is judged among, encoded alike but without an end.
     """
 
     item: Item | Completion
@@ -39,6 +40,7 @@ class EncodedItem:
     places: tuple[int, ...] = ()
     targets: tuple[int, ...] = ()
     weight: float = 1
+    alternatives: tuple["EncodedItem", ...] = ()
 
     @property
     def prefix_key(self) -> str:

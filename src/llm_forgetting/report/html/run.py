@@ -189,6 +189,11 @@ WHEN_RIGHT = {
         "A completion is right if the answer in what the model writes by greedy decoding is the right one: exact match of "
         "generated answers."
     ),
+    "likelihood": "An option is chosen by the log-likelihood of its text after the prompt: acc of lm-evaluation-harness.",
+    "likelihood_per_character": (
+        "An option is chosen by the log-likelihood of its text after the prompt over its characters: acc_norm of "
+        "lm-evaluation-harness."
+    ),
 }
 
 
