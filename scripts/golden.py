@@ -56,6 +56,15 @@ ADDED: frozenset[str] = frozenset(
         *("run.results.config.model.quantization", "run.results.config.evaluation.quantised"),
         *("run.results.config.data.difficulty", "run.results.config.data.shift"),
         "run.results.config.data.weighting",
+        *("run.results.config.evaluation.during", "run.results.config.evaluation.during_items"),
+        "run.results.config.evaluation.during_split",
+        "run.results.config.training.methods",
+        *(
+            "run.results.config.data.probes",
+            "run.results.config.data.probe_limit",
+            "run.results.config.data.harness_tasks",
+        ),
+        "run.results.forgetting.*.accuracy.tasks.*.transitions",
     }
 )
 SHOWN = 20

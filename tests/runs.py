@@ -220,15 +220,15 @@ class _Sabotage:
 
     def training_step(self) -> None:
         """After `count` optimiser steps of this process."""
-        from llm_forgetting.training import fine_tuning as training
+        from llm_forgetting.training.callbacks import Watch
 
-        step = training._Watch.on_step_end
+        step = Watch.on_step_end
 
         def sabotaged(watch: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             step(watch, args, state, control, **kwargs)
             self._count(f"training step {state.global_step}")
 
-        training._Watch.on_step_end = sabotaged  # type: ignore[method-assign]
+        Watch.on_step_end = sabotaged  # type: ignore[method-assign]
 
     def trainer_state(self) -> None:
         """While Trainer writes a resume folder, all of it there but its last file."""

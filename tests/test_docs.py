@@ -26,7 +26,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 GENERATED = {"changelog.md"}  # made of CHANGELOG.md by scripts/mkdocs_hook.py
 DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMANDS = ("run", "repair", "landscape", "forecast", "study", "report", "compare", "evaluate", "tasks")
+COMMANDS = ("run", "repair", "landscape", "forecast", "study", "report", "compare", "check", "evaluate", "tasks")
 
 PARSERS = {"landscape": parse_landscape, "forecast": parse_pair_forecast, "evaluate": parse_evaluation}
 
@@ -107,7 +107,7 @@ def test_a_command_has_options_that_exist(page: str, line: str, monkeypatch: pyt
     elif command == "run" and not {"--resume", "my.yaml", "config.yaml"} & set(arguments):
         parse_run(arguments)
     else:
-        options = set(re.findall(r"--[\w.]+", help_of(command)))
+        options = set(re.findall(r"--[\w.-]+", help_of(command)))
         assert set(given) <= options
 
 

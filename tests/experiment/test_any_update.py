@@ -22,7 +22,7 @@ from llm_forgetting.experiment.repair import path_of, repair
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.progress import Silent
 from llm_forgetting.results import Results, ScanResults
-from llm_forgetting.training import fine_tuning
+from llm_forgetting.training.callbacks import Watch
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
@@ -159,7 +159,7 @@ def test_a_run_that_is_killed_in_training_ends_with_the_same_weights(
     }
     config = configured(tmp_path, net(), lora, **short, **{"training.batch_size": 3})
     whole = run_experiment(config, RunFolder.create(tmp_path / "one"))
-    step = fine_tuning._Watch.on_step_end
+    step = Watch.on_step_end
 
     def struck(watch: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step(watch, args, state, control, **kwargs)
@@ -168,7 +168,7 @@ def test_a_run_that_is_killed_in_training_ends_with_the_same_weights(
 
     folder = RunFolder.create(tmp_path / "two")
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tuning._Watch, "on_step_end", struck)
+        patch.setattr(Watch, "on_step_end", struck)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(config, folder)
     assert list((folder.path / "phases" / "trainer_task1").glob("checkpoint-*"))

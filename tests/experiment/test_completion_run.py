@@ -107,7 +107,8 @@ def test_what_is_said_of_completions(finished: tuple[Path, Results]) -> None:
     assert not [warning for warning in results.warnings if "option letters" in warning and "largest" in warning]
     assert read_results(folder).answer == results.answer
     page = write_run_report(results, read_items(folder), folder).read_text(encoding="utf-8")
-    assert "per token that is learnt" in page or "completions per token" in page
+    assert "the right token among all tokens, the mean over a completion" in page
+    assert "accuracy: teacher-forced exact match on largest" in page
 
 
 def test_going_on_computes_nothing_again(finished: tuple[Path, Results]) -> None:

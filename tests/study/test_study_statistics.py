@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from llm_forgetting.forgetting.multiplicity import holm
 from llm_forgetting.study.statistics.association import associate
 from llm_forgetting.study.statistics.exchangeability import orders_within
-from llm_forgetting.study.statistics.multiplicity import holm
 from llm_forgetting.study.statistics.permutation import (
     arrange,
     kendall_statistic,

@@ -18,7 +18,7 @@ from transformers import Trainer
 
 import llm_forgetting as lf
 from llm_forgetting.config.files import parse_config
-from llm_forgetting.config.sections import InterventionsConfig, TrainingConfig
+from llm_forgetting.config.sections import ExperimentConfig, InterventionsConfig, TrainingConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.experiment import train as train_phase
 from llm_forgetting.experiment.session import Session
@@ -32,14 +32,10 @@ from llm_forgetting.progress import Advance, Silent
 from llm_forgetting.results import InterventionRecord
 from llm_forgetting.training import fine_tuning as training
 from llm_forgetting.training.fine_tuning import LengthBucketSampler, fine_tune
-from llm_forgetting.training.interventions import (
-    Anchor,
-    Interventions,
-    SharpnessAware,
-    TwoPasses,
-    intervene,
-    replay_subset,
-)
+from llm_forgetting.training.method import Method, Methods, Start
+from llm_forgetting.training.methods.anchor import Anchor, AnchorOptions
+from llm_forgetting.training.methods.replay import Replay, replay_subset
+from llm_forgetting.training.methods.sam import Sam, SamOptions, SharpnessAware, TwoPasses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,14 +48,35 @@ def train(tmp_path: Path) -> Train:
     """`fine_tune` with small defaults and a scratch folder per call."""
     calls = iter(range(1000))
 
-    def run(
-        model: LanguageModel, items: list[EncodedItem], interventions: Interventions | None = None, **settings: Any
-    ):  # type: ignore[no-untyped-def]
+    def run(model: LanguageModel, items: list[EncodedItem], methods: Methods | None = None, **settings: Any):  # type: ignore[no-untyped-def]
         config = TrainingConfig(**{"batch_size": 4, "num_epochs": 2, "learning_rate": 1e-2, **settings})
         scratch = tmp_path / f"scratch{next(calls)}"
-        return fine_tune(model, items, config, stream="task1", scratch=scratch, interventions=interventions)
+        return fine_tune(model, items, config, stream="task1", scratch=scratch, methods=methods)
 
     return run
+
+
+def intervene(settings: InterventionsConfig, model: LanguageModel, earlier: list[EncodedTask], seed: int) -> Methods:
+    """The methods that `settings` mean for the task after `earlier`, begun."""
+    methods = Methods.of(ExperimentConfig(interventions=settings), len(earlier) + 1)
+    task = EncodedTask("new", (), ())
+    methods.begin(Start(model, task, number=len(earlier) + 1, earlier=tuple(earlier), seed=seed))
+    return methods
+
+
+def one(kind: type[Method[Any]], methods: Methods) -> Any:
+    """The only method of a kind; None where there is none."""
+    return next((method for method in methods.methods if isinstance(method, kind)), None)
+
+
+def sam_of(rho: float, adaptive: bool = False) -> Methods:
+    return Methods((Sam(SamOptions(rho, adaptive)),))
+
+
+def anchor_at(strength: float, start: Any) -> Anchor:
+    anchor = Anchor(AnchorOptions(strength))
+    anchor.start = start
+    return anchor
 
 
 def trained_parameters(model: LanguageModel) -> list[torch.Tensor]:
@@ -73,7 +90,7 @@ class PlainTrainer(Trainer):
     """The training loop without any intervention, written down a second time."""
 
     def __init__(self, language_model: LanguageModel, sampler: LengthBucketSampler, **kwargs: Any) -> None:
-        del kwargs["packed"], kwargs["interventions"]
+        del kwargs["packed"], kwargs["methods"]
         super().__init__(model=language_model.peft_model, **kwargs)
         self.model_accepts_loss_kwargs = False
         self._language_model, self._sampler = language_model, sampler
@@ -104,8 +121,8 @@ def test_by_default_nothing_intervenes(llama_folder: Path) -> None:
     before = model.adapter_sha256()
     for earlier in ([], [EncodedTask("trees", tuple(make_encoded(model, 4)), ())]):
         found = intervene(InterventionsConfig(), model, earlier, seed=0)
-        assert found == Interventions()
-        assert found.replayed_items == []
+        assert found == Methods()
+        assert found.items() == []
         assert found.record(model) == InterventionRecord(sam=None, replayed={}, anchor=None, rescale=1.0)
     assert model.adapter_sha256() == before
 
@@ -144,7 +161,7 @@ def test_sam_in_trainer_is_that_of_pytorch_optimizer(
     model, other = load(any_folder), load(any_folder)
     items, rho, clip, rate = make_encoded(model, 16, [4, 2, 5]), 0.5 if adaptive else 0.05, 0.5, 3e-3
     log = train(
-        model, items, Interventions(sam=SharpnessAware(rho, adaptive)), batch_size=batch_size, learning_rate=rate,
+        model, items, sam_of(rho, adaptive), batch_size=batch_size, learning_rate=rate,
         gradient_accumulation_steps=accumulation, num_epochs=3, max_grad_norm=clip,
     )  # fmt: skip
 
@@ -183,7 +200,7 @@ def test_sam_with_no_radius_is_bit_identical_to_training_without(
     settings = {"gradient_accumulation_steps": 2, "gradient_checkpointing": checkpointing}
     plain, sam = (load(llama_folder, dropout=0.3) for _ in range(2))
     log = train(plain, make_encoded(plain, 10), **settings)
-    assert train(sam, make_encoded(sam, 10), Interventions(sam=SharpnessAware(1e-30)), **settings) == log
+    assert train(sam, make_encoded(sam, 10), sam_of(1e-30), **settings) == log
     assert sam.adapter_sha256() == plain.adapter_sha256()
 
 
@@ -193,7 +210,7 @@ def test_sam_trains_a_fresh_adapter(adaptive: bool, llama_folder: Path, train: T
     """B is 0 there, so that A has no gradient, and ASAM's first step no direction to ascend in."""
     model = load(llama_folder, trained=False)
     items = make_encoded(model, 8)
-    train(model, items, Interventions(sam=SharpnessAware(0.02, adaptive)), num_epochs=6, learning_rate=3e-2)
+    train(model, items, sam_of(0.02, adaptive), num_epochs=6, learning_rate=3e-2)
     before, after = (float(score(m, items, 8).surface("loss")) for m in (load(llama_folder, trained=False), model))
     assert after < 0.8 * before
 
@@ -220,7 +237,7 @@ def test_a_radius_that_leads_to_no_number_is_told(llama_folder: Path, train: Tra
     model = load(llama_folder)
     before = adapter_of(model)
     with pytest.raises(UserError, match=r"became nan; lower interventions\.sam_rho \(was 1e\+30\)"):
-        train(model, make_encoded(model, 8), Interventions(sam=SharpnessAware(1e30)))
+        train(model, make_encoded(model, 8), sam_of(1e30))
     assert torch.equal(adapter_of(model), before)
     assert not model.peft_model.training
 
@@ -229,7 +246,7 @@ def test_a_learning_rate_that_leads_to_no_number_is_still_told(llama_folder: Pat
     model = load(llama_folder)
     settings = {"optimizer": "sgd", "learning_rate": 1e30, "lr_scheduler": "constant", "max_grad_norm": 0.0}
     with pytest.raises(UserError, match=r"training loss became nan at step 2; lower training\.learning_rate"):
-        train(model, make_encoded(model, 8), Interventions(sam=SharpnessAware(0.05)), **settings)
+        train(model, make_encoded(model, 8), sam_of(0.05), **settings)
 
 
 @pytest.mark.parametrize(("on", "tasks"), [("first", [True, False, False]), ("all", [True, True, True])])
@@ -237,8 +254,9 @@ def test_sam_is_for_all_tasks_or_for_the_first(on: Any, tasks: list[bool], llama
     model = load(llama_folder)
     earlier = [EncodedTask(f"task {k}", tuple(make_encoded(model, 4)), ()) for k in (1, 2)]
     settings = InterventionsConfig(sam_rho=0.1, sam_adaptive=True, sam_on=on)
-    found = [intervene(settings, model, earlier[:k], 0).sam for k in range(3)]
-    assert found == [SharpnessAware(0.1, adaptive=True) if with_sam else None for with_sam in tasks]
+    found = [one(Sam, intervene(settings, model, earlier[:k], 0)) for k in range(3)]
+    assert [method is not None for method in found] == tasks
+    assert all(m is None or (m.options.rho, m.options.adaptive) == (0.1, True) for m in found)
 
 
 def test_what_sam_ascends_depends_on_the_scale_of_the_factors_and_asam_does_not(llama_folder: Path) -> None:
@@ -283,7 +301,7 @@ def with_gradients(update: WeightUpdate, dtype: torch.dtype = torch.float64) -> 
 
 def test_the_anchor_s_value_and_gradient_are_those_of_dense_matrices() -> None:
     start, here = random_update(0), with_gradients(random_update(1))
-    penalty = Anchor(0.7, start).penalty(here)
+    penalty = anchor_at(0.7, start).penalty_at(here)
     expected = 0.35 * (dense(here) - dense(start)).square().sum()
     assert penalty.item() == pytest.approx(expected.item(), rel=1e-12)
     gradients, wanted = (torch.autograd.grad(value, leaves(here)) for value in (penalty, expected))
@@ -295,22 +313,22 @@ def test_the_anchor_is_accurate_in_single_precision_close_to_its_start() -> None
     start = {name: Factors(p.B.float().double(), p.A.float().double()) for name, p in random_update(0).items()}
     noise = random_update(1, scale=1e-6)
     moved = {n: Factors((p.B + noise[n].B).float(), (p.A + noise[n].A).float()) for n, p in start.items()}
-    single = Anchor(2.0, {n: Factors(p.B.float(), p.A.float()) for n, p in start.items()})
+    single = anchor_at(2.0, {n: Factors(p.B.float(), p.A.float()) for n, p in start.items()})
     here, exact = with_gradients(moved, torch.float32), with_gradients(moved)
     expected = (dense(exact) - dense(start)).square().sum()
-    assert single.penalty(here).item() == pytest.approx(expected.item(), rel=1e-4)
-    found, wanted = (torch.autograd.grad(v, leaves(u)) for v, u in ((single.penalty(here), here), (expected, exact)))
+    assert single.penalty_at(here).item() == pytest.approx(expected.item(), rel=1e-4)
+    found, wanted = (torch.autograd.grad(v, leaves(u)) for v, u in ((single.penalty_at(here), here), (expected, exact)))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-4 * float(other.abs().max()))
 
 
 def test_the_anchor_does_not_depend_on_how_either_update_is_written() -> None:
     start, here = random_update(0), random_update(1)
-    expected = float(Anchor(1.0, start).penalty(here))
+    expected = float(anchor_at(1.0, start).penalty_at(here))
     for seed in range(3):
-        assert float(Anchor(1.0, start).penalty(regauged(here, seed))) == pytest.approx(expected, rel=1e-9)
-        assert float(Anchor(1.0, regauged(start, seed)).penalty(here)) == pytest.approx(expected, rel=1e-9)
-    assert float(Anchor(1.0, start).penalty(regauged(start, 1))) == pytest.approx(0, abs=1e-10)
+        assert float(anchor_at(1.0, start).penalty_at(regauged(here, seed))) == pytest.approx(expected, rel=1e-9)
+        assert float(anchor_at(1.0, regauged(start, seed)).penalty_at(here)) == pytest.approx(expected, rel=1e-9)
+    assert float(anchor_at(1.0, start).penalty_at(regauged(start, 1))) == pytest.approx(0, abs=1e-10)
 
 
 @pytest.mark.slow
@@ -320,14 +338,14 @@ def test_the_anchor_in_trainer_is_counted_once_per_step(
 ) -> None:
     model = load(any_folder, use_rslora=True)
     items = make_encoded(model, 16, [4, 2, 5])
-    anchor = Anchor(0.3, {name: Factors(pair.B * 0.5, pair.A) for name, pair in model.adapter_factors().items()})
+    anchor = anchor_at(0.3, {name: Factors(pair.B * 0.5, pair.A) for name, pair in model.adapter_factors().items()})
     difference = dense(model.live_factors()) - dense(anchor.start)
     assert float(difference.detach().norm()) > 0.5
     loss = plain_losses(model, items).mean() + 0.15 * difference.square().sum()
     gradients = torch.autograd.grad(loss, trained_parameters(model))
     norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
     (entry,) = train(
-        model, items, Interventions(anchor=anchor), batch_size=batch_size, gradient_accumulation_steps=accumulation,
+        model, items, Methods((anchor,)), batch_size=batch_size, gradient_accumulation_steps=accumulation,
         num_epochs=1, max_grad_norm=1e9,
     )  # fmt: skip
     assert entry.loss == pytest.approx(loss.item(), rel=1e-5)
@@ -341,7 +359,7 @@ def test_an_anchor_has_no_part_in_the_first_step_and_holds_afterwards(llama_fold
     for strength in (0.01, 1.0, 100.0):
         model = load(llama_folder)
         earlier = [EncodedTask("trees", tuple(make_encoded(model, 4)), ())]
-        assert intervene(InterventionsConfig(anchor=strength), model, [], 0).anchor is None
+        assert intervene(InterventionsConfig(anchor=strength), model, [], 0) == Methods()
         start = model.adapter_factors()
         found = intervene(InterventionsConfig(anchor=strength), model, earlier, 0)
         log = train(model, make_encoded(model, 8), found, num_epochs=4)
@@ -414,10 +432,9 @@ def test_every_task_but_the_first_is_rescaled_before_it_is_learnt(llama_folder: 
     model = load(llama_folder)
     before = model.adapter_sha256()
     settings = InterventionsConfig(rescale=2.0, anchor=1.0)
-    assert intervene(settings, model, [], 0).rescale == 1
+    assert intervene(settings, model, [], 0) == Methods()
     assert model.adapter_sha256() == before
     found = intervene(settings, model, [EncodedTask("trees", (), ())], 0)
-    assert found.rescale == 2
     assert model.adapter_sha256() != before
     record = found.record(model)
     assert record.anchor is not None
@@ -439,12 +456,13 @@ def test_replayed_items_are_a_fixed_subset_of_what_was_trained(llama_folder: Pat
     assert len({tuple(replay_subset(tasks[0], 5, seed)) for seed in range(4)}) > 2
     assert replay_subset(tasks[0], 99, seed=0) == tasks[0].train
     settings = InterventionsConfig(replay_items=5)
-    once, later = (intervene(settings, model, tasks[:k], 0) for k in (1, 2))
-    assert intervene(settings, model, [], 0).replayed == {}
+    methods = [intervene(settings, model, tasks[:k], 0) for k in (1, 2)]
+    once, later = (one(Replay, found) for found in methods)
+    assert intervene(settings, model, [], 0) == Methods()
     assert list(later.replayed) == ["oaks", "elms"]
     assert later.replayed["oaks"] == once.replayed["oaks"]
-    assert later.replayed_items == [*later.replayed["oaks"], *later.replayed["elms"]]
-    assert later.record(model).replayed["oaks"] == tuple(ids)
+    assert methods[1].items() == [*later.replayed["oaks"], *later.replayed["elms"]]
+    assert methods[1].record(model).replayed["oaks"] == tuple(ids)
 
 
 # --- whole phases -------------------------------------------------------------------------------------------------------------

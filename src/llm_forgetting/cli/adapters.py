@@ -223,6 +223,7 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     from llm_forgetting.files import encode
     from llm_forgetting.files.manifest import unchecked
     from llm_forgetting.report.tables.repair import repair_sentence, repair_tables
+    from llm_forgetting.report.tables.words import measure_name
     from llm_forgetting.report.terminal import Terminal
     from llm_forgetting.results import read_results
 
@@ -235,13 +236,13 @@ def _repair_in(folder: Path, config: ExperimentConfig, options: argparse.Namespa
     with run.locked(), log_file(folder / "run.log"):
         record = repair_run(session, path, rank=options.rank, t=options.t)
         run.write("repair.json", encode(record))
-    for table in repair_tables(record):
+    for table in repair_tables(record, measure_name(results)):
         terminal.show_table(table)
     say(
         f"The {'adapter' if record.rank else 'model'} is in {folder / record.adapter} "
         f"({'PeftModel' if record.rank else 'AutoModelForCausalLM'}.from_pretrained loads it), the numbers in repair.json."
     )
-    say(repair_sentence(record))
+    say(repair_sentence(record, measure_name(results)))
     return 0
 
 

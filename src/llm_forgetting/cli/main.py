@@ -16,6 +16,7 @@ import yaml
 
 from llm_forgetting import __version__
 from llm_forgetting.cli import adapters as cli_scan
+from llm_forgetting.cli import check as cli_check
 from llm_forgetting.cli import pairs as cli_pairs
 from llm_forgetting.cli import report as cli_report
 from llm_forgetting.cli import study as cli_study
@@ -63,7 +64,8 @@ usage: llm-forgetting COMMAND [options]
   forecast   what the landscape at one saved adapter forecasts of another, beside what is observed
   study      many runs that answer the question, with error bars over runs
   report     report.html of a finished run, study, landscape, forecast or evaluation, drawn again from its folder
-  compare    finished runs side by side, on the terminal and as a page
+  compare    finished runs side by side, or two logs of lm-evaluation-harness, on the terminal and as a page
+  check      exit status 0, 1 or 3: forgetting is within a limit, above it, or neither can be said
   evaluate   accuracy of a model, a saved adapter or a pair on whole test splits, as lm-evaluation-harness measures it
   tasks      the subjects and groups that can be named as tasks, with their item counts
 
@@ -86,6 +88,7 @@ def _command(given: list[str]) -> int:
         "study": cli_study.study,
         "report": cli_report.report,
         "compare": cli_report.compare,
+        "check": cli_check.check,
         "tasks": tasks,
     }
     if not given or given[0] in ("-h", "--help"):

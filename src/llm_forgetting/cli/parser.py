@@ -52,6 +52,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "compare": (
         ("llm-forgetting compare outputs/experiment_1 outputs/experiment_2", "prints tables, writes compare.html"),
     ),
+    "check": (
+        ("llm-forgetting check outputs/experiment_... --max-forgetting 0.1", "0 kept, 1 forgotten, 3 cannot be said"),
+        ("llm-forgetting check outputs/evaluation_... --max-forgetting 0.05 --task anatomy", "of a pair A B"),
+    ),
     "tasks": (
         ("llm-forgetting tasks", "of the embedded MMLU sample"),
         ("llm-forgetting tasks --source local --path mmlu", "of the original MMLU folder, with all its rows"),

@@ -9,7 +9,9 @@ from llm_forgetting.errors import UserError, program
 from llm_forgetting.progress import say
 
 if TYPE_CHECKING:
+    from llm_forgetting.report.html.blocks import Page
     from llm_forgetting.report.tables.compare import Compared, Quantity
+    from llm_forgetting.report.tables.run import Table
     from llm_forgetting.results import Results
 
 
@@ -124,9 +126,15 @@ def compare(arguments: list[str]) -> int:
     parser = Parser(
         "llm-forgetting compare",
         description="Set finished runs side by side: forgetting, accuracies, landscape, curvature, forecasts, and where their "
-        "configurations differ. On the terminal, and as a page.",
+        "configurations differ; or what changed between two logs of lm-evaluation-harness, paired by document. On the "
+        "terminal, and as a page.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs, two or more")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folders of finished runs, two or more; or two that lm-evaluation-harness wrote with --log_samples",
+    )
     parser.add_argument("--output", metavar="FILE", default="compare.html", help="the page; default compare.html")
     options = parser.parse_args(arguments)
     folders, output = [Path(run) for run in options.runs], Path(options.output)
@@ -134,17 +142,18 @@ def compare(arguments: list[str]) -> int:
         raise UserError("compare needs at least two runs, one was given")
     _say_unchecked(folders)
     from llm_forgetting.files import write_text
-    from llm_forgetting.report.html.compare import compare_page
     from llm_forgetting.report.html.page import render
-    from llm_forgetting.report.tables.compare import compare_tables
     from llm_forgetting.report.terminal import Terminal
+    from llm_forgetting.results.harness import is_harness_log
 
-    runs = _compared(folders)
-    page = render(compare_page(runs, f"llm-forgetting compare {shlex.join(options.runs)}"))
-    for run in runs:
-        say(f"{run.letter}: {run.folder}")
+    logs = any(is_harness_log(folder) and not (folder / "results.json").is_file() for folder in folders)
+    command = f"llm-forgetting compare {shlex.join(options.runs)}"
+    named, tables, content = (_compare_logs if logs else _compare_runs)(folders, command)
+    page = render(content)
+    for line in named:
+        say(line)
     terminal = Terminal()
-    for table in compare_tables(runs):
+    for table in tables:
         if table.rows:
             terminal.show_table(table)
             terminal.console.print()
@@ -155,6 +164,27 @@ def compare(arguments: list[str]) -> int:
         raise UserError(f"--output must be writable, {output} is not ({error.strerror or error})") from error
     say(f"The same as a page: {output}{' (replaced the file that was there)' if replaced else ''}")
     return 0
+
+
+def _compare_runs(folders: list[Path], command: str) -> "tuple[list[str], list[Table], Page]":
+    from llm_forgetting.report.html.compare import compare_page
+    from llm_forgetting.report.tables.compare import compare_tables
+
+    runs = _compared(folders)
+    return [f"{run.letter}: {run.folder}" for run in runs], compare_tables(runs), compare_page(runs, command)
+
+
+def _compare_logs(folders: list[Path], command: str) -> "tuple[list[str], list[Table], Page]":
+    from llm_forgetting.report.html.compare import harness_page
+    from llm_forgetting.report.tables.harness import harness_tables
+    from llm_forgetting.results.harness import harness_changes, read_harness_log
+
+    if len(folders) != 2:
+        raise UserError(f"compare takes two logs of lm-evaluation-harness, {len(folders)} folders were given")
+    first, second = map(read_harness_log, folders)
+    tables = harness_tables(harness_changes(first, second), first, second)
+    named = [f"{letter}: {log.folder}, {log.date}" for letter, log in (("A", first), ("B", second))]
+    return named, tables, harness_page(tables, named, command)
 
 
 def _compared(folders: list[Path]) -> "list[Compared]":

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_loader
 
+from llm_forgetting.config.methods import laid_over, set_apart
 from llm_forgetting.config.paths import leaves
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ForecastConfig, ScanConfig
 from llm_forgetting.errors import UserError
@@ -151,15 +152,19 @@ def _whole(cls: type) -> type:
 
 def _parsed(cls: type, arguments: Sequence[str]) -> tuple[Any, Any]:
     parser = _parser(cls)
+    arguments, methods = set_apart(arguments) if cls is ExperimentConfig else (arguments, {})
     for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         path, equals, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and path in _sections():  # jsonargparse would read the value as a file
             raise UserError(unknown_option(path, flag=True))
         _require_number(path, _plain(value if equals else following))
     try:
-        return parser, parser.parse_args(list(arguments))
+        parsed = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
         raise UserError(_one_line(str(error))) from error
+    if methods:
+        parsed.training.methods = laid_over(parsed.training.methods, methods)
+    return parser, parsed
 
 
 def _built(cls: type[Config], parser: Any, parsed: Any, *, adapter: bool = True) -> Config:

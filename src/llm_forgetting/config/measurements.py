@@ -27,6 +27,11 @@ class EvaluationConfig:
             checkpoint; null takes twelve short ones that come along.
         quantised: Also score every checkpoint with its weights rounded, to `8bit`, `4bit` or both: what quantisation costs
             every task, beside what later tasks cost. Needs the extra `quantised`.
+        during: Also score the task that is learnt and all earlier ones while they are trained, at so many equal fractions of
+            every training (8: 0, 1/8, ..., 1): learning curves, and what was forgotten by the time that so much was learnt.
+        during_items: Items per task for it, the same ones at every fraction; null takes as many as cost some 15% of the
+            training.
+        during_split: Split that those items are of.
     """
 
     batch_size: int | None = at_least(1, default=None)
@@ -36,6 +41,9 @@ class EvaluationConfig:
     recovery_control: bool = False
     text: str | None = None
     quantised: tuple[Literal["8bit", "4bit"], ...] = ()
+    during: int = at_least(0, default=0, most=1_000)
+    during_items: int | None = at_least(1, default=None)
+    during_split: Literal["test", "train"] = "test"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ LATER_FIELDS: dict[str, Json] = {
     "lora.init": True, "lora.bias": "none", "lora.modules_to_save": [], "lora.rank_pattern": {}, "lora.alpha_pattern": {},
     "lora.layers_to_transform": [], "evaluation.quantised": [], "data.difficulty": 1,
     "data.shift": False, "data.weighting": "token",
+    "evaluation.during": 0, "evaluation.during_items": None, "evaluation.during_split": "test",
+    "training.methods": {}, "data.probes": [], "data.probe_limit": None, "data.harness_tasks": None,
 }  # fmt: skip
 """Fields that older runs do not have: with these values a configuration keeps the fingerprint that it had."""
 
@@ -28,7 +30,7 @@ def to_dict(config: "AnyConfig") -> dict[str, Json]:
     return plain
 
 
-_MAPPINGS = ("columns", "rank_pattern", "alpha_pattern")
+_MAPPINGS = ("columns", "rank_pattern", "alpha_pattern", "methods")
 
 
 def leaves(tree: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
@@ -48,8 +50,19 @@ def fingerprint(config: "ExperimentConfig") -> str:
         for path, value in leaves(to_dict(config))
         if not path.startswith("output.") and (path, value) not in LATER_FIELDS.items()
     }
+    if config.training.methods:
+        content["training.methods"] = _as_floats({n: given or {} for n, given in config.training.methods.items()})
     if config.landscape.tasks == "first_own_last" and len(config.data.tasks) <= 2:
         content["landscape.tasks"] = "all"  # the same numbers, and the fingerprint of older runs
     if config.data.definitions is not None:
         content["data.definitions_sha256"] = config.data.definitions_sha256
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _as_floats(value: Json) -> Json:
+    """`value` with every whole number in it as a float."""
+    if isinstance(value, dict):
+        return {key: _as_floats(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_as_floats(entry) for entry in value]
+    return float(value) if type(value) is int else value

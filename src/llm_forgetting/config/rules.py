@@ -84,6 +84,7 @@ def refuse_impossible(config: "AnyConfig") -> None:
 
 def problems(config: "AnyConfig") -> Iterator[str]:
     """Everything that makes a configuration impossible, one line each."""
+    from llm_forgetting.config.methods import method_problems
     from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig  # they are built by these rules
 
     for section_field in dataclasses.fields(config):
@@ -110,6 +111,7 @@ def problems(config: "AnyConfig") -> Iterator[str]:
         if config.model.dtype == "float16":
             yield "model.dtype=float16 cannot be trained: gradients underflow in it; use bfloat16 or float32"
         yield from _intervention_problems(config.interventions, config.training, config.data)
+        yield from method_problems(config)
     yield from _data_problems(config.data)
     if not isinstance(config, EvaluateConfig):
         yield from _landscape_problems(config.data, config.landscape)
@@ -233,11 +235,27 @@ def _data_problems(data: "DataConfig") -> Iterator[str]:
     unknown = sorted(set(data.columns) - {"question", "choices", "answer", "subject"})
     if unknown:
         yield f"data.columns may name question, choices, answer and subject, named {', '.join(unknown)}"
+    yield from _probe_problems(data)
     if data.items_per_task is not None and (data.train_items or 1) + (data.test_items or 1) > data.items_per_task:
         yield (
             f"data.train_items + data.test_items must fit into data.items_per_task={data.items_per_task}, "
             f"were {data.train_items} + {data.test_items}"
         )
+
+
+def _probe_problems(data: "DataConfig") -> Iterator[str]:
+    twice = sorted({name for name in data.probes if data.probes.count(name) > 1})
+    if twice:
+        yield f"data.probes must name every probe once, named {twice[0]} twice"
+    nameless = [name for name in data.probes if not name.strip() or name.endswith(":")]
+    if nameless:
+        yield f"data.probes must be names of tasks, SOURCE:NAME or harness:TASK, was {nameless[0]!r}"
+    if data.probe_limit is not None and not data.probes:
+        yield f"data.probe_limit={data.probe_limit} needs data.probes, which names none"
+    if data.harness_tasks is not None and not any(name.startswith("harness:") for name in data.probes):
+        yield f"data.harness_tasks={data.harness_tasks} needs a probe harness:TASK in data.probes, which names none"
+    if data.source == "synthetic" and (others := [name for name in data.probes if ":" in name]):
+        yield f"data.source=synthetic has a model of its own words only, so data.probes may name its tasks, named {others[0]}"
 
 
 def _landscape_problems(data: "DataConfig", landscape: "LandscapeConfig") -> Iterator[str]:

@@ -13,6 +13,7 @@ from llm_forgetting.config.paths import fingerprint
 from llm_forgetting.config.rules import above, at_least, refuse_impossible
 from llm_forgetting.files import read_regular, user_path
 
+MethodOption = bool | int | float | str | None | list[int] | list[float] | list[str]
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
 """What the embedded backbone is: 4-bit weights as float32, not the weights on the hub."""
 
@@ -104,6 +105,8 @@ class TrainingConfig:
         gradient_accumulation_steps: Batches per optimiser step. 4 batches of 4 hold the items of one batch of 16.
         gradient_checkpointing: Recompute activations in the backward pass: slower, far less memory.
         seed: Seeds the adapter's initial weights, the order of the items, and dropout.
+        methods: Methods against forgetting by name, each with its options, such as {ewc: {strength: 10}} (see
+            docs/methods.md); they act in alphabetical order.
     """
 
     batch_size: int = at_least(1, default=4)
@@ -117,6 +120,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = at_least(1, default=1)
     gradient_checkpointing: bool = False
     seed: int = at_least(0, default=0, most=MOST_SEED)
+    methods: dict[str, dict[str, MethodOption] | None] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,11 @@ class DataConfig:
             learnt.
         difficulty: Of `skills`: longer words and more numbers.
         shift: Of `skills`: held-out items are of another distribution than trained ones.
+        probes: Tasks that are never trained on and scored at every checkpoint: names as in `tasks`, `SOURCE:NAME` of another
+            source (`skills:reverse`, `embedded:marketing`), `hub:DATA_SET` or `local:PATH` for all of one, `harness:TASK` for a
+            task of lm-evaluation-harness, `text` for the unrelated text.
+        probe_limit: Items per probe; null takes `test_items`.
+        harness_tasks: Folder with your own tasks of lm-evaluation-harness, as YAML files.
         seed: Seeds the split.
         weighting: Whether a mean loss of completions is one over all tokens (`token`), or over items of each item's mean
             (`item`); in training and wherever a loss is measured.
@@ -188,6 +197,9 @@ class DataConfig:
     max_tokens: int = at_least(16, default=512)
     difficulty: int = at_least(1, default=1, most=5)
     shift: bool = False
+    probes: tuple[str, ...] = ()
+    probe_limit: int | None = at_least(1, default=None)
+    harness_tasks: str | None = None
     seed: int = at_least(0, default=0, most=MOST_SEED)
     weighting: Weighting = "token"
 

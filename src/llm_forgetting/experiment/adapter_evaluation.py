@@ -197,6 +197,7 @@ def _score_subject(
         seconds=time.perf_counter() - start,
         trained=proportion(scored.correct[known]) if known.any() else None,
         held_out=proportion(scored.correct[~known]) if known.any() and not known.all() else None,
+        completions=True if all(item.places for item in encoded) else None,
         rouge_l=_mean_rouge(records),
     )
     return evaluation, [

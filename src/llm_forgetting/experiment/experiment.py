@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -22,12 +22,14 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     FORGETTING,
     RECOVERY,
     SETUP,
+    Lines,
     Phase,
     Result,
     checkpoint_name,
     curvature_phase,
     evaluation_phase,
     landscape_phase,
+    probes_phase,
     quantised_phase,
     train_phase,
 )
@@ -44,6 +46,7 @@ from llm_forgetting.experiment.phases import (
     train,
 )
 from llm_forgetting.experiment.phases_between import forecast_forgetting, scan_paths
+from llm_forgetting.experiment.phases_probes import are_scored, evaluate_probes
 from llm_forgetting.experiment.publish import assemble, publish
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.files.manifest import require_inputs
@@ -83,9 +86,7 @@ def run_experiment(
     setup = phase(SETUP, set_up, session, folder)  # 1
     for warning in setup.warnings:
         progress.warn(warning)
-    scores = [phase(EVALUATE_INITIAL, evaluate, session, 0)]
-    if config.evaluation.quantised:
-        scores.append(phase(quantised_phase(0), evaluate_quantised, session, 0))
+    scores = [phase(EVALUATE_INITIAL, evaluate, session, 0), *_further_scores(phase, session, 0)]
     training: list[TrainingRecord] = []
     landscapes: dict[str, CheckpointLandscape] = {}
     spectra: dict[str, SpectrumRecord] = {}
@@ -93,8 +94,7 @@ def run_experiment(
         after = checkpoint_name(k)
         training.append(phase(train_phase(k, task), train, session, k))  # 2, 5
         scores.append(phase(evaluation_phase(k), evaluate, session, k))  # 3, 6
-        if config.evaluation.quantised:
-            scores.append(phase(quantised_phase(k), evaluate_quantised, session, k))
+        scores += _further_scores(phase, session, k)
         unit = next(iter(landscapes.values())).reference_norm if landscapes else None
         landscapes[after] = phase(landscape_phase(after), scan_landscape, session, k, unit)  # 4, 7
         if config.curvature.spectrum and (k == 1 or config.curvature.checkpoints == "all"):
@@ -115,6 +115,14 @@ def run_experiment(
         spectra=spectra, forecasts=forecasts, timings=folder.timings(),
     )  # fmt: skip
     return publish(results, lines, folder, progress)
+
+
+def _further_scores(phase: "PhaseRunner", session: Session, k: int) -> Iterator[Lines]:
+    """Scores of the checkpoint after task k with its weights quantised, and on what is never trained on, if asked for."""
+    if session.config.evaluation.quantised:
+        yield phase(quantised_phase(k), evaluate_quantised, session, k)
+    if are_scored(session.config.data):
+        yield phase(probes_phase(k), evaluate_probes, session, k)
 
 
 def _require_one_process() -> None:

@@ -7,14 +7,16 @@ import numpy as np
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.trackers import require_trackers
+from llm_forgetting.experiment.tasks import harness_folder, harness_probes
 from llm_forgetting.models.adapter.adapted_model import attach_lora
 from llm_forgetting.models.language.backbones import require_folder, skeleton
 from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.harness import require_tasks
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.quantisation import require_package
 from llm_forgetting.models.language.scoring import score
 from llm_forgetting.results import GuardReport
-from llm_forgetting.training.fine_tuning import require_known_names
+from llm_forgetting.training.arguments import require_known_names
 
 GUARD_ITEMS = 16
 PASSES = 4
@@ -25,6 +27,7 @@ def check_names(config: ExperimentConfig) -> None:
     """UserError where a configuration names what training or trackers do not know, before anything is loaded."""
     require_known_names(config.training)
     require_trackers(config.output.trackers)
+    require_tasks(harness_probes(config.data), harness_folder(config.data))
     if config.evaluation.quantised:
         require_package("bitsandbytes", f"evaluation.quantised=[{', '.join(config.evaluation.quantised)}]")
 

@@ -12,7 +12,7 @@ from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.engines.engine import Engine, Job
 from llm_forgetting.engines.start import EngineChoice, visible_gpus
 from llm_forgetting.errors import UserError, is_broken_device, is_out_of_memory
-from llm_forgetting.experiment import phases, phases_between
+from llm_forgetting.experiment import phases, phases_between, phases_probes
 from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
 from llm_forgetting.experiment.artifacts.phase_artifacts import (
     BETWEEN,
@@ -28,6 +28,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     forecast_phase,
     landscape_phase,
     path_phase,
+    probes_phase,
     quantised_phase,
     recovery_phase,
     train_phase,
@@ -94,6 +95,8 @@ def steps_of(config: ExperimentConfig) -> list[Step]:
     steps.append(Step(EVALUATE_INITIAL, partial(phases.evaluate, k=0), (SETUP,)))
     for k in range(last + 1) if config.evaluation.quantised else ():
         steps.append(Step(quantised_phase(k), partial(phases.evaluate_quantised, k=k), (trained[k],)))
+    for k in range(last + 1) if phases_probes.are_scored(config.data) else ():
+        steps.append(Step(probes_phase(k), partial(phases_probes.evaluate_probes, k=k), (trained[k],)))
     return steps
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import yaml
 
@@ -46,7 +47,7 @@ from llm_forgetting.models.adapter.requantised import requantised
 from llm_forgetting.models.hessian.products import supports_tangent_pass
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.scoring import merged, passes, score_tasks
-from llm_forgetting.models.language.text_loss import text_losses
+from llm_forgetting.models.language.text_loss import passage_item, text_losses
 from llm_forgetting.results import (
     GuardReport,
     ModelDescription,
@@ -57,8 +58,13 @@ from llm_forgetting.results import (
     TrainingRecord,
 )
 from llm_forgetting.tasks.task import Task
-from llm_forgetting.training.fine_tuning import accelerate_settings, fine_tune, optimizer_steps
-from llm_forgetting.training.interventions import intervene
+from llm_forgetting.training.arguments import accelerate_settings
+from llm_forgetting.training.during import DuringScores, drawn, items_during
+from llm_forgetting.training.fine_tuning import fine_tune, optimizer_steps
+from llm_forgetting.training.method import Methods, Start
+
+METHODS = "methods"
+"""Where a checkpoint's folder holds what methods keep for the next task."""
 
 WEIGHTING = {
     "token": "the loss of completions is the mean over all their tokens",
@@ -72,6 +78,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
     for name, value in accelerate_settings().items():
         session.progress.note(f"{name}={value} of the environment is set aside: model.dtype says the precision")
     tasks, model, encoded, _ = session.tasks, session.model, session.encoded, session.passages
+    probes = [item for task in session.encoded_probes for item in task.test]
     require_space(model, session.config.landscape, session.progress.note)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
     report = folder.once(GUARDS, lambda: _guarded(session, items))
@@ -91,7 +98,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
             runs=1,
             weighting=WEIGHTING[session.config.data.weighting] if any(item.places for item in items) else None,
         ),
-        warnings=(*_setup_warnings(report.letter_mass, items), *_fallbacks(session)),
+        warnings=(*_setup_warnings(report.letter_mass, items, probes), *_fallbacks(session)),
     )
 
 
@@ -119,7 +126,7 @@ def _task_setup(task: Task, encoded: EncodedTask, landscape_items: list[EncodedI
     )
 
 
-def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
+def _setup_warnings(letter_mass: float, items: list[EncodedItem], probes: list[EncodedItem]) -> list[str]:
     warnings = []
     completions = any(item.places for item in items)
     if letter_mass < guards.LETTER_MASS_WARNING and not completions:
@@ -134,6 +141,8 @@ def _setup_warnings(letter_mass: float, items: list[EncodedItem]) -> list[str]:
         warnings.append(
             f"{shortened} of {len(items)} {what} were shortened and {dropped} shots dropped to fit data.max_tokens"
         )
+    if cut := sum(item.truncated or item.shots_dropped > 0 for item in probes):
+        warnings.append(f"{cut} of {len(probes)} items of probes were shortened or lost shots to fit data.max_tokens")
     return warnings
 
 
@@ -147,11 +156,15 @@ def _fallbacks(session: Session) -> list[str]:
 
 def train(session: Session, k: int) -> TrainingRecord:
     """Fine-tune on task k from the checkpoint after task k - 1, and save the checkpoint."""
-    config, model, task = session.config.training, session.at(k - 1), session.encoded[k - 1]
-    interventions = intervene(session.config.interventions, model, session.encoded[: k - 1], config.seed)
-    items = [*task.train, *interventions.replayed_items]
+    model, task = session.at(k - 1), session.encoded[k - 1]
+    methods = Methods.of(session.config, k)
+    session.mark_checkpoint(None)  # a method may move the model before it is trained
+    methods.begin(_start(session, k))
+    config = methods.settings(session.config.training)
+    items = [*task.train, *methods.items()]
     scratch = session.folder / "phases" / f"trainer_task{k}"
     steps = optimizer_steps(len(items), config)
+    during = _during(session, k, steps, len(items), scratch)
     bar = session.progress.bar(f"fine-tuning on {task.name}", steps)
     with training_tracked(session.folder, f"task{k}"), bar as advance:
         history = fine_tune(
@@ -160,24 +173,55 @@ def train(session: Session, k: int) -> TrainingRecord:
             config,
             stream=f"task{k}",
             scratch=scratch,
-            interventions=interventions,
+            methods=methods,
             trackers=session.config.output.trackers,
             advance=advance,
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
             note=session.progress.note,
+            callbacks=() if during is None else (during,),
         )
+    methods.end(model)
+    scores = None if during is None else during.record(again=bool(methods.methods))
     session.mark_checkpoint(k if session.config.lora is not None else None)  # all weights are read from what is saved
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)
+        methods.save(checkpoint / METHODS)
         (checkpoint / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the finished run writes a card
         (checkpoint / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(session.config), sort_keys=False))
     shutil.rmtree(scratch, ignore_errors=True)
     return TrainingRecord(
         task=task.name,
         optimizer_steps=steps,
-        interventions=interventions.record(model),
+        interventions=methods.record(model),
         adapter_sha256=model.adapter_sha256(),
         log=history,
+        during=scores,
+    )
+
+
+def _during(session: Session, k: int, steps: int, items: int, scratch: Path) -> DuringScores | None:
+    """What scores the training on task k, of `items` items an epoch."""
+    settings, tasks = session.config.evaluation, session.encoded[:k]
+    if not settings.during:
+        return None
+    count = items_during(settings, k, steps, items * session.config.training.num_epochs)
+    seed, split = session.config.data.seed, settings.during_split
+    chosen = {task.name: drawn(task.split(split), task.name, count, seed) for task in tasks}
+    return DuringScores(session.model, chosen, settings, steps, scratch / "during")
+
+
+def _start(session: Session, k: int) -> Start:
+    before = session.checkpoint_folder(k - 1) / METHODS
+    return Start(
+        model=session.model,
+        task=session.encoded[k - 1],
+        number=k,
+        earlier=tuple(session.encoded[: k - 1]),
+        previous=session.encoded[k - 2] if k > 1 else None,
+        last=k == len(session.encoded),
+        seed=session.config.training.seed,
+        text=lambda: [passage_item(passage) for passage in session.passages],
+        kept=before if before.is_dir() else None,
     )
 
 

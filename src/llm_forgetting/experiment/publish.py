@@ -60,6 +60,7 @@ def assemble(
         figures=(),
         timings=dict(timings),
         quantised=summary.quantised,
+        probes=summary.probes,
     )
 
 

@@ -110,6 +110,11 @@ class RunResults(WithReport):
         return _frame(rows.forgetting_rows(self.record))
 
     @cached_property
+    def probes(self) -> "DataFrame":
+        """Scores of every checkpoint on the tasks that are never trained on, with what was lost and gained until the last."""
+        return _frame(rows.probe_rows(self.record))
+
+    @cached_property
     def landscape(self) -> "DataFrame":
         """Mean rise, curvature, basin and fit error of every loss surface."""
         return _frame(rows.landscape_rows(self.record))
@@ -128,6 +133,11 @@ class RunResults(WithReport):
     def training(self) -> "DataFrame":
         """Every optimiser step."""
         return _frame(rows.training_rows(self.record))
+
+    @cached_property
+    def during(self) -> "DataFrame":
+        """Scores at fractions of every training; empty without `evaluation.during`."""
+        return _frame(rows.during_rows(self.record))
 
     @cached_property
     def items(self) -> "DataFrame":

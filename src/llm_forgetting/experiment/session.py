@@ -10,10 +10,17 @@ from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.artifacts.phase_artifacts import checkpoint_name
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
-from llm_forgetting.experiment.inputs import require_same_backbone, require_same_rows, require_same_text
-from llm_forgetting.experiment.tasks import source_of, tasks_of
+from llm_forgetting.experiment.inputs import (
+    require_same_backbone,
+    require_same_probes,
+    require_same_rows,
+    require_same_text,
+)
+from llm_forgetting.experiment.tasks import probes_of, source_of, tasks_of
 from llm_forgetting.forgetting.scores import SPLITS
 from llm_forgetting.landscape.factors import WeightUpdate
+from llm_forgetting.models.adapter.ranks import saved_ranks, set_ranks
+from llm_forgetting.models.adapter.saved_adapter import State, read_weights
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -80,6 +87,13 @@ class Session:
         return tasks
 
     @cached_property
+    def probes(self) -> list[Task]:
+        """The tasks that are only scored; UserError where they are not those that the run was started with."""
+        probes = probes_of(self.config.data, self.source, self.tasks, self.progress.note)
+        require_same_probes(self.folder, probes)
+        return probes
+
+    @cached_property
     def model(self) -> LanguageModel:
         """Backbone and fresh adapter; `at` moves it to a checkpoint."""
         self._live = 0
@@ -95,6 +109,14 @@ class Session:
     @cached_property
     def encoded(self) -> list[EncodedTask]:
         """The tasks as tokens."""
+        return self._encoded(self.tasks)
+
+    @cached_property
+    def encoded_probes(self) -> list[EncodedTask]:
+        """The tasks that are only scored as tokens."""
+        return self._encoded(self.probes)
+
+    def _encoded(self, tasks: Sequence[Task]) -> list[EncodedTask]:
         return [
             EncodedTask(
                 task.name,
@@ -111,7 +133,7 @@ class Session:
                     for split in ("train", "test")
                 ),
             )
-            for task in self.tasks
+            for task in tasks
         ]
 
     def at(self, after_task: int) -> LanguageModel:
@@ -120,11 +142,18 @@ class Session:
         if self._live != after_task:
             if after_task:
                 RunFolder(self.folder).require_checkpoint(f"task{after_task}")
+                if self.config.training.methods and self.config.low_rank:  # a method may have changed the ranks
+                    self._fit_ranks(read_weights(self.checkpoint_folder(after_task)))
                 model.load_adapter_weights(self.checkpoint_folder(after_task))
             else:
+                if self.config.training.methods and self.config.low_rank:
+                    self._fit_ranks(self._initial)
                 model.set_adapter_state(self._initial)
             self._live = after_task
         return model
+
+    def _fit_ranks(self, state: State) -> None:
+        set_ranks(self.model.peft_model, saved_ranks(state), self.model.adapter)
 
     def mark_checkpoint(self, after_task: int | None) -> None:
         """Say that the live adapter now is the checkpoint after task number `after_task`, or (None) that of none."""

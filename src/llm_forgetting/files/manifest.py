@@ -21,6 +21,8 @@ INPUTS = {
     "config": "the configuration ({}, and the file of data.definitions)",
     "rows": "the questions of task {}",
     "shots": "the few-shot rows of task {}",
+    "probes": "the items of probe {}",
+    "samples": "the documents of harness:{}",
     "text": "the control text ({})",
     "backbone": "the backbone's {}",
     "adapter": "{}",

@@ -1,7 +1,7 @@
 """Records of an adapter's evaluation: accuracy per subject and task, trained rows apart from held-out ones."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from llm_forgetting.files import OMITTED
 from llm_forgetting.forgetting.intervals import Mean, Proportion
@@ -11,7 +11,8 @@ from llm_forgetting.forgetting.intervals import Mean, Proportion
 class SubjectEvaluation:
     """Evaluation of one subject on n rows: accuracy (share), loss (nats), mean letter mass, seconds; `shortened` rows
     did not fit as they were. `trained` and `held_out` are the accuracies on the rows that the adapter was trained on and
-    on the others, None where there is no such row or no row was trained on. `rouge_l`: mean F1 of ROUGE-L of what was written,
+    on the others, None where there is no such row or no row was trained on. `completions`: the rows are prompts with
+    completions, whose accuracy is exact match; left out for questions. `rouge_l`: mean F1 of ROUGE-L of what was written,
     where that was asked for.
     """
 
@@ -25,6 +26,7 @@ class SubjectEvaluation:
     seconds: float
     trained: Proportion | None = None
     held_out: Proportion | None = None
+    completions: Annotated[Literal[True] | None, OMITTED] = None
     rouge_l: Annotated[float | None, OMITTED] = None
 
     @property

@@ -177,7 +177,7 @@ def bonett_price_paired(only_before: int, only_after: int, n: int) -> Interval:
     """
     _require_counts(only_before, only_after, n - only_before - only_after)
     p, q = (only_after + 1) / (n + 2), (only_before + 1) / (n + 2)
-    half_width = _normal_quantile(LEVEL) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    half_width = normal_quantile(LEVEL) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
     low, high = max(p - q - half_width, -1.0), min(p - q + half_width, 1.0)
     return Interval(low, high, method="Bonett-Price 2012 (paired, adjusted)")
 
@@ -206,7 +206,7 @@ def paired_proportion_change(
     interval = bonett_price_paired(only_before, only_after, d.size)
     pooled = pooled_error(d, clusters)
     if pooled is not None:
-        interval = _over_subjects(value, pooled, within=1.0)
+        interval = over_subjects(value, pooled, within=1.0)
         p_value = pooled.p_value(value) if pooled.stderr else p_value
     return PairedProportionChange(
         n=d.size,
@@ -245,7 +245,7 @@ def estimate_mean(values: ArrayLike, *, seed: int, clusters: Sequence[object] | 
     x = _as_finite(values, "values")
     value, pooled, interval = float(x.mean()), pooled_error(x, clusters), None
     if x.size >= MINIMUM_ITEMS:
-        interval = mean_interval(x, seed=seed) if pooled is None else _over_subjects(value, pooled)
+        interval = mean_interval(x, seed=seed) if pooled is None else over_subjects(value, pooled)
     return Mean(value, error_of_mean(x, clusters), x.size, interval)
 
 
@@ -320,13 +320,15 @@ def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:
     return math.sqrt(within / (sum(sizes) - len(sizes)) / sum(sizes))
 
 
-def _over_subjects(value: float, pooled: PooledError, within: float = math.inf) -> Interval:
+def over_subjects(value: float, pooled: PooledError, within: float = math.inf) -> Interval:
+    """Student's t interval at 95% around an estimate whose error is over subjects, cut to [-within, within]."""
     half_width = pooled.half_width(LEVEL)
     low, high = max(value - half_width, -within), min(value + half_width, within)
     return Interval(low, high, method=f"Student t over {pooled.groups} subjects (cluster-robust)")
 
 
-def _normal_quantile(level: float) -> float:
+def normal_quantile(level: float) -> float:
+    """z with P(|Z| <= z) = level for a standard normal Z: 1.96 at 95%."""
     return float(stats.norm.ppf((1 + level) / 2))
 
 

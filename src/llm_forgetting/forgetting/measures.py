@@ -8,10 +8,12 @@ formulae are therefore applied to -L, so that forgetting is L[T, j] - L[j, j]. N
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from llm_forgetting.arrays import Floats
+from llm_forgetting.files import OMITTED
 from llm_forgetting.forgetting.accuracy_matrix import (
     average_accuracy,
     backward_transfer,
@@ -31,7 +33,8 @@ from llm_forgetting.forgetting.intervals import (
     paired_proportion_change,
     proportion,
 )
-from llm_forgetting.forgetting.scores import Measure, ScoreTable, item_mean
+from llm_forgetting.forgetting.scores import ItemScores, Measure, ScoreTable, item_mean
+from llm_forgetting.forgetting.transitions import Transitions, transitions
 from llm_forgetting.seeding import derive_seed
 
 Change = PairedProportionChange | PairedMeanChange
@@ -58,7 +61,8 @@ class TaskForgetting:
     normalised: absolute / learning, the share of what was learnt that was lost; no value where nothing was learnt
     (learning <= 0, p > 0.05, or in loss learning below 2 stderr, of several subjects an interval that holds 0);
     change: the paired change from checkpoint j to T as it is measured (after minus before), None for losses that are
-    not finite. Stderrs of the ratios are by linearisation: that of d_i - ratio b_i, over |mean b|.
+    not finite. Stderrs of the ratios are by linearisation: that of d_i - ratio b_i, over |mean b|;
+    transitions: in accuracy the items that turned from right to wrong and back, None where their options are not known.
     """
 
     task: int
@@ -68,6 +72,7 @@ class TaskForgetting:
     relative: Estimate
     normalised: Estimate
     change: Change | None
+    transitions: Annotated[Transitions | None, OMITTED] = None
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,14 @@ def _task_forgetting(table: ScoreTable, measure: Measure, learnt: TaskLearning, 
         relative = _ratio(lost, tuned, subjects, f"{measure} after fine-tuning on the task is 0")
         normalised = _ratio(lost, sign * (tuned - base), subjects, "") if learnt.shown else _refused(learnt)
     absolute = _signed(change, -sign, item_mean(lost))
-    return TaskForgetting(j, learnt.name, learnt.n, absolute, relative, normalised, change)
+    turned = _transitions(table.scores[j, j], table.scores[table.n_tasks, j]) if measure == "accuracy" else None
+    return TaskForgetting(j, learnt.name, learnt.n, absolute, relative, normalised, change, turned)
+
+
+def _transitions(tuned: ItemScores, last: ItemScores) -> Transitions | None:
+    if not tuned.options:
+        return None
+    return transitions(tuned.correct, last.correct, tuned.options, clusters=tuned.subjects)
 
 
 def _refused(learnt: TaskLearning) -> Estimate:

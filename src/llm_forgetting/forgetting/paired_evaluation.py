@@ -12,6 +12,7 @@ from llm_forgetting.forgetting.intervals import (
     paired_proportion_change,
 )
 from llm_forgetting.forgetting.records import ItemRecord, weighted_losses
+from llm_forgetting.forgetting.transitions import Transitions, transitions
 
 _Pairs = Sequence[tuple[ItemRecord, ItemRecord]]
 
@@ -29,7 +30,8 @@ class SubjectChange:
 class TaskChange:
     """Change of one task from A to B, B minus A, over all its items (of several subjects over subjects) and by subject.
 
-    held_out: accuracy on the items that neither was trained on, absent where all or none of the items are such.
+    held_out: accuracy on the items that neither was trained on, absent where all or none of the items are such;
+    transitions: all its items that turned from right to wrong and back.
     """
 
     name: str
@@ -37,6 +39,7 @@ class TaskChange:
     loss: PairedMeanChange
     subjects: tuple[SubjectChange, ...]
     held_out: Annotated[PairedProportionChange | None, OMITTED] = None
+    transitions: Annotated[Transitions | None, OMITTED] = None
 
 
 def task_changes(
@@ -70,6 +73,7 @@ def task_changes(
                 _loss(pairs, seed),
                 tuple(SubjectChange(subject, _accuracy(part), _loss(part, seed)) for subject, part in parts.items()),
                 _accuracy(held_out) if 0 < len(held_out) < len(pairs) else None,
+                _turned(pairs),
             )
         )
     return tuple(changes)
@@ -78,6 +82,11 @@ def task_changes(
 def _accuracy(pairs: _Pairs) -> PairedProportionChange:
     before, after = ([item.correct for item in items] for items in zip(*pairs, strict=True))
     return paired_proportion_change(before, after, clusters=_subjects(pairs))
+
+
+def _turned(pairs: _Pairs) -> Transitions:
+    before, after = ([item.correct for item in items] for items in zip(*pairs, strict=True))
+    return transitions(before, after, [item.options for item, _ in pairs], clusters=_subjects(pairs))
 
 
 def _loss(pairs: _Pairs, seed: int) -> PairedMeanChange:

@@ -6,7 +6,7 @@ import numpy as np
 
 from llm_forgetting.forgetting.intervals import paired_mean_change, paired_proportion_change
 from llm_forgetting.forgetting.records import ItemRecord, Line, QuantisationCost, weighted_losses
-from llm_forgetting.forgetting.scores import SPLITS
+from llm_forgetting.forgetting.scores import SPLITS, Split
 from llm_forgetting.seeding import derive_seed
 
 KINDS = ("8bit", "4bit")
@@ -43,12 +43,13 @@ def quantisation_costs(
                     rounded = cells.get((quantised_name(checkpoint, kind), task, split))
                     if rounded:
                         stream = derive_seed(seed, "quantised", kind, checkpoint, task, split)
-                        costs.append(_cost(cells[checkpoint, task, split], rounded, checkpoint, kind, stream))
+                        before = cells[checkpoint, task, split]
+                        costs.append(_cost(before, rounded, checkpoint, kind, split=split, stream=stream))
     return tuple(costs) or None
 
 
 def _cost(
-    before: Sequence[ItemRecord], after: Sequence[ItemRecord], checkpoint: str, kind: str, stream: int
+    before: Sequence[ItemRecord], after: Sequence[ItemRecord], checkpoint: str, kind: str, *, split: Split, stream: int
 ) -> QuantisationCost:
     if [record.id for record in before] != [record.id for record in after]:
         raise ValueError(f"{kind} of {checkpoint} must be scored on the items of {before[0].task} in their order")
@@ -60,7 +61,7 @@ def _cost(
         checkpoint=checkpoint,
         kind=kind,
         task=before[0].task,
-        split=before[0].split,
+        split=split,
         loss=paired_mean_change(*losses, seed=stream, clusters=subjects) if finite else None,
         accuracy=paired_proportion_change(*right, clusters=subjects),
     )

@@ -12,8 +12,9 @@ from pydantic_core import CoreSchema
 from llm_forgetting.arrays import Floats, Floats1, Floats2
 from llm_forgetting.files import OMITTED, reshaped
 from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
-from llm_forgetting.forgetting.measures import MeasureForgetting
+from llm_forgetting.forgetting.measures import Change, MeasureForgetting
 from llm_forgetting.forgetting.scores import Measure, Split
+from llm_forgetting.forgetting.transitions import Transitions
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,38 @@ class QuantisationCost:
 
 
 @dataclass(frozen=True)
+class ProbeChange:
+    """Change of a probe from one checkpoint to the last, on the same items: of its score, and of its loss in nats (None where
+    it has none, or one is not finite). `transitions`: right to wrong and wrong to right, None where the score is not 0 or 1.
+    """
+
+    start: str
+    score: Change
+    loss: PairedMeanChange | None
+    transitions: Transitions | None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Scores of a task that is never trained on, by checkpoint: n items, `measure` of them (accuracy, exact match, or a
+    metric of lm-evaluation-harness), the score that guessing gives (None where that is not known), the loss in nats (empty
+    for the harness' tasks), and what changed from every earlier checkpoint to the last.
+    """
+
+    name: str
+    measure: str
+    n: int
+    chance: float | None
+    score: dict[str, Proportion | Mean]
+    loss: dict[str, Mean]
+    changes: tuple[ProbeChange, ...]
+
+
+@dataclass(frozen=True)
 class ForgettingSummary:
     """Summary of a run's scores, as the phase `forgetting` leaves it: the answer in one sentence, and its parts by
     task;
-    `quantised`: what quantisation costs, where that was asked for.
+    `quantised`: what quantisation costs, `probes`: what was never trained on, where those were asked for.
     """
 
     answer: str
@@ -179,6 +208,7 @@ class ForgettingSummary:
     spurious: dict[str, SpuriousForgetting]
     text: TextDrift
     quantised: Annotated[tuple[QuantisationCost, ...] | None, OMITTED] = None
+    probes: Annotated[tuple[Probe, ...] | None, OMITTED] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,12 +221,13 @@ class ItemRecord:
     likeliest tokens would say, and `rouge_l` the F1 of ROUGE-L (0 to 1) where that was asked for. `weight`: how often each
     of its tokens counts in a mean loss, where not once. Of one that is judged among options, log_likelihoods (k,) are those of
     their texts after the prompt (nats), `predicted` the one chosen; `acc` and `acc_norm`: whether the likeliest, whole and
-    per character, is right.
+    per character, is right. The split of items of a task that is never
+    trained on is `probe`.
     """
 
     checkpoint: str
     task: str
-    split: Split
+    split: Split | Literal["probe"]
     id: str
     subject: str
     answer: str
@@ -214,6 +245,12 @@ class ItemRecord:
     log_likelihoods: Annotated[Floats1 | None, OMITTED] = None
     acc: Annotated[bool | None, OMITTED] = None
     acc_norm: Annotated[bool | None, OMITTED] = None
+
+    @property
+    def options(self) -> int:
+        """Number of options, letters or texts, 0 of another completion."""
+        compared = self.log_likelihoods if self.letter_logits is None else self.letter_logits
+        return 0 if compared is None else len(compared)
 
     @property
     def letters(self) -> Floats1:
@@ -242,5 +279,22 @@ class PassageRecord:
     loss: float
 
 
-Line = Annotated[ItemRecord | PassageRecord, Field(discriminator="split")]
+@dataclass(frozen=True)
+class SampleRecord:
+    """Sample of a task of lm-evaluation-harness at one checkpoint: `id` (doc_id) and `hash` (doc_hash) as the harness gives
+    them, its metrics, and its number of options (0 where it is not multiple choice). `subject` is the harness' own task, where
+    `task` is a group of several. Neither the document nor the answer is kept.
+    """
+
+    checkpoint: str
+    task: str
+    split: Literal["harness"]
+    id: str
+    subject: str
+    hash: str
+    metrics: dict[str, float]
+    options: int
+
+
+Line = Annotated[ItemRecord | PassageRecord | SampleRecord, Field(discriminator="split")]
 """A line of items.jsonl."""

@@ -21,13 +21,15 @@ class ItemScores:
     """One checkpoint's scores on one task's items of one split.
 
     ids and subjects: n strings; correct: bool (n,); loss: float64 (n,), full-vocabulary loss in nats, NaN and infinity
-    kept. The arrays are copied and read-only. Raises ValueError for unequal lengths, no items or repeated ids.
+    kept; options: n numbers of options, 0 for completions, or none where they are not known. The arrays are copied and
+    read-only. Raises ValueError for unequal lengths, no items or repeated ids.
     """
 
     ids: tuple[str, ...]
     subjects: tuple[str, ...]
     correct: NDArray[np.bool_]
     loss: NDArray[np.float64]
+    options: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", tuple(self.ids))

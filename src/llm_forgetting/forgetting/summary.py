@@ -7,6 +7,7 @@ import numpy as np
 from llm_forgetting.arrays import Floats
 from llm_forgetting.forgetting.intervals import estimate_mean, paired_mean_change
 from llm_forgetting.forgetting.measures import Forgetting, forgetting
+from llm_forgetting.forgetting.probes import probes, probes_lost
 from llm_forgetting.forgetting.quantised import quantisation_costs
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
@@ -43,13 +44,16 @@ def summarise(records: Sequence[Line], task_names: Sequence[str], *, seed: int) 
         forgetting(score_table(records, task_names, split, checkpoints), seed=seed) for split in ("train", "test")
     )
     spurious = spurious_forgetting(records, task_names)
+    completions = {record.task for record in _items(records, "train") if record.tokens is not None}
     letters = letters_learnt(spurious, {name: chance(_trained_items(records, name)) for name in spurious})
+    never_trained = probes(records, checkpoints, seed=seed)
     return ForgettingSummary(
-        answer=" ".join(filter(None, [letters, verdict(train)])),
+        answer=" ".join(filter(None, [probes_lost(never_trained or ()), letters, verdict(train, completions)])),
         forgetting=ForgettingBySplit(*(_of_split(records, measured, checkpoints) for measured in (train, test))),
         spurious=spurious,
         text=text_drift(records, checkpoints, seed=seed),
         quantised=quantisation_costs(records, task_names, checkpoints, seed=seed),
+        probes=never_trained,
     )
 
 
@@ -80,6 +84,7 @@ def score_table(
             subjects=tuple(record.subject for record in items),
             correct=np.array([record.correct for record in items], dtype=np.bool_),
             loss=weighted_losses(items),
+            options=tuple(record.options for record in items),
         )
         for cell, items in cells.items()
     }

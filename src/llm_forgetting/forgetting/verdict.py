@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from llm_forgetting.forgetting.intervals import (
@@ -19,28 +19,37 @@ Outcome = Literal["too few items", "dropped", "rose", "nothing learnt", "no drop
 MOST_TOLD = 4
 """More earlier tasks than this are counted, not told one by one."""
 _COUNTED: dict[Outcome, str] = {
-    "dropped": "the accuracy fell",
-    "rose": "the accuracy rose",
+    "dropped": "the {} fell",
+    "rose": "the {} rose",
     "no drop shown": "no drop could be shown",
     "nothing learnt": "nothing was learnt",
     "too few items": "the items are too few for a verdict",
 }
 
 
-def verdict(result: Forgetting) -> str:
-    """What became of each earlier task, in one sentence; before it whether learning is not shown. Loss: value ± stderr."""
+def verdict(result: Forgetting, completions: Collection[str] = ()) -> str:
+    """What became of each earlier task, in one sentence; before it whether learning is not shown. Loss: value ± stderr.
+
+    What is right of the tasks `completions` is called exact match, of the others accuracy.
+    """
     names = result.task_names
     if len(names) == 1:
         return f"Only {names[0]} was fine-tuned, nothing came after it, so forgetting cannot be measured; one seed."
     many = len(names) - 1 > MOST_TOLD
     later = f"{len(names) - 1} more tasks, the last {names[-1]}" if many else ", then ".join(names[1:])
-    lead = f"{_learning_not_shown(result)}After fine-tuning on {later}, "
+    lead = f"{_learning_not_shown(result, completions)}After fine-tuning on {later}, "
     if len(names) == 2:
-        text = _describe_task(result, 0)
+        text = _describe_task(result, 0, completions)
         taught_nothing = _outcome(result, 0) == "nothing learnt"
         return (text[0].upper() + text[1:] if taught_nothing else lead + text) + "; one seed."
-    earlier = _describe_many(result) if many else "; ".join(_describe_task(result, k) for k in range(len(names) - 1))
-    return f"{lead}{earlier}; {_describe_average(result)}; one seed."
+    told = (_describe_task(result, k, completions) for k in range(len(names) - 1))
+    earlier = _describe_many(result, completions) if many else "; ".join(told)
+    return f"{lead}{earlier}; {_describe_average(result, completions)}; one seed."
+
+
+def _measure(tasks: Collection[str], completions: Collection[str]) -> str:
+    """`exact match` where all `tasks` are of completions, else `accuracy`."""
+    return "exact match" if set(tasks) <= set(completions) else "accuracy"
 
 
 def letters_learnt(spurious: Mapping[str, SpuriousForgetting], chance: Mapping[str, float]) -> str:
@@ -69,7 +78,7 @@ def _by_letters_only(tuned: SpuriousForgettingProbes, chance: float) -> bool:
     return asked.low > chance >= wilson(round(rotations.mean * rotations.n), rotations.n).low
 
 
-def _learning_not_shown(result: Forgetting) -> str:
+def _learning_not_shown(result: Forgetting, completions: Collection[str]) -> str:
     """A sentence for every earlier task that fine-tuning on it is not shown to have taught (of many tasks one for all);
     empty if there is none.
     """
@@ -83,22 +92,25 @@ def _learning_not_shown(result: Forgetting) -> str:
     if len(found) > MOST_TOLD:
         return f"Learning of {len(found)} of {len(result.task_names) - 1} earlier tasks is not shown. "
     return "".join(
-        f"Learning of {learnt.name} is not shown: accuracy was {learnt.before:.2f} before fine-tuning on it and "
+        f"Learning of {learnt.name} is not shown: {_measure([learnt.name], completions)} was {learnt.before:.2f} before "
+        f"fine-tuning on it and "
         f"{learnt.after:.2f} after. "
         for learnt in found
     )
 
 
-def _describe_many(result: Forgetting) -> str:
+def _describe_many(result: Forgetting, completions: Collection[str]) -> str:
     """The first task; how many of all ended how; and the one of which most was lost."""
-    earlier = len(result.task_names) - 1
+    earlier, name = len(result.task_names) - 1, _measure(result.task_names, completions)
     outcomes = Counter(_outcome(result, k) for k in range(earlier))
-    counts = ", ".join(f"{said} of {outcomes[outcome]}" for outcome, said in _COUNTED.items() if outcomes[outcome])
+    counts = ", ".join(
+        f"{said.format(name)} of {outcomes[outcome]}" for outcome, said in _COUNTED.items() if outcomes[outcome]
+    )
     lost = [task.absolute.value or 0.0 for task in result.accuracy.tasks]
     most = lost.index(max(lost))
     return (
-        f"{_describe_task(result, 0)}; of all {earlier} earlier tasks {counts}; the most was lost of "
-        f"{result.task_names[most]} ({lost[most]:.2f} in accuracy)"
+        f"{_describe_task(result, 0, completions)}; of all {earlier} earlier tasks {counts}; the most was lost of "
+        f"{result.task_names[most]} ({lost[most]:.2f} in {name})"
     )
 
 
@@ -114,21 +126,23 @@ def _outcome(result: Forgetting, k: int) -> Outcome:
     return "no drop shown" if learnt else "nothing learnt"
 
 
-def _describe_task(result: Forgetting, k: int) -> str:
+def _describe_task(result: Forgetting, k: int, completions: Collection[str]) -> str:
     accuracy, learnt = result.accuracy.tasks[k], result.accuracy.learning[k]
     cell, final = result.accuracy.cells[k + 1][k], result.accuracy.cells[-1][k]
     change, drop = accuracy.change, accuracy.absolute
     assert isinstance(change, PairedProportionChange)
     assert drop.value is not None
     items = f"{_split_word(result.split)} {accuracy.name} items"
-    where = f"accuracy on the {accuracy.n} {items}"
+    name = _measure([accuracy.name], completions)
+    where = f"{name} on the {accuracy.n} {items}"
     span = f"from {cell.value:.2f} to {final.value:.2f}"
     loss = _describe_loss(result.loss.tasks[k].absolute)
     match _outcome(result, k):
         case "too few items":
+            right = "exact matches" if accuracy.name in completions else "correct answers"
             before, after = change.both + change.only_before, change.both + change.only_after
             return (
-                f"correct answers on the {items} went from {before} to {after} of {accuracy.n} items, "
+                f"{right} on the {items} went from {before} to {after} of {accuracy.n} items, "
                 "too few items for an interval or a verdict"
             )
         case "dropped":
@@ -196,8 +210,8 @@ def _describe_loss(rise: Estimate) -> str:
     return f"loss {rise.value:+.2f}" + ("" if rise.stderr is None else f" ± {rise.stderr:.2f}") + " nats"
 
 
-def _describe_average(result: Forgetting) -> str:
+def _describe_average(result: Forgetting, completions: Collection[str]) -> str:
     transfer = result.accuracy.backward_transfer
     assert transfer.value is not None
     uncertainty = "" if transfer.stderr is None else f" ± {transfer.stderr:.2f}"
-    return f"average forgetting {0.0 - transfer.value:.2f}{uncertainty} in accuracy"
+    return f"average forgetting {0.0 - transfer.value:.2f}{uncertainty} in {_measure(result.task_names, completions)}"

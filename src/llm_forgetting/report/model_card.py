@@ -14,6 +14,7 @@ from llm_forgetting.files import write_text
 from llm_forgetting.report.rows import Row, curvature_rows, forgetting_rows, landscape_rows, score_rows
 from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.run import display_name, value_and_error
+from llm_forgetting.report.tables.words import completion_tasks, measure_name, named
 from llm_forgetting.results import Results
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _evaluations(results: Results, k: int) -> Iterator["EvalResult"]:
     def result(row: Row, metric: str, name: str, column: str) -> EvalResult:
         task, split = str(row.get("task", results.task_names[k - 1])), str(row.get("split", scanned_split))
         return EvalResult(
-            task_type="multiple-choice",
+            task_type="text-generation" if task in completions else "multiple-choice",
             dataset_type=_dataset(results),
             dataset_name=f"{display_name(task)} ({SPLITS[split]})",
             dataset_config=task,
@@ -97,12 +98,13 @@ def _evaluations(results: Results, k: int) -> Iterator["EvalResult"]:
             metric_value=row[column],
         )
 
-    scanned_split = results.config.landscape.items
+    scanned_split, completions = results.config.landscape.items, completion_tasks(results)
     for row in _at(k, score_rows(results)):
-        yield result(row, "accuracy", "accuracy", "accuracy")
+        name = named(row["task"] in completions)
+        yield result(row, name.replace(" ", "_"), name, "accuracy")
         yield result(row, "loss", "loss of the answer (nats)", "loss")
     for row in _forgotten(results, k):
-        name = f"{row['measure']} forgotten by the last checkpoint"
+        name = f"{_measure(row, results)} forgotten by the last checkpoint"
         yield result(row, f"forgetting_{row['measure']}", name, "forgetting")
     for row in _at(k, landscape_rows(results)):
         name = f"mean rise of the loss at distance {row['distance']:g} (nats)"
@@ -153,6 +155,7 @@ def _text(results: Results, k: int) -> str:
         modules=results.model.adapted_modules,
         version=results.versions["llm-forgetting"],
         answer=results.answer,
+        measure=measure_name(results),
         scores=[
             (*_place(row), row["items"], _number(row, "accuracy"), _number(row, "loss"))
             for row in _at(k, score_rows(results))
@@ -163,8 +166,15 @@ def _text(results: Results, k: int) -> str:
             (display_name(str(row["task"])), _number(row, "mean_rise"), _number(row, "curvature", "error"))
             for row in _at(k, landscape_rows(results))
         ],
-        forgotten=[(*_place(row), row["measure"], _number(row, "forgetting")) for row in _forgotten(results, k)],
+        forgotten=[
+            (*_place(row), _measure(row, results), _number(row, "forgetting")) for row in _forgotten(results, k)
+        ],
     )
+
+
+def _measure(row: Row, results: Results) -> str:
+    """What a row of forgetting is of: loss, accuracy, or of completions exact match."""
+    return named(row["task"] in completion_tasks(results)) if row["measure"] == "accuracy" else str(row["measure"])
 
 
 def _place(row: Row) -> tuple[str, str]:

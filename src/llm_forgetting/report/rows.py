@@ -50,6 +50,30 @@ def forgetting_rows(results: Results) -> list[Row]:
     ]
 
 
+def probe_rows(results: Results) -> list[Row]:
+    """One row per probe and checkpoint: score and loss, and of the score what changed from there to the last checkpoint."""
+    rows: list[Row] = []
+    for probe in results.probes or ():
+        changes = {change.start: change for change in probe.changes}
+        for checkpoint, score in probe.score.items():
+            change, loss = changes.get(checkpoint), probe.loss.get(checkpoint)
+            transitions = None if change is None else change.transitions
+            rows.append(
+                {
+                    "checkpoint": checkpoint,
+                    "probe": probe.name,
+                    "measure": probe.measure,
+                    **_with_error("score", score),
+                    "loss": None if loss is None else loss.value,
+                    "change": None if change is None else change.score.value,
+                    "lost": None if transitions is None else transitions.lost.value,
+                    "gained": None if transitions is None else transitions.gained.value,
+                    "items": probe.n,
+                }
+            )
+    return rows
+
+
 def landscape_rows(results: Results) -> list[Row]:
     """One row per checkpoint and task: the numbers of its loss surface; rises in nats at `distance` from the checkpoint."""
     return [
@@ -114,6 +138,25 @@ def forecast_rows(results: Results) -> list[Row]:
 def training_rows(results: Results) -> list[Row]:
     """One row per optimiser step: task, epoch, step, loss, gradient norm, learning rate."""
     return [{"task": training.task, **to_plain(step)} for training in results.training for step in training.log]
+
+
+def during_rows(results: Results) -> list[Row]:
+    """One row per point of a training and task that was scored there: accuracy and loss, means over its items."""
+    return [
+        {
+            "learnt": training.task,
+            "task": task.task,
+            "step": step,
+            "fraction": step / training.during.total,
+            "accuracy": float(task.correct[n].mean()),
+            "loss": float(task.loss[n].mean()),
+            "items": len(task.items),
+        }
+        for training in results.training
+        if training.during is not None
+        for n, step in enumerate(training.during.steps)
+        for task in training.during.tasks
+    ]
 
 
 def scalars(results: Results) -> list[dict[str, float]]:

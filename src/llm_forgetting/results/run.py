@@ -10,9 +10,11 @@ from llm_forgetting.config.sections import EMBEDDED_MODEL, ExperimentConfig
 from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
 from llm_forgetting.files import OMITTED, decode_lines
 from llm_forgetting.files.manifest import checked, read_checked, read_manifest
+from llm_forgetting.forgetting.frontier import ScoresDuring
 from llm_forgetting.forgetting.records import (
     ForgettingBySplit,
     Line,
+    Probe,
     QuantisationCost,
     SpuriousForgetting,
     TextDrift,
@@ -197,25 +199,44 @@ class AnchorRecord:
     distance: float
 
 
+MethodOption = bool | int | float | str | None | list[int] | list[float] | list[str]
+
+
+@dataclass(frozen=True)
+class MethodRecord:
+    """Method against forgetting: its options, and numbers about a training that is over, by name."""
+
+    options: dict[str, MethodOption]
+    measured: dict[str, float]
+
+
 @dataclass(frozen=True)
 class InterventionRecord:
-    """Interventions in the training on one task: None or empty where off; `replayed` are item ids by earlier task."""
+    """Interventions in the training on one task: None or empty where off; `replayed` are item ids by earlier task.
+
+    `methods`: the other methods of `training.methods`, by name.
+    """
 
     sam: SharpnessAwareRecord | None
     replayed: dict[str, tuple[str, ...]]
     anchor: AnchorRecord | None
     rescale: float
+    methods: Annotated[dict[str, MethodRecord] | None, OMITTED] = None
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Training on one task: steps, interventions, the hash of the adapter afterwards, and a log entry per step."""
+    """Training on one task: steps, interventions, the hash of the adapter afterwards, and a log entry per step.
+
+    during: scores of this task and of earlier ones at fractions of the training, where `evaluation.during` asks for them.
+    """
 
     task: str
     optimizer_steps: int
     interventions: InterventionRecord
     adapter_sha256: str
     log: tuple[TrainingStep, ...]
+    during: Annotated[ScoresDuring | None, OMITTED] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,6 +314,8 @@ class Results:
     repeated on the same machine."""
     quantised: Annotated[tuple[QuantisationCost, ...] | None, OMITTED] = None
     """What quantising every checkpoint costs every task; absent unless evaluation.quantised."""
+    probes: Annotated[tuple[Probe, ...] | None, OMITTED] = None
+    """Tasks that are never trained on; in no average and no measure of forgetting. Absent without data.probes."""
 
 
 def read_results(folder: Path) -> Results:

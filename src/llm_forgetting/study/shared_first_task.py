@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from llm_forgetting.config.methods import acting
 from llm_forgetting.config.paths import to_dict
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig
 from llm_forgetting.experiment.artifacts.phase_artifacts import (
@@ -60,6 +61,7 @@ def first_task_key(config: ExperimentConfig, tasks: Tasks) -> str:
     others = {name: value for name, value in content["interventions"].items() if name not in (*ON_LATER_TASKS, *SAM)}
     rho = config.interventions.sam_rho
     content["interventions"] = {"sam_rho": rho, "adaptive": rho > 0 and config.interventions.sam_adaptive, **others}
+    content["training"]["methods"] = acting(config.training.methods, 1)
     content["items"] = {split: [item.sha256 for item in first.split(split)] for split in ("train", "test")}
     content["prompts"] = [str(item.format) for item in first.train if isinstance(item, Item)]
     content["shots"] = {subject: [item.sha256 for item in items] for subject, items in first.shots.items()}

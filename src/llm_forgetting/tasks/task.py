@@ -153,6 +153,52 @@ def interleaved(items: Sequence[AnyItem], seed: int) -> list[AnyItem]:
     return [item for _, _, item in sorted(ranked, key=lambda entry: entry[:2])]
 
 
+def _complete_shots(shots: dict[str, tuple[AnyItem, ...]], ordered: list[AnyItem], few_shot: int) -> list[AnyItem]:
+    """What is left of the items where the first of every subject fill its shots up; UserError where they are too few."""
+    for subject, given in shots.items():
+        missing = few_shot - len(given)
+        extra = [item for item in ordered if item.subject == subject][:missing] if missing > 0 else []
+        if missing > len(extra):
+            raise UserError(
+                f"data.few_shot={few_shot} needs {few_shot} examples of {subject}, "
+                f"the source has {few_shot - missing + len(extra)}; lower data.few_shot"
+            )
+        shots[subject] = given + tuple(extra)
+        ordered = [item for item in ordered if item not in extra]
+    return ordered
+
+
+def untrained_tasks(
+    pools: Sequence[Pool], trained: Sequence[Task], *, items: int | None, few_shot: int, seed: int
+) -> list[Task]:
+    """Tasks that are only scored: no `train`, and as `test` at most `items` (None: all) of a pool's held-out rows, of all its
+    rows where it has none.
+
+    None of their items says what an item or an example of `trained` tasks, or of an earlier one of them, says. UserError where
+    a pool has none left.
+    """
+    seen = {
+        item.content_key
+        for task in trained
+        for item in (*task.train, *task.test, *(shot for shots in task.shots.values() for shot in shots))
+    }
+    tasks = []
+    for pool in pools:
+        shots = {subject: pool.shots.get(subject, ())[:few_shot] for subject in pool.subjects}
+        seen |= {item.content_key for examples in shots.values() for item in examples}
+        rows = pool.held_out or pool.rows
+        kept = without_duplicates(rows, seen)
+        test = _complete_shots(shots, interleaved(kept, seed), few_shot)[:items]
+        if not test:
+            raise UserError(
+                f"probe {pool.name} must have items that no trained task and no earlier probe has, all of its {len(rows)} are "
+                f"in those; leave it out of data.probes"
+            )
+        shown = shots if few_shot else {}
+        tasks.append(Task(pool.name, pool.subjects, (), tuple(test), shown, len(rows) - len(kept)))
+    return tasks
+
+
 def split_pools(
     pools: Sequence[Pool],
     *,
@@ -178,17 +224,7 @@ def split_pools(
         rows = without_duplicates(pool.rows, seen)
         removed = len(pool.rows) - len(rows)
         ordered = interleaved(rows, seed)
-        for subject in pool.subjects:
-            missing = few_shot - len(shots[subject])
-            extra = [item for item in ordered if item.subject == subject][:missing] if missing > 0 else []
-            if missing > len(extra):
-                raise UserError(
-                    f"data.few_shot={few_shot} needs {few_shot} examples of {subject}, "
-                    f"the source has {few_shot - missing + len(extra)}; lower data.few_shot"
-                )
-            shots[subject] += tuple(extra)
-            ordered = [item for item in ordered if item not in extra]
-        ordered = ordered[:items_per_task]
+        ordered = _complete_shots(shots, ordered, few_shot)[:items_per_task]
         others = interleaved(without_duplicates(pool.held_out, seen), seed)[:items_per_task]
         removed += len(pool.held_out) - len(others)
         share = 1.0 if others else train_fraction

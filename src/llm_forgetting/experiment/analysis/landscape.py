@@ -248,7 +248,8 @@ def gauge_self_test(
 
     Both adapters are the same function, so both numbers must agree; in raw coordinates they would not.
     `relative_difference` is of each number's own size. A second difference of a nearly flat line is a difference of equal
-    numbers, so `passed` allows it the rounding of the loss too: float32's, or the backbone's own where that is lower.
+    numbers, so `passed` allows it the rounding of the loss too, and of a nat where it is less, being a difference of large
+    logits: float32's rounding, or the backbone's own where that is coarser.
     """
     factors, h = model.adapter_factors(), config.resolved_distance
     items = list(task[1][: config.self_test_items])
@@ -266,7 +267,7 @@ def gauge_self_test(
     low = model.precision in NARROW
     precision = torch.finfo(model.precision if low else torch.float32).eps
     tolerance = max(SELF_TEST_TOLERANCE, 4 * precision) if low else SELF_TEST_TOLERANCE
-    rounding = (4 if low else 64) * precision * (abs(centre) + abs(value)) / h**2
+    rounding = (4 if low else 64) * precision * max(1.0, abs(centre) + abs(value)) / h**2
     return GaugeSelfTest(
         items=len(items),
         value=(value, value_other),

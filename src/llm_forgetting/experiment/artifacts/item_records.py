@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from llm_forgetting.tasks.completion import Completion
 def item_records(
     checkpoint: str,
     task: str,
-    split: Split,
+    split: Split | Literal["probe"],
     items: Sequence[EncodedItem],
     scored: AnswerStatistics,
     *,

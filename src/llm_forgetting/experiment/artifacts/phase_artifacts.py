@@ -76,6 +76,11 @@ def quantised_phase(k: int) -> Phase[Lines]:
     return Phase(f"{evaluation_phase(k).name}_quantised", Lines)
 
 
+def probes_phase(k: int) -> Phase[Lines]:
+    """Scores of the checkpoint after task k on what is never trained on."""
+    return Phase(f"{evaluation_phase(k).name}_probes", Lines)
+
+
 def landscape_phase(checkpoint: str) -> Phase[CheckpointLandscape]:
     """Landscape around a checkpoint (or a saved adapter) by its name."""
     after = checkpoint.removeprefix("after_task")

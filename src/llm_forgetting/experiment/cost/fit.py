@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from llm_forgetting.config.methods import methods_key
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.cost.devices import Device, own_device
@@ -158,7 +159,7 @@ def host_bytes(configs: Iterable[ExperimentConfig]) -> float:
 def _memory_key(config: ExperimentConfig) -> tuple[object, ...]:
     """What memory depends on: configurations of a study differ in little of it."""
     return (
-        (config.model, config.lora, config.training.gradient_checkpointing, config.interventions.sam_rho > 0),
+        (config.model, config.lora, config.training.gradient_checkpointing, methods_key(config)),
         (len(config.data.tasks), config.data.max_tokens),
         (replace(config.landscape, seed=0), replace(config.curvature, seed=0)),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig
 from llm_forgetting.errors import UnreachableError
-from llm_forgetting.experiment.tasks import source_of, tasks_of
+from llm_forgetting.experiment.tasks import harness_probes, probes_of, source_of, tasks_of
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.encoding import encode
 from llm_forgetting.models.language.settings import local_tokenizer
@@ -27,32 +27,44 @@ _LETTERS = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class ItemLengths:
-    """The tasks' items as tokens whose number is right; `notes` say what had to be assumed."""
+    """The items of tasks, and of probes that we score ourselves, as tokens whose number is right; `notes` say what had to be
+    assumed.
+    """
 
     tasks: tuple[EncodedTask, ...]
     notes: tuple[str, ...] = ()
+    probes: tuple[EncodedTask, ...] = ()
 
     @property
     def items(self) -> list[EncodedItem]:
-        """All items of all tasks."""
-        return [item for task in self.tasks for split in _SPLITS for item in task.split(split)]
+        """All items of all tasks and probes."""
+        return [item for task in (*self.tasks, *self.probes) for split in _SPLITS for item in task.split(split)]
 
 
 def item_lengths(config: ExperimentConfig, notify: Callable[[str], None]) -> ItemLengths:
     """Lengths of the configured tasks' items; as long as `data.max_tokens` allows where the data cannot be reached."""
     data = config.data
     try:
-        tasks = tasks_of(data, source_of(data, notify))
+        source = source_of(data, notify)
+        tasks = tasks_of(data, source)
+        probes = probes_of(data, source, tasks, notify)
     except UnreachableError as error:  # whatever else is wrong, a misspelt task for one, is an error and no assumption
         note = f"sizes assumed, items as long as data.max_tokens allows: {error}"
         return ItemLengths(tuple(_assumed(name, data) for name in data.tasks), (note,))
     tokenizer = local_tokenizer(config.model)
+    harness = harness_probes(data)
+    notes = [f"not counted: {', '.join(harness)} of lm-evaluation-harness"] if harness else []
     if tokenizer is None:
-        note = f"no tokenizer of {config.model.name} is on this machine: {CHARACTERS_PER_TOKEN:g} characters count as a token"
-        return ItemLengths(
-            tuple(_by_characters(task, data.max_tokens, CHARACTERS_PER_TOKEN) for task in tasks), (note,)
+        notes.append(
+            f"no tokenizer of {config.model.name} is on this machine: {CHARACTERS_PER_TOKEN:g} characters count as a token"
         )
-    return ItemLengths(tuple(_tokenized(task, tokenizer, data.max_tokens) for task in tasks))
+
+    def sized(task: Task) -> EncodedTask:
+        if tokenizer is None:
+            return _by_characters(task, data.max_tokens, CHARACTERS_PER_TOKEN)
+        return _tokenized(task, tokenizer, data.max_tokens)
+
+    return ItemLengths(tuple(map(sized, tasks)), tuple(notes), tuple(map(sized, probes)))
 
 
 def longest_lengths(data: DataConfig) -> ItemLengths:

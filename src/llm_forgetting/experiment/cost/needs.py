@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from llm_forgetting.config.methods import methods_key
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.experiment.cost import pieces
 from llm_forgetting.experiment.cost.batches import HeaviestBatches, heaviest_batches
@@ -230,7 +231,7 @@ def _relevant(name: str, config: ExperimentConfig, batches: HeaviestBatches) -> 
     """What decides how much a phase needs, besides the backbone and its precision."""
     common = (config.lora, batches.points, batches.tasks, batches.items(name))
     if name == "training":
-        return (*common, config.training.gradient_checkpointing, config.interventions.sam_rho > 0)
+        return (*common, config.training.gradient_checkpointing, methods_key(config))
     if name == "scores":
         return (*common, config.evaluation.batch_size)
     landscape = config.landscape

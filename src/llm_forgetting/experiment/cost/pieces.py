@@ -22,6 +22,7 @@ from llm_forgetting.models.hessian.products import AdapterHessian, Products, pro
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import answer_distributions, merged, score
+from llm_forgetting.training.method import Methods
 
 # Rows of noise that weight space draws at a time.
 NOISE_ROWS = 256
@@ -41,12 +42,15 @@ def training(model: LanguageModel, batches: HeaviestBatches, config: ExperimentC
     if settings.gradient_checkpointing:
         _switch(peft_model, "enable", {"use_reentrant": False})
     peft_model.train()
+    modules = [(len(pair.B), pair.A.shape[1]) for pair in model.adapter_factors().values()]
+    cost = Methods.of(config).cost(modules, len(config.data.tasks) - 1)
     # From the second step on moments and gradients' memory are there; SAM keeps weights and gradients of its first pass.
-    kept = [
-        torch.empty_like(parameter) for parameter in trained for _ in range(4 if config.interventions.sam_rho else 2)
-    ]
+    kept = [torch.empty_like(parameter) for parameter in trained for _ in range(2 + cost.adapter_copies)]
+    kept += [torch.empty(cost.numbers, device=model.device)] if cost.numbers else []
     with model.computing():
-        losses = answer_losses(model, batches.training, packed=not settings.gradient_checkpointing)
+        packed = not settings.gradient_checkpointing
+        kept += [answer_losses(model, batches.training, packed=packed) for _ in range(cost.graphs)]
+        losses = answer_losses(model, batches.training, packed=packed)
         losses.mean().backward()  # type: ignore[no-untyped-call]
         del losses
     yield

@@ -11,7 +11,10 @@ from llm_forgetting.experiment.analysis.spectrum import curvature_evaluations
 from llm_forgetting.experiment.cost.lengths import ItemLengths
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.generation import is_generated
+from llm_forgetting.training.during import items_during, steps_during
 from llm_forgetting.training.fine_tuning import optimizer_steps
+from llm_forgetting.training.method import Methods
+from llm_forgetting.training.methods.replay import Replay
 
 # A Hessian-vector product: values and derivatives forward, and both back.
 FORWARDS_PER_PRODUCT = 4
@@ -48,6 +51,14 @@ def task_sizes(lengths: ItemLengths) -> list[TaskSize]:
     ]
 
 
+def probe_work(lengths: ItemLengths) -> list[Work]:
+    """What the tasks that are only scored cost at all checkpoints."""
+    items, times = [item for probe in lengths.probes for item in probe.test], len(lengths.tasks) + 1
+    label = f"{len(lengths.probes)} probe{'s' if len(lengths.probes) > 1 else ''} at {times} checkpoints"
+    tokens = sum(len(item.input_ids) for item in items)
+    return [Work(label, times * len(items), {"scores": times * tokens})] if items else []
+
+
 def _mean(items: Sequence[EncodedItem]) -> float:
     return sum(len(item.input_ids) for item in items) / len(items)
 
@@ -79,19 +90,50 @@ def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     if kinds := config.evaluation.quantised:
         times = len(kinds) * (checkpoints + 1)
         work.append(Work("the same, quantised", times * scored, {"scores": times * scored_tokens}))
-    return [*work, *_probes(config, sizes), *_scans(config, sizes), *_derivatives(config, sizes)]
+    return [
+        *work,
+        *_during(config, sizes),
+        *_probes(config, sizes),
+        *_scans(config, sizes),
+        *_derivatives(config, sizes),
+    ]
 
 
 def _training_work(config: ExperimentConfig, size: TaskSize, earlier: list[TaskSize]) -> Work:
-    """What fine-tuning on one task costs: replayed items join its own, and SAM passes all of them through twice."""
-    training, interventions = config.training, config.interventions
-    replayed = [(min(interventions.replay_items, task.train), task.tokens) for task in earlier]
+    """What fine-tuning on one task costs: replayed items join its own, and a method may pass all of them through again."""
+    methods = Methods.of(config, len(earlier) + 1)
+    training = methods.settings(config.training)
+    replayed = _replayed(methods, size, earlier)
     items = size.train + sum(count for count, _ in replayed)
     tokens = size.train * size.tokens + sum(count * each for count, each in replayed)
-    sam = interventions.sam_rho > 0 and (interventions.sam_on == "all" or not earlier)
-    times = training.num_epochs * (2 if sam else 1)
-    label = f"fine-tune on {size.name} ({optimizer_steps(items, training)} steps{', SAM' if sam else ''})"
+    times = training.num_epochs * methods.cost((), len(earlier)).passes
+    titles = [method.name if method.title is None else method.title for method in methods.methods]
+    named = "".join(f", {title}" for title in titles if title)
+    label = f"fine-tune on {size.name} ({optimizer_steps(items, training)} steps{named})"
     return Work(label, times * items, {"training": times * tokens})
+
+
+def _during(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
+    """What scores during the trainings cost."""
+    settings, passes, tokens = config.evaluation, 0.0, 0.0
+    if not settings.during:
+        return []
+    for k, size in enumerate(sizes, start=1):
+        steps = optimizer_steps(size.train, config.training)
+        count = items_during(settings, k, steps, size.train * config.training.num_epochs)
+        points = len(steps_during(settings.during, steps))
+        for task in sizes[:k]:
+            items = points * min(count, task.test if settings.during_split == "test" else task.train)
+            passes, tokens = passes + items, tokens + items * task.tokens
+    return [Work(f"scores at {settings.during + 1} points of every training", passes, {"scores": tokens})]
+
+
+def _replayed(methods: Methods, size: TaskSize, earlier: list[TaskSize]) -> list[tuple[int, float]]:
+    """Items, and tokens of each, that join the task's own; passages of text are taken to be as long as its items."""
+    added = [method for method in methods.methods if isinstance(method, Replay)]
+    counts = [method.count(size.train, len(earlier)) for method in added]
+    old = [(min(count, task.train), task.tokens) for count in counts for task in earlier]
+    return [*old, *((method.options.text, size.tokens) for method in added if method.options.text)]
 
 
 def _probes(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:

@@ -17,6 +17,11 @@ from llm_forgetting.models.adapter.interrupts import defer_interrupts
 from llm_forgetting.models.adapter.saved_adapter import PREFIX
 
 
+def layer_number(name: str) -> int | None:
+    """The number of the layer that a module or parameter is in, by the first number in its dotted name; None: in none."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
 @dataclass(frozen=True, eq=False)
 class Place:
     """A parameter of the backbone where a module has it; `turned` where the module keeps a linear map as (d_in, d_out)."""

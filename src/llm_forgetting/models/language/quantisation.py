@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 READABLE: Mapping[str, str] = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
 """Kinds of quantised checkpoints that are read, and the package that each needs."""
 # That of torchao is apart: transformers imports it wherever it is installed, and it talks.
-EXTRAS = {"bitsandbytes": "quantised", "torchao": "torchao"}
+EXTRAS = {"bitsandbytes": "quantised", "torchao": "torchao", "lm_eval": "harness"}
 
 
 def kind_of(settings: object) -> str | None:

@@ -9,7 +9,9 @@ import torch
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import read_regular, user_path
+from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.tasks.completion import Completion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +48,15 @@ def passages(path: str | None, tokenizer: "PreTrainedTokenizerBase", max_tokens:
     if not kept:
         raise UserError(f"evaluation.text={path} must hold a passage of at least two tokens, holds none")
     return kept
+
+
+def passage_item(passage: Passage) -> EncodedItem:
+    """The passage as an item to train on: all its tokens but the first are learnt."""
+    ids = passage.input_ids
+    return EncodedItem(
+        Completion(passage.id, "text", "", "a passage of control text"), ids[:-1], (), places=tuple(range(len(ids) - 1)),
+        targets=ids[1:],
+    )  # fmt: skip
 
 
 def text_losses(

@@ -12,6 +12,7 @@ from llm_forgetting.report.figures.contours import COLOURS, colour_bar
 from llm_forgetting.report.figures.layout import BAR, lay_out, panel_width, wrapped
 from llm_forgetting.report.figures.style import SMALL
 from llm_forgetting.report.tables.run import SPLIT_WORDS, display_name
+from llm_forgetting.report.tables.words import ACCURACY
 from llm_forgetting.report.views.accuracy_matrix import accuracies, cell_lines, error_text, items_text, row_names
 from llm_forgetting.report.views.captions import Caption
 
@@ -19,8 +20,8 @@ from llm_forgetting.report.views.captions import Caption
 LEFT, CELL_HEIGHT, READABLE = 0.85, 0.52, 0.6
 
 
-def matrix_figure(splits: Sequence[SplitForgetting], chance: str = "") -> Figure:
-    """A panel per split: colour and first line of a cell are the accuracy, below it its interval and the loss in nats.
+def matrix_figure(splits: Sequence[SplitForgetting], chance: str = "", name: str = ACCURACY) -> Figure:
+    """A panel per split: colour and first line of a cell are the accuracy (`name`), below it its interval and the loss in nats.
 
     The cell of a task at its own checkpoint is framed: just trained. Below it: after later tasks. `chance` says in words
     what guessing gives.
@@ -58,5 +59,5 @@ def matrix_figure(splits: Sequence[SplitForgetting], chance: str = "") -> Figure
         for j in range(columns):
             edge = "black" if matrix[j + 1, j] > READABLE else "white"
             axes.add_patch(Rectangle((j - 0.47, j + 0.55), 0.94, 0.9, fill=False, edgecolor=edge, linewidth=1.2))
-    colour_bar(panels.figure, norm, panels.bar_axes(), "accuracy")
+    colour_bar(panels.figure, norm, panels.bar_axes(), name)
     return panels.figure

@@ -160,7 +160,7 @@ def label_places(
     return places
 
 
-def colour_bar(figure: Figure, norm: Normalize, axes: Axes, label: str = "loss (nats per item)") -> None:
+def colour_bar(figure: Figure, norm: Normalize, axes: Axes, label: str = "loss (nats)") -> None:
     """The scale's bar, with round numbers also on a logarithmic scale, and pointed where smaller losses share a colour."""
     low, high = limits(norm)
     cut = isinstance(norm, LogNorm) and low <= LOWEST_SHARE * high * (1 + 1e-9)

@@ -22,6 +22,7 @@ from llm_forgetting.report.figures.style import (
     direction_ticks,
     even_ticks,
 )
+from llm_forgetting.report.tables.words import profiled_name
 from llm_forgetting.report.views.captions import Caption
 from llm_forgetting.report.views.paths import PathView, ProfileView
 
@@ -37,6 +38,7 @@ def paths_figure(paths: Sequence[PathView]) -> Figure:
         for path, (upper, column) in zip(paths, places, strict=True)
         for row in (0, 1)
     }
+    name = profiled_name([view.profile for path in paths for view in path.profiles])
     roles = {view.number: view.role for path in paths for view in path.profiles}
     tasks = [roles[number] for number in sorted(roles)]
     looks = ["dots: measured", *(["thin: quadratic forecast"] if any(path.forecast for path in paths) else [])]
@@ -45,7 +47,7 @@ def paths_figure(paths: Sequence[PathView]) -> Figure:
         captions,
         aspect=0.62,
         x_label="fraction of the path, t",
-        y_labels=["loss (nats per item)", "accuracy"] * (1 + places[-1][0] // 2),
+        y_labels=["loss (nats)", name] * (1 + places[-1][0] // 2),
         right=0.1,
         below=0.1 + 0.15 * key.lines,
     )

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from llm_forgetting.report.figures.accuracy_matrix import matrix_figure
 from llm_forgetting.report.figures.checkpoint_plane import plane_figure
+from llm_forgetting.report.figures.frontier import frontier_figure
 from llm_forgetting.report.figures.lines import lines_figure
 from llm_forgetting.report.figures.paths import paths_figure
 from llm_forgetting.report.figures.spectra import density_figure, trace_figure
@@ -18,7 +19,9 @@ from llm_forgetting.report.figures.style import house_style, save
 from llm_forgetting.report.figures.surface_3d import single_3d
 from llm_forgetting.report.figures.surfaces import overview, single_contour
 from llm_forgetting.report.tables.run import Scanned, chance_text
+from llm_forgetting.report.tables.words import measure_name
 from llm_forgetting.report.views.checkpoint_plane import plane_views
+from llm_forgetting.report.views.frontier import frontier_views
 from llm_forgetting.report.views.lines import line_ensembles
 from llm_forgetting.report.views.paths import path_views
 from llm_forgetting.report.views.spectra import spectrum_views
@@ -46,7 +49,9 @@ def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
     surfaces = surface_views(results)
     yield "landscape_overview", overview(spread(surfaces))
     if isinstance(results, Results):
-        yield "accuracy_matrix", matrix_figure(results.forgetting.splits, chance_text(results))
+        yield "accuracy_matrix", matrix_figure(results.forgetting.splits, chance_text(results), measure_name(results))
+        if scored := [training.during for training in results.training if training.during is not None]:
+            yield "learning_frontier", frontier_figure(scored, list(frontier_views(results)))
     if planes := plane_views(results):
         yield "landscape_checkpoint_plane", plane_figure(planes)
     if paths := path_views(results):

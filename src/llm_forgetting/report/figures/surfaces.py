@@ -56,7 +56,7 @@ def _contours(surfaces: Mapping[tuple[int, int], SurfaceView]) -> Panels:
         axes, norm = panels.axes[row, column], shared_norm([surface.values])
         _contour(axes, surface, norm)
         last = (row, column + 1) not in surfaces
-        colour_bar(panels.figure, norm, panels.bar_axes([axes]), "loss (nats per item)" if last else "")
+        colour_bar(panels.figure, norm, panels.bar_axes([axes]), "loss (nats)" if last else "")
     return panels
 
 

@@ -7,12 +7,13 @@ from llm_forgetting.forgetting.records import ForgettingBySplit, SplitForgetting
 from llm_forgetting.report.html.blocks import Cell, Heat, Heats
 from llm_forgetting.report.html.colour_scale import Scale
 from llm_forgetting.report.tables.run import SPLIT_WORDS, display_name, sentence
+from llm_forgetting.report.tables.words import ACCURACY, capital
 from llm_forgetting.report.views.accuracy_matrix import accuracies, cell_lines, error_text, items_text, row_names
 
 
-def heat_maps(forgetting: ForgettingBySplit, chance: str = "") -> Heats:
-    """R of both splits, with what guessing gives in words."""
-    note = "Accuracy, its error, and the loss in nats. Framed: just trained. Below: after later tasks. "
+def heat_maps(forgetting: ForgettingBySplit, chance: str = "", name: str = ACCURACY) -> Heats:
+    """R of both splits; `name` is what its cells are, `chance` says in words what guessing gives."""
+    note = f"{capital(name)}, its error, and the loss in nats. Framed: just trained. Below: after later tasks. "
     return Heats([_heat_map(split) for split in forgetting.splits], f"{note}{sentence(chance)}".strip())
 
 

@@ -9,6 +9,7 @@ from llm_forgetting.report.html.lines import ensemble_plots
 from llm_forgetting.report.html.paths import losses_plot
 from llm_forgetting.report.html.surfaces import surface_blocks
 from llm_forgetting.report.tables.compare import Compared, compare_tables, identity_table
+from llm_forgetting.report.tables.run import Table
 from llm_forgetting.report.views.lines import LineEnsemble, line_ensembles
 from llm_forgetting.report.views.paths import path_views
 from llm_forgetting.report.views.surfaces import SurfaceView, surface_views
@@ -33,7 +34,7 @@ def compare_page(runs: Sequence[Compared], command: str) -> Page:
         answers=[(f"{run.letter}: {run.folder}", [run.results.answer]) for run in runs],
         sections=[
             Section("forgetting", "Forgetting", [Numbers(forgetting)]),
-            Section("scores", "Accuracy and loss", [Numbers(accuracy), Numbers(loss)]),
+            Section("scores", f"{accuracy.title} and loss", [Numbers(accuracy), Numbers(loss)]),
             Section("landscape", "Landscape, curvature and forecasts", [Numbers(measures)]),
             Section("surfaces", "Loss surfaces", [Prose(rows), *surfaces]),
             Section("directions", "Along random directions", [Prose(rows), lines]),
@@ -42,6 +43,19 @@ def compare_page(runs: Sequence[Compared], command: str) -> Page:
             Section("again", "How to reproduce", [Code(command), Numbers(identity_table(runs))]),
         ],
         warnings=[f"{run.letter}: {warning}" for run in runs for warning in run.results.warnings],
+    )
+
+
+def harness_page(tables: Sequence[Table], named: Sequence[str], command: str) -> Page:
+    """Two logs of lm-evaluation-harness: what changed, paired by document."""
+    return Page(
+        title="Two logs of lm-evaluation-harness",
+        kicker="llm-forgetting compare",
+        answers=[("", list(named))],
+        sections=[
+            Section("change", "What changed", [Numbers(table) for table in tables if table.rows]),
+            Section("again", "How to reproduce", [Code(command)]),
+        ],
     )
 
 

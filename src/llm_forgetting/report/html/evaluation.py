@@ -26,11 +26,12 @@ from llm_forgetting.report.html.blocks import (
     plain,
     rounded,
 )
-from llm_forgetting.report.html.items import MOST_ITEMS, shortened
+from llm_forgetting.report.html.items import MOST_ITEMS, likeliest, shortened
 from llm_forgetting.report.html.reproduction import configuration, versions, what_ran
 from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.evaluation import evaluation_table
 from llm_forgetting.report.tables.run import Table, display_name, number, value_and_error
+from llm_forgetting.report.tables.words import capital, evaluated_name, named
 from llm_forgetting.results import EvaluationResults
 
 RIGHT, WRONG = "right", "wrong"
@@ -45,20 +46,20 @@ def evaluation_page(results: EvaluationResults, items: Sequence[Line]) -> Page:
     answered = [item for item in items if isinstance(item, ItemRecord)]
     listing = _listing(answered) if answered else Prose("No items: items.jsonl is missing.", quiet=True)
     asked = [item for item in answered if item.tokens is None]
-    letters = [Numbers(_letters(asked))] if asked else []
+    letters, name = [Numbers(_letters(asked))] if asked else [], evaluated_name(results)
     return Page(
-        title=f"{'Test accuracy' if results.is_test else 'Accuracy'} of {what}",
+        title=f"{capital('test ' * results.is_test + name)} of {what}",
         kicker=f"llm-forgetting evaluate · {model_name(model)} · {model.parameters:,} parameters",
         answers=[("", _answers(results.tasks))],
         warnings=[*results.warnings, *_cut(results.limit)],
         sections=[
             Section(
                 "accuracy",
-                "Accuracy",
+                capital(name),
                 [accuracy_figure(results, answered), Numbers(evaluation_table(results)), *letters],
             ),
             Section("items", "Item by item", [listing]),
-            Section("method", "Method", [Points(_METHOD)]),
+            Section("method", "Method", [Points(_method(bool(asked), len(asked) < len(answered)))]),
             Section("again", "How to reproduce", _again(results)),
         ],
         footer=[f"llm-forgetting {results.versions['llm-forgetting']}. {results.source}"],
@@ -71,15 +72,17 @@ def _answers(tasks: Sequence[TaskEvaluation]) -> list[str]:
         return [_answer(task) for task in tasks]
     worst, *_, best = sorted(tasks, key=lambda task: task.headline.value)
     ends = [f"{_accuracy(task)} on {display_name(task.name)}" for task in (worst, best)]
-    return [f"Accuracy on {len(tasks)} tasks: from {ends[0]} to {ends[1]} (± one standard error over items)."]
+    name = capital(named(all(subject.completions for task in tasks for subject in task.subjects)))
+    return [f"{name} on {len(tasks)} tasks: from {ends[0]} to {ends[1]} (± one standard error over items)."]
 
 
 def _answer(task: TaskEvaluation) -> str:
+    name = named(all(subject.completions for subject in task.subjects))
     n, of = task.headline.n, "held-out items" if task.held_out else "items"
     no_test = f" All {n} items were trained on, so this is no test." if task.trained and not task.held_out else ""
     if len(task.subjects) > 1:
         return (
-            f"Accuracy on {display_name(task.name)} is {_accuracy(task)} (± one standard error; {n} {of} of "
+            f"{capital(name)} on {display_name(task.name)} is {_accuracy(task)} (± one standard error; {n} {of} of "
             f"{len(task.subjects)} subjects).{no_test}"
         )
     (subject,) = task.subjects
@@ -88,7 +91,7 @@ def _answer(task: TaskEvaluation) -> str:
     between = f"95% interval {number(interval.low)} to {number(interval.high)}" if interval else ""
     said = "; ".join(filter(None, [between, "" if task.held_out else loss]))
     return (
-        f"On {display_name(task.name)}, {accuracy.correct} of {n} {of} are answered right: accuracy "
+        f"On {display_name(task.name)}, {accuracy.correct} of {n} {of} are answered right: {name} "
         f"{number(accuracy.value)}{f' ({said})' if said else ''}.{no_test}"
     )
 
@@ -109,7 +112,7 @@ def accuracy_figure(results: EvaluationResults, items: Sequence[ItemRecord]) -> 
     accuracies = [subject.headline for subject in subjects]
     values = np.array([accuracy.value for accuracy in accuracies])
     ends = np.array([_ends(accuracy.interval, accuracy.value) for accuracy in accuracies])
-    names = [display_name(subject.name) for subject in subjects]
+    names, name = [display_name(subject.name) for subject in subjects], evaluated_name(results)
     data: list[Spec] = [
         {
             "type": "scatter",
@@ -118,17 +121,17 @@ def accuracy_figure(results: EvaluationResults, items: Sequence[ItemRecord]) -> 
             "y": list(range(len(subjects))),
             "marker": {"color": "@line0", "size": 9},
             "error_x": error_bars(values, ends[:, 0], ends[:, 1], "@line0"),
-            "text": [f"{plain(name)}: {value:.3f}" for name, value in zip(names, values, strict=True)],
+            "text": [f"{plain(each)}: {value:.3f}" for each, value in zip(names, values, strict=True)],
             "hoverinfo": "text",
         }
     ]
     options = {len(item.letters) for item in items if item.tokens is None}
     guessing = [1 / options.pop()] if len(options) == 1 else []
     layout = {
-        "xaxis": {"title": {"text": "accuracy"}, "range": [-0.02, 1.02]},
+        "xaxis": {"title": {"text": name}, "range": [-0.02, 1.02]},
         "yaxis": {
             "tickvals": list(range(len(names))),
-            "ticktext": [plain(name) for name in names],
+            "ticktext": [plain(each) for each in names],
             "range": [len(names) - 0.5, -0.5],
             "showgrid": False,
         },
@@ -137,11 +140,12 @@ def accuracy_figure(results: EvaluationResults, items: Sequence[ItemRecord]) -> 
         "showlegend": False,
         "margin": {"l": 60, "r": 12, "t": 28, "b": 40},
     }
-    texts = "; ".join(f"{name} {number(value)}" for name, value in zip(names, values, strict=True))
+    texts = "; ".join(f"{each} {number(value)}" for each, value in zip(names, values, strict=True))
     apart = ["held-out items, where some were trained on"] if any(task.trained for task in results.tasks) else []
     facts = ("bars: 95% intervals over items (Wilson)", *(["dotted: guessing"] if guessing else []), *apart)
     height = min(0.25 + 0.05 * len(names), 3.0)
-    return Figures([Plot("Accuracy by subject", f"Accuracy: {texts}.", data, layout, facts, aspect=height)], 1)
+    title = capital(name)
+    return Figures([Plot(f"{title} by subject", f"{title}: {texts}.", data, layout, facts, aspect=height)], 1)
 
 
 def _ends(interval: Interval | None, value: float) -> tuple[float, float]:
@@ -174,19 +178,25 @@ def _listing(items: Sequence[ItemRecord]) -> Listing:
         )
         for item in sorted(items, key=lambda item: item.correct)
     ]
-    note = "right: the right letter, or text; answered: the likeliest of the letters, or the likeliest tokens; loss in nats."
+    note = f"right: what should be answered; answered: {likeliest(items)}; loss in nats."
     if len(rows) > MOST_ITEMS:
         note += f" {len(rows) - MOST_ITEMS} more items, of those that were answered right last, are in items.jsonl."
     start = WRONG if any(row[4] == WRONG for row in rows) else ""
     return Listing("Item by item", header, rows[:MOST_ITEMS], (5,), ((1, ""), (4, start)), note)
 
 
+def _method(questions: bool, completions: bool) -> tuple[str, ...]:
+    asked = "The answer is the letter whose log-probability is highest after the prompt; accuracy is the share of right ones"
+    matched = "Exact match is the share of completions of which every token is the most likely one"
+    said = [*([asked] if questions else []), *([matched] if completions or not questions else [])]
+    return (*_METHOD[:1], f"{'. '.join(said)}; its {_METHOD[1]}", *_METHOD[2:])
+
+
 _METHOD = (
     "Every row of a subject's test split is scored, in file order, none taken out; sources without splits are scored whole. "
     "Rows that a run of this program trained the adapter on are recognised by the hash of their content and counted apart.",
-    "The answer is the letter whose log-probability is highest after the prompt; accuracy is the share of right ones, its "
-    "standard error sd / sqrt(n), groups weighted by size, as in lm-evaluation-harness 0.4.13.",
-    "Loss is minus the log-probability of the right letter among all tokens; of completions, per token that is learnt.",
+    "standard error is sd / sqrt(n), groups weighted by size, as in lm-evaluation-harness 0.4.13.",
+    "Loss is minus the log-probability of the right token among all tokens, the mean over a completion's tokens.",
     "Intervals are over items. They say nothing of other prompts or seeds.",
 )
 

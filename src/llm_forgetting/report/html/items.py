@@ -41,14 +41,20 @@ def item_listing(
     )
     left = len(cells) - MOST_ITEMS
     note = (
-        "Answered at each checkpoint: the letter, or of a completion the likeliest tokens; became: right after the task's own "
-        "training against the last checkpoint; losses in nats, before: after the task's own training."
+        f"Answered at each checkpoint: {likeliest(items)}; became: right after the task's own training against the last "
+        "checkpoint; losses in nats, before: after the task's own training."
     )
     if left > 0:
         note += f" {left} more items, of those that did not change last, are in items.jsonl."
     choices = tuple((header.index(name), chosen) for name, chosen in (("task", ""), ("split", ""), ("became", LOST)))
     numeric = (len(header) - 2, len(header) - 1)
     return Listing("Item by item", header, cells[:MOST_ITEMS], numeric, choices, note)
+
+
+def likeliest(items: Sequence[Line]) -> str:
+    """What stands for an item's answer: the likeliest letter, or of a completion the likeliest tokens."""
+    kinds = {item.tokens is None for item in items if isinstance(item, ItemRecord)}
+    return " or ".join(["the likeliest letter"] * (True in kinds) + ["the likeliest tokens"] * (False in kinds))
 
 
 def shortened(text: str, most: int = 40) -> str:

@@ -32,6 +32,8 @@ from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.evaluation import evaluation_table
 from llm_forgetting.report.tables.pairs import change_table, change_text, pair_forecast_table, second_order
 from llm_forgetting.report.tables.run import display_name, measured, number, value_and_error
+from llm_forgetting.report.tables.transitions import pair_transitions_table
+from llm_forgetting.report.tables.words import evaluated_name
 from llm_forgetting.report.views.forecasts import ComparedForecast, forecast_sentence
 from llm_forgetting.results import EvaluationResults, ForecastResults
 
@@ -42,23 +44,28 @@ def pair_evaluation_page(results: EvaluationResults, items: Sequence[ItemRecord]
     """The page of `evaluate A B`; `items` are none where items.jsonl is gone."""
     model, changes = results.model, results.changes or ()
     named = [each.adapter or BASE for each in results.each]
-    warnings = [f"{name}: {line}" for name, each in zip("AB", results.each, strict=True) for line in each.warnings]
+    warnings = [f"{letter}: {line}" for letter, each in zip("AB", results.each, strict=True) for line in each.warnings]
+    name = evaluated_name(results)
     if results.limit is not None:
         warnings.append(f"only the first {results.limit} rows of each subject were scored (--limit)")
     return Page(
         title=f"From {_last(named[0])} (A) to {_last(named[1])} (B), on the same items",
         kicker=f"llm-forgetting evaluate A B · {model_name(model)} · {model.parameters:,} parameters",
-        answers=[("", [_change_sentence(change) for change in changes])],
+        answers=[("", [_change_sentence(change, name) for change in changes])],
         warnings=warnings,
         sections=[
-            Section("change", "What changed", [_change_figure(changes), Numbers(change_table(results))]),
+            Section(
+                "change",
+                "What changed",
+                [_change_figure(changes, name), Numbers(change_table(results)), *_turned(results)],
+            ),
             Section(
                 "accuracy",
                 "Each by itself",
                 [
                     block
-                    for name, what, each in zip("AB", named, results.each, strict=True)
-                    for block in (Prose(f"{name}: {what}"), Numbers(evaluation_table(each)))
+                    for letter, what, each in zip("AB", named, results.each, strict=True)
+                    for block in (Prose(f"{letter}: {what}"), Numbers(evaluation_table(each)))
                 ],
             ),
             Section("items", "Items whose answer changed", [_changed_items(items)]),
@@ -73,22 +80,27 @@ def _last(path: str) -> str:
     return Path(path).name or path
 
 
-def _change_sentence(change: TaskChange) -> str:
+def _turned(results: EvaluationResults) -> list[Block]:
+    table = pair_transitions_table(results)
+    return [Numbers(table)] if table.rows else []
+
+
+def _change_sentence(change: TaskChange, name: str) -> str:
     accuracy, n = change.accuracy, change.accuracy.n
     before, after = (accuracy.both + accuracy.only_before) / n, (accuracy.both + accuracy.only_after) / n
     return (
-        f"On {display_name(change.name)} accuracy goes from {number(before)} to {number(after)} on the same {n} items "
+        f"On {display_name(change.name)} {name} goes from {number(before)} to {number(after)} on the same {n} items "
         f"({change_text(accuracy)}; {accuracy.only_before} only A answers right, {accuracy.only_after} only B), the loss by "
         f"{change_text(change.loss)} nats."
     )
 
 
-def _change_figure(changes: Sequence[TaskChange]) -> Figures:
-    """Two plots, a row per subject: the change of accuracy, and that of the loss."""
+def _change_figure(changes: Sequence[TaskChange], name: str) -> Figures:
+    """Two plots, a row per subject: the change of accuracy (`name`), and that of the loss."""
     subjects = [subject for change in changes for subject in change.subjects]
     return Figures(
         [
-            _plot("Change of accuracy", "B minus A", subjects, [subject.accuracy for subject in subjects]),
+            _plot(f"Change of {name}", "B minus A", subjects, [subject.accuracy for subject in subjects]),
             _plot("Change of the loss", "B minus A (nats)", subjects, [subject.loss for subject in subjects]),
         ],
         2,
@@ -228,14 +240,14 @@ def _again(command: str, results: EvaluationResults | ForecastResults, pair: Seq
 
 _EVALUATION = (
     "A and B are scored on the same rows with the same prompts: every row of a subject's test split, in file order.",
-    "Differences are paired, B minus A on each item. Intervals: Bonett and Price for accuracy, studentised bootstrap for the "
-    "loss; of several subjects Student's t over the subjects. p: exact McNemar.",
-    "Loss is minus the log-probability of the right letter, or of a token that is learnt, among all tokens.",
+    "Differences are paired, B minus A on each item. Intervals: Bonett and Price for the shares of right answers, "
+    "studentised bootstrap for the loss; of several subjects Student's t over the subjects. p: exact McNemar.",
+    "Loss is minus the log-probability of the right token among all tokens, the mean over a completion's tokens.",
     "Intervals are over items. They say nothing of other prompts, seeds or training runs.",
 )
 _FORECAST = (
-    "The loss is minus the log-probability of the right letter, or of a token that is learnt, among all tokens, "
-    "the mean over the same items at A and B.",
+    "The loss is minus the log-probability of the right token among all tokens, the mean over the same items at A and B (of "
+    "completions over all their tokens).",
     "D = delta W_B - delta W_A is the difference of the merged weights, so nothing depends on how LoRA writes its updates, and "
     "both may have different ranks. Slope g.D and curvature D.HD are exact derivatives at A along D.",
     "Observed: the change of the same items' loss at B, with its paired standard error over items.",

@@ -9,6 +9,7 @@ from llm_forgetting.report.html.axes import above, upright
 from llm_forgetting.report.html.blocks import Block, Figures, Plot, Prose, Spec, rounded
 from llm_forgetting.report.html.lines import SYMBOLS, line
 from llm_forgetting.report.tables.run import Scanned, Table, between_table, display_name, measured, number
+from llm_forgetting.report.tables.words import capital, profiled_name
 from llm_forgetting.report.views.paths import PathView, ProfileView, path_views
 
 
@@ -63,15 +64,16 @@ def _describe(view: ProfileView) -> str:
 
 
 def _accuracies(path: PathView) -> Plot:
-    data, words = [], []
+    data, words, measure = [], [], profiled_name([view.profile for view in path.profiles])
     for n, view in enumerate(path.profiles):
         name, accuracy = display_name(view.task), view.profile.accuracy
         data.append(line(path.scan.steps, accuracy, name, n))
         data.append(_measured(path, view.profile.at_nodes.accuracy, n))
         words.append(f"{name} from {number(accuracy[0])} to {number(accuracy[-1])}")
-    layout = _layout("accuracy", path.scan.repair.t)
+    layout = _layout(measure, path.scan.repair.t)
     layout["yaxis"]["range"] = [-0.04, 1.04]
-    return Plot(f"Accuracy, {path.caption.heading}", f"Accuracy along the path: {'; '.join(words)}.", data, layout)
+    title = capital(measure)
+    return Plot(f"{title}, {path.caption.heading}", f"{title} along the path: {'; '.join(words)}.", data, layout)
 
 
 def _measured(path: PathView, values: Floats, n: int) -> Spec:

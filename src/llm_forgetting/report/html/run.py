@@ -9,6 +9,7 @@ from llm_forgetting.report.html.accuracy_matrix import heat_maps
 from llm_forgetting.report.html.blocks import Block, Code, Numbers, Page, Points, Prose, Section, Tile
 from llm_forgetting.report.html.checkpoint_plane import plane_blocks
 from llm_forgetting.report.html.forecasts import forecast_blocks
+from llm_forgetting.report.html.frontier import frontier_blocks
 from llm_forgetting.report.html.items import Questions, item_listing
 from llm_forgetting.report.html.lines import lines_blocks
 from llm_forgetting.report.html.paths import path_blocks
@@ -19,10 +20,12 @@ from llm_forgetting.report.html.training import training_blocks
 from llm_forgetting.report.set_up import model_name, set_up
 from llm_forgetting.report.tables.closing import landscape_sentence
 from llm_forgetting.report.tables.markdown import describe_interventions
+from llm_forgetting.report.tables.probes import probe_rows, probes_table
 from llm_forgetting.report.tables.quantised import quantised_table
 from llm_forgetting.report.tables.run import (
     SPLIT_WORDS,
     Table,
+    accuracy_text,
     chance_text,
     comparison_table,
     counts,
@@ -34,6 +37,8 @@ from llm_forgetting.report.tables.run import (
     verdict_text,
 )
 from llm_forgetting.report.tables.spurious import spurious_table
+from llm_forgetting.report.tables.transitions import transitions_table
+from llm_forgetting.report.tables.words import capital, completion_tasks, measure_name, named
 from llm_forgetting.results import Results
 
 PRIVATE = (
@@ -75,7 +80,8 @@ def _tiles(results: Results) -> list[Tile]:
     tiles = []
     for split in results.forgetting.splits:
         word = SPLIT_WORDS[split.split]
-        tiles += [*_forgotten(split.accuracy, "Accuracy lost", word), *_forgotten(split.loss, "Loss gained", word)]
+        lost = f"{capital(named(results.task_names[0] in completion_tasks(results)))} lost"
+        tiles += [*_forgotten(split.accuracy, lost, word), *_forgotten(split.loss, "Loss gained", word)]
     changes = [change for change in results.landscape_comparison if change.task == results.task_names[0]]
     for change in changes[:1]:
         label = f"Change of the mean rise around {display_name(change.task)}'s loss"
@@ -104,16 +110,24 @@ def _forgotten(forgetting: MeasureForgetting, label: str, split: str) -> list[Ti
 def _sections(results: Results, items: Sequence[Line], questions: Questions | None) -> list[Section]:
     listing = item_listing(items, results.task_names, results.forgetting.train.checkpoints, questions)
     item_by_item: Block = listing or Prose("No items: items.jsonl is missing, or only one task was learnt.", quiet=True)
-    between = [*plane_blocks(results), *path_blocks(results)]
+    between, name = [*plane_blocks(results), *path_blocks(results)], measure_name(results)
     return [
         Section(
             "scores",
-            "Accuracy and loss",
+            f"{capital(name)} and loss",
             [
-                heat_maps(results.forgetting, chance_text(results)),
-                *_if_rows(forgetting_table(results), quantised_table(results), summary_table(results)),
+                heat_maps(
+                    results.forgetting, "; ".join(filter(None, [chance_text(results), accuracy_text(results)])), name
+                ),
+                *_if_rows(
+                    forgetting_table(results),
+                    transitions_table(results),
+                    quantised_table(results),
+                    summary_table(results),
+                ),
             ],
         ),
+        *([Section("probes", "Never trained on", [Numbers(probes_table(results))])] if probe_rows(results) else []),
         Section("landscape", "Loss landscape", [*landscape_blocks(results), *_if_rows(comparison_table(results))]),
         Section("directions", "Along random directions", lines_blocks(results)),
         Section("between", "Between the checkpoints", between),
@@ -121,7 +135,7 @@ def _sections(results: Results, items: Sequence[Line], questions: Questions | No
         Section("curvature", "Curvature", curvature_blocks(results)),
         Section("kind", "What kind of forgetting", _kind(results)),
         Section("items", "Item by item", [item_by_item]),
-        Section("training", "Training", training_blocks(results.training)),
+        Section("training", "Training", [*training_blocks(results.training), *frontier_blocks(results)]),
         Section("method", "Method", _method(results)),
         Section("again", "How to reproduce", _again(results)),
     ]
@@ -139,19 +153,21 @@ def _kind(results: Results) -> list[Block]:
 
 def _method(results: Results) -> list[Block]:
     split = {"train": "trained on", "test": "held out"}[results.config.landscape.items]
+    name, completions = measure_name(results), completion_tasks(results)
+    token = "token" if completions else "letter"
     return [
         Points(
             (
-                "Forgetting of a task: its accuracy after its own training minus that after the last task, and likewise in "
-                "loss, on the same items; loss is minus the log-probability of the right letter among all tokens, of "
-                "completions per token that is learnt.",
+                f"Forgetting of a task: its {name} after its own training minus that after the last task, and likewise in "
+                f"loss, on the same items; loss is minus the log-probability of the right {token} among all tokens"
+                f"{', the mean over the tokens that are learnt' if completions else ''}.",
                 *_right(results),
-                "Intervals are paired, over items (over subjects, if a task has several): Bonett and Price's for accuracy, "
+                f"Intervals are paired, over items (over subjects, if a task has several): Bonett and Price's for {name}, "
                 "bootstrap-t or Hall's for loss. They say nothing of other seeds.",
                 "Landscapes are of items that were "
                 f"{split}, the same at every point, along random directions in coordinates that do not depend on how LoRA "
                 "happens to write its update.",
-                "Surfaces are fits to letter logits at some well-placed points; their error is the largest at fresh random "
+                f"Surfaces are fits to {token} logits at some well-placed points; their error is the largest at fresh random "
                 "points, and not a bound.",
                 "A forecast is a Taylor series at the earlier checkpoint along the step to the next.",
             )

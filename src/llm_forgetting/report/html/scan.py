@@ -100,12 +100,12 @@ def _sections(results: ScanResults) -> list[Section]:
 
 
 _METHOD = (
-    "The loss is minus the log-probability of the right letter, or of a token that is learnt, among all tokens, "
-    "the mean over the same items at every point.",
+    "The loss is minus the log-probability of the right token among all tokens, the mean over the same items at every point "
+    "(of completions over all their tokens).",
     "Random directions are drawn in coordinates that do not depend on how LoRA happens to write its update, unless "
     "landscape.space says otherwise; distance 1 is the norm of the first adapter.",
-    "Surfaces are fits to letter logits at some well-placed points; their error is the largest at fresh random points, and not "
-    "a bound.",
+    "Surfaces are fits to the logits of answers and of all other tokens at some well-placed points; their error is the largest "
+    "at fresh random points, and not a bound.",
     "A mean rise's standard error is over directions; it says nothing of other items.",
 )
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llm_forgetting.report.tables.curvature import forecast_table
+from llm_forgetting.report.tables.probes import closing_probes_table, probe_rows
 from llm_forgetting.report.tables.quantised import closing_quantised_table
 from llm_forgetting.report.tables.run import (
     SPLIT_WORDS,
@@ -20,12 +21,14 @@ from llm_forgetting.report.tables.run import (
     sentence,
     verdict_text,
 )
+from llm_forgetting.report.tables.words import capital, measure_name
 from llm_forgetting.results import Results
 
 
 def closing_tables(results: Results) -> list[Table]:
     """Accuracy and forgetting, the landscape's metrics, and the forecast; tasks are called by their numbers."""
     tables = [_accuracies(results), *([closing_quantised_table(results)] if results.quantised else [])]
+    tables += [closing_probes_table(results)] if probe_rows(results) else []
     tables += [_metrics(results), *([_forecast(results)] if results.forecasts else [])]
     named = "; ".join(f"task {k}: {display_name(name)}" for k, name in enumerate(results.task_names, start=1))
     tables[0] = replace(tables[0], note=f"{sentence(named)} {tables[0].note}".strip())
@@ -63,12 +66,13 @@ def _accuracies(results: Results) -> Table:
                     "-" if gained is None else number(gained.absolute.value),
                 )
             )
-    header = ("accuracy", "items", "base", "tuned", "end", "lost", "loss gained")
+    name = measure_name(results)
+    header = (name, "items", "base", "tuned", "end", "lost", "loss gained")
     note = (
         f"tuned: after the task's own training; lost: brackets are 95% intervals over {sampled(results)}, below 40 items "
         f"counts of right answers; loss gained: nats. {sentence(accuracy_text(results))} {sentence(chance_text(results))}"
     )
-    return Table("Accuracy and forgetting", header, tuple(rows), " ".join(note.split()))
+    return Table(f"{capital(name)} and forgetting", header, tuple(rows), " ".join(note.split()))
 
 
 def _lost(right: str, estimate: str) -> str:

@@ -12,6 +12,7 @@ from llm_forgetting.forgetting.scores import Measure
 from llm_forgetting.landscape.metrics import welch_half_width
 from llm_forgetting.report.set_up import set_up
 from llm_forgetting.report.tables.run import SPLIT_WORDS, Table, display_name, measured, value_and_error
+from llm_forgetting.report.tables.words import EXACT_MATCH, capital, measure_name, named
 from llm_forgetting.results import Results
 
 Rows = tuple[tuple[str, ...], ...]
@@ -50,9 +51,10 @@ def compare_tables(runs: Sequence[Compared]) -> list[Table]:
         if between
         else "± standard error. Give two runs for their difference."
     )
+    name = named(all(measure_name(run.results) == EXACT_MATCH for run in runs))
     return [
-        Table("Forgetting", ("lost", *header), _rows([_forgotten(run) for run in runs]), note),
-        Table("Accuracy", ("accuracy", *header), _rows([_scores(run, "accuracy") for run in runs])),
+        Table("Forgetting", ("lost", *header), _rows([_forgotten(run, name) for run in runs]), note),
+        Table(capital(name), (name, *header), _rows([_scores(run, "accuracy") for run in runs])),
         Table("Loss (nats)", ("loss", *header), _rows([_scores(run, "loss") for run in runs])),
         Table(
             "Landscape, curvature and forecasts",
@@ -76,11 +78,11 @@ def identity_table(runs: Sequence[Compared]) -> Table:
     return Table("The runs", ("what", *(run.letter for run in runs)), rows)
 
 
-def _forgotten(run: Compared) -> Mapping[str, Quantity]:
+def _forgotten(run: Compared, name: str) -> Mapping[str, Quantity]:
     return {
         f"task {task.task}, {SPLIT_WORDS[split.split]}, {label}": _quantity(task.absolute)
         for split in run.results.forgetting.splits
-        for measure, label in ((split.accuracy, "accuracy"), (split.loss, "nats"))
+        for measure, label in ((split.accuracy, name), (split.loss, "nats"))
         for task in measure.tasks
     }
 

@@ -3,13 +3,15 @@
 from llm_forgetting.forgetting.evaluation import PooledAccuracy
 from llm_forgetting.forgetting.intervals import Proportion
 from llm_forgetting.report.tables.run import Table, number, value_and_error
+from llm_forgetting.report.tables.words import EXACT_MATCH, capital, evaluated_name
 from llm_forgetting.results import EvaluationResults
 
 
 def evaluation_table(results: EvaluationResults) -> Table:
     """A row per subject, and one for every group of several; trained rows apart where the adapter was trained on some."""
     split = any(task.trained for task in results.tasks)
-    rows = []
+    rows, name = [], evaluated_name(results)
+    alone = name == EXACT_MATCH
     for task in results.tasks:
         for subject in task.subjects:
             held_out = subject.held_out if subject.trained else subject.accuracy
@@ -21,27 +23,28 @@ def evaluation_table(results: EvaluationResults) -> Table:
                     _accuracy(subject.accuracy.value, subject.accuracy.stderr),
                     *apart,
                     value_and_error(subject.loss.value, subject.loss.stderr),
-                    number(subject.letter_mass),
+                    *([] if alone else ["" if subject.completions else number(subject.letter_mass)]),
                 )
             )
         if len(task.subjects) > 1:
-            name = f"{task.name.replace('_', ' ')}, all"
+            label = f"{task.name.replace('_', ' ')}, all"
             apart = (_of(task.trained), _of(task.held_out if task.trained else task.accuracy)) if split else ()
             accuracy = _accuracy(task.accuracy.value, task.accuracy.stderr)
-            rows.append((name, str(task.accuracy.n), accuracy, *apart, "", ""))
+            rows.append((label, str(task.accuracy.n), accuracy, *apart, "", *([] if alone else [""])))
     shortened = sum(subject.shortened for task in results.tasks for subject in task.subjects)
     note = (
-        f"{results.config.data.few_shot}-shot; accuracy ± standard error sd / sqrt(n), groups weighted by size, as in "
-        "lm-evaluation-harness 0.4.13; letter mass: probability of the option letters together."
+        f"{results.config.data.few_shot}-shot; {name} ± standard error sd / sqrt(n), groups weighted by size, as in "
+        f"lm-evaluation-harness 0.4.13{'' if alone else '; letter mass: probability of the option letters together'}."
     )
     note += "".join(f" {name}: accuracy is {what}." for name, what in _measures(results).items())
     if split:
-        note += " Trained: items that this adapter was trained on; only the held-out ones test it. Loss and letter mass: all."
+        note += " Trained: items that this adapter was trained on; only the held-out ones test it. Loss"
+        note += f"{'' if alone else ' and letter mass'}: all."
     if shortened:
         note += f" {shortened} prompts were shortened to data.max_tokens."
-    title = "Test accuracy" if results.is_test else "Accuracy"
-    columns = ("all", "trained", "held-out") if split else ("accuracy",)
-    return Table(title, ("subject", "items", *columns, "loss (nats)", "letter mass"), tuple(rows), note)
+    columns = ("all", "trained", "held-out") if split else (name,)
+    header = ("subject", "items", *columns, "loss (nats)", *([] if alone else ["letter mass"]))
+    return Table(capital("test " * results.is_test + name), header, tuple(rows), note)
 
 
 def _measures(results: EvaluationResults) -> dict[str, str]:

@@ -6,6 +6,8 @@ from llm_forgetting.forgetting.records import Line
 from llm_forgetting.report.set_up import model_name, set_up
 from llm_forgetting.report.tables.closing import landscape_sentence
 from llm_forgetting.report.tables.curvature import curvature_table, forecast_table
+from llm_forgetting.report.tables.frontier import frontier_table
+from llm_forgetting.report.tables.probes import probe_rows, probes_table
 from llm_forgetting.report.tables.quantised import quantised_table
 from llm_forgetting.report.tables.run import (
     Table,
@@ -20,6 +22,7 @@ from llm_forgetting.report.tables.run import (
     summary_table,
 )
 from llm_forgetting.report.tables.spurious import spurious_table
+from llm_forgetting.report.tables.transitions import transitions_table
 from llm_forgetting.report.views.forecasts import compared_forecasts, forecast_sentence
 from llm_forgetting.results import InterventionRecord, Results
 
@@ -29,7 +32,10 @@ def all_tables(results: Results) -> list[Table]:
     makers = (
         accuracy_matrix,
         forgetting_table,
+        *([transitions_table] if transitions_table(results).rows else []),
         summary_table,
+        *([frontier_table] if any(training.during for training in results.training) else []),
+        *([probes_table] if probe_rows(results) else []),
         *([quantised_table] if results.quantised else []),
         *([spurious_table] if results.spurious else []),
         landscape_table,
@@ -88,6 +94,10 @@ def _interventions(record: InterventionRecord) -> Iterator[str]:
         yield f"{len(ids)} items of {display_name(task)} replayed"
     if record.anchor is not None:
         yield f"L2 anchor of strength {record.anchor.strength:g}, in the end {measured(record.anchor.penalty)} nats"
+    for name, method in (record.methods or {}).items():
+        options = ", ".join(f"{option} {value}" for option, value in method.options.items())
+        numbers = ", ".join(f"{what} {measured(value)}" for what, value in method.measured.items())
+        yield f"{name}{f' ({options})' if options else ''}{f': {numbers}' if numbers else ''}"
 
 
 def markdown_rows(table: Table) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from llm_forgetting.forgetting.intervals import Interval, PairedMeanChange, PairedProportionChange
 from llm_forgetting.forgetting.paired_evaluation import SubjectChange, TaskChange
 from llm_forgetting.report.tables.run import Table, display_name, measured, number, value_and_error
+from llm_forgetting.report.tables.words import evaluated_name
 from llm_forgetting.results import EvaluationResults, ForecastResults, PairForecast
 
 
@@ -22,7 +23,15 @@ def change_table(results: EvaluationResults) -> Table:
         "B minus A on the same items; brackets: paired 95% intervals over items (over subjects, if a task has several), none "
         "below 40 items, then ± standard error; p: exact McNemar (of several subjects Student's t over them)."
     )
-    header = ("change from A to B", "items", "accuracy", "only A right", "only B right", "p", "loss (nats)")
+    header = (
+        "change from A to B",
+        "items",
+        evaluated_name(results),
+        "only A right",
+        "only B right",
+        "p",
+        "loss (nats)",
+    )
     return Table("What changed from A to B", header, tuple(rows), note)
 
 

@@ -3,6 +3,7 @@
 from llm_forgetting.forgetting.intervals import MINIMUM_ITEMS, Interval
 from llm_forgetting.forgetting.records import QuantisationCost
 from llm_forgetting.report.tables.run import SPLIT_WORDS, Table, counts, display_name, measured, number, with_interval
+from llm_forgetting.report.tables.words import measure_name
 from llm_forgetting.results import Results
 
 _NOTE = (
@@ -22,7 +23,7 @@ def quantised_table(results: Results) -> Table:
         rows.append((label, str(one.accuracy.n), number(plain), *cells, number(since), *accuracies))
     header = (
         "task", "items", "loss", *(f"{kind}: loss gained" for kind in kinds), "later tasks",
-        *(f"{kind}: accuracy lost" for kind in kinds),
+        *(f"{kind}: {measure_name(results)} lost" for kind in kinds),
     )  # fmt: skip
     note = f"{_NOTE} Brackets: 95% interval over items; below {MINIMUM_ITEMS} items none, and counts of right answers."
     return Table("What quantisation costs (nats)", header, tuple(rows), note)

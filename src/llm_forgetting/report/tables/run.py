@@ -10,6 +10,7 @@ from llm_forgetting.forgetting.intervals import MINIMUM_ITEMS, Interval, PairedP
 from llm_forgetting.forgetting.measures import Change, Estimate
 from llm_forgetting.landscape.metrics import SurfaceMetrics
 from llm_forgetting.landscape.records import CheckpointLandscape, FitError, LandscapeChange
+from llm_forgetting.report.tables.words import capital, measure_name
 from llm_forgetting.results import Results, ScanResults
 
 Scanned = Results | ScanResults
@@ -17,7 +18,7 @@ Scanned = Results | ScanResults
 MOST_DETECTABLE = 8
 """Whatever holds landscapes, paths and a plane through checkpoints."""
 
-SPLIT_WORDS = {"train": "trained", "test": "held-out"}
+SPLIT_WORDS = {"train": "trained", "test": "held-out", "probe": "never trained"}
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,14 @@ def chance_text(results: Results) -> str:
 
 
 def accuracy_text(results: Results) -> str:
-    """`accuracy: exact match of generated answers`, by task where they differ; empty if no task is of completions."""
-    titles = {display_name(task.name): task.score.title for task in results.tasks if task.score is not None}
+    """What makes a completion right, by task where tasks differ; empty if no task is of completions."""
+    titles = {
+        display_name(task.name): task.score.title if task.score else "teacher-forced exact match"
+        for task in results.tasks
+        if not task.options
+    }
     if len(set(titles.values())) == 1 and len(titles) == len(results.tasks):
-        return f"accuracy: {next(iter(titles.values()))}"
+        return next(iter(titles.values()))
     return f"accuracy: {', '.join(f'{title} on {name}' for name, title in titles.items())}" if titles else ""
 
 
@@ -124,7 +129,7 @@ def accuracy_matrix(results: Results) -> Table:
     checkpoints = map(display_name, results.forgetting.train.checkpoints)
     notes = ("trained items were fine-tuned on, held-out items never.", accuracy_text(results), chance_text(results))
     note = " ".join(sentence(said) for said in notes if said)
-    title = "Accuracy / loss in nats" + (" (perplexity of completions)" if perplexed else "")
+    title = f"{capital(measure_name(results))} / loss in nats{' (perplexity of completions)' if perplexed else ''}"
     return Table(title, ("task", "items", *checkpoints), tuple(rows), note)
 
 
@@ -164,10 +169,11 @@ def forgetting_table(results: Results) -> Table:
     if len(detectable) > MOST_DETECTABLE:
         more = f"{len(detectable) - MOST_DETECTABLE} more of the kind are in results.json (forgetting, detectable)"
         detectable = [*detectable[:MOST_DETECTABLE], more]
-    header = ("task", "items", "accuracy lost", "of its accuracy", "of its gain", "loss gained (nats)")
+    name = measure_name(results)
+    header = ("task", "items", f"{name} lost", f"of its {name}", "of its gain", "loss gained (nats)")
     note = (
         f"brackets: 95% interval over {sampled(results)}; below {MINIMUM_ITEMS} items only counts of right answers; "
-        f"of its accuracy: relative to accuracy after the task's own training; of its gain: relative to the gain over the base "
+        f"of its {name}: relative to {name} after the task's own training; of its gain: relative to the gain over the base "
         f"model; one seed. {sentence(chance_text(results))} "
         f"{sentence('; '.join(detectable))}"
     )
@@ -176,7 +182,7 @@ def forgetting_table(results: Results) -> Table:
 
 def sentence(text: str) -> str:
     """`text` with a capital and a full stop; nothing for nothing."""
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    return f"{capital(text)}." if text else ""
 
 
 def _too_few(items: int) -> bool:
@@ -210,7 +216,7 @@ def summary_table(results: Results) -> Table:
             cells = (number(estimate.value) if few else estimate_text(estimate) for estimate in estimates)
             rows.append((f"{label}, {SPLIT_WORDS[scores.split]}", *cells))
     note = sentence(chance_text(results))
-    return Table("Over all tasks", ("measure", "accuracy", "loss (nats)"), tuple(rows), note)
+    return Table("Over all tasks", ("measure", measure_name(results), "loss (nats)"), tuple(rows), note)
 
 
 def landscape_table(results: Scanned) -> Table:

@@ -9,6 +9,7 @@ from llm_forgetting.report.tables.run import (
     sentence,
     value_and_error,
 )
+from llm_forgetting.report.tables.words import measure_name
 from llm_forgetting.results import Results
 
 _PROBES = (
@@ -40,7 +41,7 @@ def spurious_table(results: Results) -> Table:
         *notes,
         *_describe_text(results.text),
     ]
-    return Table("What kind of forgetting (accuracy)", header, tuple(rows), " ".join(notes))
+    return Table(f"What kind of forgetting ({measure_name(results)})", header, tuple(rows), " ".join(notes))
 
 
 def _rows(before: SpuriousForgettingProbes, after: SpuriousForgettingProbes) -> list[tuple[str, str, str, str]]:

@@ -7,6 +7,6 @@ Runs of one task pair resemble one another, so they are not independent. Naming 
 - trade_off: what an intervention does to forgetting, and what is left of that at matched learning of task 2;
 - calibration, prediction: are forecasts right in size, and does a measure predict unseen task pairs;
 - clusters: a mean, or any fit, over runs that come in pairs; intraclass: how alike the runs of a pair are;
-- power: what a study of this size could have seen; multiplicity: many measures, one claim;
+- power: what a study of this size could have seen (`forgetting.multiplicity`: many measures, one claim);
 - conclusions: the answers in plain words.
 """

@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llm_forgetting.forgetting.intervals import Interval
+from llm_forgetting.forgetting.multiplicity import holm
 from llm_forgetting.study.statistics.exchangeability import Orders, orders_within
-from llm_forgetting.study.statistics.multiplicity import holm
 from llm_forgetting.study.statistics.permutation import (
     Arrangements,
     PermutationTest,

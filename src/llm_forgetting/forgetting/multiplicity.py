@@ -1,4 +1,4 @@
-"""Many measures, one claim: adjusted p-values, all but one measure that was named beforehand."""
+"""Many tests, one claim: adjusted p-values."""
 
 from collections.abc import Mapping
 

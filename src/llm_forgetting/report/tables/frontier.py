@@ -1,0 +1,34 @@
+"""Table of forgetting at matched learning."""
+
+from llm_forgetting.report.tables.run import Table, display_name, number
+from llm_forgetting.report.views.frontier import frontier_views
+from llm_forgetting.results import Results
+
+NAMES = {"accuracy": "accuracy", "loss": "loss (nats)"}
+
+
+def frontier_table(results: Results) -> Table:
+    """What had been forgotten of every earlier task by the time that so much was learnt; no rows where it was not scored."""
+    rows, counts = [], set[int]()
+    for view in frontier_views(results):
+        counts.update(view.items)
+        for found in view.matched:
+            interval = f" [{number(found.interval.low)}, {number(found.interval.high)}]" if found.interval else ""
+            rows.append(
+                (
+                    display_name(view.learnt),
+                    display_name(view.forgotten),
+                    NAMES[view.measure],
+                    number(found.learning),
+                    f"{number(found.forgetting)}{interval}",
+                    number(found.area),
+                )
+            )
+    split = "held-out" if results.config.evaluation.during_split == "test" else "trained"
+    note = (
+        "read off the polygon through the scores at fractions of the training, at a quarter, half, three quarters and all of "
+        "the most that was learnt; mean until then: of what was forgotten on the way (the area under the frontier); "
+        f"{' or '.join(map(str, sorted(counts)))} {split} items per task; brackets: 95% interval over them, none below 40 items"
+    )
+    header = ("learnt", "earlier task", "in", "learnt so much", "forgotten by then", "mean until then")
+    return Table("Forgetting at matched learning", header, tuple(rows), note)

@@ -1,0 +1,120 @@
+"""Scores during a training: the task that is learnt and earlier ones, on fixed items at fractions of the steps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llm_forgetting.config.measurements import EvaluationConfig
+from llm_forgetting.files import encode, read, write_text
+from llm_forgetting.forgetting.frontier import ScoresDuring, TaskScoresDuring
+from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.language_model import LanguageModel
+from llm_forgetting.models.language.scoring import score_tasks
+from llm_forgetting.seeding import generator
+
+SHARE = 0.15
+"""Of a training's time that scores during it take, where their items are not given."""
+FORWARDS_PER_STEP = 3
+"""Passes of an item that its part of a training step is worth: forward, and twice that back."""
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One point's scores, kept until the training is over: per task and item."""
+
+    correct: dict[str, list[bool]]
+    loss: dict[str, list[float]]
+
+
+def steps_during(fractions: int, total: int) -> list[int]:
+    """After how many of `total` steps scores are taken: at 0, 1/`fractions`, ..., 1, each step once."""
+    return sorted({round(n * total / fractions) for n in range(fractions + 1)})
+
+
+def items_during(settings: EvaluationConfig, tasks: int, total: int, passes: int) -> int:
+    """Items per task: as asked for, or such that all scores cost `SHARE` of a training of `total` steps, 1 at the least.
+
+    passes: items that the training passes through the model, each as often as it does.
+    """
+    if settings.during_items is not None:
+        return settings.during_items
+    points = len(steps_during(settings.during, total))
+    return max(1, int(FORWARDS_PER_STEP * passes * SHARE / (points * tasks)))
+
+
+class DuringScores(TrainerCallback):
+    """Scores `tasks`, the one that is learnt last, and keeps every point in `folder`, so that a killed training loses none.
+
+    It takes no random numbers and leaves model and optimiser as they are: training with it and without gives the same adapter.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tasks: Mapping[str, Sequence[EncodedItem]],
+        settings: EvaluationConfig,
+        total: int,
+        folder: Path,
+    ) -> None:
+        self._model = model
+        self._tasks = tasks
+        self._settings = settings
+        self._total = total
+        self._folder = folder
+        self._steps = steps_during(settings.during, total)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """The scores before the first step."""
+        if state.global_step == 0:
+            self._score(0)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """The scores after a step that is one of the fractions."""
+        if state.global_step in self._steps:
+            self._score(state.global_step)
+
+    def _score(self, step: int) -> None:
+        scores = score_tasks(self._model, list(self._tasks.values()), self._settings.batch_size)
+        named = dict(zip(self._tasks, scores, strict=True))
+        point = _Point(
+            {task: scored.correct.tolist() for task, scored in named.items()},
+            {task: scored.losses.tolist() for task, scored in named.items()},
+        )
+        write_text(self._file(step), encode(point))
+
+    def _file(self, step: int) -> Path:
+        return self._folder / f"step_{step:08d}.json"
+
+    def record(self, *, again: bool = False) -> ScoresDuring:
+        """All points, when the training is over; `again`: the last is scored anew, for the model was moved since."""
+        if again:
+            self._score(self._steps[-1])
+        points = [read(_Point, self._file(step)) for step in self._steps]
+        return ScoresDuring(
+            split=self._settings.during_split,
+            total=self._total,
+            steps=tuple(self._steps),
+            tasks=tuple(
+                TaskScoresDuring(
+                    task,
+                    tuple(item.item.id for item in items),
+                    np.stack([point.correct[task] for point in points]),
+                    np.stack([point.loss[task] for point in points]),
+                )
+                for task, items in self._tasks.items()
+            ),
+        )
+
+
+def drawn(items: Sequence[EncodedItem], task: str, count: int, seed: int) -> list[EncodedItem]:
+    """`count` of the items, drawn by `seed` and the task's name alone: the same ones in every training."""
+    rows = generator(seed, "items during training", task).permutation(len(items))[:count]
+    return [items[row] for row in sorted(rows)]

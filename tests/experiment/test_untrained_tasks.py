@@ -1,0 +1,176 @@
+"""Runs with tasks that are never trained on: every number is plain PEFT's, in no average, resumed or not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import load
+
+import llm_forgetting as lf
+from llm_forgetting.config.files import parse_config
+from llm_forgetting.config.sections import DataConfig, ExperimentConfig
+from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.cost.lengths import item_lengths
+from llm_forgetting.experiment.cost.work import probe_work
+from llm_forgetting.experiment.jobs import steps_of
+from llm_forgetting.experiment.session import Session
+from llm_forgetting.experiment.tasks import probes_of, source_of, tasks_of
+from llm_forgetting.forgetting.intervals import paired_proportion_change
+from llm_forgetting.progress import Silent
+from llm_forgetting.report.html.files import write_run_report
+from llm_forgetting.results import read_items
+
+pytestmark = [pytest.mark.usefixtures("one_thread")]
+
+
+def own_tasks(folder: Path) -> Path:
+    """Three tasks of 24 questions with two options, of which `same` has those of `first`."""
+    for name, start in (("first", 0), ("second", 100), ("third", 200), ("same", 0)):
+        questions = [
+            {"question": f"Number {n}?", "choices": ["a", "b"], "answer": n % 2} for n in range(start, start + 24)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    file = folder / "own.yaml"
+    file.write_text("".join(f"{name}: {{path: {name}.jsonl}}\n" for name in ("first", "second", "third", "same")))
+    return file
+
+
+def config_of(model: Path, folder: Path, **data: Any) -> ExperimentConfig:
+    settings: dict[str, Any] = {
+        "model": {"name": str(model)},
+        "lora": {"rank": 2},
+        "data": {
+            "source": "skills", "definitions": str(own_tasks(folder)), "tasks": ["first", "second"],
+            "train_items": 8, "test_items": 6, **data,
+        },
+        "training": {"batch_size": 4, "num_epochs": 2, "learning_rate": 1e-2},
+        "evaluation": {"rotations": False, "recovery_items": 0},
+        "landscape": {
+            "max_evaluations": 23, "resolution": 5, "directions": 2, "num_items": 2, "self_test_items": 1, "paths": False,
+            "checkpoint_plane": False,
+        },
+        "curvature": {"forecast": False},
+        "output": {"figures": False},
+    }  # fmt: skip
+    return lf.Experiment("quickstart", **settings).config
+
+
+@pytest.fixture(scope="module")
+def finished(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Trained on questions; probes are questions, completions, and the unrelated text."""
+    folder = tmp_path_factory.mktemp("probes")
+    config = config_of(llama_folder, folder, probes=["third", "skills:reverse", "text"], probe_limit=9)
+    return lf.Experiment(config).run(folder / "outputs", quiet=True)
+
+
+@pytest.mark.process
+def test_scores_are_those_of_plain_transformers(finished: Any, llama_folder: Path) -> None:
+    model = load(llama_folder, rank=2, alpha=16.0)
+    model.load_adapter_weights(finished.folder / "checkpoint_after_task2")
+    lines = [json.loads(line) for line in (finished.folder / "items.jsonl").read_text().splitlines()]
+    last = [line for line in lines if (line["checkpoint"], line["split"]) == ("after_task2", "probe")]
+    told = {(line["task"], line["id"]): line for line in last}
+    encoded = Session(finished.record.config, finished.folder, Silent()).encoded_probes
+    assert [(probe.name, len(probe.train), len(probe.test)) for probe in encoded] == [
+        ("third", 0, 9),
+        ("skills:reverse", 0, 9),
+    ]
+    assert len(told) == 18
+    for probe, found in zip(encoded, finished.record.probes, strict=True):
+        total, tokens, right = 0.0, 0, []
+        for item in probe.test:
+            targets = item.targets or (item.letter_ids[item.item.answer],)
+            with torch.no_grad():
+                logits = model.peft_model(input_ids=torch.tensor([item.input_ids])).logits[0].double()
+            rows = logits[list(item.places) or [-1]]
+            loss = float(F.cross_entropy(rows, torch.tensor(targets), reduction="sum"))
+            choices = rows if item.targets else rows[:, list(item.letter_ids)]
+            wanted = list(targets) if item.targets else [item.item.answer]
+            right.append(choices.argmax(dim=1).tolist() == wanted)
+            line = told[probe.name, item.item.id]
+            assert line["loss"] == pytest.approx(loss / len(targets), abs=1e-5)
+            assert line["correct"] == right[-1]
+            total, tokens = total + loss, tokens + len(targets)
+        assert found.loss["after_task2"].value == pytest.approx(total / tokens, abs=1e-5)
+        assert found.score["after_task2"].value == sum(right) / 9
+        before = [
+            line["correct"] for line in lines if (line.get("task"), line["checkpoint"]) == (probe.name, "initial")
+        ]
+        assert found.changes[0].score == paired_proportion_change(before, right, clusters=None)
+    assert [probe.measure for probe in finished.record.probes] == ["accuracy", "exact match"]
+    assert [probe.chance for probe in finished.record.probes] == [0.5, 0]
+
+
+@pytest.mark.process
+def test_probes_are_in_no_average_and_in_every_report(finished: Any) -> None:
+    record = finished.record
+    assert record.forgetting.test.task_names == ("first", "second")
+    assert record.forgetting.test.accuracy.cells[0][0].n == 6
+    frame = finished.probes
+    assert list(frame["probe"].unique()) == ["third", "skills:reverse"]
+    assert len(frame) == 6
+    text = (finished.folder / "results.md").read_text()
+    assert "## Never trained on" in text
+    assert "skills:reverse, since base model" in text
+    assert f"unrelated text, since base model | {record.text.passages}" in text
+    page = write_run_report(record, read_items(finished.folder), finished.folder).read_text(encoding="utf-8")
+    assert "Never trained on" in page
+    again = lf.Experiment.resume(finished.folder, quiet=True)
+    assert again.content == {**finished.content, "timings": again.content["timings"]}
+    names = [step.phase.name for step in steps_of(record.config)]
+    assert [name for name in names if name.endswith("_probes")] == [
+        "evaluate_initial_probes", "evaluate_after_task1_probes", "evaluate_after_task2_probes",
+    ]  # fmt: skip
+
+
+def test_a_probe_holds_nothing_that_is_trained_on(llama_folder: Path, tmp_path: Path) -> None:
+    data = config_of(llama_folder, tmp_path, probes=["same", "third"], probe_limit=None).data
+    source = source_of(data, print)
+    tasks = tasks_of(data, source)
+    same, third = probes_of(data, source, tasks, print)
+    of_first = {item.content_key for item in (*tasks[0].train, *tasks[0].test)}
+    assert not of_first & {item.content_key for item in same.test}
+    assert len(same.test) == len(third.test) == 6
+    assert same.duplicates_removed == 14
+    lengths = item_lengths(config_of(llama_folder, tmp_path, probes=["same", "third", "harness:own"]), print)
+    (work,) = probe_work(lengths)
+    assert work.passes == 3 * 12
+    assert "not counted: own of lm-evaluation-harness" in lengths.notes
+
+
+@pytest.mark.parametrize(
+    ("probes", "said"),
+    [
+        (["first"], "first is one of data.tasks"),
+        (["nothing"], "'nothing' is not defined in|is not in this data source"),
+        (["skills:nothing"], "'nothing' is not in this data source"),
+        (["local:/nowhere/at/all"], "/nowhere/at/all"),
+        (["third", "third"], "named 'third' twice|named third twice"),
+        (["harness:"], "must be names of tasks"),
+    ],
+)
+def test_impossible_probes_are_one_line(probes: list[str], said: str, llama_folder: Path, tmp_path: Path) -> None:
+    def prepare() -> None:
+        data = config_of(llama_folder, tmp_path, probes=probes).data
+        source = source_of(data, print)
+        probes_of(data, source, tasks_of(data, source), print)
+
+    with pytest.raises(UserError, match=said) as raised:
+        prepare()
+    assert "\n" not in str(raised.value)
+
+
+def test_probes_leave_older_fingerprints_and_must_fit_each_other() -> None:
+    assert parse_config("smoke", []).fingerprint == parse_config("smoke", ["--data.probes=[]"]).fingerprint
+    assert parse_config("smoke", ["--data.probes=[synthetic_3]"]).fingerprint != parse_config("smoke", []).fingerprint
+    for wrong, said in (
+        (["--data.probe_limit=5"], "data.probe_limit=5 needs data.probes"),
+        (["--data.harness_tasks=x"], "needs a probe harness:TASK"),
+        (["--data.probes=[skills:reverse]"], "has a model of its own words"),
+    ):
+        with pytest.raises(UserError, match=said):
+            parse_config("smoke", wrong)
+    assert DataConfig().probes == ()

@@ -1,0 +1,101 @@
+"""What a run that was scored during its trainings shows: table, plots, figure, rows, and results.json read again."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from small_records import small_results
+
+from llm_forgetting.files import decode, encode
+from llm_forgetting.forgetting.frontier import ScoresDuring, TaskScoresDuring
+from llm_forgetting.report.figures.frontier import frontier_figure
+from llm_forgetting.report.html.blocks import Figures
+from llm_forgetting.report.html.frontier import frontier_blocks
+from llm_forgetting.report.rows import during_rows
+from llm_forgetting.report.tables.frontier import frontier_table
+from llm_forgetting.report.tables.markdown import results_markdown
+from llm_forgetting.report.views.frontier import frontier_views, learning_curves
+from llm_forgetting.results import Results
+
+
+def scores(task: str, right: list[int], loss: list[float]) -> TaskScoresDuring:
+    """Four items, of which the first so many are right at each point, all with one loss."""
+    correct = np.arange(4) < np.array(right)[:, None]
+    return TaskScoresDuring(task, ("a", "b", "c", "d"), correct, np.repeat(np.array(loss)[:, None], 4, axis=1))
+
+
+@pytest.fixture
+def results() -> Results:
+    """While the second task goes from 0 to 2 to 4 right, the first goes from 4 to 3 to 0."""
+    first = scores("first", [4, 3, 0], [0.5, 1.0, 3.0])
+    during = ScoresDuring("test", 10, (0, 5, 10), (first, scores("second", [0, 2, 4], [2.0, 1.0, 0.0])))
+    alone = ScoresDuring("test", 10, (0, 10), (scores("first", [0, 4], [2.0, 0.5]),))
+    made = small_results()
+    training = [
+        dataclasses.replace(made.training[0], task=name, during=scored)
+        for name, scored in (("first", alone), ("second", during))
+    ]
+    return dataclasses.replace(made, training=tuple(training))
+
+
+def test_forgetting_at_matched_learning_by_hand(results: Results) -> None:
+    """Accuracy: (0, 0), (1/2, 1/4), (1, 1); loss: (0, 0), (1, 1/2), (2, 5/2). 1/4 is half way to 1/2."""
+    rows = frontier_table(results).rows
+    assert [row[3:5] for row in rows] == [
+        ("0.25", "0.12"), ("0.50", "0.25"), ("0.75", "0.62"), ("1.00", "1.00"),
+        ("0.50", "0.25"), ("1.00", "0.50"), ("1.50", "1.50"), ("2.00", "2.50"),
+    ]  # fmt: skip
+    assert [row[5] for row in rows] == ["0.06", "0.12", "0.23", "0.38", "0.12", "0.25", "0.50", "0.88"]
+    assert {row[:2] for row in rows} == {("second", "first")}
+    assert "4 held-out items" in frontier_table(results).note
+
+
+def test_errors_are_of_paired_changes(results: Results) -> None:
+    """At the middle point one of four first items was lost: sd of (1, 0, 0, 0) over 2."""
+    accuracy, loss = frontier_views(results)
+    assert accuracy.forgetting_stderr is not None
+    np.testing.assert_allclose(accuracy.forgetting_stderr, [0, 0.25, 0])
+    assert loss.forgetting_stderr is not None
+    np.testing.assert_allclose(loss.forgetting_stderr, 0, atol=1e-15)
+
+
+def test_page_figure_rows_and_markdown_show_it(results: Results) -> None:
+    (block,) = frontier_blocks(results)
+    assert isinstance(block, Figures)
+    assert [plot.heading for plot in block.plots] == [
+        "Learning curves: first",
+        "Learning curves: second",
+        "Frontier in accuracy: second learnt, first forgotten",
+        "Frontier in loss: second learnt, first forgotten",
+    ]
+    assert "first from 0.50 to 3.00 nats; second from 2.00 to 0.00 nats" in block.plots[1].alt
+    trainings = [training.during for training in results.training if training.during is not None]
+    figure = frontier_figure(trainings, list(frontier_views(results)))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "Learning first", "Learning second", "Frontier in accuracy", "Frontier in loss",
+    ]  # fmt: skip
+    np.testing.assert_allclose(figure.axes[3].lines[0].get_xydata(), [[0, 0], [1, 0.5], [2, 2.5]])
+    assert "Forgetting at matched learning" in results_markdown(results)
+    rows = during_rows(results)
+    assert len(rows) == 2 + 3 * 2
+    assert rows[4] == {
+        "learnt": "second", "task": "first", "step": 5, "fraction": 0.5, "accuracy": 0.75, "loss": 1.0, "items": 4,
+    }  # fmt: skip
+
+
+def test_results_are_read_again(results: Results) -> None:
+    again = decode(Results, encode(results))
+    during = again.training[1].during
+    assert during is not None
+    np.testing.assert_array_equal(during.tasks[0].correct, results.training[1].during.tasks[0].correct)  # type: ignore[union-attr]
+    assert [curve.task for curve in learning_curves(during)] == ["first", "second"]
+
+
+def test_without_scores_nothing_is_shown() -> None:
+    made = small_results()
+    assert frontier_blocks(made) == []
+    assert frontier_table(made).rows == ()
+    assert during_rows(made) == []
+    assert "matched learning" not in results_markdown(made)
+    assert all("during" not in training for training in json.loads(encode(made))["training"])
