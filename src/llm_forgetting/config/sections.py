@@ -146,6 +146,10 @@ class InterventionsConfig:
     rescale: float = above(0, default=1.0)
 
 
+Weighting = Literal["token", "item"]
+"""What counts the same in a mean loss of completions."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The tasks, in the order in which they are learnt, and how their items are split.
@@ -175,6 +179,8 @@ class DataConfig:
         probe_limit: Items per probe; null takes `test_items`.
         harness_tasks: Folder with your own tasks of lm-evaluation-harness, as YAML files.
         seed: Seeds the split.
+        weighting: Whether a mean loss of completions is one over all tokens (`token`), or over items of each item's mean
+            (`item`); in training and wherever a loss is measured.
     """
 
     source: str = "embedded"
@@ -195,6 +201,7 @@ class DataConfig:
     probe_limit: int | None = at_least(1, default=None)
     harness_tasks: str | None = None
     seed: int = at_least(0, default=0, most=MOST_SEED)
+    weighting: Weighting = "token"
 
     @property
     def definitions_sha256(self) -> str | None:
