@@ -244,12 +244,12 @@ def _data_problems(data: "DataConfig") -> Iterator[str]:
 
 
 def _probe_problems(data: "DataConfig") -> Iterator[str]:
-    twice = sorted({name for name in data.probes if data.probes.count(name) > 1})
-    if twice:
-        yield f"data.probes must name every probe once, named {twice[0]} twice"
     nameless = [name for name in data.probes if not name.strip() or name.endswith(":")]
     if nameless:
         yield f"data.probes must be names of tasks, SOURCE:NAME or harness:TASK, was {nameless[0]!r}"
+    twice = sorted({name for name in data.probes if data.probes.count(name) > 1})
+    if twice:
+        yield f"data.probes must name every probe once, named {twice[0]} twice"
     if data.probe_limit is not None and not data.probes:
         yield f"data.probe_limit={data.probe_limit} needs data.probes, which names none"
     if data.harness_tasks is not None and not any(name.startswith("harness:") for name in data.probes):
