@@ -125,7 +125,8 @@ def problems(config: "AnyConfig") -> Iterator[str]:
         yield f"model.name=synthetic knows only the words of data.source=synthetic, which is {config.data.source}"
     if config.model.name == "synthetic" and config.data.definitions is not None:
         yield "model.name=synthetic knows only the words of data.source=synthetic, not those of data.definitions"
-    if not isinstance(config, ExperimentConfig) and not config.data.tasks:
+    in_harness = isinstance(config, EvaluateConfig) and config.data.probes
+    if not isinstance(config, ExperimentConfig) and not config.data.tasks and not in_harness:
         yield "at least one task must be named (--task NAME), none was"
     if isinstance(config, ExperimentConfig) and len(config.data.tasks) < 2:
         yield f"data.tasks must name at least two tasks (forgetting needs a second one), was {list(config.data.tasks)}"
