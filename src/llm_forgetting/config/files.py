@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_loader
 
-from llm_forgetting.config.methods import laid_over, set_apart
+from llm_forgetting.config.methods import laid_over, options_apart, set_apart
 from llm_forgetting.config.paths import leaves
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ForecastConfig, ScanConfig
 from llm_forgetting.errors import UserError
@@ -94,9 +94,11 @@ class ConfigTemplate:
     def config(self, fields: Mapping[str, object], tasks: Sequence[str] | None) -> ExperimentConfig:
         """As `parse_config` gives it with these fields by dotted path; UserError as there."""
         sections = {name: self._base[name].as_dict() for name in _sections()}
+        fields, methods = options_apart(fields)
         for path, value in fields.items():
             section, _, field = path.partition(".")
             sections[section][field] = self._value(path, value)
+        sections["training"]["methods"] = laid_over(sections["training"]["methods"], methods)
         sections["data"]["tasks"] = tuple((sections["data"]["tasks"] if tasks is None else tasks) or ())
         adapted = self._adapter or any(path.startswith("lora.") for path in fields)
         built: dict[str, Any] = {name: kind(**sections[name]) for name, kind in section_classes().items()}
@@ -177,7 +179,7 @@ def _parsed(cls: type, arguments: Sequence[str]) -> tuple[Any, Any]:
         parsed = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
         raise UserError(_one_line(str(error))) from error
-    if methods:
+    if cls is ExperimentConfig:
         parsed.training.methods = laid_over(parsed.training.methods, methods)
     return parser, parsed
 
@@ -293,9 +295,14 @@ def _one_line(message: str) -> str:
     if key and expected and given:
         kinds = [re.sub(r"<class '(\w+)'>", r"\1", kind).replace("typing.Literal", "one of ") for kind in expected]
         readable = " or ".join(
-            {"NoneType": "null", "int": "a whole number", "float": "a number", "tuple": "a list", "str": "a text"}.get(
-                k, k
-            )
+            {
+                "NoneType": "null",
+                "int": "a whole number",
+                "float": "a number",
+                "tuple": "a list",
+                "str": "a text",
+                "dict": "a mapping such as {name: value}",
+            }.get(k, k)
             for k in kinds
         )
         return f"{key[1]} must be {readable}, was {'null' if given[1].strip() == 'None' else repr(given[1].strip())}"

@@ -11,9 +11,8 @@ from typing import Literal
 from llm_forgetting.config.measurements import MOST_SEED, CurvatureConfig, EvaluationConfig, LandscapeConfig
 from llm_forgetting.config.paths import fingerprint
 from llm_forgetting.config.rules import above, at_least, refuse_impossible
-from llm_forgetting.files import read_regular, user_path
+from llm_forgetting.files import Json, read_regular, user_path
 
-MethodOption = bool | int | float | str | None | list[int] | list[float] | list[str]
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
 """What the embedded backbone is: 4-bit weights as float32, not the weights on the hub."""
 
@@ -120,7 +119,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = at_least(1, default=1)
     gradient_checkpointing: bool = False
     seed: int = at_least(0, default=0, most=MOST_SEED)
-    methods: dict[str, dict[str, MethodOption] | None] = field(default_factory=dict, hash=False)
+    methods: dict[str, Json] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -145,6 +144,10 @@ class InterventionsConfig:
     replay_items: int = at_least(0, default=0)
     anchor: float = at_least(0, default=0.0)
     rescale: float = above(0, default=1.0)
+
+
+Weighting = Literal["token", "item"]
+"""What counts the same in a mean loss of completions."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,8 @@ class DataConfig:
         probe_limit: Items per probe; null takes `test_items`.
         harness_tasks: Folder with your own tasks of lm-evaluation-harness, as YAML files.
         seed: Seeds the split.
+        weighting: Whether a mean loss of completions is one over all tokens (`token`), or over items of each item's mean
+            (`item`); in training and wherever a loss is measured.
     """
 
     source: str = "embedded"
@@ -196,6 +201,7 @@ class DataConfig:
     probe_limit: int | None = at_least(1, default=None)
     harness_tasks: str | None = None
     seed: int = at_least(0, default=0, most=MOST_SEED)
+    weighting: Weighting = "token"
 
     @property
     def definitions_sha256(self) -> str | None:

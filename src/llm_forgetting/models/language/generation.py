@@ -111,7 +111,8 @@ def _prompt(model: LanguageModel, item: EncodedItem, own: set[int], room: int | 
 def _greedy(model: LanguageModel) -> Iterator[None]:
     """The model's own settings of decoding (sampling, penalties) set aside."""
     own = model.backbone.generation_config
-    model.backbone.generation_config = GenerationConfig(do_sample=False, pad_token_id=model.pad_id)
+    settings = GenerationConfig(do_sample=False, pad_token_id=model.pad_id)  # type: ignore[no-untyped-call]
+    model.backbone.generation_config = settings
     try:
         yield
     finally:
