@@ -18,13 +18,14 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.cost.work import TaskSize, work_of
 from llm_forgetting.experiment.phases import train as train_phase
 from llm_forgetting.experiment.session import Session
+from llm_forgetting.files import from_plain, to_plain
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter.saved_adapter import read_weights
 from llm_forgetting.models.language.backbones import load_backbone
 from llm_forgetting.models.language.batches import collate
 from llm_forgetting.progress import Advance, Silent
-from llm_forgetting.results import TrainingRecord
+from llm_forgetting.results import InterventionRecord, TrainingRecord
 from llm_forgetting.training.method import Start
 from llm_forgetting.training.methods.new_adapter import NewAdapter, NewAdapterOptions
 
@@ -250,6 +251,20 @@ def test_a_killed_training_goes_on_to_the_same_adapter(name: str, learnt: Learnt
     _, plain = learnt.with_method("plain")
     assert plain.adapter_sha256 != whole.adapter_sha256
     assert plain.interventions != whole.interventions
+
+
+def test_interventions_are_methods_by_another_name(learnt: Learnt) -> None:
+    """One training with two of them, asked for in both ways."""
+    ways = (
+        ["--interventions.anchor=0.3", "--interventions.replay_items=2"],
+        ["--training.methods.anchor.strength=0.3", "--training.methods.replay.items=2"],
+    )
+    one, other = (train_phase(learnt.session(f"way {n}", *way), 2) for n, way in enumerate(ways))
+    assert one == other
+    assert one.interventions.methods is None
+    assert one.interventions.anchor is not None
+    older = {"sam": None, "replayed": {}, "anchor": None, "rescale": 1.0}
+    assert to_plain(from_plain(InterventionRecord, older)) == older  # a run without methods reads and writes as before
 
 
 # --- what each leaves behind --------------------------------------------------------------------------------------------------
