@@ -130,34 +130,6 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sys.modules.pop("foreign_methods", None)
 
 
-@pytest.mark.usefixtures("foreign")
-def test_another_package_adds_a_method_without_touching_ours(tmp_path: Path) -> None:
-    assert {"shrink", "sam"} <= set(method_names())
-    session = Session(configured("--training.methods.shrink.strength=0.5"), tmp_path, Silent())
-    plain = Session(configured(), tmp_path / "plain", Silent())
-    (tmp_path / "plain").mkdir()
-    train_phase(session, 1)
-    train_phase(plain, 1)
-    assert session.model.adapter_sha256() == plain.model.adapter_sha256()  # it acts from the second task on
-    record = train_phase(session, 2).interventions.methods
-    assert record is not None
-    assert record["shrink"].options == {"strength": 0.5} == record["shrink"].measured
-    assert (session.checkpoint_folder(2) / "methods/shrink/strength.txt").read_text() == "0.5"
-    assert not (session.checkpoint_folder(1) / "methods").exists()
-    train_phase(plain, 2)
-    norms = [
-        sum(float(p.detach().square().sum()) for p in s.model.peft_model.parameters() if p.requires_grad)
-        for s in (session, plain)
-    ]
-    assert norms[0] < 0.9 * norms[1]
-    for name, said in (
-        ("broken", "cannot be loaded from foreign_methods:Absent: AttributeError"),
-        ("no_method", "is none"),
-    ):
-        with pytest.raises(UserError, match=said):
-            method_of(name, {})
-
-
 # --- a killed training --------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +211,28 @@ def learnt(first_task: Path, tmp_path_factory: pytest.TempPathFactory) -> Learnt
     return Learnt(first_task, tmp_path_factory.mktemp("learnt"))
 
 
+@pytest.mark.usefixtures("foreign")
+def test_another_package_adds_a_method_without_touching_ours(learnt: Learnt) -> None:
+    assert {"shrink", "sam"} <= set(method_names())
+    assert not method_of("shrink", {}).acts(1)
+    session = learnt.session("shrink", "--training.methods.shrink.strength=0.5")
+    record = train_phase(session, 2).interventions.methods
+    assert record is not None
+    assert record["shrink"].options == {"strength": 0.5} == record["shrink"].measured
+    assert (session.checkpoint_folder(2) / "methods/shrink/strength.txt").read_text() == "0.5"
+    assert not (session.checkpoint_folder(1) / "methods").exists()
+    states = (session.model.adapter_state(), learnt.with_method("plain")[0].model.adapter_state())
+    norms = [sum(float(weight.square().sum()) for weight in state.values()) for state in states]
+    assert norms[0] < 0.9 * norms[1]
+    for name, said in (
+        ("broken", "cannot be loaded from foreign_methods:Absent: AttributeError"),
+        ("no_method", "is none"),
+    ):
+        with pytest.raises(UserError, match=said):
+            method_of(name, {})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_killed_training_goes_on_to_the_same_adapter(name: str, learnt: Learnt) -> None:
     """And the method changes what is learnt: the adapter is not that of plain training."""
