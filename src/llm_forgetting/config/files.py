@@ -50,7 +50,10 @@ def parse_config(
 
 
 def _without_null(path: Path, dotted: Sequence[str]) -> tuple[list[str], bool]:
-    """Arguments for the parser without `lora: null`, and whether there is an adapter: its parser knows sections as whole."""
+    """Arguments for the parser without `lora: null`, and whether there is an adapter: its parser knows sections as whole.
+
+    A section `definitions` of the file becomes data.definitions: the file itself.
+    """
     words, nulls = list(dotted), ("null", "~", "none", "None", "")
     lone = [n for n, word in enumerate(words[:-1]) if word == "--lora" and words[n + 1] in nulls]
     for n in lone:
@@ -62,10 +65,22 @@ def _without_null(path: Path, dotted: Sequence[str]) -> tuple[list[str], bool]:
     if not _has_fields(path):
         return left, not said
     content = read_yaml(path, "--config")
-    if isinstance(content, dict) and "lora" in content and content["lora"] is None:
-        del content["lora"]
-        return [f"--config={yaml.safe_dump(content)}", *left], fields
-    return [f"--config={path}", *left], not said
+    if not isinstance(content, dict) or ("lora" not in content and "definitions" not in content):
+        return [f"--config={path}", *left], not said
+    null = content.get("lora", "") is None
+    kept = {name: value for name, value in content.items() if not (name == "lora" and null)}
+    return [f"--config={yaml.safe_dump(_with_own_tasks(kept, path))}", *left], fields if null else not said
+
+
+def _with_own_tasks(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`content` with the file itself as data.definitions, where it has a section `definitions`; UserError for both."""
+    if "definitions" not in content:
+        return content
+    others = {name: value for name, value in content.items() if name != "definitions"}
+    data = others.get("data") or {}
+    if isinstance(data, dict) and "definitions" in data:
+        raise UserError(f"{path} must define tasks in `definitions` or name a file in data.definitions, does both")
+    return {**others, "data": {**data, "definitions": str(path.absolute())} if isinstance(data, dict) else data}
 
 
 class ConfigTemplate:
@@ -201,7 +216,8 @@ def _has_fields(path: Path) -> bool:
                 f"{name} must hold fields such as {name}.{_first_field(name)}, was {value!r}; or leave it out"
             )
     known = set(dotted_paths())
-    for field, value in leaves(content):
+    defines = isinstance(content.get("definitions"), dict)
+    for field, value in leaves({name: part for name, part in content.items() if name != "definitions" or not defines}):
         if field not in known and (field, value) != ("lora", None):
             raise UserError(unknown_option(field))
         _require_number(field, value)

