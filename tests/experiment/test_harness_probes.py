@@ -23,6 +23,7 @@ from llm_forgetting.forgetting.transitions import transitions
 from llm_forgetting.models.language import harness
 from llm_forgetting.models.language.harness import harness_samples, require_tasks
 from llm_forgetting.progress import Silent
+from llm_forgetting.results import read_items
 from llm_forgetting.results.harness import harness_changes, read_harness_log
 
 # The harness asks git for its own version.
@@ -137,6 +138,36 @@ def test_a_checkpoint_of_a_run_is_scored_on_them(tasks: Path, llama_folder: Path
             evaluate_probes(session, 0)
     finally:
         (tasks / "documents.jsonl").write_text(documents)
+
+
+def test_saved_adapters_are_evaluated_in_the_harness(
+    tasks: Path, llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter's samples are those of its live model, the base model's those of a fresh adapter."""
+    expected = {}
+    for name, trained in (("base", False), ("adapter", True)):
+        model = load(llama_folder, trained=trained)
+        expected[name] = harness_samples(model, ["own_choice"], tasks, 8, None)["own_choice"]
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    model.save(adapter)
+    common = ["--harness", "own_choice", "--limit", "8", "--data.harness_tasks", str(tasks)]
+    common += ["--model_name", str(llama_folder), "--output_dir", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main(["evaluate", "base", str(adapter), *common]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "What changed from A to B" in printed
+    (folder,) = (tmp_path / "out").iterdir()
+    lines = read_items(folder)
+    for name, label in (("A", "base"), ("B", "adapter")):
+        found = [
+            (line.id, line.metrics) for line in lines if isinstance(line, SampleRecord) and line.checkpoint == name
+        ]
+        assert found == [(one.id, one.metrics) for one in expected[label]]
+    assert main(["evaluate", *common]) == 0
+    assert "own_choice, acc" in " ".join(capsys.readouterr().out.split())
+    assert main(["evaluate", *common, "--task", "anatomy"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
 
 
 def test_two_logs_of_the_harness_are_compared_by_document(

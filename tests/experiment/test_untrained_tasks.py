@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tiny_models import load
 
 import llm_forgetting as lf
+from llm_forgetting.cli.main import parse_run
 from llm_forgetting.config.files import parse_config
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig
 from llm_forgetting.errors import UserError
@@ -19,6 +20,8 @@ from llm_forgetting.experiment.jobs import steps_of
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.experiment.tasks import probes_of, source_of, tasks_of
 from llm_forgetting.forgetting.intervals import paired_proportion_change
+from llm_forgetting.forgetting.records import ItemRecord
+from llm_forgetting.forgetting.transitions import transitions
 from llm_forgetting.progress import Silent
 from llm_forgetting.report.html.files import write_run_report
 from llm_forgetting.results import read_items
@@ -109,6 +112,18 @@ def test_probes_are_in_no_average_and_in_every_report(finished: Any) -> None:
     record = finished.record
     assert record.forgetting.test.task_names == ("first", "second")
     assert record.forgetting.test.accuracy.cells[0][0].n == 6
+    lines = [line for line in read_items(finished.folder) if isinstance(line, ItemRecord)]
+    for scores in record.forgetting.splits:
+        before, after = (
+            [
+                line.correct
+                for line in lines
+                if (line.checkpoint, line.task, line.split) == (name, "first", scores.split)
+            ]
+            for name in ("after_task1", "after_task2")
+        )
+        assert scores.accuracy.tasks[0].transitions == transitions(before, after, [2] * len(before))
+        assert scores.loss.tasks[0].transitions is None
     frame = finished.probes
     assert list(frame["probe"].unique()) == ["third", "skills:reverse"]
     assert len(frame) == 6
@@ -124,6 +139,27 @@ def test_probes_are_in_no_average_and_in_every_report(finished: Any) -> None:
     assert [name for name in names if name.endswith("_probes")] == [
         "evaluate_initial_probes", "evaluate_after_task1_probes", "evaluate_after_task2_probes",
     ]  # fmt: skip
+
+
+@pytest.mark.process
+def test_a_run_goes_on_with_the_probes_it_was_begun_with(finished: Any) -> None:
+    file = Path(finished.record.config.data.definitions).with_name("third.jsonl")
+    content = file.read_text()
+    file.write_text(content.replace("Number 2", "Number two "))
+    try:
+        with pytest.raises(UserError, match="the items of probe third must be the same as when"):
+            _ = Session(finished.record.config, finished.folder, Silent()).probes
+    finally:
+        file.write_text(content)
+
+
+def test_worked_examples_of_a_probe_are_not_scored(llama_folder: Path, tmp_path: Path) -> None:
+    data = config_of(llama_folder, tmp_path, probes=["third"], few_shot=2).data
+    source = source_of(data, print)
+    (third,) = probes_of(data, source, tasks_of(data, source), print)
+    shots = [item for items in third.shots.values() for item in items]
+    assert len(shots) == 2
+    assert not {item.id for item in shots} & {item.id for item in third.test}
 
 
 def test_a_probe_holds_nothing_that_is_trained_on(llama_folder: Path, tmp_path: Path) -> None:
@@ -150,6 +186,7 @@ def test_a_probe_holds_nothing_that_is_trained_on(llama_folder: Path, tmp_path: 
         (["local:/nowhere/at/all"], "/nowhere/at/all"),
         (["third", "third"], "named 'third' twice|named third twice"),
         (["harness:"], "must be names of tasks"),
+        (["", ""], "must be names of tasks"),
     ],
 )
 def test_impossible_probes_are_one_line(probes: list[str], said: str, llama_folder: Path, tmp_path: Path) -> None:
@@ -174,3 +211,5 @@ def test_probes_leave_older_fingerprints_and_must_fit_each_other() -> None:
         with pytest.raises(UserError, match=said):
             parse_config("smoke", wrong)
     assert DataConfig().probes == ()
+    _, config = parse_run(["--config", "smoke", "--probes", "synthetic_3, text"])
+    assert config.data.probes == ("synthetic_3", "text")

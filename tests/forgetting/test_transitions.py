@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from llm_forgetting.files import encode
 from llm_forgetting.forgetting.intervals import PairedProportionChange, paired_proportion_change
+from llm_forgetting.forgetting.paired_evaluation import task_changes
 from llm_forgetting.forgetting.probes import probes, probes_lost
 from llm_forgetting.forgetting.records import ItemRecord, SampleRecord
+from llm_forgetting.forgetting.summary import summarise
 from llm_forgetting.forgetting.transitions import transitions
 
 CHECKPOINTS = ("initial", "after_task1", "after_task2")
@@ -114,6 +117,34 @@ def test_a_probes_changes_are_those_of_its_items() -> None:
     said = probes_lost([probe])
     assert said.startswith("What was never trained on was lost too: accuracy on maths from 0.")
     assert probes(trained, CHECKPOINTS, seed=0) is None
+
+
+def test_a_pair_of_checkpoints_has_transitions_of_all_its_items() -> None:
+    before, after = [1] * 30 + [0] * 20, [1] * 10 + [0] * 40
+    (change,) = task_changes({"maths": asked("A", before)}, {"maths": asked("B", after)}, seed=0)
+    assert change.transitions == transitions(before, after, [4] * 50)
+    assert change.transitions.lost.count == change.accuracy.only_before == 20
+
+
+def test_the_answer_begins_with_what_was_lost_elsewhere() -> None:
+    trained = [
+        item
+        for name in CHECKPOINTS
+        for task in ("first", "second")
+        for split in ("train", "test")
+        for item in asked(name, [1] * 40, task, split)
+    ]
+    elsewhere = [
+        item
+        for name, right in zip(CHECKPOINTS, ([1] * 60, [1] * 60, [0] * 30 + [1] * 30), strict=True)
+        for item in asked(name, right)
+    ]
+    alone = summarise(trained, ["first", "second"], seed=0)
+    beside = summarise([*trained, *elsewhere], ["first", "second"], seed=0)
+    assert beside.answer == f"{probes_lost(beside.probes or ())} {alone.answer}"
+    assert beside.answer.startswith("What was never trained on was lost too: accuracy on maths from 1.00 to 0.50")
+    assert alone.probes is None
+    assert encode(beside.forgetting) == encode(alone.forgetting)
 
 
 def test_only_a_loss_that_is_shown_is_said() -> None:

@@ -4,13 +4,14 @@ import argparse
 import logging
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_forgetting.cli.parser import Parser, leading_words, parse_dotted, positive
 from llm_forgetting.cli.report import draw_report
 from llm_forgetting.cli.signals import stopped
-from llm_forgetting.config.files import parse_config, parse_evaluate, parse_scan
+from llm_forgetting.config.files import parse_config, parse_evaluate, parse_scan, written
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ScanConfig
 from llm_forgetting.errors import UserError, program
 from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
@@ -121,6 +122,8 @@ def evaluate(arguments: list[str]) -> int:
     """`llm-forgetting evaluate`: accuracy on whole test splits, of one checkpoint or of two on the same items."""
     options, config = parse_evaluation(arguments)
     quiet_libraries()
+    if options.harness is not None:
+        return _evaluate_in_harness(options, config)
     from llm_forgetting.experiment.adapter_evaluation import evaluate_adapter, evaluate_pair
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
     from llm_forgetting.experiment.pairs import checkpoint_named, require_pair
@@ -156,6 +159,35 @@ def evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _evaluate_in_harness(options: argparse.Namespace, config: EvaluateConfig) -> int:
+    from llm_forgetting.experiment.artifacts.run_folder import RunFolder
+    from llm_forgetting.experiment.harness_evaluation import evaluate_in_harness, sample_records
+    from llm_forgetting.experiment.pairs import checkpoint_named
+    from llm_forgetting.files import encode_lines
+    from llm_forgetting.forgetting.probes import probes
+    from llm_forgetting.report.tables.harness import harness_tables, scores_table
+    from llm_forgetting.report.terminal import Terminal
+    from llm_forgetting.results.harness import harness_changes
+
+    terminal = Terminal()
+    logs = evaluate_in_harness(
+        config, [checkpoint_named(word) for word in options.checkpoints], options.limit, terminal
+    )
+    records = sample_records(logs)
+    for name in dict.fromkeys(record.checkpoint for record in records):
+        found = probes([record for record in records if record.checkpoint == name], [name], seed=0) or ()
+        table = scores_table(found)
+        terminal.show_table(table if len(logs) == 1 else replace(table, title=f"{name}: {table.title}"))
+    for table in harness_tables(harness_changes(*logs), *logs) if len(logs) == 2 else ():
+        if table.rows:
+            terminal.show_table(table)
+    folder = RunFolder.create(Path(config.output.folder), prefix="evaluation")
+    folder.phases.rmdir()
+    folder.write("items.jsonl", encode_lines(records))
+    say(f"Every sample is in {folder.path / 'items.jsonl'}.")
+    return 0
+
+
 def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, EvaluateConfig]:
     """The options of `evaluate` and the configuration they resolve to."""
     parser = Parser(
@@ -172,6 +204,9 @@ def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, Evaluate
     main_options = parser.add_argument_group("main options")
     main_options.add_argument("-h", "--help", action="store_true", help="show this help and stop")
     main_options.add_argument("--task", action="append", default=[], metavar="NAME", help="see `llm-forgetting tasks`")
+    main_options.add_argument(
+        "--harness", metavar="A,B,...", help="tasks that lm-evaluation-harness itself runs, instead of --task"
+    )
     main_options.add_argument("--few_shot", metavar="K", help="data.few_shot: worked examples before each question")
     main_options.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each subject")
     main_options.add_argument("--model_name", metavar="NAME", help="model.name; default: what the adapter names itself")
@@ -179,6 +214,13 @@ def parse_evaluation(arguments: list[str]) -> tuple[argparse.Namespace, Evaluate
     short_flags = {**SHORT_FLAGS, "--few_shot": ("data.few_shot",)}
     options, dotted = parse_dotted(parser, arguments[len(named) :], short_flags, EvaluateConfig)
     options.checkpoints = named
+    if options.harness is not None:
+        if options.task:
+            raise UserError(
+                "--harness and --task exclude each other: either the harness runs its tasks, or we run ours"
+            )
+        names = [f"harness:{name.strip()}" for name in options.harness.split(",")]
+        return options, parse_evaluate([*dotted, f"--data.probes={written(names)}"], [])
     return options, parse_evaluate(dotted, options.task or no_tasks(dotted))
 
 

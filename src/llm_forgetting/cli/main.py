@@ -23,7 +23,7 @@ from llm_forgetting.cli import study as cli_study
 from llm_forgetting.cli.engines import add_engine_options, without_engine_options, workers_of
 from llm_forgetting.cli.parser import Parser, parse_dotted
 from llm_forgetting.cli.signals import stoppable, stopped
-from llm_forgetting.config.files import DEFAULT_PRESET, PRESETS, parse_config
+from llm_forgetting.config.files import DEFAULT_PRESET, PRESETS, parse_config, written
 from llm_forgetting.config.paths import SEEDS, to_dict
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError, is_out_of_memory, program, refusal, system_error
@@ -338,6 +338,7 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
     main_options.add_argument("--tasks", metavar="A,B,...", help="data.tasks, separated by commas")
     main_options.add_argument("--task1", metavar="NAME", help="the first of data.tasks")
     main_options.add_argument("--task2", metavar="NAME", help="the second of data.tasks")
+    main_options.add_argument("--probes", metavar="A,B,...", help="data.probes, separated by commas")
     for flag, paths in SHORT_FLAGS.items():
         main_options.add_argument(flag, metavar="VALUE", help=" and ".join(paths))
     add_engine_options(parser.add_argument_group("phases side by side (default: one after the other, here)"), "phases")
@@ -349,5 +350,9 @@ def parse_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, ExperimentC
         return options, parse_config(str(Path(options.resume) / "config.yaml"), [], resumed=True)
     if options.tasks is not None and (options.task1, options.task2) != (None, None):
         raise UserError("--tasks names all tasks; give either it or --task1 and --task2")
-    named = None if options.tasks is None else [name.strip() for name in options.tasks.split(",")]
+    named, probes = (
+        None if names is None else [name.strip() for name in names.split(",")]
+        for names in (options.tasks, options.probes)
+    )
+    dotted += [] if probes is None else [f"--data.probes={written(probes)}"]
     return options, parse_config(options.config, dotted, tasks=named, task_at={0: options.task1, 1: options.task2})

@@ -125,7 +125,8 @@ def problems(config: "AnyConfig") -> Iterator[str]:
         yield f"model.name=synthetic knows only the words of data.source=synthetic, which is {config.data.source}"
     if config.model.name == "synthetic" and config.data.definitions is not None:
         yield "model.name=synthetic knows only the words of data.source=synthetic, not those of data.definitions"
-    if not isinstance(config, ExperimentConfig) and not config.data.tasks:
+    in_harness = isinstance(config, EvaluateConfig) and config.data.probes
+    if not isinstance(config, ExperimentConfig) and not config.data.tasks and not in_harness:
         yield "at least one task must be named (--task NAME), none was"
     if isinstance(config, ExperimentConfig) and len(config.data.tasks) < 2:
         yield f"data.tasks must name at least two tasks (forgetting needs a second one), was {list(config.data.tasks)}"
@@ -244,12 +245,12 @@ def _data_problems(data: "DataConfig") -> Iterator[str]:
 
 
 def _probe_problems(data: "DataConfig") -> Iterator[str]:
-    twice = sorted({name for name in data.probes if data.probes.count(name) > 1})
-    if twice:
-        yield f"data.probes must name every probe once, named {twice[0]} twice"
     nameless = [name for name in data.probes if not name.strip() or name.endswith(":")]
     if nameless:
         yield f"data.probes must be names of tasks, SOURCE:NAME or harness:TASK, was {nameless[0]!r}"
+    twice = sorted({name for name in data.probes if data.probes.count(name) > 1})
+    if twice:
+        yield f"data.probes must name every probe once, named {twice[0]} twice"
     if data.probe_limit is not None and not data.probes:
         yield f"data.probe_limit={data.probe_limit} needs data.probes, which names none"
     if data.harness_tasks is not None and not any(name.startswith("harness:") for name in data.probes):

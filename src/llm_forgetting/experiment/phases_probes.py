@@ -8,7 +8,7 @@ from llm_forgetting.experiment.session import Session
 from llm_forgetting.experiment.tasks import HARNESS, harness_folder, harness_probes, own_probes
 from llm_forgetting.forgetting.records import Line, SampleRecord
 from llm_forgetting.models.language.harness import harness_samples
-from llm_forgetting.models.language.scoring import merged, score_tasks
+from llm_forgetting.models.language.scoring import merged, passes, score_tasks
 
 
 def are_scored(data: DataConfig) -> bool:
@@ -21,9 +21,8 @@ def evaluate_probes(session: Session, k: int) -> Lines:
     model, probes, name = session.at(k), session.encoded_probes, checkpoint_name(k)
     records: list[Line] = []
     if probes:
-        total = sum(len(probe.test) for probe in probes)
-        with session.progress.bar(f"scoring {name} on probes", total) as advance, merged(model):
-            groups = [probe.test for probe in probes]
+        groups = [probe.test for probe in probes]
+        with session.progress.bar(f"scoring {name} on probes", passes(groups)) as advance, merged(model):
             scores = score_tasks(model, groups, session.config.evaluation.batch_size, lambda n: advance(n, ""))
         for probe, scored in zip(probes, scores, strict=True):
             records += item_records(name, probe.name, "probe", probe.test, scored, decode=model.decode)

@@ -169,6 +169,7 @@ def scalars(results: Results) -> list[dict[str, float]]:
         ("landscape", landscape_rows(results), ("task",)),
         ("curvature", curvature_rows(results), ()),
         ("forgetting", [{**row, **last} for row in forgetting_rows(results)], ("split", "task", "measure")),
+        ("probes", probe_rows(results), ("probe", "measure")),
         ("forecast", [{**row, "checkpoint": row["to"]} for row in forecast_rows(results)], ("split", "task")),
     )
     for table, rows, keys in tables:

@@ -67,6 +67,9 @@ def _content(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} defines no task; it must map names to fields such as `path: questions.jsonl`")
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{file} must map names of tasks to their fields, was {str(content)[:40]!r}")
+    own = content.get("definitions")
+    if isinstance(own, dict) and not own.keys() & set(_FIELDS):
+        return own  # a configuration that defines its tasks itself
     return content
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from llm_forgetting.forgetting.intervals import PairedProportionChange
+from llm_forgetting.forgetting.records import Probe
 from llm_forgetting.report.tables.pairs import change_text
 from llm_forgetting.report.tables.run import Table, number
 from llm_forgetting.report.tables.transitions import turned_table
@@ -13,6 +14,27 @@ _NOTE = (
     "error; p: exact McNemar. Unpaired z: what the harness' own comparison gives, (B - A) / sqrt(stderr² + stderr²) over all "
     "documents of each; it takes no account of their being the same."
 )
+
+
+def scores_table(found: Sequence[Probe]) -> Table:
+    """A row per task and metric of one checkpoint."""
+    rows = tuple(
+        (
+            f"{probe.name.removeprefix('harness:')}, {probe.measure}",
+            str(probe.n),
+            number(score.value, 4),
+            "-" if score.stderr is None else number(score.stderr, 4),
+            "-" if score.interval is None else f"{number(score.interval.low, 3)} to {number(score.interval.high, 3)}",
+            "-" if not probe.chance else number(probe.chance),
+        )
+        for probe in found
+        for score in probe.score.values()
+    )
+    note = (
+        "Run by lm-evaluation-harness itself; standard error sd / sqrt(n) as there, 95% interval from 40 documents on."
+    )
+    header = ("task, metric", "documents", "mean", "stderr", "interval", "guessing")
+    return Table("Tasks of lm-evaluation-harness", header, rows, note)
 
 
 def harness_tables(changes: Sequence[HarnessChange], first: HarnessLog, second: HarnessLog) -> list[Table]:
