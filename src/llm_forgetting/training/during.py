@@ -23,7 +23,7 @@ FORWARDS_PER_STEP = 3
 
 @dataclass(frozen=True)
 class _Point:
-    """One point's scores, kept until the training is over: per task and item."""
+    """One point's scores, kept until the training is over: per task and item, losses by the items' weights."""
 
     correct: dict[str, list[bool]]
     loss: dict[str, list[float]]
@@ -86,7 +86,7 @@ class DuringScores(TrainerCallback):
         named = dict(zip(self._tasks, scores, strict=True))
         point = _Point(
             {task: scored.correct.tolist() for task, scored in named.items()},
-            {task: scored.losses.tolist() for task, scored in named.items()},
+            {task: scored.weighted_losses.tolist() for task, scored in named.items()},
         )
         write_text(self._file(step), encode(point))
 

@@ -192,7 +192,7 @@ def _method(results: Results) -> list[Block]:
 def _right(results: Results) -> list[str]:
     """When a completion counts as right."""
     by = {task.score.by for task in results.tasks if task.score is not None}
-    if not by and any(not task.options for task in results.tasks):  # of an older run
+    if not by and any(task.completions for task in results.tasks):  # of an older run
         by = {"teacher_forcing"}
     return [WHEN_RIGHT[kind] for kind in WHEN_RIGHT if kind in by]
 

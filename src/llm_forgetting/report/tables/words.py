@@ -10,7 +10,7 @@ ACCURACY, EXACT_MATCH = "accuracy", "exact match"
 
 def completion_tasks(results: Results) -> list[str]:
     """The tasks of prompts with completions: they have no options."""
-    return [task.name for task in results.tasks if not task.options]
+    return [task.name for task in results.tasks if task.completions]
 
 
 def measure_name(results: Results) -> str:
