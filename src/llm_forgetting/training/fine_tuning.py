@@ -102,7 +102,7 @@ class AnswerTrainer(Trainer):
             self.optimizer = self._methods.optimizer(peft_model, *chosen)
         return super().create_optimizer(model)
 
-    def get_batch_samples(  # type: ignore[override]  # a weight may be a fraction
+    def get_batch_samples(  # type: ignore[override]  # a weight may be a fraction; it is only handed on
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], float]:
         """The micro-batches of an optimiser step, and the weight of all that is predicted in them."""
