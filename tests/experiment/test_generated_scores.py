@@ -17,12 +17,16 @@ from llm_forgetting.experiment.cost.lengths import item_lengths
 from llm_forgetting.experiment.cost.work import task_sizes, work_of
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.files import decode, encode
-from llm_forgetting.forgetting.evaluation import TaskEvaluation
+from llm_forgetting.forgetting.evaluation import PooledAccuracy, SubjectEvaluation, TaskEvaluation
+from llm_forgetting.forgetting.intervals import Mean, proportion
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.models.language.generation import write
 from llm_forgetting.progress import Silent
+from llm_forgetting.report.html.evaluation import _method
 from llm_forgetting.report.tables.evaluation import evaluation_table
+from llm_forgetting.report.tables.words import WHEN_RIGHT
 from llm_forgetting.results import TaskSetup
+from llm_forgetting.tasks.scoring import TITLES, Scoring
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,7 +93,7 @@ def test_evaluate_says_what_its_accuracy_is(llama_folder: Path, tmp_path: Path, 
     rouge = [record.rouge_l for record in records if record.rouge_l is not None]
     assert len(rouge) == 3
     assert spoken.subjects[0].rouge_l == pytest.approx(np.mean(rouge))
-    assert f"spoken: accuracy is {spoken.measure}; ROUGE-L {np.mean(rouge):.4f}." in evaluation_table(results).note
+    assert f"spoken: {spoken.measure}; ROUGE-L {np.mean(rouge):.4f}." in evaluation_table(results).note
     assert decode(TaskEvaluation, encode(spoken)) == spoken
     pair, both = evaluate_pair(config, (tmp_path / "a", tmp_path / "b"), 3, Silent())
     assert pair.changes is not None
@@ -104,5 +108,18 @@ def test_the_cost_counts_what_is_written(llama_folder: Path, data: DataConfig) -
     (written,) = (work for work in work_of(config, sizes) if work.label.startswith("write completions"))
     tokens = sum(len(item.targets) for split in ("train", "test") for item in lengths.tasks[0].split(split))
     assert written.tokens["scores"] == pytest.approx(3 * tokens)
-    without = [replace(size, written=0) for size in sizes]
-    assert not [work for work in work_of(config, without) if work.label.startswith("write")]
+    without = [replace(size, judged=0) for size in sizes]
+    assert not [work for work in work_of(config, without) if work.label.startswith("write completions")]
+
+
+def test_reports_of_options_and_of_generated_answers_say_which_is_right() -> None:
+    """What `evaluate` and a run's report say, by tasks alone."""
+    subject = SubjectEvaluation("s", 1, (), 0, proportion([True]), Mean(1.0, None, 1, None), 0.5, 0.1, completions=True)
+    found = {
+        by: TaskEvaluation("s", (subject,), PooledAccuracy(1.0, None, 1), measure=Scoring(by).title) for by in TITLES
+    }
+    assert [task.is_exact_match for task in found.values()] == [True, True, False, False]
+    assert replace(found["likelihood"], measure=None).is_exact_match  # of an older evaluation
+    for by, task in found.items():
+        assert WHEN_RIGHT[by] in " ".join(_method(False, True, [task.measure]))
+    assert "every token is the most likely one" in " ".join(_method(False, True, [None]))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_models import load, make_encoded, save, tiny_gpt2
 
+from llm_forgetting.models.adapter.requantised import requantised
 from llm_forgetting.models.language import generation
 from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.batches import EncodedItem
@@ -91,6 +92,21 @@ def test_models_without_packing_write_the_same(tmp_path: Path) -> None:
     model.supports_packing = False
     assert [found.text for found in write(model, encoded, 4)] == [found.text for found in kept]
     assert kept[0].text == plainly(model, encoded[0], 2 * len(encoded[0].targets) + 16)
+
+
+def test_bfloat16_and_quantised_weights_write_what_their_own_logits_say(llama_folder: Path) -> None:
+    model = load(llama_folder, dtype="bfloat16")
+    encoded = items(model)[:3]
+    limit = [2 * len(item.targets) + 16 for item in encoded]
+    with model.computing():
+        expected = [plainly(model, item, most) for item, most in zip(encoded, limit, strict=True)]
+    assert [found.text for found in write(model, encoded, None)] == expected
+    pytest.importorskip("bitsandbytes")
+    for kind in ("8bit", "4bit"):
+        with requantised(model, kind):
+            with model.computing():
+                expected = [plainly(model, item, most) for item, most in zip(encoded, limit, strict=True)]
+            assert [found.text for found in write(model, encoded, None)] == expected
 
 
 def test_ends_at_a_text_at_a_limit_and_at_the_table_of_positions(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import adapter_of, load
 
+from llm_forgetting.config.measurements import EvaluationConfig
 from llm_forgetting.config.paths import fingerprint
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig, TrainingConfig, Weighting
 from llm_forgetting.experiment.analysis import forecast, paths
@@ -24,6 +25,7 @@ from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.objective import LandscapeObjective
 from llm_forgetting.models.language.scoring import score
 from llm_forgetting.tasks.completion import Completion
+from llm_forgetting.training.during import DuringScores
 from llm_forgetting.training.fine_tuning import fine_tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -124,6 +126,19 @@ def test_a_step_of_training_is_the_plain_loops(
     (entry,) = fine_tune(model, encoded, config, stream="task1", scratch=tmp_path)
     assert entry.loss == pytest.approx(float(loss.detach()), rel=1e-5)
     assert torch.allclose(adapter_of(model) - before, -0.1 * gradient.float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_scores_during_a_training_give_the_same_mean(
+    model: LanguageModel, tmp_path: Path, weighting: Weighting
+) -> None:
+    encoded = items(model, weighting)
+    during = DuringScores(model, {"s": encoded}, EvaluationConfig(during=1), 1, tmp_path)
+    for step in (0, 1):
+        during._score(step)
+    with torch.no_grad():
+        expected = float(plain(model, encoded, weighting))
+    assert during.record().tasks[0].loss[1].mean() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)

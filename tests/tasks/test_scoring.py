@@ -88,6 +88,7 @@ def test_fields_of_score(tmp_path: Path) -> None:
     assert item.scoring == expected
     assert item.sha256 == opened(tmp_path, "{by: teacher_forcing}").sha256
     assert opened(tmp_path, "{by: teacher_forcing}").scoring == TEACHER_FORCED
+    assert opened(tmp_path, '{until: "\\n"}').scoring.until == ("\n",)  # white space ends a text too
 
 
 def test_a_generated_skill_can_be_scored_by_what_is_written(tmp_path: Path) -> None:

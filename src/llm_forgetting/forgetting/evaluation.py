@@ -58,6 +58,13 @@ class TaskEvaluation:
     measure: Annotated[str | None, OMITTED] = None
 
     @property
+    def is_exact_match(self) -> bool:
+        """Whether its accuracy is exact match: of completions that are not judged among options."""
+        return all(subject.completions for subject in self.subjects) and "exact match" in (
+            self.measure or "exact match"
+        )
+
+    @property
     def headline(self) -> PooledAccuracy:
         """Accuracy on held-out rows where some were trained on, else on all."""
         return self.held_out or self.accuracy

@@ -92,6 +92,11 @@ class TaskSetup:
     landscape_items: tuple[str, ...]
     score: Annotated[Scoring | None, OMITTED] = None
 
+    @property
+    def completions(self) -> bool:
+        """Whether its items are completions, among options or not."""
+        return self.score is not None or not self.options
+
 
 @dataclass(frozen=True)
 class ModelDescription:

@@ -211,8 +211,18 @@ def _scoring(given: Mapping[str, Any], name: str) -> Scoring:
         raise UserError(
             f"{setting}.rouge needs the package rouge_score: pip install 'llm-forgetting[rouge]', or leave it out"
         )
-    until = _texts(fields, "until", setting, may_be_one=True)
-    return Scoring(by, _pattern(fields, setting), ignore, until, _tokens(fields, setting), rouge == "true")
+    return Scoring(
+        by, _pattern(fields, setting), ignore, _until(fields, setting), _tokens(fields, setting), rouge == "true"
+    )
+
+
+def _until(fields: Mapping[str, Any], setting: str) -> tuple[str, ...]:
+    """Texts that end what is written, white space too."""
+    value = fields.get("until", [])
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise UserError(f"{setting}.until must be a list of texts, was {str(value)[:40]!r}; or leave it out")
+    return tuple(texts)
 
 
 def _pattern(fields: Mapping[str, object], setting: str) -> str | None:

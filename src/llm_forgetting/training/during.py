@@ -23,7 +23,7 @@ FORWARDS_PER_STEP = 3
 
 @dataclass(frozen=True)
 class _Point:
-    """One point's scores, kept until the training is over: per task and item."""
+    """One point's scores, kept until the training is over: per task and item, losses by the items' weights."""
 
     correct: dict[str, list[bool]]
     loss: dict[str, list[float]]

@@ -22,16 +22,25 @@ FORWARDS_PER_PRODUCT = 4
 
 @dataclass(frozen=True)
 class TaskSize:
+<<<<<<< HEAD
     """Items of a task's splits, the mean number of tokens of their prompts, and of what is written after each, if anything;
     whether they are questions, with options that can be rotated.
+=======
+    """Items of a task's splits, and the mean number of tokens of their prompts, and of what else is passed to judge each: those
+    that are written, and the options.
+>>>>>>> generation
     """
 
     name: str
     train: int
     test: int
     tokens: float
+<<<<<<< HEAD
     written: float = 0
     questions: bool = True
+=======
+    judged: float = 0
+>>>>>>> generation
 
 
 @dataclass(frozen=True)
@@ -48,9 +57,13 @@ class Work:
 def task_sizes(lengths: ItemLengths) -> list[TaskSize]:
     """Sizes of the tasks."""
     return [
+<<<<<<< HEAD
         TaskSize(
             task.name, len(task.train), len(task.test), _mean(items), _written(items), not any(i.places for i in items)
         )
+=======
+        TaskSize(task.name, len(task.train), len(task.test), _mean(items), _judged(items))
+>>>>>>> generation
         for task in lengths.tasks
         if (items := [*task.train, *task.test])
     ]
@@ -68,9 +81,10 @@ def _mean(items: Sequence[EncodedItem]) -> float:
     return sum(len(item.input_ids) for item in items) / len(items)
 
 
-def _written(items: Sequence[EncodedItem]) -> float:
-    """Tokens that greedy decoding writes after each, if it ends where the right completion does."""
-    return sum(len(item.targets) for item in items if is_generated(item)) / len(items)
+def _judged(items: Sequence[EncodedItem]) -> float:
+    """Tokens that greedy decoding writes after each, if it ends where the right completion does, and those of its options."""
+    written = sum(len(item.targets) for item in items if is_generated(item))
+    return (written + sum(len(option.input_ids) for item in items for option in item.alternatives)) / len(items)
 
 
 def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
@@ -88,10 +102,10 @@ def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
             {"scores": (checkpoints + 1) * scored_tokens},
         )
     )
-    written = sum((size.train + size.test) * size.written for size in sizes)
-    if written:
+    judged = sum((size.train + size.test) * size.judged for size in sizes)
+    if judged:
         times = (1 + len(config.evaluation.quantised)) * (checkpoints + 1)
-        work.append(Work("write completions (their right lengths)", times * scored, {"scores": times * written}))
+        work.append(Work("write completions, compare options", times * scored, {"scores": times * judged}))
     if kinds := config.evaluation.quantised:
         times = len(kinds) * (checkpoints + 1)
         work.append(Work("the same, quantised", times * scored, {"scores": times * scored_tokens}))

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,9 @@ from llm_forgetting.report.html.reproduction import configuration, versions, wha
 from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.evaluation import evaluation_table
 from llm_forgetting.report.tables.run import Table, display_name, number, value_and_error
-from llm_forgetting.report.tables.words import capital, evaluated_name, named
+from llm_forgetting.report.tables.words import WHEN_RIGHT, capital, evaluated_name, named
 from llm_forgetting.results import EvaluationResults
+from llm_forgetting.tasks.scoring import TITLES
 
 RIGHT, WRONG = "right", "wrong"
 # More tasks than this are answered by their range.
@@ -47,6 +48,7 @@ def evaluation_page(results: EvaluationResults, items: Sequence[Line]) -> Page:
     listing = _listing(answered) if answered else Prose("No items: items.jsonl is missing.", quiet=True)
     asked = [item for item in answered if item.tokens is None]
     letters, name = [Numbers(_letters(asked))] if asked else [], evaluated_name(results)
+    method = _method(bool(asked), len(asked) < len(answered), [task.measure for task in results.tasks])
     return Page(
         title=f"{capital('test ' * results.is_test + name)} of {what}",
         kicker=f"llm-forgetting evaluate · {model_name(model)} · {model.parameters:,} parameters",
@@ -59,7 +61,11 @@ def evaluation_page(results: EvaluationResults, items: Sequence[Line]) -> Page:
                 [accuracy_figure(results, answered), Numbers(evaluation_table(results)), *letters],
             ),
             Section("items", "Item by item", [listing]),
-            Section("method", "Method", [Points(_method(bool(asked), len(asked) < len(answered)))]),
+            Section(
+                "method",
+                "Method",
+                [Points(method)],
+            ),
             Section("again", "How to reproduce", _again(results)),
         ],
         footer=[f"llm-forgetting {results.versions['llm-forgetting']}. {results.source}"],
@@ -72,12 +78,12 @@ def _answers(tasks: Sequence[TaskEvaluation]) -> list[str]:
         return [_answer(task) for task in tasks]
     worst, *_, best = sorted(tasks, key=lambda task: task.headline.value)
     ends = [f"{_accuracy(task)} on {display_name(task.name)}" for task in (worst, best)]
-    name = capital(named(all(subject.completions for task in tasks for subject in task.subjects)))
+    name = capital(named(all(task.is_exact_match for task in tasks)))
     return [f"{name} on {len(tasks)} tasks: from {ends[0]} to {ends[1]} (± one standard error over items)."]
 
 
 def _answer(task: TaskEvaluation) -> str:
-    name = named(all(subject.completions for subject in task.subjects))
+    name = named(task.is_exact_match)
     n, of = task.headline.n, "held-out items" if task.held_out else "items"
     no_test = f" All {n} items were trained on, so this is no test." if task.trained and not task.held_out else ""
     if len(task.subjects) > 1:
@@ -185,11 +191,12 @@ def _listing(items: Sequence[ItemRecord]) -> Listing:
     return Listing("Item by item", header, rows[:MOST_ITEMS], (5,), ((1, ""), (4, start)), note)
 
 
-def _method(questions: bool, completions: bool) -> tuple[str, ...]:
+def _method(questions: bool, completions: bool, measures: Collection[str | None]) -> tuple[str, ...]:
     asked = "The answer is the letter whose log-probability is highest after the prompt; accuracy is the share of right ones"
-    matched = "Exact match is the share of completions of which every token is the most likely one"
-    said = [*([asked] if questions else []), *([matched] if completions or not questions else [])]
-    return (*_METHOD[:1], f"{'. '.join(said)}; its {_METHOD[1]}", *_METHOD[2:])
+    matched = [WHEN_RIGHT[kind] for kind, title in TITLES.items() if title in measures]
+    old = "Exact match is the share of completions of which every token is the most likely one."
+    said = [*([f"{asked}."] if questions else []), *(matched or [old] if completions or not questions else [])]
+    return (*_METHOD[:1], f"{' '.join(said)} The {_METHOD[1]}", *_METHOD[2:])
 
 
 _METHOD = (

@@ -38,7 +38,7 @@ from llm_forgetting.report.tables.run import (
 )
 from llm_forgetting.report.tables.spurious import spurious_table
 from llm_forgetting.report.tables.transitions import transitions_table
-from llm_forgetting.report.tables.words import capital, completion_tasks, measure_name, named
+from llm_forgetting.report.tables.words import WHEN_RIGHT, capital, completion_tasks, measure_name, named
 from llm_forgetting.results import Results
 
 PRIVATE = (
@@ -192,25 +192,9 @@ def _method(results: Results) -> list[Block]:
 def _right(results: Results) -> list[str]:
     """When a completion counts as right."""
     by = {task.score.by for task in results.tasks if task.score is not None}
-    if not by and any(not task.options for task in results.tasks):  # of an older run
+    if not by and any(task.completions for task in results.tasks):  # of an older run
         by = {"teacher_forcing"}
     return [WHEN_RIGHT[kind] for kind in WHEN_RIGHT if kind in by]
-
-
-WHEN_RIGHT = {
-    "teacher_forcing": (
-        "A completion is right if every token is the likeliest after the right ones before it: teacher-forced exact match."
-    ),
-    "generation": (
-        "A completion is right if the answer in what the model writes by greedy decoding is the right one: exact match of "
-        "generated answers."
-    ),
-    "likelihood": "An option is chosen by the log-likelihood of its text after the prompt: acc of lm-evaluation-harness.",
-    "likelihood_per_character": (
-        "An option is chosen by the log-likelihood of its text after the prompt over its characters: acc_norm of "
-        "lm-evaluation-harness."
-    ),
-}
 
 
 def _again(results: Results) -> list[Block]:

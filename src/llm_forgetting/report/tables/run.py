@@ -54,7 +54,7 @@ def accuracy_text(results: Results) -> str:
     titles = {
         display_name(task.name): task.score.title if task.score else "teacher-forced exact match"
         for task in results.tasks
-        if not task.options
+        if task.completions
     }
     if len(set(titles.values())) == 1 and len(titles) == len(results.tasks):
         return next(iter(titles.values()))

@@ -68,8 +68,12 @@ def turns(value: object, where: str, role: str = "role", content: str = "content
             raise UserError(
                 f"{where}: every message must have {role} and {content}, both text; one is {str(turn)[:60]!r}"
             )
-        found.append(Message(_ROLES.get(str(turn[role]), str(turn[role])), str(turn[content])))
+        name = _SHAREGPT.get(str(turn[role]), str(turn[role]))
+        if name not in _ROLES:
+            raise UserError(f"{where}: the {role} of a message must be one of {', '.join(_ROLES)}, is {name[:40]!r}")
+        found.append(Message(name, str(turn[content])))
     return tuple(found)
 
 
-_ROLES = {"human": "user", "gpt": "assistant"}
+_SHAREGPT = {"human": "user", "gpt": "assistant"}
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "function_call", "observation")

@@ -52,6 +52,9 @@ def open_files(files: Sequence[Path], layout: RecordLayout) -> LoadedSource:
     by_split = {file.stem: found for file, found in items.items()}
     if not {"train", "test"} <= set(by_split) <= {*_SPLITS, "test"}:
         return LoadedSource(description, by_subject(item for found in items.values() for item in found))
+    for file, found in items.items():
+        if not found and file.stem in ("train", "test"):
+            raise UserError(f"{file} holds no item; a folder with train and test files needs items in both")
     rows = by_subject(by_split["train"])
     return LoadedSource(description, rows, held_out=by_subject(by_split["test"]))
 
