@@ -204,7 +204,6 @@ def test_probes_leave_older_fingerprints_and_must_fit_each_other() -> None:
     assert parse_config("smoke", []).fingerprint == parse_config("smoke", ["--data.probes=[]"]).fingerprint
     assert parse_config("smoke", ["--data.probes=[synthetic_3]"]).fingerprint != parse_config("smoke", []).fingerprint
     for wrong, said in (
-        (["--data.probe_limit=5"], "data.probe_limit=5 needs data.probes"),
         (["--data.harness_tasks=x"], "needs a probe harness:TASK"),
         (["--data.probes=[skills:reverse]"], "has a model of its own words"),
     ):
