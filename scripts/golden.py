@@ -55,6 +55,7 @@ ADDED: frozenset[str] = frozenset(
         *("run.results.config.lora.rank_pattern", "run.results.config.lora.alpha_pattern"),
         *("run.results.config.model.quantization", "run.results.config.evaluation.quantised"),
         *("run.results.config.data.difficulty", "run.results.config.data.shift"),
+        "run.results.config.data.weighting",
         *("run.results.config.evaluation.during", "run.results.config.evaluation.during_items"),
         "run.results.config.evaluation.during_split",
         "run.results.config.training.methods",

@@ -1,6 +1,7 @@
 """A whole run on prompts with completions, beside a task of questions: every number is the definition's, resumed or not."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import load
 
+from llm_forgetting.cli.main import main
 from llm_forgetting.config.measurements import CurvatureConfig, LandscapeConfig
 from llm_forgetting.config.sections import (
     DataConfig,
@@ -107,8 +109,34 @@ def test_what_is_said_of_completions(finished: tuple[Path, Results]) -> None:
     assert not [warning for warning in results.warnings if "option letters" in warning and "largest" in warning]
     assert read_results(folder).answer == results.answer
     page = write_run_report(results, read_items(folder), folder).read_text(encoding="utf-8")
-    assert "the right token among all tokens, the mean over a completion" in page
+    assert "the right token among all tokens, the mean over the tokens that are learnt" in page
     assert "accuracy: teacher-forced exact match on largest" in page
+
+
+def test_every_command_takes_completions(
+    finished: tuple[Path, Results], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And speaks of exact match: no letter, no option, no guess."""
+    folder, _ = finished
+    first, second = (str(folder / f"checkpoint_after_task{k}") for k in (1, 2))
+    words = ["--task", "largest", "--data.source", "skills", "--output_dir", str(tmp_path)]
+    small = ["--landscape.num_items", "2", "--landscape.self_test_items", "1"]
+    scan = [*small, "--landscape.max_evaluations", "23", "--landscape.resolution", "3", "--landscape.directions", "2"]
+    assert main(["evaluate", first, second, *words, "--limit", "3"]) == 0
+    assert main(["landscape", first, "--to", second, *words, *scan]) == 0
+    assert main(["forecast", first, second, *words, *small]) == 0
+    said = capsys.readouterr().out
+    pages = [page.read_text(encoding="utf-8").partition("<main")[2] for page in tmp_path.glob("*/report.html")]
+    assert len(pages) == 3
+    for text in (said, *(page.partition("<script")[0] for page in pages)):
+        assert not re.findall(r"(?i)\b(accuracy|letters?|options?|guess\w*|questions?)\b", text)
+    assert main(["repair", str(folder)]) == 0
+    assert "Repair: accuracy" in capsys.readouterr().out  # of both kinds
+    assert main(["compare", str(folder), str(folder), "--output", str(tmp_path / "compare.html")]) == 0
+    card = (folder / "checkpoint_after_task2" / "README.md").read_text(encoding="utf-8")
+    assert "type: exact_match" in card
+    assert "type: text-generation" in card
+    assert "type: multiple-choice" in card
 
 
 def test_going_on_computes_nothing_again(finished: tuple[Path, Results]) -> None:

@@ -203,6 +203,7 @@ def test_cells_that_learn_their_first_task_alike_share_it(tmp_path: Path) -> Non
         {"data": {"train_items": 9, "test_items": 4}},
         {"data": {"train_items": 8, "test_items": 5}},
         {"interventions": {"sam_rho": 0.2}},
+        {"training": {"methods": {"lora_plus": {"ratio": 4}}}},
         {"curvature": {"lanczos_steps": 5}},
     ],
 )
@@ -218,6 +219,7 @@ def test_whatever_changes_the_first_task_changes_its_key(tmp_path: Path, change:
         {"interventions": {"replay_items": 2}},
         {"interventions": {"anchor": 0.5}},
         {"interventions": {"sam_on": "first"}},
+        {"training": {"methods": {"ewc": {"strength": 2.0}, "replay": {"items": 1}}}},
         {"evaluation": {"recovery_items": 0}},
         {"output": {"dpi": 60}},
     ],
@@ -226,6 +228,19 @@ def test_what_comes_later_does_not(tmp_path: Path, change: dict[str, Any]) -> No
     tasks = Tasks()
     before = first_task_key(plan_of(tmp_path).cells[0].config, tasks)
     assert first_task_key(plan_of(tmp_path, set={**SMALL["set"], **change}).cells[0].config, tasks) == before
+
+
+def test_arms_and_what_is_varied_name_methods_and_their_options(tmp_path: Path) -> None:
+    """An option by its path leaves the others; a method that no one knows is told with the file."""
+    arms = {"plain": {}, "ewc": {"training.methods.ewc.fisher": "kronecker"}, "kl": {"training.methods": {"kl": {}}}}
+    plan = plan_of(tmp_path, vary={"seed": [0]}, arms=arms)
+    assert [cell.config.training.methods for cell in plan.cells] == [{}, {"ewc": {"fisher": "kronecker"}}, {"kl": {}}]
+    assert len({cell.id for cell in plan.cells}) == 3
+    both = {**arms["ewc"], "training.methods.ewc.strength": 3}
+    (cell,) = plan_of(tmp_path, vary={"seed": [0]}, arms={"both": both}).cells
+    assert cell.config.training.methods == {"ewc": {"fisher": "kronecker", "strength": 3}}
+    with pytest.raises(UserError, match=r"study.yaml: training.methods must name methods among .* did you mean ewc"):
+        plan_of(tmp_path, arms={"ewk": {"training.methods.ewk": {}}})
 
 
 def test_every_intervention_is_said_to_act_on_the_first_task_or_only_later() -> None:

@@ -411,7 +411,7 @@ GOOD = jsonl({"question": "Q?", "choices": ["p", "q"], "answer": 0})
         ("own: {path: }\n", "own.path must be a text, was ''"),
         ("own: {path: x.jsonl, colums: {answer: key}}\n", "own.colums is not a field; did you mean columns?"),
         ("own: {path: x.jsonl, zzz: 1}\n", "own.zzz is not a field; there are source, path"),
-        ("own: {path: x.jsonl, source: web}\n", "own.source must be one of embedded, local, hub, skills, synthetic, was 'web'"),
+        ("own: {path: x.jsonl, source: web}\n", "own.source must be one of embedded, local, hub, embedded_text, skills"),
         ("own: {source: embedded, path: x.jsonl}\n", "own.path has no meaning with own.source=embedded"),
         ("own: {source: synthetic, choices: [no, yes]}\n", "own.choices has no meaning with own.source=synthetic"),
         ("own: {path: x.jsonl, split: test}\n", "own.split has no meaning with own.source=local"),

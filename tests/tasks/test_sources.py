@@ -295,7 +295,7 @@ def test_a_gated_set_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_impossible_combinations_are_refused(tmp_path: Path) -> None:
-    refused("must be one of embedded, local, hub, skills, synthetic, is 'web'", source="web")
+    refused("must be one of embedded, local, hub, embedded_text, skills, synthetic, is 'web'", source="web")
     refused("data.source=local needs data.path", source="local")
     refused("data.hub_config=x needs data.source=hub", source="local", path=str(tmp_path), hub_config="x")
     refused("data.source=embedded takes no data.path", source="embedded", path="x")

@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_checkpoints(scored: tuple[Session, list[Trainin
             for where, checkpoint, point in [*points, *([(once, 1, 2)] if after == 1 else [])]:
                 (expected,) = score_tasks(where.at(checkpoint), [items], session.config.evaluation.batch_size)
                 np.testing.assert_array_equal(task.correct[point], expected.correct)
-                np.testing.assert_allclose(task.loss[point], expected.losses, rtol=0, atol=1e-6)
+                np.testing.assert_allclose(task.loss[point], expected.weighted_losses, rtol=0, atol=1e-6)
 
 
 def test_a_training_is_the_same_with_and_without(scored: tuple[Session, list[TrainingRecord]], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from llm_forgetting.models.language.text_loss import Passage, passage_item
 from llm_forgetting.training.method import Start
 from llm_forgetting.training.methods.ewc import Anchored, Ewc, EwcOptions
 from llm_forgetting.training.methods.kl import Kl, KlOptions, divergence
+from llm_forgetting.training.methods.o_lora import OLora, OLoraOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ITEMS = 5
@@ -145,22 +146,25 @@ def test_ewc_on_delta_w_is_the_same_in_two_gauges_and_ewc_on_factors_is_not(
         set_factors(model, here)
         ewc = begun(kind, model, items, strength=2.0)
         # The same function in both gauges: B and A moved by what the gauge makes of one step.
-        step = {name: Factors(p.B + 0.1, p.A - 0.05) for name, p in start.items()}
+        step = {name: Factors(p.B.double() + 0.1, p.A.double() - 0.05) for name, p in start.items()}
         moved = step if gauge is None else regauged(step, gauge)
-        update = WeightUpdate(
-            {name: Factors(p.B.clone().requires_grad_(), p.A.clone().requires_grad_()) for name, p in moved.items()}
-        )
-        penalty = ewc.penalty_at(update)
+        doubled = {n: type(f)(*(t.double() for t in vars(f).values())) for n, f in ewc.tasks[0].fisher.items()}
+        anchor = {n: Factors(p.B.double(), p.A.double()) for n, p in ewc.tasks[0].update.items()}
+        ewc.tasks = [Anchored(WeightUpdate(anchor), doubled)]
+        leaves = {
+            name: Factors(p.B.clone().requires_grad_(), p.A.clone().requires_grad_()) for name, p in moved.items()
+        }
+        penalty = ewc.penalty_at(WeightUpdate(leaves))
         penalties.append(float(penalty.detach()))
         raw.append(raw_penalty(model, items, moved))
         name = "model.layers.0.self_attn.q_proj"
-        gB, gA = torch.autograd.grad(penalty, [update[name].B, update[name].A])
-        # The gradient in delta W acts on every tangent dB A + B dA: its products with A and B are what is seen of it.
-        pulled = gB @ torch.linalg.pinv(update[name].A.detach().T), torch.linalg.pinv(update[name].B.detach().T) @ gA
-        gradients.append(pulled)
+        gB, gA = torch.autograd.grad(penalty, [leaves[name].B, leaves[name].A])
+        # The gradient G in delta W acts on tangents dB A + B dA: of it G A^T and B^T G are seen, here without A and B.
+        A, B = leaves[name].A.detach(), leaves[name].B.detach()
+        gradients.append((gB @ torch.linalg.pinv(A.T), torch.linalg.pinv(B.T) @ gA))
     assert penalties[1] == pytest.approx(penalties[0], rel=1e-5)
     for one, other in zip(*gradients, strict=True):
-        assert float((one - other).norm()) < 1e-4 * float(one.norm())
+        assert float((one - other).norm()) < 1e-5 * float(one.norm())
     assert abs(raw[1] / raw[0] - 1) > 0.1
 
 
@@ -226,3 +230,42 @@ def test_the_penalty_is_zero_before_training_and_that_of_two_models_after(source
         assert torch.equal(kl.penalty(model, items), found)
     assert all(torch.equal(p, kept) for p, kept in zip(trained, live, strict=True))
     assert float(sum(g.square().sum() for g in torch.autograd.grad(found, trained))) > 0
+
+
+# --- O-LoRA -------------------------------------------------------------------------------------------------------------------
+
+
+def test_loss_and_gradients_are_those_of_two_adapters_of_peft(llama_folder: Path) -> None:
+    """The penalty by the loop of the original's trainer, on a PEFT model with the earlier adapter beside the new one."""
+    model, other = load(llama_folder), load(llama_folder)
+    items = make_encoded(model, 4)
+    method = OLora(OLoraOptions(strength=0.5, norm=0.1))
+    method.begin(started(model, items))
+    layers, fresh = target_layers(model.peft_model), {}
+    draw = torch.Generator().manual_seed(3)
+    for name, layer in layers.items():
+        B, A = layer.lora_B["default"].weight, layer.lora_A["default"].weight
+        B.data[:, 2:] = 0.3 * torch.randn(len(B), 2, generator=draw)
+        fresh[name] = B.detach()[:, 2:].clone(), A.detach()[2:].clone()
+    loss = plain_losses(model, items).mean() + method.penalty(model, items)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    theirs = other.peft_model
+    theirs.add_adapter("new", theirs.peft_config["default"])
+    theirs.base_model.set_adapter(["default", "new"])
+    orthogonal, norms = torch.zeros(()), torch.zeros(())
+    for name, layer in target_layers(theirs).items():
+        layer.lora_B["new"].weight.data, layer.lora_A["new"].weight.data = (t.clone() for t in fresh[name])
+        orthogonal = (
+            orthogonal + torch.abs(torch.mm(layer.lora_A["default"].weight, layer.lora_A["new"].weight.T)).sum()
+        )
+        norms = norms + sum(torch.norm(part["new"].weight, p=2) for part in (layer.lora_A, layer.lora_B))
+    expected = plain_losses(other, items).mean() + 0.5 * orthogonal + 0.1 * norms
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    expected.backward()  # type: ignore[no-untyped-call]
+    for name, layer in target_layers(theirs).items():
+        A, B = (part["default"].weight.grad for part in (layers[name].lora_A, layers[name].lora_B))
+        assert not A[:2].any()
+        assert not B[:, :2].any()
+        torch.testing.assert_close(A[2:], layer.lora_A["new"].weight.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(B[:, 2:], layer.lora_B["new"].weight.grad, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_loader
 
-from llm_forgetting.config.methods import laid_over, set_apart
+from llm_forgetting.config.methods import laid_over, options_apart, set_apart
 from llm_forgetting.config.paths import leaves
 from llm_forgetting.config.sections import EvaluateConfig, ExperimentConfig, ForecastConfig, ScanConfig
 from llm_forgetting.errors import UserError
@@ -50,7 +50,10 @@ def parse_config(
 
 
 def _without_null(path: Path, dotted: Sequence[str]) -> tuple[list[str], bool]:
-    """Arguments for the parser without `lora: null`, and whether there is an adapter: its parser knows sections as whole."""
+    """Arguments for the parser without `lora: null`, and whether there is an adapter: its parser knows sections as whole.
+
+    A section `definitions` of the file becomes data.definitions: the file itself.
+    """
     words, nulls = list(dotted), ("null", "~", "none", "None", "")
     lone = [n for n, word in enumerate(words[:-1]) if word == "--lora" and words[n + 1] in nulls]
     for n in lone:
@@ -62,10 +65,22 @@ def _without_null(path: Path, dotted: Sequence[str]) -> tuple[list[str], bool]:
     if not _has_fields(path):
         return left, not said
     content = read_yaml(path, "--config")
-    if isinstance(content, dict) and "lora" in content and content["lora"] is None:
-        del content["lora"]
-        return [f"--config={yaml.safe_dump(content)}", *left], fields
-    return [f"--config={path}", *left], not said
+    if not isinstance(content, dict) or ("lora" not in content and "definitions" not in content):
+        return [f"--config={path}", *left], not said
+    null = content.get("lora", "") is None
+    kept = {name: value for name, value in content.items() if not (name == "lora" and null)}
+    return [f"--config={yaml.safe_dump(_with_own_tasks(kept, path))}", *left], fields if null else not said
+
+
+def _with_own_tasks(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`content` with the file itself as data.definitions, where it has a section `definitions`; UserError for both."""
+    if "definitions" not in content:
+        return content
+    others = {name: value for name, value in content.items() if name != "definitions"}
+    data = others.get("data") or {}
+    if isinstance(data, dict) and "definitions" in data:
+        raise UserError(f"{path} must define tasks in `definitions` or name a file in data.definitions, does both")
+    return {**others, "data": {**data, "definitions": str(path.absolute())} if isinstance(data, dict) else data}
 
 
 class ConfigTemplate:
@@ -79,9 +94,11 @@ class ConfigTemplate:
     def config(self, fields: Mapping[str, object], tasks: Sequence[str] | None) -> ExperimentConfig:
         """As `parse_config` gives it with these fields by dotted path; UserError as there."""
         sections = {name: self._base[name].as_dict() for name in _sections()}
+        fields, methods = options_apart(fields)
         for path, value in fields.items():
             section, _, field = path.partition(".")
             sections[section][field] = self._value(path, value)
+        sections["training"]["methods"] = laid_over(sections["training"]["methods"], methods)
         sections["data"]["tasks"] = tuple((sections["data"]["tasks"] if tasks is None else tasks) or ())
         adapted = self._adapter or any(path.startswith("lora.") for path in fields)
         built: dict[str, Any] = {name: kind(**sections[name]) for name, kind in section_classes().items()}
@@ -162,7 +179,7 @@ def _parsed(cls: type, arguments: Sequence[str]) -> tuple[Any, Any]:
         parsed = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
         raise UserError(_one_line(str(error))) from error
-    if methods:
+    if cls is ExperimentConfig:
         parsed.training.methods = laid_over(parsed.training.methods, methods)
     return parser, parsed
 
@@ -199,7 +216,8 @@ def _has_fields(path: Path) -> bool:
                 f"{name} must hold fields such as {name}.{_first_field(name)}, was {value!r}; or leave it out"
             )
     known = set(dotted_paths())
-    for field, value in leaves(content):
+    defines = isinstance(content.get("definitions"), dict)
+    for field, value in leaves({name: part for name, part in content.items() if name != "definitions" or not defines}):
         if field not in known and (field, value) != ("lora", None):
             raise UserError(unknown_option(field))
         _require_number(field, value)
@@ -277,9 +295,14 @@ def _one_line(message: str) -> str:
     if key and expected and given:
         kinds = [re.sub(r"<class '(\w+)'>", r"\1", kind).replace("typing.Literal", "one of ") for kind in expected]
         readable = " or ".join(
-            {"NoneType": "null", "int": "a whole number", "float": "a number", "tuple": "a list", "str": "a text"}.get(
-                k, k
-            )
+            {
+                "NoneType": "null",
+                "int": "a whole number",
+                "float": "a number",
+                "tuple": "a list",
+                "str": "a text",
+                "dict": "a mapping such as {name: value}",
+            }.get(k, k)
             for k in kinds
         )
         return f"{key[1]} must be {readable}, was {'null' if given[1].strip() == 'None' else repr(given[1].strip())}"

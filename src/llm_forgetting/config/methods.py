@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 from llm_forgetting.config.rules import Bounds
-from llm_forgetting.config.sections import MethodOption
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import Json, from_plain, load_yaml
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 GROUP = "llm_forgetting.methods"
 BUILT_IN = "llm_forgetting.training.methods"
 PATH = "training.methods"
-Chosen = Mapping[str, Mapping[str, MethodOption] | None]
+Chosen = Mapping[str, Json]
 """Methods by name, each with its options."""
 
 
@@ -48,7 +47,7 @@ def method_names() -> list[str]:
     return sorted({*ours, *(entry.name for entry in entry_points(group=GROUP))})
 
 
-def method_of(name: str, given: Mapping[str, MethodOption] | None) -> ConfiguredMethod:
+def method_of(name: str, given: Json) -> ConfiguredMethod:
     """The method `name` with its options.
 
     Args:
@@ -64,6 +63,8 @@ def method_of(name: str, given: Mapping[str, MethodOption] | None) -> Configured
     kind = _kind(name)
     options = kind.Options
     fields = {field.name: field for field in dataclasses.fields(options)}
+    if not isinstance(given, Mapping | None):
+        raise UserError(f"{PATH}.{name} must hold options such as {{strength: 10}}, was {given!r}")
     for option in given or {}:
         if option not in fields:
             known = ", ".join(fields) or "none"
@@ -119,7 +120,7 @@ def method_problems(config: "ExperimentConfig") -> Iterator[str]:
             yield f"{PATH}.{name} {problem}"
 
 
-def acting(chosen: Chosen, number: int) -> dict[str, Mapping[str, MethodOption] | None]:
+def acting(chosen: Chosen, number: int) -> dict[str, Json]:
     """Those of the chosen methods that change the training on task `number` (from 1)."""
     return {name: given for name, given in chosen.items() if method_of(name, given).acts(number)}
 
@@ -128,6 +129,17 @@ def methods_key(config: "ExperimentConfig") -> str:
     """A text that is the same where the same methods with the same options add to the memory of training."""
     given = [config.training.methods, config.interventions.sam_rho > 0, config.interventions.anchor > 0]
     return json.dumps(given, sort_keys=True)
+
+
+def names_option(path: str) -> bool:
+    """Whether a dotted path names a method or an option of one, and so is no field."""
+    return path.startswith(f"{PATH}.")
+
+
+def options_apart(fields: Mapping[str, object]) -> tuple[dict[str, object], dict[tuple[str, ...], Json]]:
+    """Fields by dotted path, and the values of methods and their options by path."""
+    found = {tuple(path.removeprefix(f"{PATH}.").split(".")): v for path, v in fields.items() if names_option(path)}
+    return {path: value for path, value in fields.items() if not names_option(path)}, found
 
 
 def set_apart(arguments: Sequence[str]) -> tuple[list[str], dict[tuple[str, ...], Json]]:
@@ -147,14 +159,11 @@ def set_apart(arguments: Sequence[str]) -> tuple[list[str], dict[tuple[str, ...]
 
 def laid_over(methods: Json, values: Mapping[tuple[str, ...], Json]) -> Json:
     """`methods` with the values by path that were set apart; UserError where a path is not NAME or NAME.OPTION."""
-    merged = {name: dict(given or {}) for name, given in (methods or {}).items()}
+    merged: dict[str, Json] = dict(methods)
     for path, value in values.items():
         if len(path) > 2 or not all(path):
             raise UserError(f"--{PATH}.{'.'.join(path)} must be --{PATH}.NAME.OPTION VALUE")
-        if len(path) == 2:
-            merged.setdefault(path[0], {})[path[1]] = value
-        elif isinstance(value, dict | None):
-            merged[path[0]] = dict(value or {})
-        else:
-            raise UserError(f"{PATH}.{path[0]} must hold options such as {{strength: 10}}, was {value!r}")
-    return merged
+        before: Json = merged.get(path[0])
+        kept = before if isinstance(before, dict) else {}
+        merged[path[0]] = {**kept, path[1]: value} if len(path) == 2 else value
+    return {name: {} if given is None else given for name, given in merged.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forgetting.config.files import dotted_paths, parse_config, unknown_option, written
+from llm_forgetting.config.methods import names_option
 from llm_forgetting.config.paths import SEEDS, leaves, to_dict
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
@@ -23,7 +24,7 @@ def resolve(config: Config, tasks: Sequence[str] | None, settings: Mapping[str, 
     if "seed" in flat:
         flat = {**dict.fromkeys(SEEDS, flat.pop("seed")), **flat}
     for path, value in flat.items():
-        if path not in dotted_paths() and (path, value) != ("lora", None):
+        if path not in dotted_paths() and not names_option(path) and (path, value) != ("lora", None):
             raise UserError(unknown_option(path))
     named = flat.pop("data.tasks", None) if tasks is None else tasks
     if isinstance(named, str):

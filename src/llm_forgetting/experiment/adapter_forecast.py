@@ -86,7 +86,7 @@ def _forecast(
     with model.perturbed() as move:
         for update in updates.values():
             move(update)
-            losses.append(score(model, items, batch_size).losses)
+            losses.append(score(model, items, batch_size).weighted_losses)
     before, after = losses
     change = paired_mean_change(
         before, after, seed=config.landscape.seed, clusters=[item.item.subject for item in items]

@@ -191,7 +191,7 @@ def landscape_items(
     require_same_rows(folder.path, tasks)
     for task in tasks:
         split = task.split(config.landscape.items)
-        encoded = encode_items(model.tokenizer, split, task.shots, config.data.max_tokens)
+        encoded = encode_items(model.tokenizer, split, task.shots, config.data.max_tokens, config.data.weighting)
         chosen.append((task.name, choose_landscape_items(encoded, task.name, config.landscape)))
     return chosen
 

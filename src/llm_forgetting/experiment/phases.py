@@ -66,6 +66,11 @@ from llm_forgetting.training.method import Methods, Start
 METHODS = "methods"
 """Where a checkpoint's folder holds what methods keep for the next task."""
 
+WEIGHTING = {
+    "token": "the loss of completions is the mean over all their tokens",
+    "item": "the loss of completions is the mean over items of each item's mean over its tokens",
+}
+
 
 def set_up(session: Session, folder: RunFolder) -> RunSetup:
     """Phase 1: load everything, freeze and hash the splits, run the sanity checks (kept apart: studies share them)."""
@@ -91,6 +96,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
             train_split="train items are cut from the task's own rows (MMLU has no training split per subject)",
             landscape_items=f"{session.config.landscape.items} items, the same at every point and checkpoint",
             runs=1,
+            weighting=WEIGHTING[session.config.data.weighting] if any(item.places for item in items) else None,
         ),
         warnings=(*_setup_warnings(report.letter_mass, items, probes), *_fallbacks(session)),
     )

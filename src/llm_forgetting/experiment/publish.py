@@ -100,7 +100,7 @@ def _late_warnings(
 ) -> Iterator[str]:
     """What only the measured numbers can show."""
     for j, (name, masses) in enumerate(zip(setup.task_names, summary.forgetting.train.letter_mass[1:], strict=True)):
-        if setup.tasks[j].options and not masses[j] >= guards.LETTER_MASS_WARNING:
+        if setup.tasks[j].prompt and not masses[j] >= guards.LETTER_MASS_WARNING:
             yield (
                 f"after training on {name} the model gives the option letters only {masses[j]:.2f} of its probability on "
                 f"{name}: the answer token is probably wrong, or far too little was learnt"

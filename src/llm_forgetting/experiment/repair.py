@@ -73,9 +73,11 @@ def _scores(session: Session, candidates: Mapping[str, WeightUpdate], last: str)
             split=split,
             items=tuple(item.item.id for item in items),
             accuracy={name: proportion(scored[index].correct) for name, scored in scores.items()},
-            loss={name: estimate_mean(scored[index].losses, seed=seed) for name, scored in scores.items()},
+            loss={name: estimate_mean(scored[index].weighted_losses, seed=seed) for name, scored in scores.items()},
             accuracy_change=paired_proportion_change(scores[last][index].correct, scores["repaired"][index].correct),
-            loss_change=paired_mean_change(scores[last][index].losses, scores["repaired"][index].losses, seed=seed),
+            loss_change=paired_mean_change(
+                scores[last][index].weighted_losses, scores["repaired"][index].weighted_losses, seed=seed
+            ),
         )
         for index, (task, split, items) in enumerate(judged)
     )

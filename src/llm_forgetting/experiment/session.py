@@ -121,7 +121,15 @@ class Session:
             EncodedTask(
                 task.name,
                 *(
-                    tuple(encode(self.model.tokenizer, task.split(split), task.shots, self.config.data.max_tokens))
+                    tuple(
+                        encode(
+                            self.model.tokenizer,
+                            task.split(split),
+                            task.shots,
+                            self.config.data.max_tokens,
+                            self.config.data.weighting,
+                        )
+                    )
                     for split in ("train", "test")
                 ),
             )

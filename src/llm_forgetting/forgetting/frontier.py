@@ -23,7 +23,10 @@ RESAMPLES = 1_999
 
 @dataclass(frozen=True, eq=False)
 class TaskScoresDuring:
-    """One task's scores at points of a training: correct and loss (nats), (points, items), of the `items` named."""
+    """One task's scores at points of a training, of the `items` named: correct and loss (nats), (points, items).
+
+    Losses of completions are weighted as R's: their mean is the task's mean loss.
+    """
 
     task: str
     items: tuple[str, ...]

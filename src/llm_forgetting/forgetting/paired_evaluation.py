@@ -11,7 +11,7 @@ from llm_forgetting.forgetting.intervals import (
     paired_mean_change,
     paired_proportion_change,
 )
-from llm_forgetting.forgetting.records import ItemRecord
+from llm_forgetting.forgetting.records import ItemRecord, weighted_losses
 from llm_forgetting.forgetting.transitions import Transitions, transitions
 
 _Pairs = Sequence[tuple[ItemRecord, ItemRecord]]
@@ -90,7 +90,7 @@ def _turned(pairs: _Pairs) -> Transitions:
 
 
 def _loss(pairs: _Pairs, seed: int) -> PairedMeanChange:
-    before, after = ([item.loss for item in items] for items in zip(*pairs, strict=True))
+    before, after = (weighted_losses(items) for items in zip(*pairs, strict=True))
     return paired_mean_change(before, after, seed=seed, clusters=_subjects(pairs))
 
 

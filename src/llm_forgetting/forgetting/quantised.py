@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llm_forgetting.forgetting.intervals import paired_mean_change, paired_proportion_change
-from llm_forgetting.forgetting.records import ItemRecord, Line, QuantisationCost
+from llm_forgetting.forgetting.records import ItemRecord, Line, QuantisationCost, weighted_losses
 from llm_forgetting.forgetting.scores import SPLITS, Split
 from llm_forgetting.seeding import derive_seed
 
@@ -54,7 +54,7 @@ def _cost(
     if [record.id for record in before] != [record.id for record in after]:
         raise ValueError(f"{kind} of {checkpoint} must be scored on the items of {before[0].task} in their order")
     subjects = [record.subject for record in before]
-    losses = [np.array([record.loss for record in records]) for records in (before, after)]
+    losses = [weighted_losses(records) for records in (before, after)]
     right = [np.array([record.correct for record in records], dtype=np.bool_) for records in (before, after)]
     finite = all(np.isfinite(values).all() for values in losses)
     return QuantisationCost(

@@ -1,14 +1,15 @@
 """Records of forgetting, of the probes of spurious forgetting, and of the loss on unrelated text. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from llm_forgetting.arrays import Floats1, Floats2
+from llm_forgetting.arrays import Floats, Floats1, Floats2
 from llm_forgetting.files import OMITTED, reshaped
 from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
 from llm_forgetting.forgetting.measures import Change, MeasureForgetting
@@ -217,8 +218,11 @@ class ItemRecord:
     the number of those that are learnt, instead; its loss is that per token, and predicted are the likeliest tokens, each
     after the right ones before it. Of one that is judged by what the model writes, `generated` is all of that, `predicted` and
     `answer` the answers in it and in the right completion, `correct` whether they match, `teacher_forced` what the
-    likeliest tokens would say, and `rouge_l` the F1 of ROUGE-L (0 to 1) where that was asked for. The split of items of a
-    task that is never trained on is `probe`.
+    likeliest tokens would say, and `rouge_l` the F1 of ROUGE-L (0 to 1) where that was asked for. `weight`: how often each
+    of its tokens counts in a mean loss, where not once. Of one that is judged among options, log_likelihoods (k,) are those of
+    their texts after the prompt (nats), `predicted` the one chosen; `acc` and `acc_norm`: whether the likeliest, whole and
+    per character, is right. The split of items of a task that is never
+    trained on is `probe`.
     """
 
     checkpoint: str
@@ -237,11 +241,16 @@ class ItemRecord:
     generated: Annotated[str | None, OMITTED] = None
     teacher_forced: Annotated[bool | None, OMITTED] = None
     rouge_l: Annotated[float | None, OMITTED] = None
+    weight: Annotated[float | None, OMITTED] = None
+    log_likelihoods: Annotated[Floats1 | None, OMITTED] = None
+    acc: Annotated[bool | None, OMITTED] = None
+    acc_norm: Annotated[bool | None, OMITTED] = None
 
     @property
     def options(self) -> int:
-        """Number of options of a question, 0 of a completion."""
-        return 0 if self.letter_logits is None else len(self.letter_logits)
+        """Number of options, letters or texts, 0 of another completion."""
+        compared = self.log_likelihoods if self.letter_logits is None else self.letter_logits
+        return 0 if compared is None else len(compared)
 
     @property
     def letters(self) -> Floats1:
@@ -249,6 +258,14 @@ class ItemRecord:
         if self.letter_logits is None:
             raise ValueError(f"{self.id} has no letters: it is a completion")
         return self.letter_logits
+
+
+def weighted_losses(records: Sequence[ItemRecord]) -> Floats:
+    """(n,) losses by the items' shares in the weight of all tokens, so that their mean is the training loss; those of questions
+    as they are.
+    """
+    weights = np.array([(record.tokens or 1) * (record.weight or 1) for record in records], dtype=float)
+    return np.asarray(np.array([record.loss for record in records]) * (weights / weights.mean()))
 
 
 @dataclass(frozen=True)

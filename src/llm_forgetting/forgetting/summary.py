@@ -18,6 +18,7 @@ from llm_forgetting.forgetting.records import (
     SplitForgetting,
     SpuriousForgetting,
     TextDrift,
+    weighted_losses,
 )
 from llm_forgetting.forgetting.scores import ItemScores, ScoreTable
 from llm_forgetting.forgetting.spurious import recovery, spurious_forgetting_probes
@@ -82,18 +83,12 @@ def score_table(
             ids=tuple(record.id for record in items),
             subjects=tuple(record.subject for record in items),
             correct=np.array([record.correct for record in items], dtype=np.bool_),
-            loss=np.array([record.loss for record in items]) * _shares(items),
+            loss=weighted_losses(items),
             options=tuple(record.options for record in items),
         )
         for cell, items in cells.items()
     }
     return ScoreTable(scores, tuple(task_names), split)
-
-
-def _shares(items: Sequence[ItemRecord]) -> Floats:
-    """(n,) number of tokens of each item over the mean, so that a mean over items is one over tokens; 1 for questions."""
-    tokens = np.array([1 if record.tokens is None else record.tokens for record in items], dtype=float)
-    return np.asarray(tokens / tokens.mean())
 
 
 def letter_mass_matrix(

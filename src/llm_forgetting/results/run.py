@@ -142,13 +142,16 @@ class GuardReport:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Protocol of the experiment, in words, and the number of runs behind its numbers."""
+    """Protocol of the experiment, in words, and the number of runs behind its numbers. `weighting`: what a mean loss of
+    completions is over; absent where there are none, and in older results (over tokens).
+    """
 
     adapter: str
     optimizer: str
     train_split: str
     landscape_items: str
     runs: int
+    weighting: Annotated[str | None, OMITTED] = None
 
 
 @dataclass(frozen=True)

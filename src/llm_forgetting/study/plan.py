@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from llm_forgetting.config.files import PRESETS, ConfigTemplate, dotted_paths
+from llm_forgetting.config.methods import names_option
 from llm_forgetting.config.paths import SEEDS, leaves
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
@@ -196,7 +197,7 @@ def _where(arm: str, given: object, vary: Mapping[str, Sequence[object]], path: 
 
 
 def _require_field(name: str, path: Path) -> None:
-    if name != "seed" and name not in dotted_paths():
+    if name != "seed" and name not in dotted_paths() and not names_option(name):
         raise UserError(f"{path}: {name} is no field of the configuration (`llm-forgetting run --help` lists them)")
 
 

@@ -29,6 +29,7 @@ class Completion:
     `prompt` and `completion` are both text, or both turns of a conversation. The loss is that of the whole completion; of a
     conversation without a prompt it is that of the assistant's turns, of a text without a prompt that of all its tokens but
     the first. `id` is `subject/split/row` as in `Item`. `scoring` is how it is judged: no part of what the item is.
+    `options`: the texts that it is judged among, one of which the completion is, after a space.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Completion:
     prompt: Text
     completion: Text
     scoring: Scoring = TEACHER_FORCED
+    options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, str) != isinstance(self.completion, str) and self.prompt:
@@ -52,6 +54,10 @@ class Completion:
             raise UserError(
                 f"item {self.id}: prompt and completion must be text in UTF-8 without NUL, at most {LONGEST:,} characters; "
                 f"are {text[:40]!r}..., {len(text):,}"
+            )
+        if self.options and (self.options.count(self.answer[1:]) != 1 or not all(map(str.strip, self.options))):
+            raise UserError(
+                f"item {self.id}: the options must be texts, the right one among them once; are {str(self.options)[:80]}"
             )
         if self.scoring.answer_in(self.answer) is None:
             raise UserError(
@@ -75,14 +81,19 @@ class Completion:
 
     @property
     def content_key(self) -> tuple[str, tuple[str, ...]]:
-        """What makes two rows duplicates: prompt and completion as they are."""
-        return _flat(self.prompt), (_flat(self.completion),)
+        """What makes two rows duplicates: prompt, completion and options as they are."""
+        return _flat(self.prompt), (_flat(self.completion), *self.options)
 
     @property
     def sha256(self) -> str:
-        """Hash of prompt and completion; the same from every source."""
-        prompt, (completion,) = self.content_key
-        return hashlib.sha256(f"{prompt}\x1e{completion}".encode()).hexdigest()
+        """Hash of prompt, completion and options; the same from every source."""
+        prompt, answers = self.content_key
+        return hashlib.sha256("\x1e".join((prompt, *answers)).encode()).hexdigest()
+
+    @property
+    def right(self) -> int:
+        """Which of its options is right."""
+        return self.options.index(self.answer[1:])
 
 
 def _flat(text: Text) -> str:

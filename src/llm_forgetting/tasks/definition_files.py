@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import read_yaml
 from llm_forgetting.tasks import mmlu
-from llm_forgetting.tasks.formats import FORMATS, MULTIPLE_CHOICE, WITH_OPTIONS
+from llm_forgetting.tasks.formats import FORMATS, LABELLED, MULTIPLE_CHOICE
 from llm_forgetting.tasks.prompt_format import MMLU_FORMAT, PromptFormat, names_in
 from llm_forgetting.tasks.records import ANSWER_KINDS, RecordLayout
 from llm_forgetting.tasks.scoring import IGNORED, LAST_LINE, NUMBER, TEACHER_FORCED, TITLES, Scoring
@@ -67,6 +67,9 @@ def _content(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} defines no task; it must map names to fields such as `path: questions.jsonl`")
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{file} must map names of tasks to their fields, was {str(content)[:40]!r}")
+    own = content.get("definitions")
+    if isinstance(own, dict) and not own.keys() & set(_FIELDS):
+        return own  # a configuration that defines its tasks itself
     return content
 
 
@@ -135,9 +138,9 @@ def _layout(name: str, given: Mapping[str, Any]) -> RecordLayout:
         if key != "choices" and not isinstance(value, str):
             raise UserError(f"{name}.columns.{key} must name one column, was {str(value)[:40]!r}")
     choices = _texts(given, "choices", name)
-    if format_name != MULTIPLE_CHOICE:
+    if not FORMATS[format_name].options:
         return _completion_layout(name, given, format_name, columns, choices)
-    if "score" in given and given.get("source", "local") in _COLUMNS:
+    if format_name == MULTIPLE_CHOICE and "score" in given and given.get("source", "local") in _COLUMNS:
         raise UserError(
             f"{name}.score is for completions, and has no meaning with {name}.format={format_name}; leave it out"
         )
@@ -149,29 +152,41 @@ def _layout(name: str, given: Mapping[str, Any]) -> RecordLayout:
     if choices and options not in (None, len(choices)):
         raise UserError(f"{name}.options must be {len(choices)}, as many as {name}.choices, was {options}")
     answers = _answers(given, name, len(choices) or options)
-    prompt, scoring = _prompt(given.get("prompt", {}), name), _scoring(given, name)
-    return RecordLayout(columns, choices, answers, options, name, prompt, setting=name, scoring=scoring)
+    layout = RecordLayout(columns, choices, answers, options, name, setting=name, format=format_name)
+    if format_name == MULTIPLE_CHOICE:
+        return replace(layout, prompt=_prompt(given.get("prompt", {}), name), scoring=_scoring(given, name))
+    scoring = _scoring(given, name) if "score" in given else Scoring("likelihood")
+    return replace(layout, template=_template(given, name), scoring=scoring)
 
 
 def _completion_layout(
     name: str, given: Mapping[str, Any], format_name: str, columns: Mapping[str, str], choices: tuple[str, ...]
 ) -> RecordLayout:
     """Of records that hold prompts with completions; `prompt` may be their template."""
-    for key in ("answers", "options", *(["choices"] if format_name != WITH_OPTIONS else [])):
+    for key in ("answers", "options", *(["choices"] if format_name != LABELLED else [])):
         if key in given:
             raise UserError(f"{name}.{key} has no meaning with {name}.format={format_name}; leave it out")
-    fields = _mapping(given.get("prompt", {}), f"{name}.prompt", ("template",))
-    template = fields.get("template")
-    if template is not None:
-        if not isinstance(template, str) or not template.strip():
-            raise UserError(f"{name}.prompt.template must be a text, was {str(template)[:40]!r}; or leave it out")
-        _require_names(template, f"{name}.prompt.template", lambda used: True, "columns")
-    scoring = _scoring(given, name)
+    template, scoring = _template(given, name), _scoring(given, name)
+    if scoring.of_options:
+        raise UserError(
+            f"{name}.score.by={scoring.by} needs {name}.format=options, which is {format_name}; change one of them"
+        )
     if scoring.by == "generation" and format_name == "text":
         raise UserError(f"{name}.score.by=generation needs a prompt, and {name}.format=text has none; leave it out")
     return RecordLayout(
         columns, choices, subject=name, setting=name, format=format_name, template=template, scoring=scoring
     )
+
+
+def _template(given: Mapping[str, Any], name: str) -> str | None:
+    """How the prompt of a completion is put."""
+    template = _mapping(given.get("prompt", {}), f"{name}.prompt", ("template",)).get("template")
+    if template is None:
+        return None
+    if not isinstance(template, str) or not template.strip():
+        raise UserError(f"{name}.prompt.template must be a text, was {str(template)[:40]!r}; or leave it out")
+    _require_names(template, f"{name}.prompt.template", lambda used: True, "columns")
+    return template
 
 
 def _scoring(given: Mapping[str, Any], name: str) -> Scoring:

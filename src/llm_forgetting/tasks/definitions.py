@@ -120,7 +120,7 @@ def list_defined(file: Path, notify: Notify) -> list[Listed]:
     listed = []
     for name, definition in definitions.items():
         description, pool = _open(definition, file, notify)
-        sizes = sorted({len(item.choices) for item in pool.rows if isinstance(item, Item)})
+        sizes = sorted({len(item.choices if isinstance(item, Item) else item.options) for item in pool.rows} - {0})
         options = "" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
         listed.append(Listed(name, len(pool.rows) + len(pool.held_out), options, description))
     return listed

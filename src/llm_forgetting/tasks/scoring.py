@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-By = Literal["teacher_forcing", "generation"]
+By = Literal["teacher_forcing", "generation", "likelihood", "likelihood_per_character"]
 TITLES: Mapping[By, str] = {
     "teacher_forcing": "teacher-forced exact match",
     "generation": "exact match of generated answers",
+    "likelihood": "likeliest option (acc)",
+    "likelihood_per_character": "likeliest option per character (acc_norm)",
 }
 """What the accuracy of a task is called, by `Scoring.by`."""
 IGNORED = ("case", "punctuation", "articles", "whitespace")
@@ -23,7 +25,9 @@ class Scoring:
     """How an item of completions is judged; the fields are those of `score` in a definitions file.
 
     Attributes:
-        by: Whether every token is the likeliest after the right ones (`teacher_forcing`), or what greedy decoding writes.
+        by: Whether every token is the likeliest after the right ones (`teacher_forcing`), what greedy decoding writes
+            (`generation`), or which option has the largest log-likelihood, whole or per character, as the harness's `acc` and
+            `acc_norm`.
         answer: What of a text is compared: `number` (the last), `last_line`, or a regular expression with one group, whose
             first match counts; None for all of it.
         ignore: Which of `IGNORED` make no difference.
@@ -38,6 +42,11 @@ class Scoring:
     until: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     rouge: bool = False
+
+    @property
+    def of_options(self) -> bool:
+        """Whether options are compared."""
+        return self.by in ("likelihood", "likelihood_per_character")
 
     @property
     def title(self) -> str:

@@ -102,8 +102,9 @@ class Task:
 
     @property
     def options(self) -> tuple[int, ...]:
-        """Numbers of options that occur; none of a task of completions."""
-        return tuple(sorted({len(item.choices) for item in self.questions}))
+        """Numbers of options that occur, letters or texts; none of a task of other completions."""
+        sizes = (len(item.choices if isinstance(item, Item) else item.options) for item in (*self.train, *self.test))
+        return tuple(sorted({size for size in sizes if size}))
 
     @property
     def format(self) -> PromptFormat | None:

@@ -86,7 +86,7 @@ class DuringScores(TrainerCallback):
         named = dict(zip(self._tasks, scores, strict=True))
         point = _Point(
             {task: scored.correct.tolist() for task, scored in named.items()},
-            {task: scored.losses.tolist() for task, scored in named.items()},
+            {task: scored.weighted_losses.tolist() for task, scored in named.items()},
         )
         write_text(self._file(step), encode(point))
 

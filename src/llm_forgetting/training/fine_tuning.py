@@ -17,7 +17,7 @@ from llm_forgetting.config.sections import TrainingConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import from_plain, manifest
 from llm_forgetting.models.language.answer_loss import answer_losses
-from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.batches import EncodedItem, prediction_weights, total_weight
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.memory import OutOfMemoryRetry
 from llm_forgetting.results import TrainingStep
@@ -102,12 +102,12 @@ class AnswerTrainer(Trainer):
             self.optimizer = self._methods.optimizer(peft_model, *chosen)
         return super().create_optimizer(model)
 
-    def get_batch_samples(
+    def get_batch_samples(  # type: ignore[override]  # a weight may be a fraction; it is only handed on
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], int]:
-        """The micro-batches of an optimiser step, and how many tokens are predicted in all of them."""
+    ) -> tuple[list[dict[str, Any]], float]:
+        """The micro-batches of an optimiser step, and the weight of all that is predicted in them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(_predictions(batch["items"]) for batch in batches)
+        return batches, sum(total_weight(batch["items"]) for batch in batches)
 
     def compute_loss(
         self,
@@ -116,12 +116,14 @@ class AnswerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Mean over the batch's predictions of -log p(right token | those before), and the methods' penalties, nats; times the
-        share of the `num_items_in_batch` predictions of the optimiser step that the batch holds.
+        """Mean over the batch's predictions of -log p(right token | those before), by their weights, and the methods'
+        penalties, nats; times the share of the optimiser step's weight, `num_items_in_batch`, that the batch holds.
         """
-        losses = answer_losses(self._language_model, inputs["items"], packed=self._packed)
-        loss = self._methods.penalised(losses.mean(), self._language_model, inputs["items"])
-        loss = loss * (len(losses) / (num_items_in_batch or len(losses)))
+        items, total = inputs["items"], total_weight(inputs["items"])
+        losses, weights = answer_losses(self._language_model, items, packed=self._packed), prediction_weights(items)
+        mean = losses.mean() if weights is None else (losses * weights.to(losses)).sum() / total
+        loss = self._methods.penalised(mean, self._language_model, items)
+        loss = loss * (total / (num_items_in_batch or total))
         return (loss, losses) if return_outputs else loss
 
     def training_step(
@@ -133,11 +135,11 @@ class AnswerTrainer(Trainer):
         """Adds the gradient of a batch, in halves where memory runs out; with SAM the step's last batch leaves the gradient at
         the ascended weights.
         """
-        backward = super().training_step
+        backward: Callable[..., torch.Tensor] = super().training_step
         step = partial(
             self._piecewise,
             tuple(inputs["items"]),
-            lambda piece: backward(model, {"items": list(piece)}, num_items_in_batch or _predictions(inputs["items"])),
+            lambda piece: backward(model, {"items": list(piece)}, num_items_in_batch or total_weight(inputs["items"])),
         )
         if self._gradient is None:
             return step()
@@ -165,10 +167,6 @@ class AnswerTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: object = None) -> LengthBucketSampler:
         return self._sampler
-
-
-def _predictions(items: Sequence[EncodedItem]) -> int:
-    return sum(len(item.predictions) for item in items)
 
 
 def optimizer_steps(items: int, config: TrainingConfig) -> int:

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 
 from llm_forgetting.config.methods import PATH, method_of
-from llm_forgetting.config.sections import ExperimentConfig, InterventionsConfig, MethodOption, TrainingConfig
+from llm_forgetting.config.sections import ExperimentConfig, InterventionsConfig, TrainingConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.files import Json
 from llm_forgetting.models.adapter.adapted_model import AdaptedModel
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.language_model import LanguageModel
@@ -145,7 +146,7 @@ class Method(Generic[Own]):
 
     def record(self, before: InterventionRecord, model: AdaptedModel) -> InterventionRecord:
         """`before` with what this method did in a training that is over."""
-        options: dict[str, MethodOption] = {
+        options: Json = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self.options).items()  # type: ignore[call-overload]
         }
@@ -243,7 +244,7 @@ class Methods:
 
 def _interventions(settings: InterventionsConfig) -> Iterator[Method[Any]]:
     """The methods that `interventions` asks for; the rescaling first, so that the anchor holds on to what it leaves."""
-    named: dict[str, tuple[object, Mapping[str, MethodOption]]] = {
+    named: dict[str, tuple[object, Json]] = {
         "rescale": (settings.rescale != 1, {"factor": settings.rescale}),
         "sam": (
             settings.sam_rho,

@@ -117,7 +117,7 @@ def _derivatives(numbers: Sequence[float]) -> DirectionalDerivatives:
 def _loss_at(model: LanguageModel, update: WeightUpdate, items: Items, batch_size: int) -> float:
     with model.perturbed() as move:
         move(update)
-        return float(score(model, items, batch_size).losses.mean())
+        return float(score(model, items, batch_size).mean_loss)
 
 
 def _ids(items: Items) -> tuple[str, ...]:

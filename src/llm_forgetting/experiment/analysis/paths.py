@@ -6,7 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.config.measurements import LandscapeConfig
@@ -192,7 +191,7 @@ def _best_compromise(
     """t* by the selecting items, and each task's loss there on its other landscape items."""
     sizes = [len(group) for _, group in items]
     masks = [selection_mask(size, pool) for size, pool in zip(sizes, sizes if pools is None else pools, strict=True)]
-    selection = np.mean([_mean_loss(p, mask) for p, mask in zip(profiles, masks, strict=True)], axis=0)
+    selection = np.mean([p.mean_loss_of(mask) for p, mask in zip(profiles, masks, strict=True)], axis=0)
     best = int(np.argmin(selection))
     return RepairPoint(
         t=float(steps[best]),
@@ -200,15 +199,7 @@ def _best_compromise(
         mean_loss_on_selection=float(selection[best]),
         loss={name: float(p.surface("loss")[best]) for (name, _), p in zip(items, profiles, strict=True)},
         loss_on_the_others={
-            name: float(_mean_loss(p, ~mask)[best]) if (~mask).any() else None
+            name: float(p.mean_loss_of(~mask)[best]) if (~mask).any() else None
             for (name, _), p, mask in zip(items, profiles, masks, strict=True)
         },
     )
-
-
-def _mean_loss(statistics: AnswerStatistics, mask: NDArray[np.bool_]) -> Floats:
-    """(steps,) mean loss of the items of `mask` (n,) over all that they predict."""
-    losses, sizes = statistics.losses[:, mask], statistics.sizes
-    if sizes is None or (sizes == 1).all():
-        return np.asarray(losses.mean(axis=1))
-    return np.asarray(losses @ sizes[mask] / sizes[mask].sum())

@@ -160,7 +160,7 @@ class AdapterLoss:
     def _loss(self, offset: torch.Tensor) -> float:
         with self.model.perturbed() as move:
             move(self._moved(offset))
-            return float(score(self.model, self.items, self.batch_size).losses.mean())
+            return float(score(self.model, self.items, self.batch_size).mean_loss)
 
     def gradient(self, offset: torch.Tensor) -> torch.Tensor:
         """The gradient at an offset, a flat vector."""

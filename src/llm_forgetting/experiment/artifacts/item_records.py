@@ -12,6 +12,7 @@ from llm_forgetting.forgetting.scores import Split
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics, Judged
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.generation import Written
+from llm_forgetting.models.language.scoring import Chosen
 from llm_forgetting.models.language.text_loss import Passage
 from llm_forgetting.seeding import generator
 from llm_forgetting.tasks.completion import Completion
@@ -37,9 +38,12 @@ def item_records(
             assert scored.likeliest is not None
             said = decode(scored.likeliest[end - len(item.targets) : end].tolist())
             right = decode(item.targets)
-            record = ItemRecord(*common, right, said, bool(correct[number]), loss, tokens=len(item.targets))
+            weight = None if item.weight == 1 else item.weight
+            record = ItemRecord(
+                *common, right, said, bool(correct[number]), loss, tokens=len(item.targets), weight=weight
+            )
             judged = None if scored.judged is None else scored.judged[number]
-            records.append(_judged(record, judged, teacher_forced=bool(scored.teacher_forced[number])))
+            records.append(_judged(record, asked, judged, teacher_forced=bool(scored.teacher_forced[number])))
             continue
         predicted, letters = asked.letters[int(predictions[row])], scored.letter_logits[row, : len(item.letter_ids)]
         rest = float(scored.rest[row])
@@ -48,7 +52,7 @@ def item_records(
     return records
 
 
-def _judged(record: ItemRecord, judged: Judged | None, *, teacher_forced: bool) -> ItemRecord:
+def _judged(record: ItemRecord, item: Completion, judged: Judged | None, *, teacher_forced: bool) -> ItemRecord:
     """The record with what the item is judged by, where that is not the likeliest tokens."""
     if isinstance(judged, Written):
         return replace(
@@ -58,6 +62,16 @@ def _judged(record: ItemRecord, judged: Judged | None, *, teacher_forced: bool) 
             generated=judged.text,
             teacher_forced=teacher_forced,
             rouge_l=judged.rouge_l,
+        )
+    if isinstance(judged, Chosen) and isinstance(item, Completion):
+        chosen = judged.by_sum if item.scoring.by == "likelihood" else judged.by_character
+        return replace(
+            record,
+            answer=item.options[item.right],
+            predicted=item.options[chosen],
+            log_likelihoods=np.array(judged.log_likelihoods),
+            acc=judged.acc,
+            acc_norm=judged.acc_norm,
         )
     return record
 

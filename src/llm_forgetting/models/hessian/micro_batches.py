@@ -1,4 +1,4 @@
-"""The landscape objective in micro-batches: mean -log p(right token) of fixed items, every prediction with weight 1 / m."""
+"""The landscape objective in micro-batches: mean -log p(right token) of fixed items, every prediction by its weight."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
@@ -6,8 +6,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from llm_forgetting.models.language.answer_loss import answer_losses, answer_tokens
-from llm_forgetting.models.language.batches import EncodedItem, length_buckets
+from llm_forgetting.models.language.answer_loss import answer_tokens, summed_losses
+from llm_forgetting.models.language.batches import EncodedItem, length_buckets, prediction_weights, total_weight
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.memory import tokens_that_fit, with_smaller_pieces
 from llm_forgetting.models.language.packing import Pack, packs
@@ -25,7 +25,7 @@ class MicroBatches:
     def __init__(self, model: LanguageModel, items: Sequence[EncodedItem], size: int) -> None:
         self._items = items
         self._model = model
-        self.count = sum(len(item.predictions) for item in items)
+        self.total = total_weight(items)
         longest = max(len(item.input_ids) for item in items)
         self._size = max(1, min(size, len(items), tokens_that_fit(model.peft_model, model.device) // longest))
         self._divide(self._size)
@@ -57,10 +57,15 @@ class MicroBatches:
         """(m,) right tokens of a pack's predictions."""
         return answer_tokens([self._items[n] for n in pack.items]).to(self._model.device)
 
+    def weights(self, pack: Pack) -> torch.Tensor | None:
+        """(m,) weights of a pack's predictions; None where each counts once."""
+        weights = prediction_weights([self._items[n] for n in pack.items])
+        return None if weights is None else weights.to(self._model.device)
+
     def losses(self) -> Iterator[torch.Tensor]:
-        """Sum of the losses of every micro-batch over the number of all predictions, with a graph."""
+        """Sum of the losses of every micro-batch, by their weights, over the weight of all predictions, with a graph."""
         for group in self._groups:
-            yield answer_losses(self._model, [self._items[n] for n in group]).sum() / self.count
+            yield summed_losses(self._model, [self._items[n] for n in group]) / self.total
 
 
 def sparing(

@@ -35,7 +35,10 @@ class TangentProducts:
         with torch.enable_grad():
             for pack in self._items.packs:
                 logits = self._logits_of(pack)
-                value, derivative, grad = _cross_entropy(logits.detach(), self._items.answers(pack), self._items.count)
+                items = self._items
+                value, derivative, grad = _cross_entropy(
+                    logits.detach(), items.answers(pack), items.weights(pack), items.total
+                )
                 logits.backward(grad)  # type: ignore[no-untyped-call]
                 loss, slope = loss + value, slope + derivative
         return loss, slope
@@ -73,15 +76,20 @@ class TangentProducts:
         return Weights({name: tangent.product for name, tangent in tangents.items()})
 
 
-def _cross_entropy(pair: torch.Tensor, answers: torch.Tensor, count: int) -> tuple[float, float, torch.Tensor]:
-    """Sum / count of -log p(answer), its derivative, and the derivative's gradient, of logits (2, n, vocabulary)."""
+def _cross_entropy(
+    pair: torch.Tensor, answers: torch.Tensor, weights: torch.Tensor | None, total: float
+) -> tuple[float, float, torch.Tensor]:
+    """Sum of w (-log p(answer)) / total, its derivative, and the derivative's gradient, of logits (2, n, vocabulary)."""
     logits, tangent = pair
     log_p = torch.log_softmax(logits, dim=-1)
     p = log_p.exp()
     row = torch.arange(len(answers), device=answers.device)
     mean = (p * tangent).sum(dim=-1, keepdim=True)
-    loss = -log_p[row, answers].sum(dtype=torch.float64) / count
-    slope = (mean[:, 0] - tangent[row, answers]).sum(dtype=torch.float64) / count
-    grad = torch.stack([p * (tangent - mean), p]) / count
-    grad[1, row, answers] -= 1 / count
+    losses, slopes = -log_p[row, answers], mean[:, 0] - tangent[row, answers]
+    grad = torch.stack([p * (tangent - mean), p]) / total
+    grad[1, row, answers] -= 1 / total
+    if weights is not None:
+        losses, slopes = losses * weights, slopes * weights
+        grad *= weights[:, None].to(grad)
+    loss, slope = (values.sum(dtype=torch.float64) / total for values in (losses, slopes))
     return float(loss), float(slope), grad

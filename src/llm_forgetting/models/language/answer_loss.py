@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from llm_forgetting.models.language.batches import EncodedItem, collate
+from llm_forgetting.models.language.batches import EncodedItem, collate, prediction_weights
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.packing import CannotPackError, packs
 
@@ -33,6 +33,12 @@ def answer_losses(model: LanguageModel, items: Sequence[EncodedItem], *, packed:
             order = sorted(range(len(places)), key=places.__getitem__)
             return losses[torch.tensor(order, device=losses.device)]
     return _cross_entropy(model.answer_logits(collate(items, model.pad_id)), items)
+
+
+def summed_losses(model: LanguageModel, items: Sequence[EncodedItem], *, packed: bool = True) -> torch.Tensor:
+    """() sum of the items' losses in nats, every prediction by its weight; over `total_weight` it is their mean."""
+    losses, weights = answer_losses(model, items, packed=packed), prediction_weights(items)
+    return losses.sum() if weights is None else (losses * weights.to(losses)).sum()
 
 
 def _cross_entropy(logits: torch.Tensor, items: Sequence[EncodedItem]) -> torch.Tensor:

@@ -33,7 +33,8 @@ class AnswerStatistics:
 
     Leading axes are points of a scan. An answer of -1: the only option, a completion's token. `sizes` (n,): predictions of each
     item; None: one. `likeliest` (m,): the most likely token of the whole vocabulary, where that is known, and `wanted` (m,) the
-    right one. `judged` (n,): what an item is judged by instead, None where by nothing else.
+    right one. `judged` (n,): what an item is judged by instead, None where by nothing else. `weights` (n,): how often each
+    prediction of an item counts in a mean loss; None: once.
     """
 
     letter_logits: Floats
@@ -43,6 +44,7 @@ class AnswerStatistics:
     likeliest: NDArray[np.int64] | None = None
     wanted: NDArray[np.int64] | None = None
     judged: tuple[Judged | None, ...] | None = None
+    weights: Floats | None = None
 
     @property
     def _first(self) -> NDArray[np.int64] | None:
@@ -66,6 +68,7 @@ class AnswerStatistics:
             None if self.likeliest is None else self.likeliest[rows],
             None if self.wanted is None else self.wanted[rows],
             None if self.judged is None else self.judged[items],
+            None if self.weights is None else self.weights[items],
         )
 
     @property
@@ -84,6 +87,11 @@ class AnswerStatistics:
         return np.asarray(np.add.reduceat(values, self._first, axis=-1) / self.sizes)
 
     @property
+    def tokens(self) -> NDArray[np.int64]:
+        """(n,) predictions of each item."""
+        return np.ones(len(self.answers), dtype=np.int64) if self.sizes is None else self.sizes
+
+    @property
     def token_losses(self) -> Floats:
         """(..., m) full-vocabulary loss of every prediction, nats."""
         with np.errstate(invalid="ignore"):  # a diverged point is NaN in the result, not a warning per item
@@ -97,10 +105,23 @@ class AnswerStatistics:
 
     @property
     def weighted_losses(self) -> Floats:
-        """(..., n) losses by the items' shares in the tokens, so that their mean is that over all tokens."""
+        """(..., n) losses by the items' shares in the weight of all predictions, so that their mean is the training loss."""
         if self.sizes is None or self._first is None:
             return self.losses
-        return np.asarray(self.losses * (self.sizes / self.sizes.mean()))
+        total = self.sizes if self.weights is None else self.sizes * self.weights
+        return np.asarray(self.losses * (total / total.mean()))
+
+    @property
+    def mean_loss(self) -> Floats:
+        """(...,) the training loss of all items: sum of w loss over sum of w."""
+        return np.asarray(self.weighted_losses.mean(axis=-1))
+
+    def mean_loss_of(self, chosen: NDArray[np.bool_]) -> Floats:
+        """(...,) the training loss of some items."""
+        if self.sizes is None or self._first is None:
+            return np.asarray(self.losses[..., chosen].mean(axis=-1))
+        total = self.sizes if self.weights is None else self.sizes * self.weights
+        return np.asarray(self.losses[..., chosen] @ (total[chosen] / total[chosen].sum()))
 
     @property
     def log_likelihoods(self) -> Floats:
@@ -155,9 +176,11 @@ class AnswerStatistics:
             return self._per_item(np.asarray(np.exp(letters - np.logaddexp(letters, self.rest))))
 
     def surface(self, kind: str) -> Floats:
-        """(...,) mean of one of `SURFACES`, of the loss over the predictions, else over the items; not finite where logits are
-        not.
+        """(...,) mean of one of `SURFACES`, of the loss over the predictions by their weights, else over the items; not finite
+        where logits are not.
         """
+        if kind == "loss" and self.weights is not None:
+            return self.mean_loss
         values = np.asarray(getattr(self, _PER_ITEM[kind]), dtype=np.float64)
         if kind == "accuracy":
             broken = self._per_item(np.asarray(np.isnan(self.letter_logits).any(axis=-1), dtype=np.float64)) > 0

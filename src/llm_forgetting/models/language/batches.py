@@ -26,7 +26,9 @@ class EncodedItem:
 
     A question's `input_ids` end in `Answer:`; predicted is one of `letter_ids`, the tokens of its option letters. Of a
     completion `targets` are the tokens that are learnt, `places` where the token before each stands in `input_ids`; it has no
-    letters. Items of one `prefix_key` (their subject, unless said) are packed together, for the prefix that they share.
+    letters. Items of one `prefix_key` (their subject, unless said) are packed together, for the prefix that they share. Each
+    of its predictions counts `weight` times in a mean loss (sum of w loss over sum of w), trained or measured. `alternatives`:
+    the options that it is judged among, encoded alike but without an end.
     """
 
     item: Item | Completion
@@ -37,6 +39,8 @@ class EncodedItem:
     prefix_group: str | None = None
     places: tuple[int, ...] = ()
     targets: tuple[int, ...] = ()
+    weight: float = 1
+    alternatives: tuple["EncodedItem", ...] = ()
 
     @property
     def prefix_key(self) -> str:
@@ -62,6 +66,18 @@ class EncodedItem:
     def answer_tokens(self) -> tuple[int, ...]:
         """Per prediction the right token."""
         return tuple(options[answer] for options, answer in zip(self.options, self.answers, strict=True))
+
+
+def prediction_weights(items: Sequence[EncodedItem]) -> torch.Tensor | None:
+    """(m,) weight of every prediction, item by item; None where each counts once."""
+    if all(item.weight == 1 for item in items):
+        return None
+    return torch.tensor([item.weight for item in items for _ in item.predictions])
+
+
+def total_weight(items: Sequence[EncodedItem]) -> float:
+    """Sum of the weights of all predictions: how many there are, where each counts once."""
+    return sum(item.weight * len(item.predictions) for item in items)
 
 
 @dataclass(frozen=True)

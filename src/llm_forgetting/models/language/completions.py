@@ -1,6 +1,7 @@
 """From prompts and completions to tokens: which are learnt, after TRL's formats."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llm_forgetting.errors import UserError
@@ -30,8 +31,25 @@ def encode_completion(
     """
     if shots and not isinstance(item.completion, str):
         raise UserError(f"item {item.id}: worked examples are for prompts that are text; set data.few_shot=0")
+    encoded = _encoded(tokenizer, item, shots, max_tokens, _learnt)
+    if not (item.options and item.scoring.of_options):
+        return encoded
+    texts = [replace(item, completion=f" {option}", options=()) for option in item.options]
+    others = [_encoded(tokenizer, text, shots, max_tokens, _continued) for text in texts]
+    # Without worked examples only the options of one prompt have a beginning in common.
+    group = None if shots else item.id
+    return replace(encoded, alternatives=tuple(replace(other, prefix_group=group) for other in others))
+
+
+def _encoded(
+    tokenizer: "PreTrainedTokenizerBase",
+    item: Completion,
+    shots: Sequence[AnyItem],
+    max_tokens: int,
+    learnt_of: "Callable[[PreTrainedTokenizerBase, Completion, Sequence[AnyItem]], tuple[Tokens, Tokens]]",
+) -> EncodedItem:
     for dropped in range(len(shots) + 1):
-        tokens, learnt = _learnt(tokenizer, item, shots[dropped:])
+        tokens, learnt = learnt_of(tokenizer, item, shots[dropped:])
         if len(tokens) <= max_tokens:
             break
     special = set(tokenizer.all_special_ids)
@@ -52,9 +70,24 @@ def encode_completion(
 def _learnt(tokenizer: "PreTrainedTokenizerBase", item: Completion, shots: Sequence[AnyItem]) -> tuple[Tokens, Tokens]:
     """All tokens, and the places of those that are learnt."""
     if isinstance(item.completion, str):
-        solved = [f"{shot.prompt}{shot.completion}\n\n" for shot in shots if isinstance(shot, Completion)]
-        return _plain(tokenizer, "".join([*solved, str(item.prompt)]), item.completion)
+        return _plain(tokenizer, _asked(item, shots), item.completion)
     return _conversation(tokenizer, item) if item.prompt else _assistant_turns(tokenizer, item)
+
+
+def _asked(item: Completion, shots: Sequence[AnyItem]) -> str:
+    """A prompt that is text, after worked examples."""
+    solved = [f"{shot.prompt}{shot.completion}\n\n" for shot in shots if isinstance(shot, Completion)]
+    return "".join([*solved, str(item.prompt)])
+
+
+def _continued(
+    tokenizer: "PreTrainedTokenizerBase", item: Completion, shots: Sequence[AnyItem]
+) -> tuple[Tokens, Tokens]:
+    """Prompt and option without an end, and the places of the option's tokens, as lm-evaluation-harness divides them."""
+    prompt = _asked(item, shots)
+    before = tokenizer(prompt.rstrip())["input_ids"] if prompt.strip() else []
+    tokens = list(tokenizer(f"{prompt}{item.completion}")["input_ids"])
+    return tokens, list(range(max(1, len(before)), len(tokens)))
 
 
 def _plain(tokenizer: "PreTrainedTokenizerBase", prompt: str, completion: str) -> tuple[Tokens, Tokens]:

@@ -1,8 +1,10 @@
 """From items to tokens: prompts in at most so many tokens, answer letters in context."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llm_forgetting.config.sections import Weighting
 from llm_forgetting.errors import UserError
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.completions import encode_completion
@@ -44,14 +46,22 @@ def encode(
     items: Sequence[AnyItem],
     shots: Mapping[str, Sequence[AnyItem]],
     max_tokens: int,
+    weighting: Weighting = "token",
 ) -> list[EncodedItem]:
-    """Every item in at most `max_tokens` tokens, after the worked examples of its subject; what was cut is recorded in each."""
+    """Every item in at most `max_tokens` tokens, after the worked examples of its subject; what was cut is recorded in each.
+
+    `weighting`: whether every token of a completion counts the same in a mean loss, or every item.
+    """
     return [
-        encode_completion(tokenizer, item, shots.get(item.subject, ()), max_tokens)
+        _weighted(encode_completion(tokenizer, item, shots.get(item.subject, ()), max_tokens), weighting)
         if isinstance(item, Completion)
         else _encode_question(tokenizer, item, shots.get(item.subject, ()), max_tokens)
         for item in items
     ]
+
+
+def _weighted(item: EncodedItem, weighting: Weighting) -> EncodedItem:
+    return item if weighting == "token" else replace(item, weight=1 / len(item.predictions))
 
 
 def _encode_question(

@@ -15,7 +15,7 @@ from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.packing import CannotPackError
-from llm_forgetting.models.language.scoring import score, score_points, split_groups
+from llm_forgetting.models.language.scoring import item_weights, score, score_points, split_groups
 
 Items = Sequence[tuple[str, Sequence[EncodedItem]]]
 
@@ -44,6 +44,7 @@ class LandscapeObjective:
         self._options = max(len(tokens) for item in self._items for tokens in item.options)
         self._answers = np.array([answer for item in self._items for answer in item.answers])
         self._predictions = np.array([len(item.predictions) for item in self._items])
+        self._weights = item_weights(self._items)
 
     def only(self, tasks: Sequence[int]) -> "LandscapeObjective":
         """The same of the tasks at these places alone."""
@@ -98,7 +99,8 @@ class LandscapeObjective:
         sizes = self._predictions[items]
         first, m, k = int(self._predictions[: items.start].sum()), int(sizes.sum()), self._options
         z = values[..., : m * k].reshape(*values.shape[:-1], m, k)
-        return AnswerStatistics(z, values[..., m * k :], self._answers[first : first + m], sizes)
+        weights = None if self._weights is None else self._weights[items]
+        return AnswerStatistics(z, values[..., m * k :], self._answers[first : first + m], sizes, weights=weights)
 
     def _of(self, index: int) -> slice:
         """The items of task number `index`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,7 @@ from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.memory import OutOfMemoryRetry
 from llm_forgetting.models.language.packing import CannotPackError, PrefixCache, pack_of, packs
 from llm_forgetting.models.language.scoring_batches import TOKENS_PER_BATCH, prefix_batches
+from llm_forgetting.tasks.completion import Completion
 
 
 def score(
@@ -145,6 +147,7 @@ class _Collector:
         self._likeliest = np.empty(rows, dtype=np.int64) if completions else None
         self._wanted = np.array([token for item in encoded for token in item.answer_tokens]) if completions else None
         self._answers = np.array([answer for item in encoded for answer in item.answers])
+        self._weights = item_weights(encoded)
 
     def take(self, places: Sequence[int], logits: torch.Tensor, letter_ids: torch.Tensor) -> None:
         """Logits (m, vocabulary) of the predictions of the items at `places`."""
@@ -157,7 +160,15 @@ class _Collector:
 
     @property
     def statistics(self) -> AnswerStatistics:
-        return AnswerStatistics(self._z, self._rest, self._answers, self._sizes, self._likeliest, self._wanted)
+        return AnswerStatistics(
+            self._z, self._rest, self._answers, self._sizes, self._likeliest, self._wanted, weights=self._weights
+        )
+
+
+def item_weights(encoded: Sequence[EncodedItem]) -> Floats | None:
+    """(n,) weight of each prediction of the items; None where all count once."""
+    weights = np.array([item.weight for item in encoded], dtype=np.float64)
+    return None if (weights == 1).all() else weights
 
 
 def score_tasks(
@@ -166,24 +177,63 @@ def score_tasks(
     batch_size: int | None,
     advance: Callable[[int], None] = lambda items: None,
 ) -> list[AnswerStatistics]:
-    """`score` for several groups of items in one pass over all of them; those that are to be generated are written as well.
+    """`score` for several groups of items in one pass over all of them; what they are judged by besides is found as well.
 
-    `advance` hears of the latter a second time (see `passes`).
+    `advance` hears of an item once more where it is written, and for each of its options (see `passes`).
     """
     items = [item for group in groups for item in group]
     together = score(model, items, batch_size, advance)
+    judged: dict[int, Judged] = {}
     generated = [n for n, item in enumerate(items) if is_generated(item)]
     if generated:
-        judged: list[Judged | None] = [None] * len(items)
-        for n, written in zip(generated, write(model, [items[n] for n in generated], batch_size, advance), strict=True):
-            judged[n] = written
-        together = together.judged_by(judged)
+        judged |= zip(generated, write(model, [items[n] for n in generated], batch_size, advance), strict=True)
+    compared = [n for n, item in enumerate(items) if item.alternatives]
+    if compared:
+        judged |= zip(compared, choose(model, [items[n] for n in compared], batch_size, advance), strict=True)
+    if judged:
+        together = together.judged_by([judged.get(n) for n in range(len(items))])
     return split_groups(together, [len(group) for group in groups])
 
 
 def passes(groups: Iterable[Sequence[EncodedItem]]) -> int:
     """How many items `score_tasks` tells of."""
-    return sum(1 + is_generated(item) for group in groups for item in group)
+    return sum(1 + is_generated(item) + len(item.alternatives) for group in groups for item in group)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Log-likelihood of every option's text after the prompt (nats), and which of them is the largest, whole (`acc`) and per
+    character (`acc_norm`); `right`: by what the item is judged by.
+    """
+
+    log_likelihoods: tuple[float, ...]
+    by_sum: int
+    by_character: int
+    acc: bool
+    acc_norm: bool
+    right: bool
+
+
+def choose(
+    model: LanguageModel,
+    items: Sequence[EncodedItem],
+    batch_size: int | None,
+    advance: Callable[[int], None] = lambda items: None,
+) -> list[Chosen]:
+    """The likeliest option of every item: the harness's `acc` and `acc_norm`."""
+    scored = score(model, [option for item in items for option in item.alternatives], batch_size, advance)
+    sums = iter(-scored.losses * scored.tokens)
+    chosen = []
+    for item in items:
+        asked = item.item
+        assert isinstance(asked, Completion)
+        likelihoods = np.array([next(sums) for _ in item.alternatives])
+        lengths = np.array([len(option) for option in asked.options])
+        whole, each = int(np.argmax(likelihoods)), int(np.argmax(likelihoods / lengths))
+        acc, acc_norm = whole == asked.right, each == asked.right
+        right = acc if asked.scoring.by == "likelihood" else acc_norm
+        chosen.append(Chosen(tuple(likelihoods.tolist()), whole, each, acc, acc_norm, right))
+    return chosen
 
 
 def split_groups(together: AnswerStatistics, sizes: Sequence[int]) -> list[AnswerStatistics]:

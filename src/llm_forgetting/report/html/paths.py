@@ -9,7 +9,7 @@ from llm_forgetting.report.html.axes import above, upright
 from llm_forgetting.report.html.blocks import Block, Figures, Plot, Prose, Spec, rounded
 from llm_forgetting.report.html.lines import SYMBOLS, line
 from llm_forgetting.report.tables.run import Scanned, Table, between_table, display_name, measured, number
-from llm_forgetting.report.tables.words import capital, profiled_name
+from llm_forgetting.report.tables.words import EXACT_MATCH, capital, profiled_name
 from llm_forgetting.report.views.paths import PathView, ProfileView, path_views
 
 
@@ -36,6 +36,8 @@ def _paths(paths: Sequence[PathView], table: Table) -> Figures:
         "t = 0 is the earlier checkpoint, t = 1 the later. Dots: measured; lines: the fit through them; "
         f"{forecast}the upright line: t*."
     )
+    if profiled_name([view.profile for path in paths for view in path.profiles]) == EXACT_MATCH:
+        note += " Here a completion counts as right where every token has more than half of the probability."
     return Figures(plots, 2, note, [table, _values(paths)])
 
 

@@ -177,6 +177,7 @@ def _method(results: Results) -> list[Block]:
                 results.protocol.train_split,
                 f"{results.protocol.adapter}; {results.protocol.optimizer}",
                 f"landscapes: {results.protocol.landscape_items}",
+                *([results.protocol.weighting] if results.protocol.weighting else []),
                 *(
                     f"training on {display_name(training.task)}: {text}"
                     for training in results.training
@@ -203,6 +204,11 @@ WHEN_RIGHT = {
     "generation": (
         "A completion is right if the answer in what the model writes by greedy decoding is the right one: exact match of "
         "generated answers."
+    ),
+    "likelihood": "An option is chosen by the log-likelihood of its text after the prompt: acc of lm-evaluation-harness.",
+    "likelihood_per_character": (
+        "An option is chosen by the log-likelihood of its text after the prompt over its characters: acc_norm of "
+        "lm-evaluation-harness."
     ),
 }
 

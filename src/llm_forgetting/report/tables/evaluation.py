@@ -36,7 +36,8 @@ def evaluation_table(results: EvaluationResults) -> Table:
         f"{results.config.data.few_shot}-shot; {name} ± standard error sd / sqrt(n), groups weighted by size, as in "
         f"lm-evaluation-harness 0.4.13{'' if alone else '; letter mass: probability of the option letters together'}."
     )
-    note += "".join(f" {name}: accuracy is {what}." for name, what in _measures(results).items())
+    is_ = "" if alone else "accuracy is "
+    note += "".join(f" {task}: {is_}{what}." for task, what in _measures(results).items())
     if split:
         note += " Trained: items that this adapter was trained on; only the held-out ones test it. Loss"
         note += f"{'' if alone else ' and letter mass'}: all."

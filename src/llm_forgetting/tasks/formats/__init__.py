@@ -8,7 +8,7 @@ from llm_forgetting.tasks.formats.record_format import RecordFormat
 from llm_forgetting.tasks.records import RecordLayout, subject_of
 from llm_forgetting.tasks.task import AnyItem
 
-MULTIPLE_CHOICE, WITH_OPTIONS = "multiple_choice", "cl_benchmark"
+MULTIPLE_CHOICE, LABELLED = "multiple_choice", "cl_benchmark"
 Record = Mapping[str, object]
 
 

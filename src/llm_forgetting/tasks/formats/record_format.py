@@ -20,11 +20,13 @@ class RecordFormat:
         columns: What the columns hold; a layout may say how they are called.
         read: From (record, layout, place for messages) to prompt and completion; UserError where the record has none.
         item: Instead of `read`, for items of another kind: also gets the item's id.
+        options: Whether an item has options, which a layout may give for all.
     """
 
     columns: tuple[str, ...]
     read: Callable[[Record, RecordLayout, str], tuple[Text, Text]] | None = None
     item: Callable[[Record, RecordLayout, str, str, str], AnyItem] | None = None
+    options: bool = False
 
     def item_of(self, record: Record, layout: RecordLayout, where: str, item_id: str, subject: str) -> AnyItem:
         """The item of a record; `where` names the record in a UserError."""

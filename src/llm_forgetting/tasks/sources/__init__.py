@@ -15,7 +15,7 @@ from llm_forgetting.tasks.sources.source import LoadedSource, Notify, Source, So
 from llm_forgetting.tasks.task import Task, split_pools
 
 __all__ = ["KINDS", "LoadedSource", "Source", "SourceKind", "SourceSettings", "load_tasks", "open_source"]
-_FIRST = ("embedded", "local", "hub", "skills", "synthetic")  # as they are listed
+_FIRST = ("embedded", "local", "hub", "embedded_text", "skills", "synthetic")  # as they are listed
 
 
 def _kinds() -> dict[str, SourceKind]:

@@ -1,8 +1,7 @@
 """Frozen layers or modules: from the second task on part of the adapter is not trained."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
@@ -30,7 +29,7 @@ class Freeze(Method[FreezeOptions]):
 
     Options = FreezeOptions
     title = ""
-    _frozen: Sequence[Any] = ()
+    _frozen: Mapping[str, int] = {}
 
     def problems(self, config: ExperimentConfig) -> Iterator[str]:
         """Nothing is frozen where nothing is named."""
@@ -40,14 +39,15 @@ class Freeze(Method[FreezeOptions]):
     def begin(self, start: Start) -> None:
         """Freeze; UserError where nothing, or all, is named by the options."""
         trained = [(n, p) for n, p in start.model.peft_model.named_parameters() if p.requires_grad]
-        self._frozen = [parameter for name, parameter in trained if self.names(name)]
+        frozen = [(name, parameter) for name, parameter in trained if self.names(name)]
+        self._frozen = {name: parameter.numel() for name, parameter in frozen}
         if not 0 < len(self._frozen) < len(trained):
             what = "all" if self._frozen else "none"
             raise UserError(
                 f"training.methods.freeze must name some of the trained weights, layers={list(self.options.layers)} and "
                 f"modules={list(self.options.modules)} name {what} of {len(trained)}, such as {trained[0][0]}"
             )
-        for parameter in self._frozen:
+        for _, parameter in frozen:
             parameter.requires_grad_(False)
 
     def names(self, parameter: str) -> bool:
@@ -57,12 +57,13 @@ class Freeze(Method[FreezeOptions]):
 
     def end(self, model: LanguageModel) -> None:
         """Let all weights be trained again."""
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
+        for name, parameter in model.peft_model.named_parameters():  # another method may have exchanged them
+            if name in self._frozen:
+                parameter.requires_grad_(True)
 
     def measured(self, model: AdaptedModel) -> dict[str, float]:
         """How many weights were frozen."""
-        return {"weights": float(sum(parameter.numel() for parameter in self._frozen))}
+        return {"weights": float(sum(self._frozen.values()))}
 
 
 METHOD = Freeze
