@@ -16,7 +16,7 @@ from llm_forgetting.forgetting.intervals import (
 )
 from llm_forgetting.forgetting.measures import Change
 from llm_forgetting.forgetting.multiplicity import holm
-from llm_forgetting.forgetting.records import ItemRecord, Line, Probe, ProbeChange, SampleRecord
+from llm_forgetting.forgetting.records import ItemRecord, Line, Probe, ProbeChange, SampleRecord, weighted_losses
 from llm_forgetting.forgetting.scores import item_mean
 from llm_forgetting.forgetting.transitions import transitions
 from llm_forgetting.seeding import derive_seed
@@ -54,7 +54,7 @@ def _of_task(name: str, cells: _Cells, checkpoints: Sequence[str], seed: int) ->
     first = base[0]
     if isinstance(first, SampleRecord):
         return [_probe(name, metric, cells, checkpoints, seed) for metric in first.metrics]
-    return [_probe(name, "exact match" if first.tokens is not None else "accuracy", cells, checkpoints, seed)]
+    return [_probe(name, "accuracy" if first.options else "exact match", cells, checkpoints, seed)]
 
 
 def _identity(item: ItemRecord | SampleRecord) -> tuple[str, str, str]:
@@ -105,12 +105,11 @@ def _value(item: ItemRecord | SampleRecord, measure: str) -> float:
 
 
 def _losses(items: Sequence[ItemRecord | SampleRecord]) -> Floats | None:
-    """(n,) losses whose mean is that over all tokens; None for the harness' samples."""
+    """(n,) losses whose mean is the training loss; None for the harness' samples."""
     scored = [item for item in items if isinstance(item, ItemRecord)]
     if len(scored) < len(items):
         return None
-    tokens = np.array([1 if item.tokens is None else item.tokens for item in scored], dtype=float)
-    return np.asarray(np.array([item.loss for item in scored]) * tokens / tokens.mean())
+    return weighted_losses(scored)
 
 
 def _score(values: Floats, binary: bool, seed: int, subjects: Sequence[str]) -> Proportion | Mean:
