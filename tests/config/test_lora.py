@@ -5,13 +5,20 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
 
 import llm_forgetting as lf
 from llm_forgetting.config.files import ConfigTemplate, parse_config, written
 from llm_forgetting.config.paths import LATER_FIELDS, leaves, to_dict
 from llm_forgetting.config.sections import ExperimentConfig, LoraConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.cost.lengths import ItemLengths
 from llm_forgetting.experiment.cost.tables import estimate, seconds_of
+from llm_forgetting.experiment.cost.work import task_sizes, work_of
+from llm_forgetting.models.language.backbones import synthetic_backbone
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
+from llm_forgetting.tasks.completion import Completion
+from llm_forgetting.tasks.task import Item
 
 
 def written_to(path: Path, **sections: Any) -> str:
@@ -97,4 +104,18 @@ def test_a_dry_run_says_that_it_does_not_count(monkeypatch: pytest.MonkeyPatch) 
     config = parse_config("smoke", ["--lora=null"])
     tables = estimate(config, lambda line: None)
     assert "trained update is more than plain LoRA, so neither time nor memory can be estimated" in tables[-1].note
+    backbone = AutoModelForCausalLM.from_pretrained(synthetic_backbone(lambda line: None))
+    weights = sum(weight.numel() for weight in backbone.parameters())
+    assert f"All {weights:,} weights are trained" in tables[-1].note
     assert seconds_of(config, lambda line: None) is None
+
+
+def test_a_dry_run_counts_no_rotated_options_of_completions() -> None:
+    completion = EncodedItem(Completion("s/test/0", "s", "?", "!"), (1, 2, 3), (), places=(1, 2), targets=(3, 4))
+    question = EncodedItem(Item("q/test/0", "q", "?", ("p", "q"), 0), (1, 2, 3), (5, 6))
+    counted = {}
+    for item in (completion, question):
+        tasks = [EncodedTask(name, (item,) * 4, (item,)) for name in ("one", "two")]
+        work = work_of(parse_config("smoke", []), task_sizes(ItemLengths(tuple(tasks))))
+        counted[item.item.subject] = [each.passes for each in work if each.label == "rotated options"]
+    assert counted == {"s": [], "q": [24]}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import load
 
+import llm_forgetting as lf
 from llm_forgetting.cli.main import main
 from llm_forgetting.config.measurements import CurvatureConfig, LandscapeConfig
 from llm_forgetting.config.sections import (
@@ -137,6 +138,19 @@ def test_every_command_takes_completions(
     assert "type: exact_match" in card
     assert "type: text-generation" in card
     assert "type: multiple-choice" in card
+
+
+def test_what_python_sees(finished: tuple[Path, Results]) -> None:
+    """The API's frames and the summary of a notebook, of a run of both kinds."""
+    folder, results = finished
+    run = lf.open_run(folder)
+    assert run.forgotten("largest", measure="loss").value == results.forgetting.train.loss.tasks[0].absolute.value
+    frame = run.scores
+    (row,) = frame[(frame.task == "largest") & (frame.checkpoint == "after_task1") & (frame.split == "train")].to_dict(
+        "records"
+    )
+    assert row["accuracy"] == results.forgetting.train.accuracy.cells[1][0].value
+    assert "exact matches on the trained largest items" in run._repr_html_()
 
 
 def test_going_on_computes_nothing_again(finished: tuple[Path, Results]) -> None:

@@ -147,6 +147,23 @@ def test_tasks_epochs_and_a_folder(tmp_path: Path) -> None:
     assert way["old"].steps.tolist() == [0, 3, 6]
 
 
+def test_of_completions_the_loss_is_that_per_token_that_is_learnt(tmp_path: Path) -> None:
+    """Prompts are masked in the labels, and batches hold different numbers of tokens that are not."""
+    rows = items("lora", 8)
+    for n, row in enumerate(rows):
+        row["labels"] = torch.where(torch.arange(6) < 1 + n % 4, -100, row["labels"])
+    callback = lf.FlatnessCallback(None, [collate(rows[:5]), collate(rows[5:8])], every=6, directions=2)
+    model, trainer = trained("lora", tmp_path, callback)
+    (entry,) = (entry for entry in trainer.state.log_history if "landscape/loss" in entry)
+    model.eval()
+    losses = []
+    with torch.no_grad():
+        for row in rows:
+            logits = model(input_ids=row["input_ids"][None]).logits[0, :-1]
+            losses.append(F.cross_entropy(logits, row["labels"][1:], reduction="none")[row["labels"][1:] >= 0])
+    assert entry["landscape/loss"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+
+
 def vector(kind: str, model: Any, state: dict[str, torch.Tensor]) -> torch.Tensor:
     """delta W, or the parameters, as one vector."""
     if kind == "plain":

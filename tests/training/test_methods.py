@@ -18,13 +18,14 @@ from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.cost.work import TaskSize, work_of
 from llm_forgetting.experiment.phases import train as train_phase
 from llm_forgetting.experiment.session import Session
+from llm_forgetting.files import from_plain, to_plain
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter.saved_adapter import read_weights
 from llm_forgetting.models.language.backbones import load_backbone
 from llm_forgetting.models.language.batches import collate
 from llm_forgetting.progress import Advance, Silent
-from llm_forgetting.results import TrainingRecord
+from llm_forgetting.results import InterventionRecord, TrainingRecord
 from llm_forgetting.training.method import Start
 from llm_forgetting.training.methods.new_adapter import NewAdapter, NewAdapterOptions
 
@@ -129,34 +130,6 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sys.modules.pop("foreign_methods", None)
 
 
-@pytest.mark.usefixtures("foreign")
-def test_another_package_adds_a_method_without_touching_ours(tmp_path: Path) -> None:
-    assert {"shrink", "sam"} <= set(method_names())
-    session = Session(configured("--training.methods.shrink.strength=0.5"), tmp_path, Silent())
-    plain = Session(configured(), tmp_path / "plain", Silent())
-    (tmp_path / "plain").mkdir()
-    train_phase(session, 1)
-    train_phase(plain, 1)
-    assert session.model.adapter_sha256() == plain.model.adapter_sha256()  # it acts from the second task on
-    record = train_phase(session, 2).interventions.methods
-    assert record is not None
-    assert record["shrink"].options == {"strength": 0.5} == record["shrink"].measured
-    assert (session.checkpoint_folder(2) / "methods/shrink/strength.txt").read_text() == "0.5"
-    assert not (session.checkpoint_folder(1) / "methods").exists()
-    train_phase(plain, 2)
-    norms = [
-        sum(float(p.detach().square().sum()) for p in s.model.peft_model.parameters() if p.requires_grad)
-        for s in (session, plain)
-    ]
-    assert norms[0] < 0.9 * norms[1]
-    for name, said in (
-        ("broken", "cannot be loaded from foreign_methods:Absent: AttributeError"),
-        ("no_method", "is none"),
-    ):
-        with pytest.raises(UserError, match=said):
-            method_of(name, {})
-
-
 # --- a killed training --------------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +211,28 @@ def learnt(first_task: Path, tmp_path_factory: pytest.TempPathFactory) -> Learnt
     return Learnt(first_task, tmp_path_factory.mktemp("learnt"))
 
 
+@pytest.mark.usefixtures("foreign")
+def test_another_package_adds_a_method_without_touching_ours(learnt: Learnt) -> None:
+    assert {"shrink", "sam"} <= set(method_names())
+    assert not method_of("shrink", {}).acts(1)
+    session = learnt.session("shrink", "--training.methods.shrink.strength=0.5")
+    record = train_phase(session, 2).interventions.methods
+    assert record is not None
+    assert record["shrink"].options == {"strength": 0.5} == record["shrink"].measured
+    assert (session.checkpoint_folder(2) / "methods/shrink/strength.txt").read_text() == "0.5"
+    assert not (session.checkpoint_folder(1) / "methods").exists()
+    states = (session.model.adapter_state(), learnt.with_method("plain")[0].model.adapter_state())
+    norms = [sum(float(weight.square().sum()) for weight in state.values()) for state in states]
+    assert norms[0] < 0.9 * norms[1]
+    for name, said in (
+        ("broken", "cannot be loaded from foreign_methods:Absent: AttributeError"),
+        ("no_method", "is none"),
+    ):
+        with pytest.raises(UserError, match=said):
+            method_of(name, {})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_killed_training_goes_on_to_the_same_adapter(name: str, learnt: Learnt) -> None:
     """And the method changes what is learnt: the adapter is not that of plain training."""
@@ -250,6 +245,20 @@ def test_a_killed_training_goes_on_to_the_same_adapter(name: str, learnt: Learnt
     _, plain = learnt.with_method("plain")
     assert plain.adapter_sha256 != whole.adapter_sha256
     assert plain.interventions != whole.interventions
+
+
+def test_interventions_are_methods_by_another_name(learnt: Learnt) -> None:
+    """One training with two of them, asked for in both ways."""
+    ways = (
+        ["--interventions.anchor=0.3", "--interventions.replay_items=2"],
+        ["--training.methods.anchor.strength=0.3", "--training.methods.replay.items=2"],
+    )
+    one, other = (train_phase(learnt.session(f"way {n}", *way), 2) for n, way in enumerate(ways))
+    assert one == other
+    assert one.interventions.methods is None
+    assert one.interventions.anchor is not None
+    older = {"sam": None, "replayed": {}, "anchor": None, "rescale": 1.0}
+    assert to_plain(from_plain(InterventionRecord, older)) == older  # a run without methods reads and writes as before
 
 
 # --- what each leaves behind --------------------------------------------------------------------------------------------------

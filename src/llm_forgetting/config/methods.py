@@ -6,6 +6,7 @@ configuration names it. So torch is, too, which this package does not import its
 
 import dataclasses
 import difflib
+import functools
 import json
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,6 +81,7 @@ def method_of(name: str, given: Json) -> ConfiguredMethod:
     return method
 
 
+@functools.cache
 def _kind(name: str):  # type: ignore[no-untyped-def]
     if find_spec(f"{BUILT_IN}.{name}") is not None if name.isidentifier() else False:
         return import_module(f"{BUILT_IN}.{name}").METHOD

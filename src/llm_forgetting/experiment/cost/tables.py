@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.experiment.cost.devices import (
     CARDS,
@@ -20,7 +22,7 @@ from llm_forgetting.experiment.cost.fit import Misfit, misfit
 from llm_forgetting.experiment.cost.lengths import ItemLengths, item_lengths
 from llm_forgetting.experiment.cost.needs import NeedsCounter, PhaseNeed
 from llm_forgetting.experiment.cost.work import Work, probe_work, task_sizes, work_of
-from llm_forgetting.models.language.settings import ModelSettings, model_settings
+from llm_forgetting.models.language.settings import ModelSettings, model_settings, without_weights
 from llm_forgetting.progress import duration
 from llm_forgetting.report.tables.run import Table
 
@@ -63,6 +65,12 @@ def estimate(config: ExperimentConfig, notify: Callable[[str], None], gpu: str |
     if model is None or not config.low_rank:
         why = "model's size is not known here" if model is None else "trained update is more than plain LoRA"
         note = f"The {why}, so neither time nor memory can be estimated."
+        if model is not None and config.lora is None:
+            weights = sum(weight.numel() for weight in without_weights(model.settings, torch.float32).parameters())
+            note += (
+                f" All {weights:,} weights are trained: they, their gradients and AdamW's two moments alone take "
+                f"{16 * weights / 1e9:.2g} GB in float32."
+            )
         rows = tuple((each.label, f"{each.passes:,.0f}") for each in work)
         return [_tasks(lengths), Table("Phases", ("phase", "item passes"), rows, note)]
     counter = NeedsCounter(model.settings, lengths)

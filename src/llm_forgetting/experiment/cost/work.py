@@ -22,13 +22,16 @@ FORWARDS_PER_PRODUCT = 4
 
 @dataclass(frozen=True)
 class TaskSize:
-    """Items of a task's splits, the mean number of tokens of their prompts, and of what is written after each, if anything."""
+    """Items of a task's splits, the mean number of tokens of their prompts, and of what is written after each, if anything;
+    whether they are questions, with options that can be rotated.
+    """
 
     name: str
     train: int
     test: int
     tokens: float
     written: float = 0
+    questions: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class Work:
 def task_sizes(lengths: ItemLengths) -> list[TaskSize]:
     """Sizes of the tasks."""
     return [
-        TaskSize(task.name, len(task.train), len(task.test), _mean(items), _written(items))
+        TaskSize(
+            task.name, len(task.train), len(task.test), _mean(items), _written(items), not any(i.places for i in items)
+        )
         for task in lengths.tasks
         if (items := [*task.train, *task.test])
     ]
@@ -140,9 +145,10 @@ def _probes(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
     """What it costs to tell lost knowledge from a changed habit of answering."""
     settings, earlier = config.evaluation, sizes[:-1]
     work: list[Work] = []
-    if settings.rotations:  # of four options, at two checkpoints
-        passes = [6 * size.train for size in earlier]
-        tokens = sum(count * size.tokens for count, size in zip(passes, earlier, strict=True))
+    asked = [size for size in earlier if size.questions]
+    if settings.rotations and asked:  # of four options, at two checkpoints
+        passes = [6 * size.train for size in asked]
+        tokens = sum(count * size.tokens for count, size in zip(passes, asked, strict=True))
         work.append(Work("rotated options", sum(passes), {"scores": tokens}))
     if settings.recovery_items:
         starts = 2 if settings.recovery_control else 1

@@ -1,6 +1,7 @@
 """Table of forgetting at matched learning."""
 
 from llm_forgetting.report.tables.run import Table, display_name, number
+from llm_forgetting.report.tables.words import measure_name
 from llm_forgetting.report.views.frontier import frontier_views
 from llm_forgetting.results import Results
 
@@ -18,7 +19,7 @@ def frontier_table(results: Results) -> Table:
                 (
                     display_name(view.learnt),
                     display_name(view.forgotten),
-                    NAMES[view.measure],
+                    measure_name(results) if view.measure == "accuracy" else NAMES[view.measure],
                     number(found.learning),
                     f"{number(found.forgetting)}{interval}",
                     number(found.area),

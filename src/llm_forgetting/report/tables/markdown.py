@@ -96,7 +96,10 @@ def _interventions(record: InterventionRecord) -> Iterator[str]:
         yield f"L2 anchor of strength {record.anchor.strength:g}, in the end {measured(record.anchor.penalty)} nats"
     for name, method in (record.methods or {}).items():
         options = ", ".join(f"{option} {value}" for option, value in method.options.items())
-        numbers = ", ".join(f"{what} {measured(value)}" for what, value in method.measured.items())
+        numbers = ", ".join(
+            f"{what.replace('_', ' ')} {value:,.0f}" if value.is_integer() else f"{what.replace('_', ' ')} {value:.3g}"
+            for what, value in method.measured.items()
+        )
         yield f"{name}{f' ({options})' if options else ''}{f': {numbers}' if numbers else ''}"
 
 
