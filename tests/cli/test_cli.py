@@ -74,7 +74,7 @@ def test_help_is_no_mistake(shell: Shell) -> None:
 
 
 def test_an_unknown_command_is_named_with_those_there_are(shell: Shell) -> None:
-    commands = "run, repair, landscape, forecast, evaluate, study, report, compare, tasks"
+    commands = "run, repair, landscape, forecast, evaluate, study, report, compare, check, tasks"
     assert shell("runn").complaint == f"a command is needed, one of {commands}; was 'runn'; did you mean run?"
     assert shell("xyz").complaint == f"a command is needed, one of {commands}; was 'xyz'"
 

@@ -200,11 +200,18 @@ def test_impossible_probes_are_one_line(probes: list[str], said: str, llama_fold
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("probe", ["skills:largest", "largest"])
+def test_other_items_of_a_trained_task_are_no_probe(probe: str, llama_folder: Path, tmp_path: Path) -> None:
+    data = config_of(llama_folder, tmp_path, tasks=["largest", "first"], probes=[probe]).data
+    source = source_of(data, print)
+    with pytest.raises(UserError, match="must be a task that is never trained on, "):
+        probes_of(data, source, tasks_of(data, source), print)
+
+
 def test_probes_leave_older_fingerprints_and_must_fit_each_other() -> None:
     assert parse_config("smoke", []).fingerprint == parse_config("smoke", ["--data.probes=[]"]).fingerprint
     assert parse_config("smoke", ["--data.probes=[synthetic_3]"]).fingerprint != parse_config("smoke", []).fingerprint
     for wrong, said in (
-        (["--data.probe_limit=5"], "data.probe_limit=5 needs data.probes"),
         (["--data.harness_tasks=x"], "needs a probe harness:TASK"),
         (["--data.probes=[skills:reverse]"], "has a model of its own words"),
     ):

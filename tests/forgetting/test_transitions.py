@@ -170,6 +170,28 @@ def test_only_a_loss_that_is_shown_is_said() -> None:
         probes(alone[:-1], CHECKPOINTS, seed=0)
 
 
+def test_options_that_are_texts_can_be_guessed_and_other_completions_cannot() -> None:
+    def completions(checkpoint: str, options: int) -> list[ItemRecord]:
+        compared = np.zeros(options) if options else None
+        return [
+            ItemRecord(
+                checkpoint, "words", "probe", str(n), "words", "a", "a", n % 2 == 0, float(n), tokens=1 + n % 3,
+                weight=1 / (1 + n % 3), log_likelihoods=compared,
+            )
+            for n in range(40)
+        ]  # fmt: skip
+
+    for options, measure, guessed in ((3, "accuracy", 1 / 3), (0, "exact match", 0.0)):
+        (probe,) = (
+            probes([one for name in CHECKPOINTS for one in completions(name, options)], CHECKPOINTS, seed=0) or ()
+        )
+        assert (probe.measure, probe.chance) == (measure, pytest.approx(guessed))
+        assert probe.loss["initial"].value == pytest.approx(np.mean(range(40)))  # every item weighs the same
+        turned = probe.changes[0].transitions
+        assert turned is not None
+        assert turned.lost.by_chance == pytest.approx(0.25 / (options - 1) if options else 0)
+
+
 def test_a_probe_per_metric_of_the_harness() -> None:
     def sample(checkpoint: str, n: int, acc: float, f1: float) -> SampleRecord:
         return SampleRecord(checkpoint, "harness:own", "harness", str(n), "own", f"hash{n}", {"acc": acc, "f1": f1}, 4)

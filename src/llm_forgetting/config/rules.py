@@ -251,8 +251,6 @@ def _probe_problems(data: "DataConfig") -> Iterator[str]:
     twice = sorted({name for name in data.probes if data.probes.count(name) > 1})
     if twice:
         yield f"data.probes must name every probe once, named {twice[0]} twice"
-    if data.probe_limit is not None and not data.probes:
-        yield f"data.probe_limit={data.probe_limit} needs data.probes, which names none"
     if data.harness_tasks is not None and not any(name.startswith("harness:") for name in data.probes):
         yield f"data.harness_tasks={data.harness_tasks} needs a probe harness:TASK in data.probes, which names none"
     if data.source == "synthetic" and (others := [name for name in data.probes if ":" in name]):

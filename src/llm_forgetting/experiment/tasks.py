@@ -61,7 +61,10 @@ def harness_folder(data: DataConfig) -> Path | None:
 
 
 def probes_of(data: DataConfig, source: Source, trained: Sequence[Task], notify: Callable[[str], None]) -> list[Task]:
-    """The probes that we score ourselves, with items that none of the `trained` tasks has; UserError for a trained task."""
+    """The probes that we score ourselves, with items that none of the `trained` tasks has.
+
+    UserError for a task, or subject of one, that is trained on.
+    """
     pools = [_pool(name, data, source, notify) for name in own_probes(data)]
     for pool in pools:
         if pool.name in [task.name for task in trained]:
@@ -80,11 +83,24 @@ def _kind_of(name: str) -> str | None:
 def _pool(name: str, data: DataConfig, source: Source, notify: Callable[[str], None]) -> Pool:
     kind = _kind_of(name)
     if kind is None:
-        return source.pool(*source.resolve([name])[0])
+        known, subjects = source.resolve([name])[0]
+        _require_untrained(name, subjects, data, source)
+        return source.pool(known, subjects)
     rest = name.removeprefix(f"{kind}:")
     if KINDS[kind].path != "none":
         other = open_source(source=kind, path=rest, notify=notify)
         return other.pool(name, tuple(other.subjects()))
     other = open_source(source=kind, notify=notify, skills=SkillSettings(data.difficulty, data.shift))
-    (known, subjects) = other.resolve([rest])[0]
+    known, subjects = other.resolve([rest])[0]
+    if kind == data.source:
+        _require_untrained(name, subjects, data, source)
     return other.pool(f"{kind}:{known}", subjects)
+
+
+def _require_untrained(name: str, subjects: Sequence[str], data: DataConfig, source: Source) -> None:
+    """UserError where a task that is trained on has one of the subjects."""
+    for task, learnt in source.resolve(data.tasks):
+        if shared := [subject for subject in subjects if subject in learnt]:
+            raise UserError(
+                f"a probe must be a task that is never trained on, {name} has {shared[0]} of {task}, which is one of data.tasks"
+            )

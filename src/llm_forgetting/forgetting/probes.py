@@ -54,7 +54,7 @@ def _of_task(name: str, cells: _Cells, checkpoints: Sequence[str], seed: int) ->
     first = base[0]
     if isinstance(first, SampleRecord):
         return [_probe(name, metric, cells, checkpoints, seed) for metric in first.metrics]
-    return [_probe(name, "exact match" if first.tokens is not None else "accuracy", cells, checkpoints, seed)]
+    return [_probe(name, "accuracy" if first.options else "exact match", cells, checkpoints, seed)]
 
 
 def _identity(item: ItemRecord | SampleRecord) -> tuple[str, str, str]:

@@ -142,10 +142,10 @@ def _trained_items(records: Sequence[Line], task: str) -> dict[str, list[ItemRec
 
 def chance(items: Mapping[str, Sequence[ItemRecord]]) -> float:
     """Accuracy of guessing: the mean of 1 / number of options over the items, which are the same at every checkpoint; 0 for
-    completions.
+    completions without options.
     """
     asked = next(iter(items.values()))
-    return float(np.mean([0.0 if record.tokens is not None else 1 / len(record.letters) for record in asked]))
+    return float(np.mean([1 / record.options if record.options else 0.0 for record in asked]))
 
 
 def text_drift(records: Sequence[Line], checkpoints: Sequence[str], *, seed: int) -> TextDrift:
