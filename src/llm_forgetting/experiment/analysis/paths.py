@@ -199,7 +199,7 @@ def _best_compromise(
         mean_loss_on_selection=float(selection[best]),
         loss={name: float(p.surface("loss")[best]) for (name, _), p in zip(items, profiles, strict=True)},
         loss_on_the_others={
-            name: float(p.mean_loss_of(~mask)[best]) if (~mask).any() else None
+            name: float(p.mean_loss_of(~mask, best)) if (~mask).any() else None
             for (name, _), p, mask in zip(items, profiles, masks, strict=True)
         },
     )

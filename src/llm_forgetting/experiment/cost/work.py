@@ -22,25 +22,16 @@ FORWARDS_PER_PRODUCT = 4
 
 @dataclass(frozen=True)
 class TaskSize:
-<<<<<<< HEAD
-    """Items of a task's splits, the mean number of tokens of their prompts, and of what is written after each, if anything;
-    whether they are questions, with options that can be rotated.
-=======
-    """Items of a task's splits, and the mean number of tokens of their prompts, and of what else is passed to judge each: those
-    that are written, and the options.
->>>>>>> generation
+    """Items of a task's splits, the mean number of tokens of their prompts, and of what else is passed to judge each (what is
+    written, and the options); whether they are questions, with options that can be rotated.
     """
 
     name: str
     train: int
     test: int
     tokens: float
-<<<<<<< HEAD
-    written: float = 0
-    questions: bool = True
-=======
     judged: float = 0
->>>>>>> generation
+    questions: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,13 +48,9 @@ class Work:
 def task_sizes(lengths: ItemLengths) -> list[TaskSize]:
     """Sizes of the tasks."""
     return [
-<<<<<<< HEAD
         TaskSize(
-            task.name, len(task.train), len(task.test), _mean(items), _written(items), not any(i.places for i in items)
+            task.name, len(task.train), len(task.test), _mean(items), _judged(items), not any(i.places for i in items)
         )
-=======
-        TaskSize(task.name, len(task.train), len(task.test), _mean(items), _judged(items))
->>>>>>> generation
         for task in lengths.tasks
         if (items := [*task.train, *task.test])
     ]

@@ -116,12 +116,13 @@ class AnswerStatistics:
         """(...,) the training loss of all items: sum of w loss over sum of w."""
         return np.asarray(self.weighted_losses.mean(axis=-1))
 
-    def mean_loss_of(self, chosen: NDArray[np.bool_]) -> Floats:
-        """(...,) the training loss of some items."""
+    def mean_loss_of(self, chosen: NDArray[np.bool_], point: int | None = None) -> Floats:
+        """(...,) the training loss of some items, or of one point of a scan."""
+        losses = self.losses if point is None else self.losses[point]
         if self.sizes is None or self._first is None:
-            return np.asarray(self.losses[..., chosen].mean(axis=-1))
+            return np.asarray(losses[..., chosen].mean(axis=-1))
         total = self.sizes if self.weights is None else self.sizes * self.weights
-        return np.asarray(self.losses[..., chosen] @ (total[chosen] / total[chosen].sum()))
+        return np.asarray(losses[..., chosen] @ (total[chosen] / total[chosen].sum()))
 
     @property
     def log_likelihoods(self) -> Floats:
