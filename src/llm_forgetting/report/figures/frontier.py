@@ -58,7 +58,7 @@ def _frontier(axes: Axes, view: FrontierView) -> None:
     axes.axhline(0, color="0.8", linewidth=0.5, zorder=0)
     unit = "" if view.measure == "accuracy" else " (nats)"
     learnt, forgotten = display_name(view.learnt), display_name(view.forgotten)
-    _label(axes, f"Frontier in {view.measure}", f"learnt of {learnt}{unit}", f"forgotten of {forgotten}{unit}")
+    _label(axes, f"Frontier in {view.named}", f"learnt of {learnt}{unit}", f"forgotten of {forgotten}{unit}")
 
 
 def _label(axes: Axes, title: str, x: str, y: str) -> None:

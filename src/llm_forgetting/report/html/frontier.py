@@ -49,7 +49,7 @@ def _frontier(view: FrontierView) -> Plot:
     unit = "" if view.measure == "accuracy" else " (nats)"
     layout = {
         "xaxis": {
-            "title": {"text": f"learnt: {view.measure} of {learnt}{unit}"},
+            "title": {"text": f"learnt: {view.named} of {learnt}{unit}"},
             "zeroline": True,
             "zerolinecolor": "@quiet",
         },
@@ -57,7 +57,7 @@ def _frontier(view: FrontierView) -> Plot:
         "showlegend": False,
     }
     end = f"{number(view.forgetting[-1])} forgotten for {number(view.learning[-1])} learnt{unit}"
-    title = f"Frontier in {view.measure}: {learnt} learnt, {forgotten} forgotten"
+    title = f"Frontier in {view.named}: {learnt} learnt, {forgotten} forgotten"
     return Plot(title, f"{title}. In the end {end}.", [spec], layout, (f"in the end {end}",), aspect=0.62)
 
 

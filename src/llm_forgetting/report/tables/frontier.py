@@ -1,11 +1,8 @@
 """Table of forgetting at matched learning."""
 
 from llm_forgetting.report.tables.run import Table, display_name, number
-from llm_forgetting.report.tables.words import measure_name
 from llm_forgetting.report.views.frontier import frontier_views
 from llm_forgetting.results import Results
-
-NAMES = {"accuracy": "accuracy", "loss": "loss (nats)"}
 
 
 def frontier_table(results: Results) -> Table:
@@ -19,7 +16,7 @@ def frontier_table(results: Results) -> Table:
                 (
                     display_name(view.learnt),
                     display_name(view.forgotten),
-                    measure_name(results) if view.measure == "accuracy" else NAMES[view.measure],
+                    view.named if view.measure == "accuracy" else "loss (nats)",
                     number(found.learning),
                     f"{number(found.forgetting)}{interval}",
                     number(found.area),

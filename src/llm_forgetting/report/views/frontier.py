@@ -8,6 +8,7 @@ import numpy as np
 from llm_forgetting.arrays import Floats, standard_error
 from llm_forgetting.forgetting.frontier import MatchedForgetting, ScoresDuring, TaskScoresDuring, matched_forgetting
 from llm_forgetting.forgetting.scores import Measure
+from llm_forgetting.report.tables.words import measure_name
 from llm_forgetting.results import Results
 
 MEASURES: tuple[Measure, ...] = ("accuracy", "loss")
@@ -38,6 +39,8 @@ class FrontierView:
     forgetting_stderr: Floats | None
     matched: tuple[MatchedForgetting, ...]
     items: tuple[int, int]
+    named: str
+    """What the measure is called."""
 
 
 def learning_curves(during: ScoresDuring) -> list[LearningCurve]:
@@ -52,10 +55,11 @@ def frontier_views(results: Results) -> Iterator[FrontierView]:
         if training.during is not None:
             for task in training.during.tasks[:-1]:
                 for measure in MEASURES:
-                    yield _view(training.during, task, measure, results.config.data.seed)
+                    name = measure_name(results) if measure == "accuracy" else measure
+                    yield _view(training.during, task, measure, name, results.config.data.seed)
 
 
-def _view(during: ScoresDuring, task: TaskScoresDuring, measure: Measure, seed: int) -> FrontierView:
+def _view(during: ScoresDuring, task: TaskScoresDuring, measure: Measure, name: str, seed: int) -> FrontierView:
     new, old, polygon = during.tasks[-1].gains(measure), task.gains(measure), during.frontier(task, measure)
     most = float(polygon.reached)
     matched = [matched_forgetting(new, old, level * most, seed=seed) for level in LEVELS] if most > 0 else []
@@ -69,6 +73,7 @@ def _view(during: ScoresDuring, task: TaskScoresDuring, measure: Measure, seed: 
         forgetting_stderr=_stderrs(old[:1] - old),
         matched=tuple(found for found in matched if found is not None),
         items=(new.shape[1], old.shape[1]),
+        named=name,
     )
 
 
