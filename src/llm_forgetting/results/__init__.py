@@ -33,8 +33,10 @@ from llm_forgetting.results.run import (
     read_items,
     read_results,
 )
+from llm_forgetting.tasks.scoring import TITLES
 
 __all__ = [
+    "TITLES",
     "AnchorRecord",
     "Environment",
     "Evaluated",

@@ -32,8 +32,7 @@ from llm_forgetting.report.set_up import model_name
 from llm_forgetting.report.tables.evaluation import evaluation_table
 from llm_forgetting.report.tables.run import Table, display_name, number, value_and_error
 from llm_forgetting.report.tables.words import WHEN_RIGHT, capital, evaluated_name, named
-from llm_forgetting.results import EvaluationResults
-from llm_forgetting.tasks.scoring import TITLES
+from llm_forgetting.results import TITLES, EvaluationResults
 
 RIGHT, WRONG = "right", "wrong"
 # More tasks than this are answered by their range.

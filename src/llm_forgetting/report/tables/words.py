@@ -4,10 +4,9 @@ from collections.abc import Collection, Mapping
 
 from llm_forgetting.landscape.records import PathProfile
 from llm_forgetting.results import EvaluationResults, Results
-from llm_forgetting.tasks.scoring import By
 
 ACCURACY, EXACT_MATCH = "accuracy", "exact match"
-WHEN_RIGHT: Mapping[By, str] = {
+WHEN_RIGHT: Mapping[str, str] = {
     "teacher_forcing": (
         "A completion is right if every token is the likeliest after the right ones before it: teacher-forced exact match."
     ),
