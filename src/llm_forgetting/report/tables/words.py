@@ -30,7 +30,7 @@ def completion_tasks(results: Results) -> list[str]:
 
 def measure_name(results: Results) -> str:
     """`exact match` where every task is of completions, else `accuracy`."""
-    return named(len(completion_tasks(results)) == len(results.tasks))
+    return named(0 < len(completion_tasks(results)) == len(results.tasks))
 
 
 def evaluated_name(results: EvaluationResults) -> str:
