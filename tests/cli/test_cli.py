@@ -248,7 +248,10 @@ def test_tasks_lists_local_subjects_and_their_groups_with_counts(shell: Shell, m
 
 
 def test_tasks_refuses_what_it_cannot_list(shell: Shell, tmp_path: Path) -> None:
-    assert "'embedded', 'local', 'hub', 'skills', 'synthetic'" in shell("tasks", "--source", "foo").complaint
+    assert (
+        "'embedded', 'local', 'hub', 'embedded_text', 'skills', 'synthetic'"
+        in shell("tasks", "--source", "foo").complaint
+    )
     assert "data.path" in shell("tasks", "--source", "local").complaint
     assert (
         f"data.path={tmp_path / 'no'} does not exist"

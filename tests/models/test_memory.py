@@ -83,8 +83,8 @@ def test_products_are_the_same_where_memory_runs_out(
         short = Exhausted(tangent_pass.packed_answer_logits, 2, lambda backbone, pack, rows: len(pack.items))
         monkeypatch.setattr(tangent_pass, "packed_answer_logits", short)
     else:
-        short = Exhausted(micro_batches.answer_losses, 2, lambda model, chosen: len(chosen))
-        monkeypatch.setattr(micro_batches, "answer_losses", short)
+        short = Exhausted(micro_batches.summed_losses, 2, lambda model, chosen: len(chosen))
+        monkeypatch.setattr(micro_batches, "summed_losses", short)
     found, spared = measured()
     assert short.failures == 1  # what sufficed once is kept
     np.testing.assert_allclose(found, expected, rtol=2e-5)

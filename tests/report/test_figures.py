@@ -311,7 +311,7 @@ def test_every_surface_has_a_colour_scale_of_its_own(results: Results) -> None:
     limits = [bar.get_ylim() for bar in figure.axes[4:]]
     assert limits == [pytest.approx((np.min(loss), np.max(loss))) for loss in entries]
     assert len({*limits}) == 4
-    assert [bar.get_ylabel() for bar in figure.axes[4:]] == ["", "", "loss (nats per item)", "loss (nats per item)"]
+    assert [bar.get_ylabel() for bar in figure.axes[4:]] == ["", "", "loss (nats)", "loss (nats)"]
 
 
 def test_lines_are_black_on_light_and_white_on_dark() -> None:

@@ -133,9 +133,9 @@ def methods_key(config: "ExperimentConfig") -> str:
     return json.dumps(given, sort_keys=True)
 
 
-def names_option(path: str) -> bool:
+def names_option(path: object) -> bool:
     """Whether a dotted path names a method or an option of one, and so is no field."""
-    return path.startswith(f"{PATH}.")
+    return str(path).startswith(f"{PATH}.")  # YAML's keys may be numbers
 
 
 def options_apart(fields: Mapping[str, object]) -> tuple[dict[str, object], dict[tuple[str, ...], Json]]:
