@@ -13,7 +13,7 @@ LimitOutcome = Literal["kept", "forgotten", "cannot be said"]
 class LimitedForgetting:
     """Forgetting of one task (positive = lost; a share, or nats) held against the most that is allowed.
 
-    An outcome is told from the 95% interval: `kept` where all of it is at most `limit`, `forgotten` where all of it is
+    The outcome follows from the 95% interval: `kept` where all of it is at most `limit`, `forgotten` where all of it is
     above; each is wrong for at most 2.5% of samples of items. `cannot be said` otherwise, and without an interval.
     """
 

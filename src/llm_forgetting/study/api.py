@@ -143,7 +143,7 @@ class Study:
             threads: CPU threads of each; by default its share of this machine's cores.
             engine: `local` (processes), `ray` or `slurm`.
             address: Of a running Ray cluster.
-            slurm: What submitit is told: partition, time, memory, ... (see docs/cluster.md).
+            slurm: Parameters for submitit: partition, time, memory, ... (see docs/cluster.md).
             tell: Gets a line per finished cell.
 
         Returns:

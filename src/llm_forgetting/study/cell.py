@@ -20,7 +20,7 @@ from llm_forgetting.study.shared_first_task import copy_base_scores, copy_first_
 
 @dataclass(frozen=True)
 class CellJob:
-    """What a worker is told of one cell: the cell in `folder` (with its config.yaml), computed on `threads` threads.
+    """What a worker receives of one cell: the cell in `folder` (with its config.yaml), computed on `threads` threads.
 
     source_cell: folder of the cell whose training on the first task is copied; base_scores: folder of the cell whose base
     model's scores are copied; None where this cell computes them itself.

@@ -1,4 +1,4 @@
-"""What transformers' Trainer is told: its arguments, the names that it knows, and nothing that the environment says."""
+"""Arguments of transformers' Trainer, and the names that it knows; settings of the environment are ignored."""
 
 import difflib
 import math

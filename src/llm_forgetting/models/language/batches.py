@@ -54,7 +54,7 @@ class EncodedItem:
 
     @property
     def options(self) -> tuple[tuple[int, ...], ...]:
-        """Per prediction the tokens that are told apart: the letters, or the one token that is learnt."""
+        """Per prediction the tokens whose logits are kept: the letters, or the one token that is learnt."""
         return tuple((token,) for token in self.targets) if self.places else (self.letter_ids,)
 
     @property
