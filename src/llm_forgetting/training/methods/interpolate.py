@@ -1,7 +1,8 @@
 """Weight interpolation (WiSE-FT, Wortsman et al. 2022): after a task the update moves part of the way back."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from llm_forgetting.config.rules import at_least
 from llm_forgetting.config.sections import ExperimentConfig
@@ -16,26 +17,30 @@ from llm_forgetting.training.methods.o_lora import rank_problems
 
 
 @dataclass(frozen=True)
-class InterpolateOptions:
-    """Options of the interpolation.
+class CutOptions:
+    """Option of methods that move a task's update afterwards.
 
     Args:
-        share: a of (1 - a) delta W_before + a delta W_after: 0 undoes the task, 1 changes nothing.
         rank: The result is cut to this rank by singular values; 0 keeps it exact, and ranks add up.
     """
 
-    share: float = at_least(0, default=0.5, most=1)
     rank: int = at_least(0, default=0)
 
 
-class Interpolate(Method[InterpolateOptions]):
-    """delta W = (1 - a) delta W_before + a delta W_after, the same a in every module."""
+Cut = TypeVar("Cut", bound=CutOptions)
 
-    Options = InterpolateOptions
+
+class Between(Method[Cut]):
+    """After a task delta W = (1 - a) delta W_before + a delta W_after, a by module."""
+
     low_rank = True
     title = ""
     _before: WeightUpdate
     _error = 0.0
+
+    def shares(self, modules: Sequence[str]) -> dict[str, float]:
+        """a of every module."""
+        raise NotImplementedError
 
     def problems(self, config: ExperimentConfig) -> Iterator[str]:
         """What would need the adapter as training left it."""
@@ -47,14 +52,35 @@ class Interpolate(Method[InterpolateOptions]):
         self._before = start.model.adapter_factors()
 
     def end(self, model: LanguageModel) -> None:
-        """Go back to the point between."""
-        shares = dict.fromkeys(self._before, self.options.share)
-        self._error = set_between(model, self._before, shares, self.options.rank)
+        """Move the adapter."""
+        self._error = set_between(model, self._before, self.shares(list(self._before)), self.options.rank)
 
     def measured(self, model: AdaptedModel) -> dict[str, float]:
         """Rank of what is saved, and the relative error of cutting it."""
         ranks = ranks_of(model.peft_model, model.adapter)
         return {"rank": float(max(ranks.values())), "truncation_error": self._error}
+
+
+@dataclass(frozen=True)
+class InterpolateOptions(CutOptions):
+    """Options of the interpolation.
+
+    Args:
+        share: a of (1 - a) delta W_before + a delta W_after: 0 undoes the task, 1 changes nothing.
+        rank: The result is cut to this rank by singular values; 0 keeps it exact, and ranks add up.
+    """
+
+    share: float = at_least(0, default=0.5, most=1)
+
+
+class Interpolate(Between[InterpolateOptions]):
+    """delta W = (1 - a) delta W_before + a delta W_after, the same a in every module."""
+
+    Options = InterpolateOptions
+
+    def shares(self, modules: Sequence[str]) -> dict[str, float]:
+        """The same for all."""
+        return dict.fromkeys(modules, self.options.share)
 
 
 def set_between(model: AdaptedModel, before: WeightUpdate, shares: Mapping[str, float], rank: int) -> float:
