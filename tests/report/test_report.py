@@ -20,17 +20,14 @@ from llm_forgetting.progress import duration
 from llm_forgetting.report.html.run import run_page
 from llm_forgetting.report.set_up import set_up
 from llm_forgetting.report.tables.closing import closing_tables, landscape_sentence
+from llm_forgetting.report.tables.landscape import between_table, comparison_table, flatness_table, landscape_table
 from llm_forgetting.report.tables.markdown import all_tables, results_markdown
 from llm_forgetting.report.tables.repair import repair_sentence
 from llm_forgetting.report.tables.run import (
     Table,
     accuracy_matrix,
-    between_table,
-    comparison_table,
     counts,
-    flatness_table,
     forgetting_table,
-    landscape_table,
     measured,
     number,
     summary_table,

@@ -79,7 +79,7 @@ def draw_page(folder: Path, numbers: str, terminal: "Terminal") -> str:
 
 
 def _show(terminal: "Terminal", results: "ScanResults", folder: Path, page: str) -> None:
-    from llm_forgetting.report.tables.run import between_table, flatness_table, landscape_table
+    from llm_forgetting.report.tables.landscape import between_table, flatness_table, landscape_table
 
     for make in (landscape_table, flatness_table, *([between_table] if results.paths else [])):
         terminal.show_table(make(results))

@@ -70,7 +70,8 @@ class LandscapeConfig:
             on a path also of both ends' tasks; forecasts of the first and the own one: a sequence of T tasks costs T times
             one task's. `all`: of every task everywhere, T^2 (of two tasks that is the same). `learnt`: surfaces only of those
             learnt by then, `first`: only of the first; what is measured around a checkpoint then does not depend on what
-            comes after it.
+            comes after it. `none`: no surfaces around checkpoints; paths, the plane through three checkpoints and forecasts
+            have options of their own.
         trajectory: Also project the adapter at the end of every epoch onto that plane, with its distance from the plane and
             its true loss; an evaluation per epoch.
         items: Split whose items define the loss: `train` (the minimum that was reached) or `test`.
@@ -96,7 +97,7 @@ class LandscapeConfig:
     checkpoint_plane: bool = True
     plane_tolerance: float = above(0, default=0.1)
     paths: bool = True
-    tasks: Literal["first_own_last", "all", "learnt", "first"] = "first_own_last"
+    tasks: Literal["first_own_last", "all", "learnt", "first", "none"] = "first_own_last"
     trajectory: bool = False
     items: Literal["train", "test"] = "train"
     num_items: int = at_least(1, default=8)
@@ -120,7 +121,7 @@ class LandscapeConfig:
 
     def tasks_around(self, k: int, tasks: int) -> list[int]:
         """Numbers of the tasks of which surfaces are taken around the checkpoint after task k of `tasks`, from 1 on."""
-        last = {"all": tasks, "learnt": k, "first": 1}
+        last = {"all": tasks, "learnt": k, "first": 1, "none": 0}
         return list(range(1, last[self.tasks] + 1)) if self.tasks in last else sorted({1, k, tasks})
 
     def tasks_between(self, start: int, end: int, tasks: int) -> list[int]:

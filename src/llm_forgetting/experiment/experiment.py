@@ -71,7 +71,8 @@ def run_experiment(
     """
     _require_one_process()
     progress, few = progress or Silent(), config.evaluation.recovery_items
-    phase = PhaseRunner(folder, Silent() if workers else progress, total=3 * len(config.data.tasks) + 4)
+    each = 2 if config.landscape.tasks == "none" else 3  # phases of a task
+    phase = PhaseRunner(folder, Silent() if workers else progress, total=each * len(config.data.tasks) + 4)
     folder.check(progress.note)
     require_inputs(folder.path, "config", {"config.yaml": config.fingerprint})
     earlier = folder.read(SETUP)
@@ -95,8 +96,9 @@ def run_experiment(
         training.append(phase(train_phase(k, task), train, session, k))  # 2, 5
         scores.append(phase(evaluation_phase(k), evaluate, session, k))  # 3, 6
         scores += _further_scores(phase, session, k)
-        unit = next(iter(landscapes.values())).reference_norm if landscapes else None
-        landscapes[after] = phase(landscape_phase(after), scan_landscape, session, k, unit)  # 4, 7
+        if config.landscape.tasks != "none":
+            unit = next(iter(landscapes.values())).reference_norm if landscapes else None
+            landscapes[after] = phase(landscape_phase(after), scan_landscape, session, k, unit)  # 4, 7
         if config.curvature.spectrum and (k == 1 or config.curvature.checkpoints == "all"):
             spectra[after] = phase(curvature_phase(after), estimate_spectrum, session, k)
     if few:  # what they bring back belongs to the phase that counts

@@ -83,7 +83,8 @@ def steps_of(config: ExperimentConfig) -> list[Step]:
         name, there = checkpoint_name(k), (trained[k],)
         if config.curvature.spectrum and (k == 1 or config.curvature.checkpoints == "all"):
             steps.append(Step(curvature_phase(name), partial(phases.estimate_spectrum, k=k), there))
-        steps.append(Step(landscape_phase(name), partial(_landscape, k=k), there))
+        if landscape.tasks != "none":
+            steps.append(Step(landscape_phase(name), partial(_landscape, k=k), there))
         path = path_phase(name)
         if landscape.paths and k > 1:
             steps.append(Step(path, partial(phases_between.scan_path, k=k), there, BETWEEN))

@@ -181,7 +181,7 @@ def train(session: Session, k: int) -> TrainingRecord:
             callbacks=() if during is None else (during,),
         )
     methods.end(model)
-    scores = None if during is None else during.record(again=bool(methods.methods))
+    scores = None if during is None else during.record(moved=methods.moves)
     session.mark_checkpoint(k if session.config.lora is not None else None)  # all weights are read from what is saved
     with recorded_folder(session.folder, session.checkpoint_folder(k).name) as checkpoint:
         model.save(checkpoint)

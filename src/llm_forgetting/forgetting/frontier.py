@@ -10,10 +10,12 @@ the new task to different ends can be compared on it where both learnt alike.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from llm_forgetting.arrays import Bools2, Floats, Floats2
+from llm_forgetting.files import OMITTED
 from llm_forgetting.forgetting.intervals import LEVEL, MINIMUM_ITEMS, Interval
 from llm_forgetting.forgetting.scores import Measure, Split
 from llm_forgetting.seeding import generator
@@ -42,17 +44,29 @@ class TaskScoresDuring:
 class ScoresDuring:
     """Scores at points of the training on the last of `tasks`, earlier ones first; `steps` were done of `total` by then.
 
-    The items are those of `split`, the same at every point.
+    The items are those of `split`, the same at every point. `moved`: the last point is from after a method had moved the
+    model when the training was over (a merge, an interpolation), so that the training itself ends with the point before.
     """
 
     split: Split
     total: int
     steps: tuple[int, ...]
     tasks: tuple[TaskScoresDuring, ...]
+    moved: Annotated[bool | None, OMITTED] = None
+
+    def gains(self, task: TaskScoresDuring, measure: Measure) -> tuple[Floats, Floats]:
+        """Of the task that is learnt and of `task` at the points of the training itself, (points, items)."""
+        end = -1 if self.moved else None
+        return self.tasks[-1].gains(measure)[:end], task.gains(measure)[:end]
 
     def frontier(self, task: TaskScoresDuring, measure: Measure) -> "Frontier":
-        """The frontier of the task that is learnt and an earlier one."""
-        return frontier(self.tasks[-1].gains(measure), task.gains(measure))
+        """The frontier of the task that is learnt and an earlier one, of the training itself."""
+        return frontier(*self.gains(task, measure))
+
+    def end(self, task: TaskScoresDuring, measure: Measure) -> tuple[float, float]:
+        """What was learnt and forgotten in the end."""
+        ends = frontier(self.tasks[-1].gains(measure), task.gains(measure))
+        return float(ends.learning[-1]), float(ends.forgetting[-1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from llm_forgetting.arrays import Floats
 
 Measure = Literal["accuracy", "loss"]
+MEASURES: tuple[Measure, ...] = ("accuracy", "loss")
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")

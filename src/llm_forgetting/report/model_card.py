@@ -136,7 +136,7 @@ def _dataset(results: Results) -> str:
 
 def _text(results: Results, k: int) -> str:
     base, lora = _base(results), results.config.lora
-    landscape = results.landscapes[f"after_task{k}"]
+    landscape = results.landscapes.get(f"after_task{k}")
     template = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
     return template.from_string(
         resources.files("llm_forgetting").joinpath("data/model_card.md").read_text("utf-8")
@@ -160,8 +160,8 @@ def _text(results: Results, k: int) -> str:
             (*_place(row), row["items"], _number(row, "accuracy"), _number(row, "loss"))
             for row in _at(k, score_rows(results))
         ],
-        distance=f"{landscape.distance:g}",
-        coordinates=COORDINATES[landscape.space],
+        distance="" if landscape is None else f"{landscape.distance:g}",
+        coordinates="" if landscape is None else COORDINATES[landscape.space],
         flatness=[
             (display_name(str(row["task"])), _number(row, "mean_rise"), _number(row, "curvature", "error"))
             for row in _at(k, landscape_rows(results))

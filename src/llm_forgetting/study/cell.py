@@ -12,24 +12,25 @@ from llm_forgetting.errors import UserError, is_broken_device, is_out_of_memory
 from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.files import decode, encode, write_text
-from llm_forgetting.study.measures import numbers_of
+from llm_forgetting.study.measures import frontiers_of, numbers_of
 from llm_forgetting.study.plan import CellPlace
 from llm_forgetting.study.records import FAILURE, RECORD, CellFailure, CellRecord
-from llm_forgetting.study.shared_first_task import copy_base_scores, copy_first_task
+from llm_forgetting.study.shared_first_task import copy_base_scores, copy_first_scores, copy_first_task
 
 
 @dataclass(frozen=True)
 class CellJob:
     """What a worker receives of one cell: the cell in `folder` (with its config.yaml), computed on `threads` threads.
 
-    source_cell: folder of the cell whose training on the first task is copied; base_scores: folder of the cell whose base
-    model's scores are copied; None where this cell computes them itself.
+    source_cell: folder of the cell whose training on the first task is copied; base_scores, first_scores: folders of cells
+    whose scores of the base model, and after the first task, are copied; None where this cell computes them itself.
     """
 
     place: CellPlace
     folder: Path
     source_cell: Path | None
     base_scores: Path | None
+    first_scores: Path | None
     threads: int
 
 
@@ -40,6 +41,7 @@ def cell_job(work: CellJob) -> Job:
         folder=work.folder.absolute(),
         source_cell=work.source_cell and work.source_cell.absolute(),
         base_scores=work.base_scores and work.base_scores.absolute(),
+        first_scores=work.first_scores and work.first_scores.absolute(),
     )
     return Job(work.place.cell, f"{__name__}:compute_cell", encode(whole))
 
@@ -84,6 +86,8 @@ def _run(job: CellJob, started: float) -> None:
             copy_first_task(job.folder, job.source_cell, config)
         if job.base_scores is not None:
             copy_base_scores(job.folder, job.base_scores)
+        if job.first_scores is not None:
+            copy_first_scores(job.folder, job.first_scores)
         results = run_experiment(config, folder)
         numbers = numbers_of(results)
         record = CellRecord(
@@ -92,6 +96,7 @@ def _run(job: CellJob, started: float) -> None:
             measures=numbers.measures,
             outcomes=numbers.outcomes,
             stderrs=numbers.stderrs,
+            frontiers=frontiers_of(results) or None,
             answer=results.answer,
             versions=results.versions,
             wall_seconds=time.perf_counter() - started,

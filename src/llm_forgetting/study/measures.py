@@ -8,10 +8,12 @@ measure its number.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from llm_forgetting.curvature.records import ForecastRecord, RivalPredictors, SpectrumRecord, TaskForecast
 from llm_forgetting.experiment.artifacts.phase_artifacts import checkpoint_name
+from llm_forgetting.files import OMITTED
+from llm_forgetting.forgetting.scores import MEASURES as SCORED
 from llm_forgetting.forgetting.scores import Measure
 from llm_forgetting.landscape.metrics import SurfaceMetrics
 from llm_forgetting.landscape.records import TaskSurface
@@ -38,6 +40,18 @@ class _Uncertain(Protocol):
     def value(self) -> float | None: ...
     @property
     def stderr(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class FrontierRecord:
+    """What was learnt of the last task and forgotten of the first at points of the last training, in a share or in nats.
+
+    `end`: both after a method had moved the model when the training was over; None where none did.
+    """
+
+    learning: tuple[float, ...]
+    forgetting: tuple[float, ...]
+    end: Annotated[tuple[float, float] | None, OMITTED] = None
 
 
 Reader = Callable[[Results], Number | None]
@@ -213,3 +227,16 @@ def numbers_of(results: Results) -> RunNumbers:
             if number.stderr is not None:
                 numbers.stderrs[name] = number.stderr
     return numbers
+
+
+def frontiers_of(results: Results) -> dict[str, FrontierRecord]:
+    """The frontiers of the last training and the first task, by measure; empty where it was not scored on the way."""
+    during = results.training[-1].during
+    if during is None or len(during.tasks) < 2:
+        return {}
+    first, found = during.tasks[0], dict[str, FrontierRecord]()
+    for measure in SCORED:
+        path = during.frontier(first, measure)
+        end = during.end(first, measure) if during.moved else None
+        found[measure] = FrontierRecord(tuple(path.learning.tolist()), tuple(path.forgetting.tolist()), end)
+    return found

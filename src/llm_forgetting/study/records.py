@@ -9,6 +9,7 @@ from typing import Annotated
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import OMITTED, decode, encode, read, read_regular, write_bytes
 from llm_forgetting.files.manifest import checked
+from llm_forgetting.study.measures import FrontierRecord
 from llm_forgetting.study.plan import Analysis, CellPlace
 
 RECORD, FAILURE, RECORDS = "record.json", "failure.json", "records.json.gz"
@@ -20,14 +21,15 @@ class CellRecord(CellPlace):
     """Cell of a study that is done: its place (task pair, factors by dotted path, arm) and its numbers by name.
 
     measures, outcomes: None for what was measured and has no number, absent for what was not measured; stderrs: of
-    either. Losses in nats. `shared_half`: training on the first task was taken from another cell. Records that somebody
-    else's program wrote have the numbers alone.
+    either. Losses in nats. `frontiers`: of the first and the last task, by measure, where it was scored. `shared_half`:
+    training on the first task was taken from another cell. Records that somebody else's program wrote have the numbers alone.
     """
 
     fingerprint: Annotated[str | None, OMITTED] = None
     measures: dict[str, float | None]
     outcomes: dict[str, float | None]
     stderrs: dict[str, float]
+    frontiers: Annotated[dict[str, FrontierRecord] | None, OMITTED] = None
     answer: Annotated[str | None, OMITTED] = None
     versions: dict[str, str]
     wall_seconds: Annotated[float | None, OMITTED] = None

@@ -23,6 +23,7 @@ from llm_forgetting.study.shared_first_task import (
     base_scores_key,
     first_task_key,
     has_base_scores,
+    has_first_scores,
     has_first_task,
 )
 
@@ -143,7 +144,7 @@ def run_study(
             waiting.remove(cell)
             attempts[cell.id] = attempts.get(cell.id, 0) + 1
             running[cell.id] = cell
-            sources = shared.source_cell(cell), shared.base_scores(cell)
+            sources = shared.source_cell(cell), shared.base_scores(cell), shared.first_scores(cell)
             engine.submit(cell_job(CellJob(cell.place, folder.prepare(cell), *sources, threads)))
         for result in engine.finished(1.0):
             cell = running.pop(result.job.name)
@@ -170,15 +171,18 @@ def _line(tally: Tally, cell: Cell, record: CellRecord | None, failure: CellFail
 
 
 class _SharedTraining:
-    """Cells that share the training on their first task or the base model's scores, and the folders that hold them."""
+    """Cells that share the training on their first task, the base model's scores, or those after the first task (which need
+    both), and the folders that hold them.
+    """
 
     def __init__(self, plan: Plan, folder: StudyFolder, tasks: Tasks) -> None:
         self._folder = folder
         self._first_task = {cell.id: first_task_key(cell.config, tasks) for cell in plan.cells}
         self._base = {cell.id: base_scores_key(cell.config, tasks) for cell in plan.cells}
+        self._both = {cell.id: f"{self._first_task[cell.id]} {self._base[cell.id]}" for cell in plan.cells}
         self._cells: dict[str, list[Cell]] = {}
         for cell in plan.cells:
-            for key in (self._first_task[cell.id], self._base[cell.id]):
+            for key in (self._first_task[cell.id], self._base[cell.id], self._both[cell.id]):
                 self._cells.setdefault(key, []).append(cell)
 
     def source_cell(self, cell: Cell) -> Path | None:
@@ -192,6 +196,12 @@ class _SharedTraining:
         if has_base_scores(self._folder.cell(cell)):
             return None
         return next((folder for folder in self._others(cell, self._base) if has_base_scores(folder)), None)
+
+    def first_scores(self, cell: Cell) -> Path | None:
+        """The folder of another cell that has the scores after the first task which `cell` needs."""
+        if has_first_scores(self._folder.cell(cell)):
+            return None
+        return next((folder for folder in self._others(cell, self._both) if has_first_scores(folder)), None)
 
     def _others(self, cell: Cell, key: Mapping[str, str]) -> Iterator[Path]:
         return (self._folder.cell(other) for other in self._cells[key[cell.id]] if other.id != cell.id)

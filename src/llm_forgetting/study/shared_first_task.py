@@ -17,6 +17,7 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
     GUARDS,
     Phase,
     curvature_phase,
+    evaluation_phase,
     landscape_phase,
     train_phase,
 )
@@ -29,6 +30,7 @@ from llm_forgetting.tasks.task import Item, Task
 
 CHECKPOINT = f"checkpoint_{FIRST}"
 BASE_PHASES: tuple[Phase[Any], ...] = (GUARDS, EVALUATE_INITIAL)
+FIRST_SCORES = evaluation_phase(1)
 ON_LATER_TASKS = ("sam_on", "replay_items", "anchor", "rescale")
 SAM = ("sam_rho", "sam_adaptive")
 
@@ -103,6 +105,11 @@ def has_base_scores(cell: Path) -> bool:
     return all(map(RunFolder(cell).has, BASE_PHASES))
 
 
+def has_first_scores(cell: Path) -> bool:
+    """Whether the cell's folder holds the scores after the first task."""
+    return RunFolder(cell).has(FIRST_SCORES)
+
+
 def copy_base_scores(cell: Path, source_cell: Path) -> None:
     """Copy the base model's checks and scores into the folder of a cell on the same tasks; what it has stays.
 
@@ -127,6 +134,11 @@ def copy_first_task(cell: Path, source_cell: Path, config: ExperimentConfig) -> 
             shutil.copytree(source_cell / CHECKPOINT, scratch, ignore=card, dirs_exist_ok=True)
             (scratch / "experiment_config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     _copy_phases(cell, source_cell, first_task_phases(config))
+
+
+def copy_first_scores(cell: Path, source_cell: Path) -> None:
+    """Copy the scores after the first task into the folder of a cell on the same tasks; what it has stays."""
+    _copy_phases(cell, source_cell, (FIRST_SCORES,))
 
 
 def _copy_phases(cell: Path, source_cell: Path, phases: Iterable[Phase[Any]]) -> None:

@@ -82,26 +82,29 @@ class DuringScores(TrainerCallback):
             self._score(state.global_step)
 
     def _score(self, step: int) -> None:
+        write_text(self._file(step), encode(self._point()))
+
+    def _point(self) -> _Point:
         scores = score_tasks(self._model, list(self._tasks.values()), self._settings.batch_size)
         named = dict(zip(self._tasks, scores, strict=True))
-        point = _Point(
+        return _Point(
             {task: scored.correct.tolist() for task, scored in named.items()},
             {task: scored.weighted_losses.tolist() for task, scored in named.items()},
         )
-        write_text(self._file(step), encode(point))
 
     def _file(self, step: int) -> Path:
         return self._folder / f"step_{step:08d}.json"
 
-    def record(self, *, again: bool = False) -> ScoresDuring:
-        """All points, when the training is over; `again`: the last is scored anew, for the model was moved since."""
-        if again:
-            self._score(self._steps[-1])
+    def record(self, *, moved: bool = False) -> ScoresDuring:
+        """All points, when the training is over; `moved`: one more is scored, for a method moved the model since."""
+        steps = [*self._steps, self._steps[-1]] if moved else self._steps
         points = [read(_Point, self._file(step)) for step in self._steps]
+        if moved:
+            points.append(self._point())
         return ScoresDuring(
             split=self._settings.during_split,
             total=self._total,
-            steps=tuple(self._steps),
+            steps=tuple(steps),
             tasks=tuple(
                 TaskScoresDuring(
                     task,
@@ -111,6 +114,7 @@ class DuringScores(TrainerCallback):
                 )
                 for task, items in self._tasks.items()
             ),
+            moved=moved or None,
         )
 
 

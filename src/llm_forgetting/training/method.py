@@ -103,6 +103,14 @@ class Method(Generic[Own]):
         """Whether the training on task `number` (from 1) is changed; as it stands that on every task but the first."""
         return number > 1
 
+    @property
+    def moves(self) -> bool:
+        """Whether `end` changes what the model answers; as it stands where a subclass overrides `end`.
+
+        Scores during the training then end with those before it and those after it.
+        """
+        return type(self).end is not Method.end
+
     def problems(self, config: ExperimentConfig) -> Iterator[str]:
         """What in the rest of a configuration the method cannot work with: sentences that go on from its name."""
         if self.low_rank and not config.low_rank:
@@ -206,6 +214,11 @@ class Methods:
                 f"only one method may give the gradient of a step, {' and '.join(name for name, _ in made)} do; leave one out"
             )
         return made[0][1] if made else None
+
+    @property
+    def moves(self) -> bool:
+        """Whether one of them changes at the end what the model answers."""
+        return any(method.moves for method in self.methods)
 
     def end(self, model: LanguageModel) -> None:
         """Let every method change what training led to."""

@@ -177,13 +177,16 @@ def _scans(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
         items, tokens = map(sum, zip(*map(passes, scans), strict=True))
         return Work(label, points * items, {kind: points * tokens})
 
-    each, self_test = evaluations(landscape), 6 * min(landscape.self_test_items, landscape.num_items)
-    around = f"landscape of {last} checkpoints ({each} points each{'' if landscape.method == 'grid' else ' or more'})"
-    surfaces = scan(around, each, [landscape.tasks_around(k, last) for k in range(1, last + 1)], "landscape")
-    tests = last * self_test
-    work = [
-        Work(around, surfaces.passes + tests, {"landscape": surfaces.tokens["landscape"] + tests * sizes[0].tokens})
-    ]
+    work = []
+    if landscape.tasks != "none":
+        each, self_test = evaluations(landscape), 6 * min(landscape.self_test_items, landscape.num_items)
+        around = (
+            f"landscape of {last} checkpoints ({each} points each{'' if landscape.method == 'grid' else ' or more'})"
+        )
+        surfaces = scan(around, each, [landscape.tasks_around(k, last) for k in range(1, last + 1)], "landscape")
+        tests = last * self_test
+        tokens = surfaces.tokens["landscape"] + tests * sizes[0].tokens
+        work.append(Work(around, surfaces.passes + tests, {"landscape": tokens}))
     if landscape.paths and last > 1:
         path = path_evaluations()
         ends = [landscape.tasks_between(k, k + 1, last) for k in range(1, last)]

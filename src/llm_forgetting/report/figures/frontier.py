@@ -55,6 +55,11 @@ def _frontier(axes: Axes, view: FrontierView) -> None:
     axes.errorbar(
         view.learning, view.forgetting, xerr=view.learning_stderr, yerr=view.forgetting_stderr, elinewidth=0.6, **look
     )
+    if view.moved:
+        axes.plot(
+            *view.end, marker="*", markersize=8, linestyle="none", color=look["color"], label="end, after a method"
+        )
+        axes.legend()
     axes.axhline(0, color="0.8", linewidth=0.5, zorder=0)
     unit = "" if view.measure == "accuracy" else " (nats)"
     learnt, forgotten = display_name(view.learnt), display_name(view.forgotten)

@@ -46,8 +46,8 @@ def draw_landscapes(results: Scanned, folder: Path, *, dpi: int) -> list[str]:
 
 def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
     """Stem and figure one after the other; what was not measured has none."""
-    surfaces = surface_views(results)
-    yield "landscape_overview", overview(spread(surfaces))
+    if surfaces := surface_views(results):
+        yield "landscape_overview", overview(spread(surfaces))
     if isinstance(results, Results):
         yield "accuracy_matrix", matrix_figure(results.forgetting.splits, chance_text(results), measure_name(results))
         if scored := [training.during for training in results.training if training.during is not None]:
@@ -59,7 +59,8 @@ def figures(results: Scanned) -> Iterator[tuple[str, Figure]]:
     if spectra := spectrum_views(results):
         yield "landscape_spectrum", density_figure(spectra)
         yield "landscape_trace", trace_figure(spectra)
-    yield "landscape_lines", lines_figure(spread(line_ensembles(results)))
+    if surfaces:
+        yield "landscape_lines", lines_figure(spread(line_ensembles(results)))
     slugs = distinct_slugs(list(dict.fromkeys(surface.task for surface in surfaces)))
     for surface in surfaces:
         stem = f"landscape_{slug(surface.checkpoint)}_{slugs[surface.task]}"

@@ -56,9 +56,14 @@ def _frontier(view: FrontierView) -> Plot:
         "yaxis": {"title": {"text": f"forgotten of {forgotten}{unit}"}, "zeroline": True, "zerolinecolor": "@quiet"},
         "showlegend": False,
     }
-    end = f"{number(view.forgetting[-1])} forgotten for {number(view.learning[-1])} learnt{unit}"
+    specs = [spec]
+    if view.moved:
+        star = {"x": [view.end[0]], "y": [view.end[1]], "name": "end, after a method", "showlegend": True}
+        specs.append({**spec, **star, "mode": "markers", "marker": {"symbol": "star", "size": 11}})
+        layout["showlegend"] = True
+    end = f"{number(view.end[1])} forgotten for {number(view.end[0])} learnt{unit}"
     title = f"Frontier in {view.named}: {learnt} learnt, {forgotten} forgotten"
-    return Plot(title, f"{title}. In the end {end}.", [spec], layout, (f"in the end {end}",), aspect=0.62)
+    return Plot(title, f"{title}. In the end {end}.", specs, layout, (f"in the end {end}",), aspect=0.62)
 
 
 def _bars(values: Floats, stderr: Floats) -> Spec:

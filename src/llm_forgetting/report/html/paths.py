@@ -8,7 +8,8 @@ from llm_forgetting.arrays import Floats
 from llm_forgetting.report.html.axes import above, upright
 from llm_forgetting.report.html.blocks import Block, Figures, Plot, Prose, Spec, rounded
 from llm_forgetting.report.html.lines import SYMBOLS, line
-from llm_forgetting.report.tables.run import Scanned, Table, between_table, display_name, measured, number
+from llm_forgetting.report.tables.landscape import between_table
+from llm_forgetting.report.tables.run import Scanned, Table, display_name, measured, number
 from llm_forgetting.report.tables.words import EXACT_MATCH, capital, profiled_name
 from llm_forgetting.report.views.paths import PathView, ProfileView, path_views
 

@@ -19,6 +19,7 @@ from llm_forgetting.report.html.surfaces import landscape_blocks
 from llm_forgetting.report.html.training import training_blocks
 from llm_forgetting.report.set_up import model_name, set_up
 from llm_forgetting.report.tables.closing import landscape_sentence
+from llm_forgetting.report.tables.landscape import comparison_table, verdict_text
 from llm_forgetting.report.tables.markdown import describe_interventions
 from llm_forgetting.report.tables.probes import probe_rows, probes_table
 from llm_forgetting.report.tables.quantised import quantised_table
@@ -27,14 +28,12 @@ from llm_forgetting.report.tables.run import (
     Table,
     accuracy_text,
     chance_text,
-    comparison_table,
     counts,
     display_name,
     forgetting_table,
     number,
     summary_table,
     value_and_error,
-    verdict_text,
 )
 from llm_forgetting.report.tables.spurious import spurious_table
 from llm_forgetting.report.tables.transitions import transitions_table
@@ -128,8 +127,7 @@ def _sections(results: Results, items: Sequence[Line], questions: Questions | No
             ],
         ),
         *([Section("probes", "Never trained on", [Numbers(probes_table(results))])] if probe_rows(results) else []),
-        Section("landscape", "Loss landscape", [*landscape_blocks(results), *_if_rows(comparison_table(results))]),
-        Section("directions", "Along random directions", lines_blocks(results)),
+        *(_landscape(results) if results.landscapes else []),
         Section("between", "Between the checkpoints", between),
         Section("forecast", "Forecast and observed", forecast_blocks(results, items)),
         Section("curvature", "Curvature", curvature_blocks(results)),
@@ -138,6 +136,13 @@ def _sections(results: Results, items: Sequence[Line], questions: Questions | No
         Section("training", "Training", [*training_blocks(results.training), *frontier_blocks(results)]),
         Section("method", "Method", _method(results)),
         Section("again", "How to reproduce", _again(results)),
+    ]
+
+
+def _landscape(results: Results) -> list[Section]:
+    return [
+        Section("landscape", "Loss landscape", [*landscape_blocks(results), *_if_rows(comparison_table(results))]),
+        Section("directions", "Along random directions", lines_blocks(results)),
     ]
 
 

@@ -11,7 +11,8 @@ from llm_forgetting.report.html.paths import path_blocks
 from llm_forgetting.report.html.reproduction import configuration, cost, versions, what_ran
 from llm_forgetting.report.html.surfaces import landscape_blocks
 from llm_forgetting.report.set_up import model_name
-from llm_forgetting.report.tables.run import display_name, number, percent_above, value_and_error
+from llm_forgetting.report.tables.landscape import percent_above
+from llm_forgetting.report.tables.run import display_name, number, value_and_error
 from llm_forgetting.report.views.surfaces import split_word
 from llm_forgetting.results import ScanResults
 

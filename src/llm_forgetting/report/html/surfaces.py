@@ -9,7 +9,8 @@ from llm_forgetting.report.figures.contours import shared_norm, step_between_lin
 from llm_forgetting.report.html.blocks import Block, Figures, Numbers, Plot, Prose, Spec, plain, rounded
 from llm_forgetting.report.html.colour_scale import Scale
 from llm_forgetting.report.html.contours import CHECKPOINT, contours, dots
-from llm_forgetting.report.tables.run import Scanned, flatness_table, landscape_table, number
+from llm_forgetting.report.tables.landscape import flatness_table, landscape_table
+from llm_forgetting.report.tables.run import Scanned, number
 from llm_forgetting.report.views.captions import breakable, step_unit
 from llm_forgetting.report.views.surfaces import SurfaceView, left_out_sentence, surface_views
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llm_forgetting.report.tables.curvature import forecast_table
+from llm_forgetting.report.tables.landscape import curvature_text, verdict_text
 from llm_forgetting.report.tables.probes import closing_probes_table, probe_rows
 from llm_forgetting.report.tables.quantised import closing_quantised_table
 from llm_forgetting.report.tables.run import (
@@ -12,14 +13,12 @@ from llm_forgetting.report.tables.run import (
     accuracy_text,
     chance_text,
     counts,
-    curvature_text,
     display_name,
     estimate_text,
     measured,
     number,
     sampled,
     sentence,
-    verdict_text,
 )
 from llm_forgetting.report.tables.words import capital, measure_name
 from llm_forgetting.results import Results
@@ -29,7 +28,10 @@ def closing_tables(results: Results) -> list[Table]:
     """Accuracy and forgetting, the landscape's metrics, and the forecast; tasks are called by their numbers."""
     tables = [_accuracies(results), *([closing_quantised_table(results)] if results.quantised else [])]
     tables += [closing_probes_table(results)] if probe_rows(results) else []
-    tables += [_metrics(results), *([_forecast(results)] if results.forecasts else [])]
+    tables += [
+        *([_metrics(results)] if results.landscapes else []),
+        *([_forecast(results)] if results.forecasts else []),
+    ]
     named = "; ".join(f"task {k}: {display_name(name)}" for k, name in enumerate(results.task_names, start=1))
     tables[0] = replace(tables[0], note=f"{sentence(named)} {tables[0].note}".strip())
     return tables

@@ -7,7 +7,7 @@ from llm_forgetting.results import Results
 
 def frontier_table(results: Results) -> Table:
     """What had been forgotten of every earlier task by the time that so much was learnt; no rows where it was not scored."""
-    rows, counts = [], set[int]()
+    rows, counts, moved = [], set[int](), ""
     for view in frontier_views(results):
         counts.update(view.items)
         for found in view.matched:
@@ -22,11 +22,19 @@ def frontier_table(results: Results) -> Table:
                     number(found.area),
                 )
             )
+        if view.moved:
+            learnt, forgotten = map(number, view.end)
+            measure = view.named if view.measure == "accuracy" else "loss (nats)"
+            rows.append(
+                (display_name(view.learnt), display_name(view.forgotten), measure, f"{learnt} (end)", forgotten, "-")
+            )
+            moved = "; end: after a method moved the model when the training was over"
     split = "held-out" if results.config.evaluation.during_split == "test" else "trained"
     note = (
         "read off the polygon through the scores at fractions of the training, at a quarter, half, three quarters and all of "
         "the most that was learnt; mean until then: of what was forgotten on the way (the area under the frontier); "
-        f"{' or '.join(map(str, sorted(counts)))} {split} items per task; brackets: 95% interval over them, none below 40 items"
+        f"{' or '.join(map(str, sorted(counts)))} {split} items per task; brackets: 95% interval over them, "
+        f"none below 40 items{moved}"
     )
     header = ("learnt", "earlier task", "in", "learnt so much", "forgotten by then", "mean until then")
     return Table("Forgetting at matched learning", header, tuple(rows), note)

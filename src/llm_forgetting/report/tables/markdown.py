@@ -7,17 +7,14 @@ from llm_forgetting.report.set_up import model_name, set_up
 from llm_forgetting.report.tables.closing import landscape_sentence
 from llm_forgetting.report.tables.curvature import curvature_table, forecast_table
 from llm_forgetting.report.tables.frontier import frontier_table
+from llm_forgetting.report.tables.landscape import between_table, comparison_table, flatness_table, landscape_table
 from llm_forgetting.report.tables.probes import probe_rows, probes_table
 from llm_forgetting.report.tables.quantised import quantised_table
 from llm_forgetting.report.tables.run import (
     Table,
     accuracy_matrix,
-    between_table,
-    comparison_table,
     display_name,
-    flatness_table,
     forgetting_table,
-    landscape_table,
     measured,
     summary_table,
 )
@@ -38,9 +35,7 @@ def all_tables(results: Results) -> list[Table]:
         *([probes_table] if probe_rows(results) else []),
         *([quantised_table] if results.quantised else []),
         *([spurious_table] if results.spurious else []),
-        landscape_table,
-        flatness_table,
-        comparison_table,
+        *([landscape_table, flatness_table, comparison_table] if results.landscapes else []),
         *([between_table] if results.paths or results.checkpoint_plane or results.between_notes else []),
         *([forecast_table] if results.forecasts else []),
         *([curvature_table] if results.curvature else []),

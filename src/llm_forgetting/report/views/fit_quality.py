@@ -7,7 +7,8 @@ import numpy as np
 from llm_forgetting.arrays import Floats
 from llm_forgetting.landscape.metrics import RANGE_CAP
 from llm_forgetting.landscape.records import FitError, FitSummary
-from llm_forgetting.report.tables.run import percent_above, share
+from llm_forgetting.report.tables.landscape import percent_above
+from llm_forgetting.report.tables.run import share
 from llm_forgetting.report.views.captions import together
 
 # A larger error is marked even where a fit was allowed it.

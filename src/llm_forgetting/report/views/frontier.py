@@ -7,11 +7,10 @@ import numpy as np
 
 from llm_forgetting.arrays import Floats, standard_error
 from llm_forgetting.forgetting.frontier import MatchedForgetting, ScoresDuring, TaskScoresDuring, matched_forgetting
-from llm_forgetting.forgetting.scores import Measure
+from llm_forgetting.forgetting.scores import MEASURES, Measure
 from llm_forgetting.report.tables.words import measure_name
 from llm_forgetting.results import Results
 
-MEASURES: tuple[Measure, ...] = ("accuracy", "loss")
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 """Shares of the most that was learnt at which forgetting is read off."""
 
@@ -41,6 +40,10 @@ class FrontierView:
     items: tuple[int, int]
     named: str
     """What the measure is called."""
+    end: tuple[float, float]
+    """Learnt and forgotten in the end."""
+    moved: bool
+    """Whether a method moved the model to the end when the training was over."""
 
 
 def learning_curves(during: ScoresDuring) -> list[LearningCurve]:
@@ -60,7 +63,7 @@ def frontier_views(results: Results) -> Iterator[FrontierView]:
 
 
 def _view(during: ScoresDuring, task: TaskScoresDuring, measure: Measure, name: str, seed: int) -> FrontierView:
-    new, old, polygon = during.tasks[-1].gains(measure), task.gains(measure), during.frontier(task, measure)
+    (new, old), polygon = during.gains(task, measure), during.frontier(task, measure)
     most = float(polygon.reached)
     matched = [matched_forgetting(new, old, level * most, seed=seed) for level in LEVELS] if most > 0 else []
     return FrontierView(
@@ -74,6 +77,8 @@ def _view(during: ScoresDuring, task: TaskScoresDuring, measure: Measure, name: 
         matched=tuple(found for found in matched if found is not None),
         items=(new.shape[1], old.shape[1]),
         named=name,
+        end=during.end(task, measure),
+        moved=bool(during.moved),
     )
 
 

@@ -55,6 +55,11 @@ class Freeze(Method[FreezeOptions]):
         dotted = f".{parameter}."
         return layer_number(parameter) in self.options.layers or any(f".{m}." in dotted for m in self.options.modules)
 
+    @property
+    def moves(self) -> bool:
+        """False: layers are only set free again."""
+        return False
+
     def end(self, model: LanguageModel) -> None:
         """Let all weights be trained again."""
         for name, parameter in model.peft_model.named_parameters():  # another method may have exchanged them

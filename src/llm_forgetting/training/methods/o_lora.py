@@ -87,6 +87,11 @@ class OLora(Method[OLoraOptions]):
             norms += [A[len(A_old) :].norm(), B[:, len(A_old) :].norm()]
         return torch.stack(overlaps).sum(), torch.stack(norms).sum()
 
+    @property
+    def moves(self) -> bool:
+        """False: the same function is written in another way."""
+        return False
+
     def end(self, model: LanguageModel) -> None:
         """Earlier adapters may be trained again; UserError where an optimiser moved them all the same."""
         for handle in self._handles:
