@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from llm_forgetting.files import Json
+from llm_forgetting.study.matched_learning import matched_learning
 from llm_forgetting.study.measures import MADE_AT_FIRST, NATS, title
 from llm_forgetting.study.plan import Analysis
 from llm_forgetting.study.records import CellRecord
@@ -115,6 +116,10 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
         answers["change"] = describe_change(change, name=f"the {title('mean_rise')} (task 1's loss)")
     answers["relation"] = describe_relation(_named(retention.measures[analysis.primary]))
     content["effects"] = _effects(runs, analysis, arms)
+    content["frontiers"] = matched_learning(records, runs, arms, analysis.baseline or arms[0], seed=analysis.seed)
+    answers["methods"] = next((found.pop("said") for found in content["frontiers"] if found["measure"] == "loss"), [])
+    for found in content["frontiers"]:
+        found.pop("said", None)
     answers["arms"] = [
         effect["said"]
         for effect in content["effects"]

@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.report.figures.layout import axis_label, lay_out
+from llm_forgetting.report.figures.study_frontiers import frontiers_figure
 from llm_forgetting.report.figures.style import (
     LEGEND,
     LINE_COLOURS,
@@ -60,6 +61,8 @@ def _figures(study: StudyContent) -> Iterator[tuple[str, Figure]]:
             )
         if len(study["arms"]) > 1:
             yield "study_trade_off", trade_off_figure(study, analysis["learning"], outcome)
+    for found in study.get("frontiers") or []:
+        yield f"study_frontiers_{found['measure']}", frontiers_figure(found)
 
 
 def measures_figure(study: StudyContent) -> Figure:

@@ -1,6 +1,7 @@
 """The page of a study: questions and answers, then the measures, forecasts, arms and failures. From study.json alone."""
 
 from llm_forgetting.report.html.blocks import Block, Code, Figures, Numbers, Page, Points, Prose, Section, Tile
+from llm_forgetting.report.html.study_frontiers import frontier_blocks
 from llm_forgetting.report.html.study_plots import measures_plot, scatter_plot, trade_off_plot
 from llm_forgetting.report.tables.run import Table, value_and_error
 from llm_forgetting.report.tables.study import conclusions, effects_table, measures_table, robustness_table, verdict
@@ -21,6 +22,7 @@ def study_page(study: StudyContent) -> Page:
         tiles=_tiles(study),
         warnings=[f"{name} failed: {why}" for name, why in study["failures"].items()],
         sections=[
+            *([Section("methods", "At matched learning", frontier_blocks(study))] if study.get("frontiers") else []),
             Section("runs", "The runs", _runs(study)),
             *more,
             Section("measures", "What goes with forgetting", _measures(study)),

@@ -1,14 +1,11 @@
 """The report of a study, from its analysis alone: tables, study.md, and what the terminal shows."""
 
 import math
-from collections.abc import Mapping
 
-from llm_forgetting.files import Json
 from llm_forgetting.report.tables.markdown import markdown_rows
-from llm_forgetting.report.tables.run import Table, p_text
-
-Study = Mapping[str, Json]
-"""What study.json holds, or an object in it."""
+from llm_forgetting.report.tables.run import Table
+from llm_forgetting.report.tables.study_frontiers import frontier_tables
+from llm_forgetting.report.tables.study_numbers import Study, coefficient, p_number, units, with_interval
 
 # The level of study.statistics.power.SIGNIFICANCE, which stands on a higher floor.
 LEVEL = 0.05
@@ -16,6 +13,7 @@ LEVEL = 0.05
 WIDEST = 6
 
 QUESTIONS = {
+    "methods": "Which methods keep more of the first task where the last one was learnt as far?",
     "flatness": "Does a flatter landscape go with less forgetting?",
     "change": "How does the landscape change with a new task?",
     "relation": "What is the relation between sharpness and retention?",
@@ -33,7 +31,12 @@ def conclusions(study: Study) -> list[tuple[str, list[str]]]:
 
 
 def verdict(study: Study) -> str:
-    """The answer to the first question in a word: yes, no (the opposite is shown), or not shown."""
+    """The answer to the first question in a word: of methods how many keep more; else yes, no (the opposite is shown), or
+    not shown.
+    """
+    if study["answers"].get("methods"):
+        effects = study["frontiers"][-1]["effects"]
+        return f"{sum(effect['shown'] < 0 for effect in effects)} of {len(effects)} arms keep more"
     table = study.get("associations")
     primary = {} if table is None else table["measures"][table["primary"]]
     rho, p = primary.get("spearman_within_pairs"), primary.get("p_value")
@@ -46,7 +49,7 @@ def study_tables(study: Study) -> list[Table]:
     """Every table."""
     associations = [measures_table, robustness_table] if "associations" in study else []
     effects = [effects_table] if study.get("effects") else []
-    return [make(study) for make in (*associations, *effects)]
+    return [*frontier_tables(study), *(make(study) for make in (*associations, *effects))]
 
 
 def closing_tables(study: Study) -> list[Table]:
@@ -63,9 +66,9 @@ def measures_table(study: Study) -> Table:
         rows.append(
             (
                 _measure(study, name),
-                _coefficient(association["spearman_within_pairs"]),
-                "-" if p is None or association["refusal"] else _p(p),
-                _coefficient(association["spearman_over_runs"]),
+                coefficient(association["spearman_within_pairs"]),
+                "-" if p is None or association["refusal"] else p_number(p),
+                coefficient(association["spearman_over_runs"]),
             )
         )
     outcome = study["titles"][table["outcome"]]
@@ -96,7 +99,7 @@ def robustness_table(study: Study) -> Table:
     rows = []
     for name, partial in partials.items():
         rows.append(
-            (_measure(study, name), *(_coefficient(partial.get(names)) for names in given), _gain(unseen.get(name)))
+            (_measure(study, name), *(coefficient(partial.get(names)) for names in given), _gain(unseen.get(name)))
         )
     titles = [" and ".join(study["titles"].get(name, name) for name in names) for names in given]
     note = (
@@ -118,15 +121,15 @@ def effects_table(study: Study) -> Table:
     rows = []
     for effect in study["effects"]:
         difference, matched = effect["difference"], effect["matched"]
-        by = _with_interval(difference["value"], difference["interval"])
+        by = with_interval(difference["value"], difference["interval"])
         rows.append(
             (
                 f"{effect['arm']} instead of {effect['baseline']}" + (" (control)" if effect["control"] else ""),
                 study["titles"].get(effect["outcome"], effect["outcome"]),
-                f"{difference['n_runs']} of {_units(difference)}",
+                f"{difference['n_runs']} of {units(difference)}",
                 _factor(difference) if effect.get("ratio") else by,
-                "-" if difference["test"] is None else _p(difference["test"]["p_value"]),
-                "-" if matched is None else _coefficient(matched["adjusted"]),
+                "-" if difference["test"] is None else p_number(difference["test"]["p_value"]),
+                "-" if matched is None else coefficient(matched["adjusted"]),
             )
         )
     note = (
@@ -139,13 +142,6 @@ def effects_table(study: Study) -> Table:
     return Table("Interventions", header, tuple(rows), note)
 
 
-def _units(numbers: Study) -> str:
-    """How many task pairs, or first tasks where pairs share them."""
-    if numbers.get("unit") == "first task":
-        return f"{numbers['n_units']} first task{'s' * (numbers['n_units'] != 1)}"
-    return f"{numbers['n_pairs']} pairs"
-
-
 def _factor(difference: Study) -> str:
     """A difference of logarithms as the factor that it is."""
     value, interval = math.exp(difference["value"]), difference["interval"]
@@ -153,24 +149,8 @@ def _factor(difference: Study) -> str:
     return f"x {value:.2f}{ends}"
 
 
-def _coefficient(estimate: Study | None) -> str:
-    """A value with its sign and interval; "-" where there is none."""
-    if estimate is None or estimate["value"] is None:
-        return "-"
-    return _with_interval(estimate["value"], estimate["interval"])
-
-
-def _with_interval(value: float, interval: Study | None) -> str:
-    text = f"{float(value):+z.2f}"
-    return text if interval is None else f"{text} [{float(interval['low']):+z.2f}, {float(interval['high']):+z.2f}]"
-
-
 def _gain(prediction: Study | None) -> str:
-    return "-" if prediction is None else _coefficient(prediction["gain_over_mean"])
-
-
-def _p(value: float) -> str:
-    return p_text(value).removeprefix("= ")
+    return "-" if prediction is None else coefficient(prediction["gain_over_mean"])
 
 
 def study_markdown(study: Study) -> str:

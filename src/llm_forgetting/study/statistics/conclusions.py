@@ -5,6 +5,7 @@ never called absent: what is said is how large it would have had to be.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from llm_forgetting.arrays import settled
@@ -14,6 +15,7 @@ from llm_forgetting.report.tables.run import p_text
 from llm_forgetting.study.statistics.association import Association, Coefficient, PartialAssociation
 from llm_forgetting.study.statistics.calibration import Calibration
 from llm_forgetting.study.statistics.clusters import MeanOverPairs
+from llm_forgetting.study.statistics.frontiers import FrontierEffect
 from llm_forgetting.study.statistics.power import SIGNIFICANCE
 from llm_forgetting.study.statistics.prediction import PairPrediction
 from llm_forgetting.study.statistics.runs import TASK_PAIR
@@ -70,6 +72,36 @@ def describe_relation(association: Association) -> str:
     )
     numbers = _describe_coefficients(association, within, "primary measure, second outcome")
     return f"{lead}: {numbers}{_describe_partials(association)}{together}; {size}; {_NOT_A_CAUSE}."
+
+
+def describe_frontiers(effects: Sequence[FrontierEffect]) -> list[str]:
+    """Which arms keep more of the first task where the last was learnt as far? One sentence, then one for each arm."""
+    baseline, count = effects[0].baseline, len(effects)
+    named = {shown: [effect.arm for effect in effects if effect.shown == shown] for shown in (-1, 1, 0)}
+    said = {-1: "keep more of the first task", 1: "keep less of it", 0: "neither is shown"}
+    parts = [
+        f"{f'for {len(arms)}' if shown == 0 else f'{len(arms)} of {count} arms'} {said[shown]} ({', '.join(arms)})"
+        for shown, arms in named.items()
+        if arms
+    ]
+    return [f"Compared with {baseline} where the last task was learnt as far, {'; '.join(parts)}."] + [
+        _describe_on_frontier(effect) for effect in effects
+    ]
+
+
+def _describe_on_frontier(effect: FrontierEffect) -> str:
+    difference, adjusted = effect.difference, effect.runs_test.p_value if effect.adjusted is None else effect.adjusted
+    unit = " nats" if effect.measure == "loss" else ""
+    word = "more" if difference.value > 0 else "less"
+    claim = (
+        f"{effect.arm} forgot {abs(difference.value):.2f}{unit} {word} than {effect.baseline} at matched learning"
+        if effect.shown
+        else f"It is not shown that {effect.arm} forgets more or less than {effect.baseline} at matched learning "
+        f"({_figure(difference.value, '+.2f')}{unit})"
+    )
+    low = "" if difference.interval is None else _describe_interval(difference.interval, " (", ")")
+    learnt = f"compared at {100 * effect.learnt.value:.0f}% of what {effect.baseline} learnt"
+    return f"{claim}{low}: p {p_text(adjusted)} (adjusted); {learnt}; {_mean_size(difference)}."
 
 
 def describe_change(change: MeanOverPairs, *, name: str, over: str = "the new task") -> str:

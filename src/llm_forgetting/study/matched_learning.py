@@ -1,0 +1,61 @@
+"""Arms of a study at matched learning: from the records' frontiers to what the report shows and says. No torch."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from llm_forgetting.files import Json
+from llm_forgetting.forgetting.frontier import Frontier
+from llm_forgetting.forgetting.multiplicity import holm
+from llm_forgetting.forgetting.scores import MEASURES, Measure
+from llm_forgetting.study.measures import FrontierRecord
+from llm_forgetting.study.records import CellRecord
+from llm_forgetting.study.statistics.conclusions import describe_frontiers
+from llm_forgetting.study.statistics.frontiers import FrontierEffect, FrontierStudy, RunFrontier
+from llm_forgetting.study.statistics.runs import Run
+
+Content = dict[str, Json]
+
+
+def matched_learning(
+    records: Sequence[CellRecord], runs: Sequence[Run], arms: Sequence[str], baseline: str, *, seed: int
+) -> list[Content]:
+    """Per measure every arm against the baseline at matched learning, areas and mean frontiers; empty without frontiers.
+
+    p-values of all arms of a measure are adjusted together (Holm).
+    """
+    frontiers = [{name: _frontier(own) for name, own in (record.frontiers or {}).items()} for record in records]
+    study, found = FrontierStudy(runs, frontiers, baseline, seed), []
+    for measure in MEASURES:
+        effects = _effects(study, measure, [arm for arm in arms if arm != baseline])
+        if effects:
+            areas = {arm: study.area(arm, measure) for arm in arms}
+            content: Content = {
+                "measure": measure,
+                "baseline": baseline,
+                "effects": [{**dataclasses.asdict(effect), "shown": effect.shown} for effect in effects],
+                "areas": {arm: None if area is None else dataclasses.asdict(area) for arm, area in areas.items()},
+                "curves": {arm: dataclasses.asdict(study.mean_frontier(arm, measure)) for arm in arms},
+                "said": describe_frontiers(effects),
+            }
+            found.append(content)
+    return found
+
+
+def _frontier(record: FrontierRecord) -> RunFrontier:
+    path = Frontier(np.array(record.learning), np.array(record.forgetting))
+    end = (record.learning[-1], record.forgetting[-1]) if record.end is None else record.end
+    return RunFrontier(path, end, record.end is not None)
+
+
+def _effects(study: FrontierStudy, measure: Measure, arms: Sequence[str]) -> list[FrontierEffect]:
+    """Of the arms that have runs to be compared."""
+    effects = []
+    for arm in arms:
+        try:
+            effects.append(study.compare(arm, measure))
+        except ValueError:
+            continue
+    adjusted = holm({effect.arm: effect.runs_test.p_value for effect in effects})
+    return [dataclasses.replace(effect, adjusted=adjusted[effect.arm]) for effect in effects]

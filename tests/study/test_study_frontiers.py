@@ -1,0 +1,165 @@
+"""Arms at matched learning: hand-worked frontiers, an arm that only learns less, and how often the claim is wrong."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from llm_forgetting.forgetting.frontier import Frontier
+from llm_forgetting.report.tables.study_frontiers import frontier_tables
+from llm_forgetting.study.matched_learning import matched_learning
+from llm_forgetting.study.measures import FrontierRecord
+from llm_forgetting.study.records import CellRecord
+from llm_forgetting.study.statistics.frontiers import FrontierStudy, RunFrontier
+from llm_forgetting.study.statistics.runs import Run
+
+LEARNING = (0.0, 1.0, 2.0)
+
+
+def frontier(forgetting: Sequence[float], learning: Sequence[float] = LEARNING) -> RunFrontier:
+    path = Frontier(np.array(learning), np.array(forgetting))
+    return RunFrontier(path, (float(learning[-1]), float(forgetting[-1])), moved=False)
+
+
+def study(made: dict[str, Callable[[int, int], RunFrontier]], pairs: int = 6, seeds: int = 2) -> FrontierStudy:
+    """Runs of every arm in `pairs` task pairs of their own first task, each with `seeds` seeds."""
+    runs, frontiers = [], []
+    for arm, make in made.items():
+        for pair in range(pairs):
+            for seed in range(seeds):
+                runs.append(Run(f"{pair} > x", {"arm": arm, "seed": seed}, first_task=str(pair)))
+                frontiers.append({"loss": make(pair, seed)})
+    return FrontierStudy(runs, frontiers, "plain", seed=0)
+
+
+def test_a_run_is_matched_where_both_learnt_as_much() -> None:
+    own = frontier((0.0, 1.0, 4.0))
+    assert own.matched(1.5) == (1.5, 2.5)  # half-way between the points
+    assert own.matched(3.0) == (2.0, 4.0)  # it never learnt more
+    moved = dataclasses.replace(own, end=(1.2, 0.3), moved=True)
+    assert moved.matched(3.0) == (1.2, 0.3)
+    assert moved.matched(1.0) == (1.0, 0.3)  # it learnt more, and only its end counts
+
+
+def test_an_arm_is_compared_at_its_own_learning() -> None:
+    """Plain forgets 2 L, the arm L squared up to 1.6 nats: 2.56 - 3.2 there, and in the mean L / 3 less."""
+    effect = study(
+        {
+            "plain": lambda pair, seed: frontier((0.0, 2.0, 4.0)),
+            "arm": lambda pair, seed: frontier(
+                [x * x for x in np.linspace(0, 1.6, 161)], list(np.linspace(0, 1.6, 161))
+            ),
+        }
+    ).compare("arm", "loss")
+    assert effect.difference.value == pytest.approx(2.56 - 3.2)
+    assert effect.learnt.value == pytest.approx(0.8)
+    assert effect.area is not None
+    assert effect.area.value == pytest.approx(1.6**2 / 3 - 1.6, abs=1e-4)
+    assert (effect.difference.n_runs, effect.difference.n_units, effect.unmatched) == (12, 6, 0)
+    assert effect.runs_test.p_value == pytest.approx(2 / 2**12)
+    assert effect.shown == -1
+
+
+def test_learning_less_is_no_merit() -> None:
+    """On one and the same curve an arm that stops half-way forgets half as much in the end, and no less at matched learning."""
+    effect = study(
+        {
+            "plain": lambda pair, seed: frontier((0.0, 2.0, 4.0)),
+            "slow": lambda pair, seed: frontier((0.0, 1.0, 2.0), (0.0, 0.5, 1.0)),
+        }
+    ).compare("slow", "loss")
+    assert effect.difference.value == 0
+    assert effect.learnt.value == 0.5
+    assert effect.shown == 0
+
+
+def test_areas_are_those_on_the_way_to_half_of_what_the_baseline_learnt() -> None:
+    runs = study(
+        {
+            "plain": lambda pair, seed: frontier((0.0, 2.0, 4.0)),
+            "short": lambda pair, seed: frontier((0.0, 1.0), (0.0, 1.0 if pair else 0.5)),
+            "merged": lambda pair, seed: dataclasses.replace(frontier((0.0, 2.0, 4.0)), end=(1.0, 0.5), moved=True),
+        }
+    )
+    plain, short = runs.area("plain", "loss"), runs.area("short", "loss")
+    assert plain is not None
+    assert short is not None
+    assert plain.value == pytest.approx(1.0)
+    assert (short.value, short.excluded) == (pytest.approx(0.5), 2)  # the first pair's never learn so much
+    assert runs.area("merged", "loss") is None
+    merged = runs.compare("merged", "loss")
+    assert merged.difference.value == pytest.approx(0.5 - 2.0)
+    assert merged.area is None
+
+
+def test_runs_without_a_partner_are_counted() -> None:
+    runs = study({"plain": lambda p, s: frontier((0.0, 2.0, 4.0)), "arm": lambda p, s: frontier((0.0, 1.0, 2.0))})
+    alone = FrontierStudy(runs.runs[1:], runs.frontiers[1:], "plain", seed=0)
+    assert alone.compare("arm", "loss").unmatched == 1
+    with pytest.raises(ValueError, match="no run of 'other'"):
+        runs.compare("other", "loss")
+    with pytest.raises(ValueError, match="two runs of 'plain' agree"):
+        FrontierStudy([*runs.runs, runs.runs[0]], [*runs.frontiers, runs.frontiers[0]], "plain", 0).compare(
+            "arm", "loss"
+        )
+
+
+def test_without_an_effect_hardly_any_arm_is_shown_to_keep_more_or_less() -> None:
+    """Effects that differ from pair to pair around none, and noise: at most 5% of claims, and intervals hold 0 in 95%."""
+    rng = np.random.default_rng(0)
+    shown, held = 0, 0
+    for _ in range(300):
+        of_pair = rng.normal(0, 0.3, 6)
+        effect = study(
+            {
+                "plain": lambda pair, seed: frontier((0.0, 2.0, 4.0 + rng.normal(0, 0.3))),
+                "arm": lambda pair, seed, of_pair=of_pair: frontier(
+                    (0.0, 2.0, 4.0 + of_pair[pair] + rng.normal(0, 0.3))
+                ),  # type: ignore[misc]
+            },
+            seeds=5,
+        ).compare("arm", "loss")
+        shown += effect.shown != 0
+        assert effect.difference.interval is not None
+        held += effect.difference.interval.low <= 0 <= effect.difference.interval.high
+    assert shown / 300 <= 0.06
+    assert 0.92 <= held / 300 <= 0.98
+
+
+def records() -> list[CellRecord]:
+    """Six pairs, two seeds, three arms: one keeps half a nat per nat, one is as plain, one ends with a merge."""
+    made = []
+    for pair in range(6):
+        for seed in range(2):
+            noise = 0.01 * (pair - seed)
+            for arm, slope in (("plain", 2.0), ("kept", 1.5), ("same", 2.0)):
+                path = tuple(slope * x + noise * (arm != "plain") * (-1) ** pair for x in LEARNING[1:])
+                own = FrontierRecord(LEARNING, (0.0, *path), (1.5, 0.2) if arm == "kept" else None)
+                made.append(
+                    CellRecord(
+                        cell=f"{pair}{seed}{arm}", pair=f"a{pair} > b", tasks=(f"a{pair}", "b"), factors={"seed": seed},
+                        arm=arm, measures={}, outcomes={}, stderrs={}, frontiers={"loss": own}, versions={},
+                    )
+                )  # fmt: skip
+    return made
+
+
+def test_what_the_report_says() -> None:
+    found = records()
+    runs = [Run(record.pair, {**record.factors, "arm": record.arm}, first_task=record.tasks[0]) for record in found]
+    (loss,) = matched_learning(found, runs, ("plain", "kept", "same"), "plain", seed=0)
+    lead, kept, same = loss["said"]
+    assert lead == (
+        "Compared with plain where the last task was learnt as far, 1 of 2 arms keep more of the first task (kept); for 1 "
+        "neither is shown (same)."
+    )
+    assert kept.startswith(
+        "kept forgot 2.80 nats less than plain at matched learning (95% interval -2.80 to -2.80): p "
+    )
+    assert same.startswith("It is not shown that same forgets more or less than plain at matched learning (")
+    assert loss["curves"]["kept"]["moved"]
+    assert loss["curves"]["kept"]["end"] == pytest.approx((0.75, 0.2))
+    (table,) = frontier_tables({"frontiers": [loss]})
+    assert [row[0] for row in table.rows] == ["kept", "same"]
+    assert table.rows[0][1:5] == ("-2.80 [-2.80, -2.80]", "< 0.001", "keeps more", "75%")
