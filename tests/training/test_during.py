@@ -1,12 +1,11 @@
 """Scores during a training: what they must equal, what they must not change, and what a kill must not lose."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import Killed, KillingProgress
 
 from llm_forgetting.config.files import parse_config
 from llm_forgetting.config.measurements import EvaluationConfig
@@ -14,7 +13,7 @@ from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.experiment.experiment import train
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.models.language.scoring import score_tasks
-from llm_forgetting.progress import Advance, Silent
+from llm_forgetting.progress import Silent
 from llm_forgetting.results import TrainingRecord
 from llm_forgetting.training.during import SHARE, items_during, steps_during
 
@@ -91,26 +90,6 @@ def test_items_are_the_same_in_every_training(scored: tuple[Session, list[Traini
     assert first is not None
     assert second is not None
     assert first.tasks[0].items == second.tasks[0].items
-
-
-class Killed(BaseException):
-    """What a killed process is to the code that it runs."""
-
-
-class KillingProgress(Silent):
-    """Ends the training after so many steps."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Advance]:
-        def advance(steps: int, text: str) -> None:
-            self.left -= steps
-            if self.left == 0:
-                raise Killed
-
-        yield advance
 
 
 def test_a_kill_loses_no_point(scored: tuple[Session, list[TrainingRecord]], tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from killing import Killed, KillingProgress
 from pytorch_optimizer import SAM
 from tiny_models import adapter_of, load, make_encoded, plain_losses
 from torch.nn.utils import clip_grad_norm_
@@ -28,7 +28,7 @@ from llm_forgetting.models.language.answer_loss import answer_losses
 from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import score
-from llm_forgetting.progress import Advance, Silent
+from llm_forgetting.progress import Silent
 from llm_forgetting.results import InterventionRecord
 from llm_forgetting.training import fine_tuning as training
 from llm_forgetting.training.fine_tuning import LengthBucketSampler, fine_tune
@@ -511,26 +511,6 @@ def test_replay_and_anchor_reduce_forgetting(learn_second: Callable[..., Outcome
     assert learnt_as_well < 0.5
     assert anchored.interventions.anchor is not None
     assert 0 < anchored.interventions.anchor.penalty < 1
-
-
-class Killed(BaseException):
-    """What a killed process is to the code that it runs."""
-
-
-class KillingProgress(Silent):
-    """Ends the training at an optimiser step."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Advance]:
-        def advance(steps: int, text: str) -> None:
-            self.left -= steps
-            if self.left == 0:
-                raise Killed
-
-        yield advance
 
 
 @pytest.mark.slow

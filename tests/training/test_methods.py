@@ -2,12 +2,11 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from killing import Killed, KillingProgress
 from peft import PeftModel, set_peft_model_state_dict
 from tiny_models import fill_adapter
 
@@ -24,7 +23,7 @@ from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter.saved_adapter import read_weights
 from llm_forgetting.models.language.backbones import load_backbone
 from llm_forgetting.models.language.batches import collate
-from llm_forgetting.progress import Advance, Silent
+from llm_forgetting.progress import Silent
 from llm_forgetting.results import InterventionRecord, TrainingRecord
 from llm_forgetting.training.method import Start
 from llm_forgetting.training.methods.new_adapter import NewAdapter, NewAdapterOptions
@@ -131,26 +130,6 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- a killed training --------------------------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """What a killed process is to the code that it runs."""
-
-
-class KillingProgress(Silent):
-    """Ends the training at an optimiser step."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Advance]:
-        def advance(steps: int, text: str) -> None:
-            self.left -= steps
-            if self.left == 0:
-                raise Killed
-
-        yield advance
 
 
 @pytest.fixture(scope="module")

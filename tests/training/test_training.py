@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killing import Killed
 from test_manifest import flip
 from tiny_models import adapter_of, load, make_encoded, plain_losses
 
@@ -292,10 +293,6 @@ def test_trainer_follows_the_sampler_epoch_by_epoch(
         order = list(sampler)
         expected += [order[start : start + 4] for start in range(0, 22, 4)]
     assert seen == expected
-
-
-class Killed(BaseException):
-    """What a killed process is to the code that it runs."""
 
 
 @pytest.mark.slow
