@@ -1,5 +1,6 @@
 """Runs with tasks that are never trained on: every number is plain PEFT's, in no average, resumed or not."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.forgetting.transitions import transitions
 from llm_forgetting.progress import Silent
 from llm_forgetting.report.html.files import write_run_report
+from llm_forgetting.report.rows import during_rows
+from llm_forgetting.report.views.frontier import frontier_views
 from llm_forgetting.results import read_items
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
@@ -66,6 +69,7 @@ def finished(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> An
     """Trained on questions; probes are questions, completions, and the unrelated text."""
     folder = tmp_path_factory.mktemp("probes")
     config = config_of(llama_folder, folder, probes=["third", "skills:reverse", "text"], probe_limit=9)
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, during=2, during_items=5))
     return lf.Experiment(config).run(folder / "outputs", quiet=True)
 
 
@@ -142,6 +146,28 @@ def test_probes_are_in_no_average_and_in_every_report(finished: Any) -> None:
 
 
 @pytest.mark.process
+def test_probes_are_scored_during_a_training_as_at_its_ends(finished: Any) -> None:
+    """The first and the last of the points are the checkpoints before and after."""
+    lines = [line for line in read_items(finished.folder) if isinstance(line, ItemRecord) and line.split == "probe"]
+    scored = {(line.checkpoint, line.task, line.id): line for line in lines}
+    for record, before, after in zip(
+        finished.record.training, ("initial", "after_task1"), ("after_task1", "after_task2"), strict=True
+    ):
+        during = record.during
+        assert [probe.task for probe in during.probes] == ["third", "skills:reverse"]
+        for probe in during.probes:
+            assert len(probe.items) == 5
+            for point, checkpoint in ((0, before), (-1, after)):
+                own = [scored[checkpoint, probe.task, item] for item in probe.items]
+                mean = sum(line.loss * (line.tokens or 1) for line in own) / sum(line.tokens or 1 for line in own)
+                assert probe.loss[point].mean() == pytest.approx(mean, abs=1e-5)
+                assert probe.correct[point].tolist() == [line.correct for line in own]
+        assert {view.forgotten for view in frontier_views(finished.record) if view.learnt == record.task} == {
+            *(["first"] if record.task == "second" else []), "third", "skills:reverse",
+        }  # fmt: skip
+    assert "skills:reverse" in {row["task"] for row in during_rows(finished.record)}
+
+
 def test_a_run_goes_on_with_the_probes_it_was_begun_with(finished: Any) -> None:
     file = Path(finished.record.config.data.definitions).with_name("third.jsonl")
     content = file.read_text()

@@ -51,6 +51,27 @@ def test_forgetting_at_matched_learning_by_hand(results: Results) -> None:
     assert "4 held-out items" in frontier_table(results).note
 
 
+def test_an_end_that_a_method_moved_to_stands_apart(results: Results) -> None:
+    """The last point as a merge's: the frontier ends at (1, 1/2) in loss, and the end is (2, 5/2)."""
+    training = results.training[1]
+    assert training.during is not None
+    moved = dataclasses.replace(training, during=dataclasses.replace(training.during, moved=True))
+    made = dataclasses.replace(results, training=(results.training[0], moved))
+    table = frontier_table(made)
+    assert [row[3:5] for row in table.rows if row[2] == "loss (nats)"] == [
+        ("0.25", "0.12"), ("0.50", "0.25"), ("0.75", "0.38"), ("1.00", "0.50"), ("2.00 (end)", "2.50"),
+    ]  # fmt: skip
+    assert "end: after a method moved the model" in table.note
+    _, loss = frontier_views(made)
+    assert (loss.end, loss.moved, loss.learning.tolist()) == ((2.0, 2.5), True, [0.0, 1.0])
+    (block,) = frontier_blocks(made)
+    assert isinstance(block, Figures)
+    assert "In the end 2.50 forgotten for 2.00 learnt (nats)" in block.plots[3].alt
+    assert [spec["x"] for spec in block.plots[3].data][1] == [2.0]
+    figure = frontier_figure([moved.during] if moved.during else [], list(frontier_views(made)))
+    assert figure.axes[-1].lines[-2].get_marker() == "*"
+
+
 def test_errors_are_of_paired_changes(results: Results) -> None:
     """At the middle point one of four first items was lost: sd of (1, 0, 0, 0) over 2."""
     accuracy, loss = frontier_views(results)

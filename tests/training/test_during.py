@@ -85,6 +85,29 @@ def test_a_training_is_the_same_with_and_without(scored: tuple[Session, list[Tra
         assert (record.adapter_sha256, record.log) == (other.adapter_sha256, other.log)
 
 
+def test_a_method_that_moves_the_model_adds_a_point(
+    scored: tuple[Session, list[TrainingRecord]], tmp_path: Path
+) -> None:
+    """The training is plain training's, one more point is the interpolated checkpoint, and the frontier ends before it."""
+    session, records = trained(tmp_path / "moved", *DURING, "--training.methods.interpolate.share=0.5")
+    plain, during = scored[1][1].during, records[1].during
+    assert plain is not None
+    assert during is not None
+    assert (during.moved, plain.moved) == (True, None)
+    assert during.steps == (*plain.steps, plain.total)
+    for task, other in zip(during.tasks, plain.tasks, strict=True):
+        np.testing.assert_array_equal(task.loss[:-1], other.loss)
+        (encoded,) = [each for each in session.encoded if each.name == task.task]
+        items = [item for item in encoded.test if item.item.id in task.items]
+        (expected,) = score_tasks(session.at(2), [items], session.config.evaluation.batch_size)
+        np.testing.assert_allclose(task.loss[-1], expected.weighted_losses, rtol=0, atol=1e-6)
+    path, other = (each.frontier(each.tasks[0], "loss") for each in (during, plain))
+    np.testing.assert_array_equal(path.forgetting, other.forgetting)
+    learning, forgetting = during.end(during.tasks[0], "loss")
+    assert learning == pytest.approx(-during.tasks[1].loss[-1].mean() + during.tasks[1].loss[0].mean())
+    assert forgetting == pytest.approx(during.tasks[0].loss[-1].mean() - during.tasks[0].loss[0].mean())
+
+
 def test_items_are_the_same_in_every_training(scored: tuple[Session, list[TrainingRecord]]) -> None:
     first, second = (record.during for record in scored[1])
     assert first is not None

@@ -27,8 +27,9 @@ class EvaluationConfig:
             checkpoint; null takes twelve short ones that come along.
         quantised: Also score every checkpoint with its weights rounded, to `8bit`, `4bit` or both: what quantisation costs
             every task, beside what later tasks cost. Needs the extra `quantised`.
-        during: Also score the task that is learnt and all earlier ones while they are trained, at so many equal fractions of
-            every training (8: 0, 1/8, ..., 1): learning curves, and what was forgotten by the time that so much was learnt.
+        during: Also score the task that is learnt, all earlier ones and the probes while it is trained, at so many equal
+            fractions of every training (8: 0, 1/8, ..., 1): learning curves, and what was forgotten by the time that so much
+            was learnt.
         during_items: Items per task for it, the same ones at every fraction; null takes as many as cost some 15% of the
             training.
         during_split: Split that those items are of.

@@ -204,10 +204,12 @@ def _during(session: Session, k: int, steps: int, items: int, scratch: Path) -> 
     settings, tasks = session.config.evaluation, session.encoded[:k]
     if not settings.during:
         return None
-    count = items_during(settings, k, steps, items * session.config.training.num_epochs)
+    probes = session.encoded_probes
+    count = items_during(settings, k + len(probes), steps, items * session.config.training.num_epochs)
     seed, split = session.config.data.seed, settings.during_split
     chosen = {task.name: drawn(task.split(split), task.name, count, seed) for task in tasks}
-    return DuringScores(session.model, chosen, settings, steps, scratch / "during")
+    own = {probe.name: drawn(probe.test, probe.name, count, seed) for probe in probes}
+    return DuringScores(session.model, chosen, settings, steps, scratch / "during", probes=own)
 
 
 def _start(session: Session, k: int) -> Start:

@@ -46,6 +46,7 @@ class ScoresDuring:
 
     The items are those of `split`, the same at every point. `moved`: the last point is from after a method had moved the
     model when the training was over (a merge, an interpolation), so that the training itself ends with the point before.
+    `probes`: the same of what is never trained on, None without.
     """
 
     split: Split
@@ -53,6 +54,12 @@ class ScoresDuring:
     steps: tuple[int, ...]
     tasks: tuple[TaskScoresDuring, ...]
     moved: Annotated[bool | None, OMITTED] = None
+    probes: Annotated[tuple[TaskScoresDuring, ...] | None, OMITTED] = None
+
+    @property
+    def old(self) -> tuple[TaskScoresDuring, ...]:
+        """What can be forgotten: earlier tasks, and probes."""
+        return (*self.tasks[:-1], *(self.probes or ()))
 
     def gains(self, task: TaskScoresDuring, measure: Measure) -> tuple[Floats, Floats]:
         """Of the task that is learnt and of `task` at the points of the training itself, (points, items)."""

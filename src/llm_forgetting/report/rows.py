@@ -155,7 +155,7 @@ def during_rows(results: Results) -> list[Row]:
         for training in results.training
         if training.during is not None
         for n, step in enumerate(training.during.steps)
-        for task in training.during.tasks
+        for task in (*training.during.old, training.during.tasks[-1])
     ]
 
 

@@ -1,4 +1,4 @@
-"""Scores during a training: the task that is learnt and earlier ones, on fixed items at fractions of the steps."""
+"""Scores during a training: the task that is learnt, earlier ones and probes, on fixed items at fractions of the steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ def items_during(settings: EvaluationConfig, tasks: int, total: int, passes: int
 
 
 class DuringScores(TrainerCallback):
-    """Scores `tasks`, the one that is learnt last, and keeps every point in `folder`, so that a killed training loses none.
+    """Scores `tasks`, the one that is learnt last, and `probes`. Every point is kept in `folder`, so that a killed training
+    loses none.
 
     It takes no random numbers and leaves model and optimiser as they are: training with it and without gives the same adapter.
     """
@@ -58,9 +59,12 @@ class DuringScores(TrainerCallback):
         settings: EvaluationConfig,
         total: int,
         folder: Path,
+        *,
+        probes: Mapping[str, Sequence[EncodedItem]],
     ) -> None:
         self._model = model
-        self._tasks = tasks
+        self._tasks = {**tasks, **probes}
+        self._probes = frozenset(probes)
         self._settings = settings
         self._total = total
         self._folder = folder
@@ -101,20 +105,22 @@ class DuringScores(TrainerCallback):
         points = [read(_Point, self._file(step)) for step in self._steps]
         if moved:
             points.append(self._point())
+        found = {
+            task: TaskScoresDuring(
+                task,
+                tuple(item.item.id for item in items),
+                np.stack([point.correct[task] for point in points]),
+                np.stack([point.loss[task] for point in points]),
+            )
+            for task, items in self._tasks.items()
+        }
         return ScoresDuring(
             split=self._settings.during_split,
             total=self._total,
             steps=tuple(steps),
-            tasks=tuple(
-                TaskScoresDuring(
-                    task,
-                    tuple(item.item.id for item in items),
-                    np.stack([point.correct[task] for point in points]),
-                    np.stack([point.loss[task] for point in points]),
-                )
-                for task, items in self._tasks.items()
-            ),
+            tasks=tuple(scores for task, scores in found.items() if task not in self._probes),
             moved=moved or None,
+            probes=tuple(found[task] for task in self._tasks if task in self._probes) or None,
         )
 
 

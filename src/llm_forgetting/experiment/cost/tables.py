@@ -21,7 +21,7 @@ from llm_forgetting.experiment.cost.devices import (
 from llm_forgetting.experiment.cost.fit import Misfit, misfit
 from llm_forgetting.experiment.cost.lengths import ItemLengths, item_lengths
 from llm_forgetting.experiment.cost.needs import NeedsCounter, PhaseNeed
-from llm_forgetting.experiment.cost.work import Work, probe_work, task_sizes, work_of
+from llm_forgetting.experiment.cost.work import Work, probe_sizes, probe_work, task_sizes, work_of
 from llm_forgetting.models.language.settings import ModelSettings, model_settings, without_weights
 from llm_forgetting.progress import duration
 from llm_forgetting.report.tables.run import Table
@@ -61,7 +61,7 @@ def estimate(config: ExperimentConfig, notify: Callable[[str], None], gpu: str |
     """
     device = own_device(config.model.device) if gpu is None else card(gpu)
     lengths, model = item_lengths(config, notify), model_settings(config.model)
-    work = [*work_of(config, task_sizes(lengths)), *probe_work(lengths)]
+    work = [*work_of(config, task_sizes(lengths), probe_sizes(lengths)), *probe_work(lengths)]
     if model is None or not config.low_rank:
         why = "model's size is not known here" if model is None else "trained update is more than plain LoRA"
         note = f"The {why}, so neither time nor memory can be estimated."
@@ -99,7 +99,7 @@ def seconds_of(config: ExperimentConfig, notify: Callable[[str], None]) -> float
         return None
     lengths, device = item_lengths(config, notify), own_device(config.model.device)
     counted = NeedsCounter(model.settings, lengths).needs(config, memory=device.capacity, gpu=device.gpu)
-    work = [*work_of(config, task_sizes(lengths)), *probe_work(lengths)]
+    work = [*work_of(config, task_sizes(lengths), probe_sizes(lengths)), *probe_work(lengths)]
     return DeviceEstimate(device, tuple(counted), None).seconds(work)
 
 

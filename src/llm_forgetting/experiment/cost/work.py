@@ -9,7 +9,7 @@ from llm_forgetting.experiment.analysis.landscape import evaluations
 from llm_forgetting.experiment.analysis.paths import path_evaluations
 from llm_forgetting.experiment.analysis.spectrum import curvature_evaluations
 from llm_forgetting.experiment.cost.lengths import ItemLengths
-from llm_forgetting.models.language.batches import EncodedItem
+from llm_forgetting.models.language.batches import EncodedItem, EncodedTask
 from llm_forgetting.models.language.generation import is_generated
 from llm_forgetting.training.during import items_during, steps_during
 from llm_forgetting.training.fine_tuning import optimizer_steps
@@ -47,11 +47,20 @@ class Work:
 
 def task_sizes(lengths: ItemLengths) -> list[TaskSize]:
     """Sizes of the tasks."""
+    return _sizes(lengths.tasks)
+
+
+def probe_sizes(lengths: ItemLengths) -> list[TaskSize]:
+    """Sizes of the probes that we score ourselves."""
+    return _sizes(lengths.probes)
+
+
+def _sizes(tasks: Sequence[EncodedTask]) -> list[TaskSize]:
     return [
         TaskSize(
             task.name, len(task.train), len(task.test), _mean(items), _judged(items), not any(i.places for i in items)
         )
-        for task in lengths.tasks
+        for task in tasks
         if (items := [*task.train, *task.test])
     ]
 
@@ -74,8 +83,8 @@ def _judged(items: Sequence[EncodedItem]) -> float:
     return (written + sum(len(option.input_ids) for item in items for option in item.alternatives)) / len(items)
 
 
-def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
-    """All work of a run."""
+def work_of(config: ExperimentConfig, sizes: list[TaskSize], probes: Sequence[TaskSize] = ()) -> list[Work]:
+    """All work of a run, but for the scores of `probes` at checkpoints."""
     checkpoints = len(sizes)
     scored = sum(size.train + size.test for size in sizes)
     scored_tokens = sum((size.train + size.test) * size.tokens for size in sizes)
@@ -98,7 +107,7 @@ def work_of(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
         work.append(Work("the same, quantised", times * scored, {"scores": times * scored_tokens}))
     return [
         *work,
-        *_during(config, sizes),
+        *_during(config, sizes, probes),
         *_probes(config, sizes),
         *_scans(config, sizes),
         *_derivatives(config, sizes),
@@ -119,17 +128,18 @@ def _training_work(config: ExperimentConfig, size: TaskSize, earlier: list[TaskS
     return Work(label, times * items, {"training": times * tokens})
 
 
-def _during(config: ExperimentConfig, sizes: list[TaskSize]) -> list[Work]:
+def _during(config: ExperimentConfig, sizes: list[TaskSize], probes: Sequence[TaskSize]) -> list[Work]:
     """What scores during the trainings cost."""
     settings, passes, tokens = config.evaluation, 0.0, 0.0
     if not settings.during:
         return []
     for k, size in enumerate(sizes, start=1):
         steps = optimizer_steps(size.train, config.training)
-        count = items_during(settings, k, steps, size.train * config.training.num_epochs)
+        count = items_during(settings, k + len(probes), steps, size.train * config.training.num_epochs)
         points = len(steps_during(settings.during, steps))
-        for task in sizes[:k]:
-            items = points * min(count, task.test if settings.during_split == "test" else task.train)
+        for task in (*sizes[:k], *probes):
+            held_out = settings.during_split == "test" or task in probes
+            items = points * min(count, task.test if held_out else task.train)
             passes, tokens = passes + items, tokens + items * task.tokens
     return [Work(f"scores at {settings.during + 1} points of every training", passes, {"scores": tokens})]
 

@@ -47,16 +47,19 @@ class FrontierView:
 
 
 def learning_curves(during: ScoresDuring) -> list[LearningCurve]:
-    """A curve per task that was scored."""
+    """A curve per task and probe that was scored, that of the task that is learnt last."""
     fractions = np.array(during.steps) / during.total
-    return [LearningCurve(task.task, fractions, task.loss.mean(axis=1), _stderrs(task.loss)) for task in during.tasks]
+    return [
+        LearningCurve(task.task, fractions, task.loss.mean(axis=1), _stderrs(task.loss))
+        for task in (*during.old, during.tasks[-1])
+    ]
 
 
 def frontier_views(results: Results) -> Iterator[FrontierView]:
-    """Accuracy and loss of every earlier task in every training that was scored."""
+    """Accuracy and loss of every earlier task and probe in every training that was scored."""
     for training in results.training:
         if training.during is not None:
-            for task in training.during.tasks[:-1]:
+            for task in training.during.old:
                 for measure in MEASURES:
                     name = measure_name(results) if measure == "accuracy" else measure
                     yield _view(training.during, task, measure, name, results.config.data.seed)
