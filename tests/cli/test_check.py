@@ -15,6 +15,8 @@ from llm_forgetting.files.disk import write_text
 from llm_forgetting.forgetting.intervals import Interval, paired_mean_change, paired_proportion_change
 from llm_forgetting.forgetting.limits import LimitedForgetting
 from llm_forgetting.forgetting.paired_evaluation import TaskChange
+from llm_forgetting.forgetting.probes import probes
+from llm_forgetting.forgetting.records import SampleRecord
 
 
 @pytest.fixture
@@ -63,6 +65,29 @@ def test_measure_split_and_task_are_chosen(run: Path) -> None:
     assert main([*loss, "--split", "train", "--max-forgetting", "0.6"]) == 0
     assert main([*loss, "--split", "train", "--max_forgetting", "0.3", "--task", "first"]) == 1
     assert main([*loss, "--max-forgetting", "99"]) == 3
+
+
+def test_probes_are_held_against_the_limit_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one probe 50 of 100 right answers are lost, of two metrics of a second none; a score that is no share is left out."""
+    made = small_results()
+    lines = [
+        SampleRecord(checkpoint, task, "harness", str(n), "task", str(n), metrics, 2)
+        for checkpoint in made.forgetting.train.checkpoints
+        for task, before, after in (
+            ("half", {"acc": 1.0}, {"acc": 0.0}),
+            ("kept", {"acc": 1.0, "em": 1.0, "f1": 0.5}, {}),
+        )
+        for n in range(100)
+        for metrics in [{**before, **(after if checkpoint != "initial" and n < 50 else {})}]
+    ]
+    found = probes(lines, made.forgetting.train.checkpoints, seed=0)
+    made = dataclasses.replace(made, probes=found)
+    write_text(tmp_path / "results.json", encode(made))
+    assert main(["check", str(tmp_path), "--max-forgetting", "0.3", "--task", "half"]) == 1
+    assert main(["check", str(tmp_path), "--max-forgetting", "0.4", "--task", "kept (acc)"]) == 0
+    assert "forgotten" in capsys.readouterr().out
+    assert main(["check", str(tmp_path), "--max-forgetting", "0.4", "--task", "kept (f1)"]) == 2
+    assert "--task must be one of first, half, kept (acc), kept (em)" in capsys.readouterr().err
 
 
 def test_the_worst_task_of_a_pair_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from llm_forgetting.errors import UserError
 
 if TYPE_CHECKING:
     from llm_forgetting.forgetting.limits import LimitedForgetting
+    from llm_forgetting.forgetting.records import Probe
     from llm_forgetting.forgetting.scores import Measure
     from llm_forgetting.report.tables.run import Table
 
@@ -22,8 +23,8 @@ def check(arguments: list[str]) -> int:
     parser = Parser(
         "llm-forgetting check",
         description="Hold the forgetting of a finished run, or of an evaluation of a pair A B, against a limit. Exit status: "
-        "0, every task is shown to have lost at most the limit; 1, a task is shown to have lost more; 3, neither can be said "
-        "with this many items. Shown means that the whole 95% interval lies on one side.",
+        "0, every earlier task and every probe is shown to have lost at most the limit; 1, one is shown to have lost more; 3, "
+        "neither can be said with this many items. Shown means that the whole 95% interval lies on one side.",
     )
     parser.add_argument(
         "folder", metavar="DIR", help="the folder of a finished run, or of `llm-forgetting evaluate A B`"
@@ -33,7 +34,7 @@ def check(arguments: list[str]) -> int:
         help="the most that may be lost: a share of the items (0.1), with --measure loss nats",
     )  # fmt: skip
     parser.add_argument(
-        "--task", action="append", metavar="NAME", help="only this task; may be given again; default all"
+        "--task", action="append", metavar="NAME", help="only this task or probe; may be given again; default all"
     )
     parser.add_argument("--measure", choices=["accuracy", "loss"], default="accuracy", help="default accuracy")
     parser.add_argument(
@@ -64,16 +65,19 @@ def _losses(folder: Path, measure: "Measure", split: str, limit: float) -> "list
     from llm_forgetting.results import read_evaluation, read_results
 
     if (folder / "results.json").is_file():
-        scores = getattr(read_results(folder).forgetting, split)
-        tasks = getattr(scores, measure).tasks
-        if not tasks:
-            raise UserError(
-                f"check needs two tasks or more, of which the earlier are forgotten; the run in {folder} has one"
-            )
-        return [
+        results = read_results(folder)
+        tasks = getattr(getattr(results.forgetting, split), measure).tasks
+        found = [
             LimitedForgetting(task.name, task.n, _number(task.absolute.value), task.absolute.interval, limit)
             for task in tasks
         ]
+        found += _of_probes(results.probes or (), measure, limit)
+        if not found:
+            raise UserError(
+                f"check needs two tasks or more, of which the earlier are forgotten, or probes; the run in {folder} has one "
+                "task"
+            )
+        return found
     if not (folder / "evaluation.json").is_file():
         raise UserError(
             f"check needs the folder of a finished run (results.json) or of an evaluation of a pair (evaluation.json), "
@@ -91,6 +95,21 @@ def _losses(folder: Path, measure: "Measure", split: str, limit: float) -> "list
         interval = change.interval if change.interval is None or sign > 0 else -change.interval
         losses.append(LimitedForgetting(task.name, change.n, 0.0 + sign * change.value, interval, limit))
     return losses
+
+
+def _of_probes(probes: "Sequence[Probe]", measure: "Measure", limit: float) -> "list[LimitedForgetting]":
+    """What tasks that are never trained on lost from the base model to the last checkpoint: of right answers, or in nats."""
+    from llm_forgetting.forgetting.limits import LimitedForgetting
+
+    several = [probe.name for probe in probes]
+    sign, found = -1.0 if measure == "accuracy" else 1.0, []
+    for probe in probes:
+        first = probe.changes[0] if probe.changes else None
+        if first is not None and (change := first.loss if measure == "loss" else first.transitions and first.score):
+            name = f"{probe.name} ({probe.measure})" if several.count(probe.name) > 1 else probe.name
+            interval = change.interval if change.interval is None or sign > 0 else -change.interval
+            found.append(LimitedForgetting(name, change.n, 0.0 + sign * change.value, interval, limit))
+    return found
 
 
 def _number(value: float | None) -> float:
