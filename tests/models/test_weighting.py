@@ -133,7 +133,7 @@ def test_scores_during_a_training_give_the_same_mean(
     model: LanguageModel, tmp_path: Path, weighting: Weighting
 ) -> None:
     encoded = items(model, weighting)
-    during = DuringScores(model, {"s": encoded}, EvaluationConfig(during=1), 1, tmp_path)
+    during = DuringScores(model, {"s": encoded}, EvaluationConfig(during=1), tmp_path, probes={}).follow(1)
     for step in (0, 1):
         during._score(step)
     with torch.no_grad():

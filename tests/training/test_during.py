@@ -108,6 +108,20 @@ def test_a_method_that_moves_the_model_adds_a_point(
     assert forgetting == pytest.approx(during.tasks[0].loss[-1].mean() - during.tasks[0].loss[0].mean())
 
 
+def test_forgetting_counts_from_the_checkpoint_before_whatever_a_method_begins_with(
+    scored: tuple[Session, list[TrainingRecord]], tmp_path: Path
+) -> None:
+    """A fresh adapter per task begins at the base model; the first point is the checkpoint after task 1 all the same."""
+    _, records = trained(tmp_path / "fresh", *DURING, "--training.methods.new_adapter={}")
+    plain, during = scored[1][1].during, records[1].during
+    assert plain is not None
+    assert during is not None
+    for task, other in zip(during.tasks, plain.tasks, strict=True):
+        assert task.items == other.items
+        np.testing.assert_array_equal(task.loss[0], other.loss[0])
+        assert not np.array_equal(task.loss[-2], other.loss[-1])
+
+
 def test_items_are_the_same_in_every_training(scored: tuple[Session, list[TrainingRecord]]) -> None:
     first, second = (record.during for record in scored[1])
     assert first is not None

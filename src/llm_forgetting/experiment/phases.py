@@ -159,12 +159,12 @@ def train(session: Session, k: int) -> TrainingRecord:
     model, task = session.at(k - 1), session.encoded[k - 1]
     methods = Methods.of(session.config, k)
     session.mark_checkpoint(None)  # a method may move the model before it is trained
+    scratch = session.folder / "phases" / f"trainer_task{k}"
+    during = _during(session, k, scratch / "during")
     methods.begin(_start(session, k))
     config = methods.settings(session.config.training)
     items = [*task.train, *methods.items()]
-    scratch = session.folder / "phases" / f"trainer_task{k}"
     steps = optimizer_steps(len(items), config)
-    during = _during(session, k, steps, len(items), scratch)
     bar = session.progress.bar(f"fine-tuning on {task.name}", steps)
     with training_tracked(session.folder, f"task{k}"), bar as advance:
         history = fine_tune(
@@ -178,7 +178,7 @@ def train(session: Session, k: int) -> TrainingRecord:
             advance=advance,
             record=_recorder(session, k) if session.config.landscape.trajectory else lambda epoch: None,
             note=session.progress.note,
-            callbacks=() if during is None else (during,),
+            callbacks=() if during is None else (during.follow(steps),),
         )
     methods.end(model)
     scores = None if during is None else during.record(moved=methods.moves)
@@ -199,17 +199,20 @@ def train(session: Session, k: int) -> TrainingRecord:
     )
 
 
-def _during(session: Session, k: int, steps: int, items: int, scratch: Path) -> DuringScores | None:
-    """What scores the training on task k, of `items` items an epoch."""
-    settings, tasks = session.config.evaluation, session.encoded[:k]
+def _during(session: Session, k: int, folder: Path) -> DuringScores | None:
+    """What scores the training on task k, its first point taken; the items are the same whatever methods do."""
+    settings = session.config.evaluation
     if not settings.during:
         return None
-    probes = session.encoded_probes
-    count = items_during(settings, k + len(probes), steps, items * session.config.training.num_epochs)
+    tasks, probes = session.encoded[:k], session.encoded_probes
+    own, training = len(tasks[-1].train), session.config.training
+    count = items_during(settings, k + len(probes), optimizer_steps(own, training), own * training.num_epochs)
     seed, split = session.config.data.seed, settings.during_split
     chosen = {task.name: drawn(task.split(split), task.name, count, seed) for task in tasks}
-    own = {probe.name: drawn(probe.test, probe.name, count, seed) for probe in probes}
-    return DuringScores(session.model, chosen, settings, steps, scratch / "during", probes=own)
+    others = {probe.name: drawn(probe.test, probe.name, count, seed) for probe in probes}
+    during = DuringScores(session.model, chosen, settings, folder, probes=others)
+    during.start()
+    return during
 
 
 def _start(session: Session, k: int) -> Start:

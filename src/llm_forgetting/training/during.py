@@ -37,7 +37,7 @@ def steps_during(fractions: int, total: int) -> list[int]:
 def items_during(settings: EvaluationConfig, tasks: int, total: int, passes: int) -> int:
     """Items per task: as asked for, or such that all scores cost `SHARE` of a training of `total` steps, 1 at the least.
 
-    passes: items that the training passes through the model, each as often as it does.
+    passes: items of the task that the training passes through the model, each as often as it does.
     """
     if settings.during_items is not None:
         return settings.during_items
@@ -57,7 +57,6 @@ class DuringScores(TrainerCallback):
         model: LanguageModel,
         tasks: Mapping[str, Sequence[EncodedItem]],
         settings: EvaluationConfig,
-        total: int,
         folder: Path,
         *,
         probes: Mapping[str, Sequence[EncodedItem]],
@@ -66,17 +65,19 @@ class DuringScores(TrainerCallback):
         self._tasks = {**tasks, **probes}
         self._probes = frozenset(probes)
         self._settings = settings
-        self._total = total
         self._folder = folder
-        self._steps = steps_during(settings.during, total)
+        self._total = 0
+        self._steps: list[int] = []
         folder.mkdir(parents=True, exist_ok=True)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """The scores before the first step."""
-        if state.global_step == 0:
-            self._score(0)
+    def start(self) -> None:
+        """Score the checkpoint before the task: before a method prepares for it, which may change what the model answers."""
+        self._score(0)
+
+    def follow(self, total: int) -> "DuringScores":
+        """What scores a training of `total` steps, as its callback."""
+        self._total, self._steps = total, steps_during(self._settings.during, total)
+        return self
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
