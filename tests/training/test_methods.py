@@ -20,6 +20,7 @@ from llm_forgetting.experiment.session import Session
 from llm_forgetting.files import from_plain, to_plain
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import Factors
+from llm_forgetting.models.adapter.merging import Combination
 from llm_forgetting.models.adapter.saved_adapter import read_weights
 from llm_forgetting.models.language.backbones import load_backbone
 from llm_forgetting.models.language.batches import collate
@@ -316,10 +317,17 @@ def test_o_lora_keeps_earlier_adapters_to_the_bit_and_peft_reads_what_is_saved(l
     assert session.at(0).adapter_state()[name].shape == weight.shape  # and the live adapter shrinks again
 
 
-def test_merged_adapters_are_those_of_peft(learnt: Learnt) -> None:
-    """Two adapters of one PEFT model, the second one trained on the base model, and its `add_weighted_adapter`."""
+@pytest.mark.filterwarnings("ignore:The density 1.0 is greater than or equal to 1")
+@pytest.mark.parametrize(
+    ("merge", "density"), [("ties", 0.5), ("linear", 0.5), ("svd", 0.5), ("cat", 0.5), ("dare_linear", 1.0)]
+)
+def test_merged_adapters_are_those_of_peft(learnt: Learnt, merge: Combination, density: float) -> None:
+    """Two adapters of one PEFT model, the second one trained on the base model, and its `add_weighted_adapter`.
+
+    What `dare_linear` drops is drawn; at density 1 it drops nothing.
+    """
     session, _ = learnt.with_method("new_adapter")
-    method = NewAdapter(NewAdapterOptions("ties"))
+    method = NewAdapter(NewAdapterOptions(merge, density=density))
     method.begin(Start(session.at(1), session.encoded[1], number=2, last=False))
     fresh = session.model.adapter_factors()
     assert not any(pair.B.any() for pair in fresh.values())
@@ -333,12 +341,16 @@ def test_merged_adapters_are_those_of_peft(learnt: Learnt) -> None:
     theirs.load_adapter(str(session.checkpoint_folder(1)), adapter_name="two")
     set_peft_model_state_dict(theirs, own, adapter_name="two")
     set_peft_model_state_dict(theirs, first, adapter_name="one")
-    theirs.add_weighted_adapter(["one", "two"], [0.5, 0.5], "both", combination_type="ties", density=0.5)
+    options = {} if merge in ("linear", "svd", "cat") else {"density": density}
+    theirs.add_weighted_adapter(["one", "two"], [0.5, 0.5], "both", combination_type=merge, **options)
+    compared = 0
     for name, layer in theirs.base_model.model.named_modules():
         if hasattr(layer, "lora_A") and "both" in layer.lora_A:
             expected = layer.scaling["both"] * layer.lora_B["both"].weight @ layer.lora_A["both"].weight
             found = session.model.adapter_factors()[name]
             torch.testing.assert_close(dense(found), expected.detach(), rtol=1e-4, atol=1e-6)
+            compared += 1
+    assert compared == len(session.model.adapter_factors())
 
 
 def test_a_dry_run_counts_what_methods_cost() -> None:
