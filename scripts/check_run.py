@@ -106,7 +106,7 @@ def read_original(folder: Path) -> dict[str, tuple[str, list[str], int]]:
 def read_cached_sample() -> dict[str, tuple[str, list[str], int]]:
     """id -> question, choices, answer of the embedded sample."""
     index = Path(__file__).resolve().parents[1] / "src/llm_forgetting/data/mmlu_sample_index.csv"
-    (sample,) = [path for path in cache_folder().iterdir() if path.suffix == ".jsonl"]
+    (sample,) = cache_folder().glob("mmlu-sample-*.jsonl")
     found = {}
     with index.open(newline="") as labels, sample.open(encoding="utf-8") as lines:
         for label, line in zip(csv.DictReader(labels), lines, strict=True):

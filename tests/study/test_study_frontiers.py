@@ -152,14 +152,14 @@ def test_what_the_report_says() -> None:
     lead, kept, same = loss["said"]
     assert lead == (
         "Compared with plain where the last task was learnt as far, 1 of 2 arms keep more of the first task (kept); for 1 "
-        "neither is shown (same)."
+        "neither is shown (same): 12 runs of each arm of 6 task pairs."
     )
-    assert kept.startswith(
-        "kept forgot 2.80 nats less than plain at matched learning (95% interval -2.80 to -2.80): p "
-    )
-    assert same.startswith("It is not shown that same forgets more or less than plain at matched learning (")
+    assert kept.startswith("kept forgot 2.80 nats less than plain at matched learning (95% interval 2.80 to 2.80), p ")
+    assert same.startswith("It is not shown that same forgets more or less than plain at matched learning: ")
     assert loss["curves"]["kept"]["moved"]
     assert loss["curves"]["kept"]["end"] == pytest.approx((0.75, 0.2))
-    (table,) = frontier_tables({"frontiers": [loss]})
+    table, areas = frontier_tables({"frontiers": [loss]})
     assert [row[0] for row in table.rows] == ["kept", "same"]
-    assert table.rows[0][1:5] == ("-2.80 [-2.80, -2.80]", "< 0.001", "keeps more", "75%")
+    assert areas.rows[0] == ("plain", "1.00 [1.00, 1.00]", "12", "0")
+    assert "None of kept: only the end counts" in areas.note
+    assert table.rows[0][1:5] == ("-2.80 [-2.80, -2.80]", "< 0.001", "more", "75%")

@@ -152,7 +152,8 @@ class RunResults(WithReport):
         if name not in landscapes or whose not in landscapes[name].surfaces:
             known = "; ".join(f"{key}: {', '.join(landscape.surfaces)}" for key, landscape in landscapes.items())
             raise UserError(
-                f"surface needs a checkpoint and a task that were scanned ({known}), was {name!r}, {whose!r}"
+                f"surface needs a checkpoint and a task that were scanned ({known or 'none, by landscape.tasks: none'}), was "
+                f"{name!r}, {whose!r}"
             )
         return landscapes[name].surface(whose, seed=self.record.config.landscape.seed)
 

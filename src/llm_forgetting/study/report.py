@@ -41,7 +41,12 @@ def write_study(plan: Plan, folder: StudyFolder, report: Callable[[str], None] =
 
 
 MODELS = {"embedded": "SmolLM2-135M-Instruct (Q4_1, dequantised)", "synthetic": "a random two-layer network"}
-SOURCES = {"embedded": "MMLU questions", "local": "MMLU's original files", "synthetic": "synthetic tasks"}
+SOURCES = {
+    "embedded": "MMLU questions",
+    "local": "MMLU's original files",
+    "synthetic": "synthetic tasks",
+    "skills": "generated skills",
+}
 
 
 def setting_of(stored: StudyRecords) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from llm_forgetting.report.views.study import StudyContent, title
 
 
 def study_page(study: StudyContent) -> Page:
-    """The first question in a word and a picture, then all others; what the study did not measure is said in a sentence."""
+    """The first question and a picture, then all others; what the study did not measure is said in a sentence."""
     (question, sentences), *others = conclusions(study)
     more = (
         [Section("answers", "The other questions", [Points(said, asked) for asked, said in others])] if others else []
@@ -18,7 +18,7 @@ def study_page(study: StudyContent) -> Page:
         title=f"Study {study['name']}",
         kicker=f"llm-forgetting study · {study['runs']} runs of {study['pairs']} task pair{'s' if study['pairs'] != 1 else ''}",
         set_up=f"Model: {study['model']}. Tasks: {study['tasks']}." if "model" in study else "",
-        answers=[(question, [f"{verdict(study)}.", *sentences])],
+        answers=[(question, sentences if study["answers"].get("methods") else [f"{verdict(study)}.", *sentences])],
         tiles=_tiles(study),
         warnings=[f"{name} failed: {why}" for name, why in study["failures"].items()],
         sections=[

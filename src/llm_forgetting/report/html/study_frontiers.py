@@ -35,7 +35,9 @@ def _plot(found: StudyContent, effect: StudyContent) -> Plot:
 
 
 def _mean_frontier(curve: StudyContent, name: str, index: int) -> list[Spec]:
-    found: list[Spec] = [] if curve["moved"] else [line(curve["learning"], curve["forgetting"], name, index)]
+    found: list[Spec] = (
+        [] if curve["moved"] else [line(np.array(curve["learning"]), np.array(curve["forgetting"]), name, index)]
+    )
     if curve["end"] is not None:
         marker = {"symbol": "star" if curve["moved"] else "circle", "size": 12 if curve["moved"] else 7}
         x, y = curve["end"]

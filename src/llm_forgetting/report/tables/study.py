@@ -31,12 +31,7 @@ def conclusions(study: Study) -> list[tuple[str, list[str]]]:
 
 
 def verdict(study: Study) -> str:
-    """The answer to the first question in a word: of methods how many keep more; else yes, no (the opposite is shown), or
-    not shown.
-    """
-    if study["answers"].get("methods"):
-        effects = study["frontiers"][-1]["effects"]
-        return f"{sum(effect['shown'] < 0 for effect in effects)} of {len(effects)} arms keep more"
+    """The answer on flatness in a word: yes, no (the opposite is shown), or not shown."""
     table = study.get("associations")
     primary = {} if table is None else table["measures"][table["primary"]]
     rho, p = primary.get("spearman_within_pairs"), primary.get("p_value")
@@ -54,7 +49,8 @@ def study_tables(study: Study) -> list[Table]:
 
 def closing_tables(study: Study) -> list[Table]:
     """The tables that a terminal has room for; every one is in study.md."""
-    return [table for table in study_tables(study) if len(table.header) <= WIDEST]
+    frontiers = frontier_tables(study)
+    return [*frontiers[:1], *(table for table in study_tables(study)[len(frontiers) :] if len(table.header) <= WIDEST)]
 
 
 def measures_table(study: Study) -> Table:

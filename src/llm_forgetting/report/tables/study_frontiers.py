@@ -4,37 +4,45 @@ from llm_forgetting.report.tables.run import Table
 from llm_forgetting.report.tables.study_numbers import Study, p_number, units, with_interval
 
 SHOWN = {-1: "keeps more", 0: "not shown", 1: "keeps less"}
+_KEEPS = {-1: "more", 0: "-", 1: "less"}
 _MEASURES = {"loss": "loss, nats", "accuracy": "share of right answers"}
 
 
 def frontier_tables(study: Study) -> list[Table]:
-    """A table per measure; none where no run was scored during training."""
-    return [_table(found) for found in reversed(study.get("frontiers") or [])]
+    """Per measure, loss first, the differences at matched learning and the areas; none where no run was scored on the way."""
+    return [make(found) for found in reversed(study.get("frontiers") or []) for make in (_differences, _areas)]
 
 
-def _table(found: Study) -> Table:
-    rows = []
-    for effect in found["effects"]:
-        difference, area = effect["difference"], found["areas"][effect["arm"]]
-        rows.append(
-            (
-                effect["arm"],
-                with_interval(difference["value"], difference["interval"]),
-                p_number(effect["adjusted"]),
-                SHOWN[effect["shown"]],
-                f"{100 * effect['learnt']['value']:.0f}%",
-                "-" if area is None else with_interval(area["value"], area["interval"], signed=False),
-            )
+def _differences(found: Study) -> Table:
+    rows = [
+        (
+            effect["arm"],
+            with_interval(effect["difference"]["value"], effect["difference"]["interval"]),
+            p_number(effect["adjusted"]),
+            _KEEPS[effect["shown"]],
+            f"{100 * effect['learnt']['value']:.0f}%",
         )
-    baseline, own = found["baseline"], found["areas"][found["baseline"]]
-    first = found["effects"][0]["difference"]
+        for effect in found["effects"]
+    ]
+    baseline, first = found["baseline"], found["effects"][0]["difference"]
     note = (
         f"difference: forgetting of the first task less that of {baseline}, where both had learnt as much of the last one; "
         f"mean over {units(first)}, 95% interval. p: signs flipped per run ({first['n_runs']}), which speaks of these task "
-        "pairs alone, adjusted (Holm) for all arms. Shown where p < 0.05 and the interval leaves zero out. At: learning at "
-        f"which they are compared, of what {baseline} learnt. Area: mean forgetting on the way to half of that"
-        + ("" if own is None else f" ({baseline}: {with_interval(own['value'], own['interval'], signed=False)})")
-        + "; none where only the end counts, for a method moves the model there."
+        "pairs alone, adjusted (Holm) for all arms. Keeps more or less: p < 0.05 and an interval without zero. At: learning at "
+        f"which they are compared, of what {baseline} learnt."
     )
-    header = ("arm", "difference", "p", "forgetting", "at", "area")
-    return Table(f"At matched learning ({_MEASURES[found['measure']]})", header, tuple(rows), note)
+    title = f"At matched learning ({_MEASURES[found['measure']]})"
+    return Table(title, ("arm", "difference", "p", "keeps", "at"), tuple(rows), note)
+
+
+def _areas(found: Study) -> Table:
+    rows = [
+        (arm, with_interval(area["value"], area["interval"], signed=False), str(area["n_runs"]), str(area["excluded"]))
+        for arm, area in found["areas"].items()
+        if area is not None
+    ]
+    ends = [arm for arm, area in found["areas"].items() if area is None]
+    note = f"mean forgetting on the way to half of what {found['baseline']} learnt, 95% interval; less is better."
+    note += f" None of {', '.join(ends)}: only the end counts, for a method moves the model there." if ends else ""
+    header = ("arm", "area", "runs", "learnt less")
+    return Table(f"Area under the frontier ({_MEASURES[found['measure']]})", header, tuple(rows), note)

@@ -23,6 +23,8 @@ from llm_forgetting.study.statistics.trade_off import ArmEffect, MatchedEffect
 
 Larger = Literal["sharper", "flatter"]
 
+MOST_DESCRIBED = 3
+"""Arms that have a sentence each; more have a table."""
 _NOT_A_CAUSE = "a correlation in runs of one study, not a cause"
 
 
@@ -75,7 +77,7 @@ def describe_relation(association: Association) -> str:
 
 
 def describe_frontiers(effects: Sequence[FrontierEffect]) -> list[str]:
-    """Which arms keep more of the first task where the last was learnt as far? One sentence, then one for each arm."""
+    """Which arms keep more of the first task where the last was learnt as far? Of up to three arms a sentence each as well."""
     baseline, count = effects[0].baseline, len(effects)
     named = {shown: [effect.arm for effect in effects if effect.shown == shown] for shown in (-1, 1, 0)}
     said = {-1: "keep more of the first task", 1: "keep less of it", 0: "neither is shown"}
@@ -84,24 +86,27 @@ def describe_frontiers(effects: Sequence[FrontierEffect]) -> list[str]:
         for shown, arms in named.items()
         if arms
     ]
-    return [f"Compared with {baseline} where the last task was learnt as far, {'; '.join(parts)}."] + [
-        _describe_on_frontier(effect) for effect in effects
-    ]
+    lead = f"Compared with {baseline} where the last task was learnt as far, {'; '.join(parts)}: "
+    lead += _mean_size(effects[0].difference, "runs of each arm")
+    return [f"{lead}.", *(_describe_on_frontier(effect) for effect in effects if count <= MOST_DESCRIBED)]
 
 
 def _describe_on_frontier(effect: FrontierEffect) -> str:
     difference, adjusted = effect.difference, effect.runs_test.p_value if effect.adjusted is None else effect.adjusted
-    unit = " nats" if effect.measure == "loss" else ""
-    word = "more" if difference.value > 0 else "less"
-    claim = (
-        f"{effect.arm} forgot {abs(difference.value):.2f}{unit} {word} than {effect.baseline} at matched learning"
-        if effect.shown
-        else f"It is not shown that {effect.arm} forgets more or less than {effect.baseline} at matched learning "
-        f"({_figure(difference.value, '+.2f')}{unit})"
-    )
-    low = "" if difference.interval is None else _describe_interval(difference.interval, " (", ")")
+    unit, value, interval = " nats" if effect.measure == "loss" else "", difference.value, difference.interval
+    if effect.shown:
+        word, size = ("more", interval) if value > 0 else ("less", None if interval is None else -interval)
+        found = f"{_figure(abs(value), '.2f')}{unit} {word}"
+        claim = f"{effect.arm} forgot {found} than {effect.baseline} at matched learning"
+    else:
+        size, claim = (
+            interval,
+            f"It is not shown that {effect.arm} forgets more or less than {effect.baseline} at matched learning",
+        )
+        claim += f": {_figure(value, '+.2f')}{unit}"
     learnt = f"compared at {100 * effect.learnt.value:.0f}% of what {effect.baseline} learnt"
-    return f"{claim}{low}: p {p_text(adjusted)} (adjusted); {learnt}; {_mean_size(difference)}."
+    ends = _describe_interval(size, " (", ")")
+    return f"{claim}{ends}, p {p_text(adjusted)} (adjusted); {learnt}; {_mean_size(difference)}."
 
 
 def describe_change(change: MeanOverPairs, *, name: str, over: str = "the new task") -> str:
