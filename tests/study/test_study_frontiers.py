@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from llm_forgetting.forgetting.frontier import Frontier
 from llm_forgetting.report.tables.study_frontiers import frontier_tables
-from llm_forgetting.study.matched_learning import matched_learning
+from llm_forgetting.study.matched_learning import across_arms, matched_learning
 from llm_forgetting.study.measures import FrontierRecord
 from llm_forgetting.study.records import CellRecord
+from llm_forgetting.study.statistics.conclusions import describe_across
 from llm_forgetting.study.statistics.frontiers import FrontierStudy, RunFrontier
 from llm_forgetting.study.statistics.runs import Run
 
@@ -158,8 +160,47 @@ def test_what_the_report_says() -> None:
     assert same.startswith("It is not shown that same forgets more or less than plain at matched learning: ")
     assert loss["curves"]["kept"]["moved"]
     assert loss["curves"]["kept"]["end"] == pytest.approx((0.75, 0.2))
-    table, areas = frontier_tables({"frontiers": [loss]})
+    table, areas = frontier_tables({"frontiers": [loss], "titles": {}})
     assert [row[0] for row in table.rows] == ["kept", "same"]
     assert areas.rows[0] == ("plain", "1.00 [1.00, 1.00]", "12", "0")
     assert "None of kept: only the end counts" in areas.note
     assert table.rows[0][1:5] == ("-2.80 [-2.80, -2.80]", "< 0.001", "more", "75%")
+
+
+def test_arms_are_the_points_of_what_goes_with_forgetting_across_methods() -> None:
+    """Ten arms whose KL changes as their forgetting does, and whose |D| changes by nothing that has to do with it."""
+    order, rng, made = np.arange(1, 11), np.random.default_rng(3), []
+    drawn = rng.permutation(order)
+    for pair in range(6):
+        for n, arm in enumerate(["plain", *(f"arm {k}" for k in order)]):
+            path = tuple((1 + 0.1 * n) * x for x in LEARNING)
+            measures = {
+                "divergence": pair + float(n) ** 2,
+                "update_norm": float(drawn[n - 1]) if n else 0.0,
+                "trace": 1.0 + n,
+            }
+            made.append(
+                CellRecord(
+                    cell=f"{pair}{n}", pair=f"a{pair} > b", tasks=(f"a{pair}", "b"), factors={"seed": 0}, arm=arm,
+                    measures=measures, outcomes={}, stderrs={}, frontiers={"loss": FrontierRecord(LEARNING, path)}, versions={},
+                )
+            )  # fmt: skip
+    runs = [Run(r.pair, {**r.factors, "arm": r.arm}, r.measures, first_task=r.tasks[0]) for r in made]
+    (loss,) = matched_learning(made, runs, ("plain", *(f"arm {k}" for k in order)), "plain", seed=0)
+    measures = ("divergence", "update_norm", "trace")
+    across = across_arms(runs, loss, measures, "divergence", seed=0)
+    assert across is not None
+    assert set(across.measures) == {"divergence", "update_norm"}  # the trace is made before arms differ
+    divergence, norm = across.measures["divergence"], across.measures["update_norm"]
+    assert divergence.spearman_within_pairs is not None
+    assert divergence.spearman_within_pairs.value == pytest.approx(1.0)
+    assert (divergence.n_runs, divergence.shown) == (10, True)
+    assert norm.spearman_within_pairs is not None
+    assert norm.spearman_within_pairs.value == pytest.approx(spearmanr(order, drawn).statistic)
+    assert describe_across(divergence).startswith(
+        "Arms with a larger change of divergence have more forgetting at matched learning: Spearman +1.00"
+    )
+    loss["across"] = dataclasses.asdict(across)
+    *_, table = frontier_tables({"frontiers": [loss], "titles": {}})
+    assert table.rows[0][0] == "divergence*"
+    assert across_arms(runs, loss, measures, "absent", seed=0) is None

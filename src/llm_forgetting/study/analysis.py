@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from llm_forgetting.files import Json
-from llm_forgetting.study.matched_learning import matched_learning
+from llm_forgetting.study.matched_learning import across_arms, matched_learning
 from llm_forgetting.study.measures import MADE_AT_FIRST, NATS, title
 from llm_forgetting.study.plan import Analysis
 from llm_forgetting.study.records import CellRecord
@@ -14,6 +14,7 @@ from llm_forgetting.study.statistics.association import Association, Association
 from llm_forgetting.study.statistics.calibration import calibrate
 from llm_forgetting.study.statistics.clusters import change_over_runs
 from llm_forgetting.study.statistics.conclusions import (
+    describe_across,
     describe_arm,
     describe_calibration,
     describe_change,
@@ -120,6 +121,10 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
     answers["methods"] = next((found.pop("said") for found in content["frontiers"] if found["measure"] == "loss"), [])
     for found in content["frontiers"]:
         found.pop("said", None)
+        across = across_arms(runs, found, present, analysis.primary, seed=analysis.seed)
+        found["across"] = None if across is None else _table(across)
+        if across is not None and found["measure"] == "loss":
+            answers["methods"].append(describe_across(_titled(across.measures[analysis.primary])))
     answers["arms"] = [
         effect["said"]
         for effect in content["effects"]
@@ -156,6 +161,11 @@ def _named(association: Association) -> Association:
         outcome=title(association.outcome),
         partial=tuple(partial),
     )
+
+
+def _titled(association: Association) -> Association:
+    """An association whose outcome is no number of the records, under the measure's title."""
+    return dataclasses.replace(association, measure=_with_article(association.measure))
 
 
 def _with_article(name: str) -> str:

@@ -9,13 +9,16 @@ from llm_forgetting.files import Json
 from llm_forgetting.forgetting.frontier import Frontier
 from llm_forgetting.forgetting.multiplicity import holm
 from llm_forgetting.forgetting.scores import MEASURES, Measure
-from llm_forgetting.study.measures import FrontierRecord
+from llm_forgetting.study.measures import MADE_AT_FIRST, FrontierRecord
 from llm_forgetting.study.records import CellRecord
+from llm_forgetting.study.statistics.association import Associations, associate
 from llm_forgetting.study.statistics.conclusions import describe_frontiers
 from llm_forgetting.study.statistics.frontiers import FrontierEffect, FrontierStudy, RunFrontier
 from llm_forgetting.study.statistics.runs import Run
+from llm_forgetting.study.statistics.trade_off import compare_arms
 
 Content = dict[str, Json]
+ARMS, FORGETTING = "arms", "forgetting at matched learning"
 
 
 def matched_learning(
@@ -59,3 +62,36 @@ def _effects(study: FrontierStudy, measure: Measure, arms: Sequence[str]) -> lis
             continue
     adjusted = holm({effect.arm: effect.runs_test.p_value for effect in effects})
     return [dataclasses.replace(effect, adjusted=adjusted[effect.arm]) for effect in effects]
+
+
+def across_arms(
+    runs: Sequence[Run], found: Content, measures: Sequence[str], primary: str, *, seed: int
+) -> Associations | None:
+    """Whether arms that change a measure more change forgetting at matched learning more: rank correlations over arms.
+
+    A point is an arm: the mean over task pairs of its difference from the baseline. Runs are no points here, for an arm is the
+    same method in all pairs. Of measures that arms can change after the first checkpoint; None where there are none.
+
+    Args:
+        runs: All of them.
+        found: What `matched_learning` found in one measure of scores.
+        measures: Of the analysis.
+        primary: The measure that was named beforehand.
+        seed: Seeds permutations.
+    """
+    later = [name for name in measures if name not in MADE_AT_FIRST]
+    matched_on = sorted({name for run in runs for name in run.factors if name != "arm"})
+    points = []
+    for effect in found["effects"]:
+        changes: dict[str, float | None] = {}
+        for name in later:
+            try:
+                settings = {"factor": "arm", "arm": effect["arm"], "baseline": found["baseline"], "seed": seed}
+                changes[name] = compare_arms(runs, name, matched_on=matched_on, **settings).difference.value
+            except ValueError:
+                continue
+        points.append(Run(ARMS, measures=changes, outcomes={FORGETTING: effect["difference"]["value"]}))
+    known = [name for name in later if any(name in point.measures for point in points)]
+    if primary not in known:
+        return None
+    return associate(points, FORGETTING, known, primary=primary, seed=seed)

@@ -1,7 +1,7 @@
 """Tables of arms at matched learning."""
 
 from llm_forgetting.report.tables.run import Table
-from llm_forgetting.report.tables.study_numbers import Study, p_number, units, with_interval
+from llm_forgetting.report.tables.study_numbers import Study, coefficient, p_number, units, with_interval
 
 SHOWN = {-1: "keeps more", 0: "not shown", 1: "keeps less"}
 _KEEPS = {-1: "more", 0: "-", 1: "less"}
@@ -10,7 +10,11 @@ _MEASURES = {"loss": "loss, nats", "accuracy": "share of right answers"}
 
 def frontier_tables(study: Study) -> list[Table]:
     """Per measure, loss first, the differences at matched learning and the areas; none where no run was scored on the way."""
-    return [make(found) for found in reversed(study.get("frontiers") or []) for make in (_differences, _areas)]
+    tables = []
+    for found in reversed(study.get("frontiers") or []):
+        tables += [_differences(found), _areas(found)]
+        tables += [_across(found, study["titles"])] if found.get("across") else []
+    return tables
 
 
 def _differences(found: Study) -> Table:
@@ -46,3 +50,20 @@ def _areas(found: Study) -> Table:
     note += f" None of {', '.join(ends)}: only the end counts, for a method moves the model there." if ends else ""
     header = ("arm", "area", "runs", "learnt less")
     return Table(f"Area under the frontier ({_MEASURES[found['measure']]})", header, tuple(rows), note)
+
+
+def _across(found: Study, titles: Study) -> Table:
+    across = found["across"]
+    rows = []
+    for name, association in across["measures"].items():
+        p = association["p_value"] if association["primary"] else association["p_adjusted"]
+        none = p is None or association["refusal"]
+        title = f"{titles.get(name, name)}{'*' if association['primary'] else ''}"
+        rows.append((title, coefficient(association["spearman_within_pairs"]), "-" if none else p_number(p)))
+    arms = max(association["n_runs"] for association in across["measures"].values())
+    note = (
+        f"Spearman's rho over {arms} arms, 95% interval, between an arm's change of the measure and of forgetting at matched "
+        f"learning, both from {found['baseline']} and means over task pairs. p: permutation of arms, Holm-adjusted but for the "
+        "primary measure (*). A correlation is no cause."
+    )
+    return Table(f"Across arms ({_MEASURES[found['measure']]})", ("measure", "over arms", "p"), tuple(rows), note)

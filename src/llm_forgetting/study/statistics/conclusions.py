@@ -91,6 +91,22 @@ def describe_frontiers(effects: Sequence[FrontierEffect]) -> list[str]:
     return [f"{lead}.", *(_describe_on_frontier(effect) for effect in effects if count <= MOST_DESCRIBED)]
 
 
+def describe_across(association: Association) -> str:
+    """Do arms that change a measure more also change forgetting more, where the last task was learnt as far?"""
+    within, size = association.spearman_within_pairs, _counted(association.n_runs, "arm")
+    what = f"{association.measure} and {association.outcome}"
+    if association.refusal is not None or within is None:
+        return f"Nothing is concluded over {size} on changes of {what}: {association.refusal}."
+    numbers = f"{_describe_coefficients(association, within)}; {size}"
+    if not association.shown:
+        return (
+            f"It is not shown that arms with a larger change of {association.measure} have more {association.outcome}: "
+            f"{numbers}; a correlation below {association.detectable:.2f} is not seen reliably."
+        )
+    has = f"{'more' if within.value > 0 else 'less'} {association.outcome}"
+    return f"Arms with a larger change of {association.measure} have {has}: {numbers}; no cause is shown."
+
+
 def _describe_on_frontier(effect: FrontierEffect) -> str:
     difference, adjusted = effect.difference, effect.runs_test.p_value if effect.adjusted is None else effect.adjusted
     unit, value, interval = " nats" if effect.measure == "loss" else "", difference.value, difference.interval
