@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SCHEMA := src/llm_forgetting/data/results.schema.json
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
-.PHONY: run check test nightly golden schema docs gpu-check bench-landscape bench-curvature bench-evaluation bench-completions bench-memory bench-study bench-run bench-growth bench-7b clean
+.PHONY: run check test nightly golden schema docs gpu-check bench-landscape bench-curvature bench-evaluation bench-completions bench-memory bench-study bench-run bench-methods bench-growth bench-7b clean
 
 run: $(VENV)/installed          ## environment, install, the main job; ARGS="--config smoke" and the like are passed on
 	$(BIN)/llm-forgetting run $(ARGS)
@@ -59,6 +59,9 @@ bench-study: $(VENV)/installed          ## cells of a study per minute: one work
 
 bench-run: $(VENV)/installed            ## one run, its phases one after the other and side by side
 	$(BIN)/python benchmarks/run_workers.py $(ARGS)
+
+bench-methods: $(VENV)/installed        ## what every method against forgetting costs: time of a step, and memory
+	$(BIN)/python benchmarks/methods.py $(ARGS)
 
 bench-growth: $(VENV)/installed         ## files and seconds of runs of 2, 4, 8 and 16 tasks; ARGS="--tasks 57"
 	$(BIN)/python benchmarks/growth.py $(ARGS)

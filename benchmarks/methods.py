@@ -1,0 +1,108 @@
+"""What every built-in method costs: CPU seconds per step, seconds once before the task, and memory, beside plain training.
+
+    python benchmarks/methods.py                 skills, the arms of studies/methods.yaml, one thread, two rounds
+    python benchmarks/methods.py --arms kl sam --rounds 1
+
+The first task is learnt once. Each arm then learns the second one in a process of its own, rounds interleaved. The table holds
+the minima, and the most memory of the process while it trains less that of plain training.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from llm_forgetting.config.files import ConfigTemplate
+from llm_forgetting.config.sections import ExperimentConfig
+from llm_forgetting.experiment import phases
+from llm_forgetting.experiment.artifacts.logs import quiet_libraries
+from llm_forgetting.experiment.session import Session
+from llm_forgetting.files import read_yaml
+from llm_forgetting.progress import Silent, say
+from llm_forgetting.training.method import Methods, Start
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = ROOT / "studies/methods.yaml"
+RESULTS = ROOT / "benchmarks/results/methods.json"
+SETTINGS = {
+    "data": {"train_items": 32, "test_items": 12}, "training": {"batch_size": 4, "num_epochs": 2, "learning_rate": 2e-3},
+    "evaluation": {"during": 0, "rotations": False, "recovery_items": 0}, "landscape": {"tasks": "none", "num_items": 4},
+}  # fmt: skip
+
+
+def config_of(arm: str) -> ExperimentConfig:
+    """The preset `skills` with the study's items and the arm's methods."""
+    own = read_yaml(STUDY, "a study")["arms"][arm] or {}
+    fields = {f"{section}.{name}": value for section, values in SETTINGS.items() for name, value in values.items()}
+    return ConfigTemplate("skills").config({**fields, **own}, ["alphabetical", "capitals"])
+
+
+def trained(folder: Path, arm: str, k: int) -> dict[str, float]:
+    """Train task k in `folder`: CPU seconds of a step, those before the first, and the most memory meanwhile (bytes)."""
+    quiet_libraries()
+    session, before = Session(config_of(arm), folder, Silent()), [0.0]
+    session.at(k - 1)
+    _ = session.encoded, session.passages
+    begin = Methods.begin
+
+    def timed(methods: Methods, start: Start) -> None:
+        began = time.process_time()
+        begin(methods, start)
+        before[0] = time.process_time() - began
+
+    Methods.begin = timed  # type: ignore[method-assign]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    began = time.process_time()
+    record = phases.train(session, k)
+    seconds = time.process_time() - began - before[0]
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return {"step": seconds / record.optimizer_steps, "before": before[0], "memory": 1024.0 * int(peak.split()[1])}
+
+
+def measured(first: Path, arm: str) -> dict[str, float]:
+    """`trained` in a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        shutil.copytree(first, folder)
+        command = [sys.executable, __file__, "--worker", str(folder), "--arms", arm]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    return {name: float(value) for name, value in json.loads(out.splitlines()[-1]).items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", default=list(read_yaml(STUDY, "a study")["arms"]))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.worker:
+        print(json.dumps(trained(options.worker, options.arms[0], 2)))
+        return
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ["plain", *options.arms]}
+    with tempfile.TemporaryDirectory() as scratch:
+        first = Path(scratch) / "first"
+        (first / "phases").mkdir(parents=True)
+        trained(first, "plain", 1)
+        for _ in range(options.rounds):
+            for arm, rounds in found.items():
+                rounds.append(measured(first, arm))
+                say(f"{arm}: {rounds[-1]}")
+    least = {arm: {name: min(one[name] for one in rounds) for name in rounds[0]} for arm, rounds in found.items()}
+    RESULTS.write_text(json.dumps({"rounds": options.rounds, "arms": least}, indent=1) + "\n")
+    plain = least["plain"]
+    say("\n| method | a step, of a plain one | before the task (s) | memory more (MB) |\n|---|---|---|---|")
+    for arm, own in least.items():
+        more = (own["memory"] - plain["memory"]) / 1e6
+        say(f"| `{arm}` | {own['step'] / plain['step']:.2f} | {own['before']:.1f} | {more:+.0f} |")
+
+
+if __name__ == "__main__":
+    main()
