@@ -8,6 +8,7 @@ the minima, and the most memory of the process while it trains less that of plai
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -18,29 +19,23 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from llm_forgetting.config.files import ConfigTemplate
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.experiment import phases
 from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.experiment.session import Session
-from llm_forgetting.files import read_yaml
 from llm_forgetting.progress import Silent, say
+from llm_forgetting.study.plan import read_plan
 from llm_forgetting.training.method import Methods, Start
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "studies/methods.yaml"
 RESULTS = ROOT / "benchmarks/results/methods.json"
-SETTINGS = {
-    "data": {"train_items": 32, "test_items": 12}, "training": {"batch_size": 4, "num_epochs": 2, "learning_rate": 2e-3},
-    "evaluation": {"during": 0, "rotations": False, "recovery_items": 0}, "landscape": {"tasks": "none", "num_items": 4},
-}  # fmt: skip
 
 
 def config_of(arm: str) -> ExperimentConfig:
-    """The preset `skills` with the study's items and the arm's methods."""
-    own = read_yaml(STUDY, "a study")["arms"][arm] or {}
-    fields = {f"{section}.{name}": value for section, values in SETTINGS.items() for name, value in values.items()}
-    return ConfigTemplate("skills").config({**fields, **own}, ["alphabetical", "capitals"])
+    """The first cell of an arm in the study."""
+    cell = next(cell for cell in read_plan(STUDY).cells if cell.arm == arm)
+    return dataclasses.replace(cell.config, evaluation=dataclasses.replace(cell.config.evaluation, during=0))
 
 
 def trained(folder: Path, arm: str, k: int) -> dict[str, float]:
@@ -79,7 +74,7 @@ def measured(first: Path, arm: str) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", default=list(read_yaml(STUDY, "a study")["arms"]))
+    parser.add_argument("--arms", nargs="+", default=list(read_plan(STUDY).arms))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -236,6 +236,13 @@ def test_arms_and_what_is_varied_name_methods_and_their_options(tmp_path: Path) 
     plan = plan_of(tmp_path, vary={"seed": [0]}, arms=arms)
     assert [cell.config.training.methods for cell in plan.cells] == [{}, {"ewc": {"fisher": "kronecker"}}, {"kl": {}}]
     assert len({cell.id for cell in plan.cells}) == 3
+    short = {"plain": {}, "ewc": {"fisher": "kronecker"}, "kl": {}}
+    named = plan_of(tmp_path, vary={"seed": [0]}, arms=short)
+    assert [cell.id for cell in named.cells] == [cell.id for cell in plan.cells]
+    with pytest.raises(UserError, match="the options of ewc are strength, fisher, items"):
+        plan_of(tmp_path, arms={"ewc": {"strenght": 3}})
+    (cell,) = plan_of(tmp_path, vary={"seed": [0, 1]}, arms={"kl": {"strength": 3, "where": {"seed": 1}}}).cells
+    assert cell.config.training.methods == {"kl": {"strength": 3}}
     both = {**arms["ewc"], "training.methods.ewc.strength": 3}
     (cell,) = plan_of(tmp_path, vary={"seed": [0]}, arms={"both": both}).cells
     assert cell.config.training.methods == {"ewc": {"fisher": "kronecker", "strength": 3}}

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from llm_forgetting.config.files import PRESETS, ConfigTemplate, dotted_paths
-from llm_forgetting.config.methods import names_option
+from llm_forgetting.config.methods import PATH, method_names, names_option
 from llm_forgetting.config.paths import SEEDS, leaves
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
@@ -179,11 +179,19 @@ def _arms(given: object, path: Path) -> dict[str, Fields]:
         return {DEFAULT_ARM: {}}
     if not isinstance(given, dict) or not given or not all(isinstance(v, dict | None) for v in given.values()):
         raise UserError(f"{path}: arms must hold settings by name, such as `sam: {{interventions.sam_rho: 0.05}}`")
-    arms = {str(name): dict(settings or {}) for name, settings in given.items()}
+    arms = {str(name): _method_options(str(name), dict(settings or {})) for name, settings in given.items()}
     for settings in arms.values():
         for name in set(settings) - {WHERE}:
             _require_field(name, path)
     return arms
+
+
+def _method_options(arm: str, settings: Fields) -> Fields:
+    """The settings of an arm; one that is called as a method, and names no dotted path, is that method with these options."""
+    own = {name: value for name, value in settings.items() if name != WHERE}
+    if any("." in str(name) for name in own) or arm not in method_names():
+        return settings
+    return {**({WHERE: settings[WHERE]} if WHERE in settings else {}), f"{PATH}.{arm}": own}
 
 
 def _where(arm: str, given: object, vary: Mapping[str, Sequence[object]], path: Path) -> Fields:
