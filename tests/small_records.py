@@ -17,7 +17,8 @@ from llm_forgetting.curvature.records import (
     WorstCase,
 )
 from llm_forgetting.curvature.results import Eigenvalue, Trace
-from llm_forgetting.forgetting.intervals import Interval, Mean, Proportion
+from llm_forgetting.forgetting.intervals import Interval, Proportion
+from llm_forgetting.forgetting.mean_intervals import Mean
 from llm_forgetting.forgetting.measures import Estimate, MeasureForgetting, TaskForgetting
 from llm_forgetting.forgetting.records import ForgettingBySplit, SplitForgetting, TextDrift
 from llm_forgetting.landscape.metrics import MeanRise, SurfaceMetrics

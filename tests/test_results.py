@@ -15,7 +15,7 @@ from llm_forgetting.files import decode, decode_lines, encode, encode_json, enco
 from llm_forgetting.forgetting.evaluation import TaskEvaluation
 from llm_forgetting.forgetting.intervals import Interval
 from llm_forgetting.forgetting.records import Line
-from llm_forgetting.landscape.records import CheckpointPlaneScan
+from llm_forgetting.landscape.between_records import CheckpointPlaneScan
 from llm_forgetting.results import Results
 from llm_forgetting.study.records import CellFailure, StudyRecords
 

@@ -12,8 +12,9 @@ from llm_forgetting import results as artifacts
 from llm_forgetting.cli.main import main
 from llm_forgetting.files import encode
 from llm_forgetting.files.disk import write_text
-from llm_forgetting.forgetting.intervals import Interval, paired_mean_change, paired_proportion_change
+from llm_forgetting.forgetting.intervals import Interval, paired_proportion_change
 from llm_forgetting.forgetting.limits import LimitedForgetting
+from llm_forgetting.forgetting.mean_intervals import paired_mean_change
 from llm_forgetting.forgetting.paired_evaluation import TaskChange
 from llm_forgetting.forgetting.probes import probes
 from llm_forgetting.forgetting.records import SampleRecord

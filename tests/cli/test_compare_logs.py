@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llm_forgetting.cli.main import main
-from llm_forgetting.forgetting.intervals import PairedMeanChange, paired_proportion_change
+from llm_forgetting.forgetting.intervals import paired_proportion_change
+from llm_forgetting.forgetting.mean_intervals import PairedMeanChange
 from llm_forgetting.results.harness import harness_changes, read_harness_log
 
 DATE = "2026-11-01T10-00-00.5"

@@ -18,7 +18,8 @@ from llm_forgetting.experiment.cost.work import task_sizes, work_of
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.files import decode, encode
 from llm_forgetting.forgetting.evaluation import PooledAccuracy, SubjectEvaluation, TaskEvaluation
-from llm_forgetting.forgetting.intervals import Mean, proportion
+from llm_forgetting.forgetting.intervals import proportion
+from llm_forgetting.forgetting.mean_intervals import Mean
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.models.language.generation import write
 from llm_forgetting.progress import Silent

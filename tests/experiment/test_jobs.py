@@ -37,7 +37,7 @@ from llm_forgetting.experiment.experiment import run_in
 from llm_forgetting.experiment.jobs import PhaseFailure, Step, Workers, run_steps, steps_of
 from llm_forgetting.experiment.phases import reference_norm
 from llm_forgetting.files import encode, manifest
-from llm_forgetting.landscape.records import BetweenCheckpoints
+from llm_forgetting.landscape.between_records import BetweenCheckpoints
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.progress import Silent
 

@@ -15,11 +15,8 @@ from llm_forgetting.forgetting.accuracy_matrix import (
     learning,
 )
 from llm_forgetting.forgetting.clusters import cluster_stderr
-from llm_forgetting.forgetting.intervals import (
-    bonett_price_paired,
-    paired_mean_change,
-    paired_proportion_change,
-)
+from llm_forgetting.forgetting.intervals import bonett_price_paired, paired_proportion_change
+from llm_forgetting.forgetting.mean_intervals import paired_mean_change
 from llm_forgetting.forgetting.measures import Forgetting, forgetting
 from llm_forgetting.forgetting.scores import ItemScores, ScoreTable
 from llm_forgetting.forgetting.verdict import detectable_drops, verdict

@@ -15,16 +15,13 @@ from llm_forgetting.forgetting.intervals import (
     MINIMUM_ITEMS,
     Interval,
     bonett_price_paired,
-    bootstrap_t,
-    estimate_mean,
     mcnemar_exact,
     newcombe_paired,
-    paired_mean_change,
     paired_proportion_change,
     proportion,
-    skewness_corrected,
     wilson,
 )
+from llm_forgetting.forgetting.mean_intervals import bootstrap_t, estimate_mean, paired_mean_change, skewness_corrected
 from llm_forgetting.forgetting.power import detectable_drop
 
 # Coverage and power go over all counts, many times.
@@ -249,7 +246,7 @@ def test_bootstrap_t_is_reproducible_and_batches_do_not_matter(monkeypatch):
     assert bootstrap_t(x, seed=1) == bootstrap_t(x, seed=1)
     assert bootstrap_t(x, seed=1) != bootstrap_t(x, seed=2)
     whole = bootstrap_t(x, seed=1)
-    monkeypatch.setattr("llm_forgetting.forgetting.intervals._LARGEST_BATCH", 50 * 700)
+    monkeypatch.setattr("llm_forgetting.forgetting.mean_intervals._LARGEST_BATCH", 50 * 700)
     assert _limits(bootstrap_t(x, seed=1)) == pytest.approx(_limits(whole), abs=1e-12)
 
 

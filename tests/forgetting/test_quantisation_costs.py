@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm_forgetting.forgetting.intervals import paired_mean_change, paired_proportion_change
+from llm_forgetting.forgetting.intervals import paired_proportion_change
+from llm_forgetting.forgetting.mean_intervals import paired_mean_change
 from llm_forgetting.forgetting.quantised import quantisation_costs, quantised_name
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.forgetting.scores import SPLITS

@@ -18,7 +18,8 @@ from llm_forgetting.experiment.trained_items import TrainedItems, require_whole_
 from llm_forgetting.files import from_plain
 from llm_forgetting.files.manifest import unchecked
 from llm_forgetting.forgetting.evaluation import PooledAccuracy, SubjectEvaluation, TaskEvaluation
-from llm_forgetting.forgetting.intervals import Proportion, estimate_mean, pooled_stderr, proportion
+from llm_forgetting.forgetting.intervals import Proportion, pooled_stderr, proportion
+from llm_forgetting.forgetting.mean_intervals import estimate_mean
 from llm_forgetting.forgetting.paired_evaluation import task_changes
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.models.language.encoding import encode

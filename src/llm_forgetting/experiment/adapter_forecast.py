@@ -12,7 +12,7 @@ from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.inputs import require_same_backbone
 from llm_forgetting.experiment.pairs import NAMES, Pair, described, open_one, require_pair
 from llm_forgetting.files import from_plain
-from llm_forgetting.forgetting.intervals import paired_mean_change
+from llm_forgetting.forgetting.mean_intervals import paired_mean_change
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.language_model import LanguageModel

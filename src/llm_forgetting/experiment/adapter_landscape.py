@@ -20,8 +20,9 @@ from llm_forgetting.experiment.tasks import source_of, tasks_of
 from llm_forgetting.experiment.trained_items import require_whole_adapter
 from llm_forgetting.files import OMITTED, decode, encode, from_plain
 from llm_forgetting.files.manifest import file_digest, require_inputs
+from llm_forgetting.landscape.between_records import BetweenCheckpoints
 from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape
+from llm_forgetting.landscape.records import CheckpointLandscape
 from llm_forgetting.models.adapter.full_updates import checkpoint_files, is_full_model
 from llm_forgetting.models.language.backbones import require_same_tokens
 from llm_forgetting.models.language.batches import EncodedItem

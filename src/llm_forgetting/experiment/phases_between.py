@@ -16,9 +16,9 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import (
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.session import Session, choose_landscape_items
 from llm_forgetting.files.manifest import require_whole
+from llm_forgetting.landscape.between_records import BetweenCheckpoints
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.lowrank import read_update
-from llm_forgetting.landscape.records import BetweenCheckpoints
 
 
 def scan_paths(session: Session) -> BetweenCheckpoints:

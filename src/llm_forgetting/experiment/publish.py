@@ -14,7 +14,8 @@ from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.artifacts.trackers import track
 from llm_forgetting.files import encode_lines
 from llm_forgetting.forgetting.records import ForgettingSummary, Line
-from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape, LandscapeChange
+from llm_forgetting.landscape.between_records import BetweenCheckpoints
+from llm_forgetting.landscape.records import CheckpointLandscape, LandscapeChange
 from llm_forgetting.progress import Progress
 from llm_forgetting.report.figures.run import draw_landscapes
 from llm_forgetting.report.html.files import write_run_report

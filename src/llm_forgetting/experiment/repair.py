@@ -7,12 +7,13 @@ from llm_forgetting.experiment.artifacts.phase_artifacts import checkpoint_name
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.experiment.trained_items import REPAIRED
 from llm_forgetting.files.manifest import recorded_folder
-from llm_forgetting.forgetting.intervals import estimate_mean, paired_mean_change, paired_proportion_change, proportion
+from llm_forgetting.forgetting.intervals import paired_proportion_change, proportion
+from llm_forgetting.forgetting.mean_intervals import estimate_mean, paired_mean_change
 from llm_forgetting.forgetting.scores import SPLITS, Split
+from llm_forgetting.landscape.between_records import PathScan
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.lowrank import truncated
 from llm_forgetting.landscape.path import interpolate, selection_mask
-from llm_forgetting.landscape.records import PathScan
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.batches import EncodedItem
 from llm_forgetting.models.language.scoring import passes, score_tasks

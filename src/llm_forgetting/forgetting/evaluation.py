@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from llm_forgetting.files import OMITTED
-from llm_forgetting.forgetting.intervals import Mean, Proportion
+from llm_forgetting.forgetting.intervals import Proportion
+from llm_forgetting.forgetting.mean_intervals import Mean
 
 
 @dataclass(frozen=True)

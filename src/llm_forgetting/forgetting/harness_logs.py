@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llm_forgetting.files import Json
-from llm_forgetting.forgetting.intervals import paired_mean_change, paired_proportion_change
+from llm_forgetting.forgetting.intervals import paired_proportion_change
+from llm_forgetting.forgetting.mean_intervals import paired_mean_change
 from llm_forgetting.forgetting.measures import Change
 from llm_forgetting.forgetting.transitions import Transitions, transitions
 from llm_forgetting.seeding import derive_seed

@@ -24,15 +24,12 @@ from llm_forgetting.forgetting.clusters import error_of_mean
 from llm_forgetting.forgetting.intervals import (
     MINIMUM_ITEMS,
     Interval,
-    Mean,
-    PairedMeanChange,
     PairedProportionChange,
     Proportion,
-    estimate_mean,
-    paired_mean_change,
     paired_proportion_change,
     proportion,
 )
+from llm_forgetting.forgetting.mean_intervals import Mean, PairedMeanChange, estimate_mean, paired_mean_change
 from llm_forgetting.forgetting.scores import ItemScores, Measure, ScoreTable, item_mean
 from llm_forgetting.forgetting.transitions import Transitions, transitions
 from llm_forgetting.seeding import derive_seed

@@ -5,12 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from llm_forgetting.files import OMITTED
-from llm_forgetting.forgetting.intervals import (
-    PairedMeanChange,
-    PairedProportionChange,
-    paired_mean_change,
-    paired_proportion_change,
-)
+from llm_forgetting.forgetting.intervals import PairedProportionChange, paired_proportion_change
+from llm_forgetting.forgetting.mean_intervals import PairedMeanChange, paired_mean_change
 from llm_forgetting.forgetting.records import ItemRecord, weighted_losses
 from llm_forgetting.forgetting.transitions import Transitions, transitions
 

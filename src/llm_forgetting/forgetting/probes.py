@@ -5,15 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.forgetting.intervals import (
-    Mean,
-    PairedProportionChange,
-    Proportion,
-    estimate_mean,
-    paired_mean_change,
-    paired_proportion_change,
-    proportion,
-)
+from llm_forgetting.forgetting.intervals import PairedProportionChange, Proportion, paired_proportion_change, proportion
+from llm_forgetting.forgetting.mean_intervals import Mean, estimate_mean, paired_mean_change
 from llm_forgetting.forgetting.measures import Change
 from llm_forgetting.forgetting.multiplicity import holm
 from llm_forgetting.forgetting.records import ItemRecord, Line, Probe, ProbeChange, SampleRecord, weighted_losses

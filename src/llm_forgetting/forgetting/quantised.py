@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_forgetting.forgetting.intervals import paired_mean_change, paired_proportion_change
+from llm_forgetting.forgetting.intervals import paired_proportion_change
+from llm_forgetting.forgetting.mean_intervals import paired_mean_change
 from llm_forgetting.forgetting.records import ItemRecord, Line, QuantisationCost, weighted_losses
 from llm_forgetting.forgetting.scores import SPLITS, Split
 from llm_forgetting.seeding import derive_seed

@@ -11,7 +11,8 @@ from pydantic_core import CoreSchema
 
 from llm_forgetting.arrays import Floats, Floats1, Floats2
 from llm_forgetting.files import OMITTED, reshaped
-from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
+from llm_forgetting.forgetting.intervals import PairedProportionChange, Proportion
+from llm_forgetting.forgetting.mean_intervals import Mean, PairedMeanChange
 from llm_forgetting.forgetting.measures import Change, MeasureForgetting
 from llm_forgetting.forgetting.scores import Measure, Split
 from llm_forgetting.forgetting.transitions import Transitions

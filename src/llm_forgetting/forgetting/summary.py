@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.forgetting.intervals import estimate_mean, paired_mean_change
+from llm_forgetting.forgetting.mean_intervals import estimate_mean, paired_mean_change
 from llm_forgetting.forgetting.measures import Forgetting, forgetting
 from llm_forgetting.forgetting.probes import probes, probes_lost
 from llm_forgetting.forgetting.quantised import quantisation_costs

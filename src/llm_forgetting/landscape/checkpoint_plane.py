@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.errors import UserError
+from llm_forgetting.landscape.between_records import TrajectoryPoint
 from llm_forgetting.landscape.domains import Triangle
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.nodes import CachedEvaluator, Objective, cached
-from llm_forgetting.landscape.records import TrajectoryPoint
 from llm_forgetting.landscape.spectral import NotSmoothError, Rule, SpectralSurface, fit_surface
 
 # Updates in float32 that differ by less than this share of their size differ by rounding.

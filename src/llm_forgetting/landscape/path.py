@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_forgetting.arrays import Floats
+from llm_forgetting.landscape.between_records import StartDerivatives
 from llm_forgetting.landscape.domains import Segment
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.metrics import Barrier, barrier, second_derivative
 from llm_forgetting.landscape.nodes import Objective, cached
-from llm_forgetting.landscape.records import StartDerivatives
 from llm_forgetting.landscape.spectral import Rule, SpectralSurface, fit_surface
 
 PATH_STEPS = 101

@@ -7,7 +7,8 @@ number that was not measured is None. Losses are in nats.
 from collections.abc import Sequence
 
 from llm_forgetting.files import to_plain
-from llm_forgetting.forgetting.intervals import Mean, Proportion
+from llm_forgetting.forgetting.intervals import Proportion
+from llm_forgetting.forgetting.mean_intervals import Mean
 from llm_forgetting.forgetting.measures import Estimate
 from llm_forgetting.results import Results
 

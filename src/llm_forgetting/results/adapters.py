@@ -11,9 +11,11 @@ from llm_forgetting.curvature.records import Divergence, TaskForecast
 from llm_forgetting.files import OMITTED
 from llm_forgetting.files.manifest import read_checked
 from llm_forgetting.forgetting.evaluation import TaskEvaluation
-from llm_forgetting.forgetting.intervals import Mean, PairedMeanChange, PairedProportionChange, Proportion
+from llm_forgetting.forgetting.intervals import PairedProportionChange, Proportion
+from llm_forgetting.forgetting.mean_intervals import Mean, PairedMeanChange
 from llm_forgetting.forgetting.paired_evaluation import TaskChange
-from llm_forgetting.landscape.records import CheckpointLandscape, CheckpointPlaneScan, PathScan
+from llm_forgetting.landscape.between_records import CheckpointPlaneScan, PathScan
+from llm_forgetting.landscape.records import CheckpointLandscape
 from llm_forgetting.results.run import Environment, ModelDescription, Timing
 
 

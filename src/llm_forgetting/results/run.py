@@ -19,12 +19,8 @@ from llm_forgetting.forgetting.records import (
     SpuriousForgetting,
     TextDrift,
 )
-from llm_forgetting.landscape.records import (
-    CheckpointLandscape,
-    CheckpointPlaneScan,
-    LandscapeChange,
-    PathScan,
-)
+from llm_forgetting.landscape.between_records import CheckpointPlaneScan, PathScan
+from llm_forgetting.landscape.records import CheckpointLandscape, LandscapeChange
 from llm_forgetting.tasks.prompt_format import PromptFormat
 from llm_forgetting.tasks.scoring import Scoring
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.experiment.analysis.landscape import CHECK_POINTS, fit_error, fit_summary, rule_of
+from llm_forgetting.landscape.between_records import CheckpointPlaneScan, PlaneSurface
 from llm_forgetting.landscape.checkpoint_plane import CheckpointPlane, ScannedPlane, scan_checkpoint_plane
 from llm_forgetting.landscape.domains import Triangle
 from llm_forgetting.landscape.factors import WeightUpdate
-from llm_forgetting.landscape.records import CheckpointPlaneScan, PlaneSurface
 from llm_forgetting.landscape.spectral import FIRST_DEGREE, SpectralSurface, terms
 from llm_forgetting.models.language.objective import LandscapeObjective
 from llm_forgetting.progress import Advance

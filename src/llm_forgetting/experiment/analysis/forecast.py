@@ -21,10 +21,10 @@ from llm_forgetting.curvature.records import (
 )
 from llm_forgetting.curvature.sharpness import critical_sharpness
 from llm_forgetting.experiment.analysis.spectrum import AdapterLoss, Items
+from llm_forgetting.landscape.between_records import PathScan
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.gauge import canonicalise
 from llm_forgetting.landscape.nodes import Journal
-from llm_forgetting.landscape.records import PathScan
 from llm_forgetting.models.hessian.products import AdapterHessian, products_at
 from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.scoring import answer_distributions, score

@@ -12,15 +12,9 @@ from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.analysis.checkpoint_plane import analyse_checkpoint_plane, plane_evaluations
 from llm_forgetting.experiment.analysis.landscape import CHECK_POINTS, fit_error, fit_summary, objective_of, rule_of
+from llm_forgetting.landscape.between_records import BetweenCheckpoints, NodeValues, PathProfile, PathScan, RepairPoint
 from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.landscape.path import PATH_FIRST_DEGREE, FittedPath, scan_path, selection_mask
-from llm_forgetting.landscape.records import (
-    BetweenCheckpoints,
-    NodeValues,
-    PathProfile,
-    PathScan,
-    RepairPoint,
-)
 from llm_forgetting.landscape.spectral import NotSmoothError, terms
 from llm_forgetting.models.language.answer_statistics import AnswerStatistics
 from llm_forgetting.models.language.language_model import LanguageModel

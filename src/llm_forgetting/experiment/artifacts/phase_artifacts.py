@@ -6,7 +6,8 @@ from typing import Annotated, Any, Generic, TypeVar
 from llm_forgetting.curvature.records import ForecastPhase, SpectrumRecord
 from llm_forgetting.files import OMITTED
 from llm_forgetting.forgetting.records import ForgettingSummary, Line
-from llm_forgetting.landscape.records import BetweenCheckpoints, CheckpointLandscape, LandscapeChange
+from llm_forgetting.landscape.between_records import BetweenCheckpoints
+from llm_forgetting.landscape.records import CheckpointLandscape, LandscapeChange
 from llm_forgetting.results import GuardReport, PairForecast, RunSetup, TrainingRecord
 
 Result = TypeVar("Result")

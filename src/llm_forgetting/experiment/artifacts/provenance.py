@@ -7,13 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final, Literal, TypeVar
 
-from llm_forgetting.landscape.records import (
-    BetweenCheckpoints,
-    CheckpointLandscape,
-    PathProfile,
-    PlaneSurface,
-    TaskSurface,
-)
+from llm_forgetting.landscape.between_records import BetweenCheckpoints, PathProfile, PlaneSurface
+from llm_forgetting.landscape.records import CheckpointLandscape, TaskSurface
 from llm_forgetting.results import Environment
 
 SCHEMA_VERSION: Final[Literal[1]] = 1

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.landscape.records import PathScan
+from llm_forgetting.landscape.between_records import PathScan
 from llm_forgetting.report.figures.contours import shared_norm
 from llm_forgetting.report.html.blocks import Block, Figures, Plot, Spec, plain, rounded
 from llm_forgetting.report.html.colour_scale import Scale

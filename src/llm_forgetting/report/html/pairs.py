@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_forgetting.forgetting.intervals import PairedMeanChange, PairedProportionChange
+from llm_forgetting.forgetting.intervals import PairedProportionChange
+from llm_forgetting.forgetting.mean_intervals import PairedMeanChange
 from llm_forgetting.forgetting.paired_evaluation import SubjectChange, TaskChange
 from llm_forgetting.forgetting.records import ItemRecord
 from llm_forgetting.report.html.axes import above, error_bars, upright

@@ -3,7 +3,8 @@
 import shlex
 from pathlib import Path
 
-from llm_forgetting.landscape.records import CheckpointLandscape, PathProfile, TaskSurface
+from llm_forgetting.landscape.between_records import PathProfile
+from llm_forgetting.landscape.records import CheckpointLandscape, TaskSurface
 from llm_forgetting.report.html.blocks import Block, Code, Page, Points, Prose, Section
 from llm_forgetting.report.html.checkpoint_plane import plane_blocks
 from llm_forgetting.report.html.lines import lines_blocks

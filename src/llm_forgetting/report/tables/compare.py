@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from llm_forgetting.files import to_plain
 from llm_forgetting.forgetting.differences import independent_difference
-from llm_forgetting.forgetting.intervals import Interval, Mean, Proportion
+from llm_forgetting.forgetting.intervals import Interval, Proportion
+from llm_forgetting.forgetting.mean_intervals import Mean
 from llm_forgetting.forgetting.measures import Estimate
 from llm_forgetting.forgetting.scores import Measure
 from llm_forgetting.landscape.metrics import welch_half_width

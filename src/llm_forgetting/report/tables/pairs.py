@@ -1,6 +1,7 @@
 """Tables of pairs of checkpoints: what changed from A to B, and what the landscape at A forecast of it."""
 
-from llm_forgetting.forgetting.intervals import Interval, PairedMeanChange, PairedProportionChange
+from llm_forgetting.forgetting.intervals import Interval, PairedProportionChange
+from llm_forgetting.forgetting.mean_intervals import PairedMeanChange
 from llm_forgetting.forgetting.paired_evaluation import SubjectChange, TaskChange
 from llm_forgetting.report.tables.run import Table, display_name, measured, number, value_and_error
 from llm_forgetting.report.tables.words import evaluated_name

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from llm_forgetting.forgetting.intervals import Interval, Mean, PairedProportionChange
+from llm_forgetting.forgetting.intervals import Interval, PairedProportionChange
+from llm_forgetting.forgetting.mean_intervals import Mean
 from llm_forgetting.forgetting.records import Probe, ProbeChange
 from llm_forgetting.forgetting.transitions import Transition
 from llm_forgetting.report.tables.run import Table, display_name, measured, number, p_text, with_interval

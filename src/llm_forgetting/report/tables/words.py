@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from llm_forgetting.landscape.records import PathProfile
+from llm_forgetting.landscape.between_records import PathProfile
 from llm_forgetting.results import EvaluationResults, Results
 
 ACCURACY, EXACT_MATCH = "accuracy", "exact match"

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.interpolate import RBFInterpolator
 
 from llm_forgetting.arrays import Floats
-from llm_forgetting.landscape.records import CheckpointPlaneScan, PlaneSurface
+from llm_forgetting.landscape.between_records import CheckpointPlaneScan, PlaneSurface
 from llm_forgetting.report.tables.run import Scanned, display_name
 from llm_forgetting.report.views.captions import Caption
 from llm_forgetting.report.views.fit_quality import surface_quality

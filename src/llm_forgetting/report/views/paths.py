@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from llm_forgetting.arrays import Floats
 from llm_forgetting.curvature.records import PathForecast
-from llm_forgetting.landscape.records import PathProfile, PathScan
+from llm_forgetting.landscape.between_records import PathProfile, PathScan
 from llm_forgetting.report.tables.run import Scanned, display_name, measured
 from llm_forgetting.report.views.captions import Caption, together
 from llm_forgetting.report.views.fit_quality import fit_quality
