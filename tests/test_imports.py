@@ -36,8 +36,8 @@ WALLS = {
         "errors", "seeding", "progress", "arrays", "files", "landscape", "curvature", "models.adapter", "models.hessian",
     ),
     "report": (
-        "errors", "arrays", "files", "progress", "forgetting", "landscape.metrics", "landscape.records", "landscape.results",
-        "curvature.records", "curvature.results", "results",
+        "errors", "arrays", "files", "progress", "forgetting", "landscape.metrics", "landscape.records",
+        "landscape.between_records", "landscape.results", "curvature.records", "curvature.results", "results",
     ),
 }  # fmt: skip
 NUMERICS = {"numpy", "scipy", "safetensors", "torch", "pydantic", "pydantic_core"}
