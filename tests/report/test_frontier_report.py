@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small_records import small_results
 
+from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.run_results import RunResults
 from llm_forgetting.files import decode, encode
 from llm_forgetting.forgetting.frontier import ScoresDuring, TaskScoresDuring
 from llm_forgetting.report.figures.frontier import frontier_figure
@@ -70,6 +73,19 @@ def test_an_end_that_a_method_moved_to_stands_apart(results: Results) -> None:
     assert [spec["x"] for spec in block.plots[3].data][1] == [2.0]
     figure = frontier_figure([moved.during] if moved.during else [], list(frontier_views(made)))
     assert figure.axes[-1].lines[-2].get_marker() == "*"
+
+
+def test_the_frontier_from_python(results: Results, tmp_path: Path) -> None:
+    run = RunResults(json.loads(encode(results)), tmp_path)
+    loss = run.frontier[run.frontier.measure == "loss"]
+    assert loss[["step", "learning", "forgetting"]].to_numpy().tolist() == [[0, 0, 0], [5, 1, 0.5], [10, 2, 2.5]]
+    found = run.forgetting_at(1.5)
+    assert found is not None
+    assert (found.value, found.low, found.items) == (1.5, None, 4)
+    assert run.forgetting_at(0.25, measure="accuracy").value == pytest.approx(0.125)  # type: ignore[union-attr]
+    assert run.forgetting_at(2.5) is None
+    with pytest.raises(UserError, match=r"forgetting_at needs a task that was scored .* \(first\), was 'other'"):
+        run.forgetting_at(1.0, "other")
 
 
 def test_errors_are_of_paired_changes(results: Results) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llm_forgetting.errors import UserError
 from llm_forgetting.files import from_plain, to_plain
 from llm_forgetting.files.manifest import read_checked
+from llm_forgetting.forgetting.frontier import matched_forgetting
 from llm_forgetting.forgetting.records import Line
 from llm_forgetting.landscape.results import Surface
 from llm_forgetting.report import rows
@@ -138,6 +139,40 @@ class RunResults(WithReport):
     def during(self) -> "DataFrame":
         """Scores at fractions of every training; empty without `evaluation.during`."""
         return _frame(rows.during_rows(self.record))
+
+    @cached_property
+    def frontier(self) -> "DataFrame":
+        """What was forgotten by the time that so much was learnt, of every training; empty without `evaluation.during`."""
+        return _frame(rows.frontier_rows(self.record))
+
+    def forgetting_at(self, learning: float, task: str | None = None, measure: Measure = "loss") -> Estimate | None:
+        """Forgetting of an earlier task (the first, if none is named) in the last training, where `learning` was reached.
+
+        Args:
+            learning: How much of the last task is learnt by then: nats, or with `accuracy` a share of right answers.
+            task: An earlier task or a probe.
+            measure: In which both are counted.
+
+        Returns:
+            What was forgotten, with its interval over items; None where so much was never learnt.
+
+        Raises:
+            UserError: For a run that was not scored on the way, and for a task or probe that was not.
+        """
+        during = self.record.training[-1].during
+        known = {} if during is None else {each.task: each for each in during.old}
+        whose = self.tasks[0] if task is None else task
+        if during is None or whose not in known:
+            said = ", ".join(known) or "none, without evaluation.during and an earlier task"
+            raise UserError(
+                f"forgetting_at needs a task that was scored while the last was learnt ({said}), was {whose!r}"
+            )
+        new, old = during.gains(known[whose], measure)
+        found = matched_forgetting(new, old, learning, seed=self.record.config.data.seed)
+        if found is None:
+            return None
+        low, high = (None, None) if found.interval is None else (found.interval.low, found.interval.high)
+        return Estimate(found.forgetting, None, low, high, old.shape[1])
 
     @cached_property
     def items(self) -> "DataFrame":

@@ -7,9 +7,11 @@ number that was not measured is None. Losses are in nats.
 from collections.abc import Sequence
 
 from llm_forgetting.files import to_plain
+from llm_forgetting.forgetting.frontier import ScoresDuring, TaskScoresDuring
 from llm_forgetting.forgetting.intervals import Proportion
 from llm_forgetting.forgetting.mean_intervals import Mean
 from llm_forgetting.forgetting.measures import Estimate
+from llm_forgetting.forgetting.scores import MEASURES, Measure
 from llm_forgetting.results import Results
 
 Row = dict[str, float | str | None]
@@ -158,6 +160,36 @@ def during_rows(results: Results) -> list[Row]:
         for n, step in enumerate(training.during.steps)
         for task in (*training.during.old, training.during.tasks[-1])
     ]
+
+
+def frontier_rows(results: Results) -> list[Row]:
+    """One row per point of every learning-forgetting frontier: of each training, earlier task or probe, and measure.
+
+    `moved`: the point is a run's end after a method had moved the model, and no part of the frontier.
+    """
+    return [
+        {
+            "learnt": training.task,
+            "forgotten": task.task,
+            "measure": measure,
+            "step": float(step),
+            "learning": learning,
+            "forgetting": forgetting,
+            "moved": float(moved),
+        }
+        for training in results.training
+        if (during := training.during) is not None
+        for task in during.old
+        for measure in MEASURES
+        for step, learning, forgetting, moved in _points(during, task, measure)
+    ]
+
+
+def _points(during: ScoresDuring, task: TaskScoresDuring, measure: Measure) -> list[tuple[int, float, float, bool]]:
+    path = during.frontier(task, measure)
+    points = zip(during.steps, path.learning.tolist(), path.forgetting.tolist(), strict=False)
+    end = [(during.total, *during.end(task, measure), True)] if during.moved else []
+    return [*((*point, False) for point in points), *end]
 
 
 def scalars(results: Results) -> list[dict[str, float]]:
