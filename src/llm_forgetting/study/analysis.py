@@ -117,14 +117,9 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
         answers["change"] = describe_change(change, name=f"the {title('mean_rise')} (task 1's loss)")
     answers["relation"] = describe_relation(_named(retention.measures[analysis.primary]))
     content["effects"] = _effects(runs, analysis, arms)
-    content["frontiers"] = matched_learning(records, runs, arms, analysis.baseline or arms[0], seed=analysis.seed)
-    answers["methods"] = next((found.pop("said") for found in content["frontiers"] if found["measure"] == "loss"), [])
-    for found in content["frontiers"]:
-        found.pop("said", None)
-        across = across_arms(runs, found, present, analysis.primary, seed=analysis.seed)
-        found["across"] = None if across is None else _table(across)
-        if across is not None and found["measure"] == "loss":
-            answers["methods"].append(describe_across(_titled(across.measures[analysis.primary])))
+    if frontiers := matched_learning(records, runs, arms, analysis.baseline or arms[0], seed=analysis.seed):
+        content["frontiers"] = frontiers
+        answers["methods"] = _at_matched_learning(runs, frontiers, present, analysis)
     answers["arms"] = [
         effect["said"]
         for effect in content["effects"]
@@ -141,6 +136,21 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
         del prediction["said"]
     content["points"] = [_point(record, analysis, present) for record in records]
     return content
+
+
+def _at_matched_learning(
+    runs: Sequence[Run], frontiers: Sequence[Content], present: Sequence[str], analysis: Analysis
+) -> list[str]:
+    """What is said of losses; the correlations across arms are put into `frontiers`, whose sentences are taken out."""
+    sentences: list[str] = []
+    for found in frontiers:
+        said = found.pop("said")
+        across = across_arms(runs, found, present, analysis.primary, seed=analysis.seed)
+        found["across"] = None if across is None else _table(across)
+        if found["measure"] == "loss":
+            sentences += said
+            sentences += [] if across is None else [describe_across(_titled(across.measures[analysis.primary]))]
+    return sentences
 
 
 def _shown(present: Sequence[str], analysis: Analysis) -> list[str]:
