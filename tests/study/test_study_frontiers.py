@@ -2,16 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from llm_forgetting.forgetting.frontier import Frontier
+from llm_forgetting.report.html.blocks import Figures
+from llm_forgetting.report.html.study import study_page
+from llm_forgetting.report.tables.study import conclusions
 from llm_forgetting.report.tables.study_frontiers import frontier_tables
 from llm_forgetting.study.matched_learning import across_arms, matched_learning
 from llm_forgetting.study.measures import FrontierRecord
-from llm_forgetting.study.records import CellRecord
+from llm_forgetting.study.plan import Analysis
+from llm_forgetting.study.records import CellRecord, StudyRecords
+from llm_forgetting.study.report import write_report
 from llm_forgetting.study.statistics.conclusions import describe_across
 from llm_forgetting.study.statistics.frontiers import FrontierStudy, RunFrontier
 from llm_forgetting.study.statistics.runs import Run
@@ -204,3 +210,26 @@ def test_arms_are_the_points_of_what_goes_with_forgetting_across_methods() -> No
     *_, table = frontier_tables({"frontiers": [loss], "titles": {}})
     assert table.rows[0][0] == "divergence*"
     assert across_arms(runs, loss, measures, "absent", seed=0) is None
+
+
+@pytest.mark.slow
+def test_the_report_leads_with_the_methods(tmp_path: Path) -> None:
+    """Sentence, tables, figures and page of records that were scored on the way."""
+    numbers = {"forgetting_loss": 1.0, "learning_loss": 2.0, "retention_loss": 1.0}
+    made = tuple(
+        dataclasses.replace(r, measures={"divergence": 1.0 + n % 7}, outcomes=numbers) for n, r in enumerate(records())
+    )
+    analysis = Analysis(primary="divergence", measures=("divergence",), baseline="plain")
+    stored = StudyRecords("methods", {}, 36, ("plain", "kept", "same"), analysis, {}, made, "embedded", "skills")
+    content = write_report(stored, tmp_path)
+    (question, (lead, *_)), *_ = conclusions(content)
+    assert question == "Which methods keep more of the first task where the last one was learnt as far?"
+    assert lead.startswith("Compared with plain where the last task was learnt as far, 1 of 2 arms keep more")
+    assert "study_frontiers_loss.png" in content["figures"]
+    page = study_page(content)
+    assert page.answers[0][1][0] == lead
+    section = next(section for section in page.sections if section.name == "methods")
+    plots = next(block for block in section.blocks if isinstance(block, Figures)).plots
+    assert [plot.heading for plot in plots] == ["kept: keeps more", "same: not shown"]
+    assert "## At matched learning (loss, nats)" in (tmp_path / "study.md").read_text()
+    assert (tmp_path / "report.html").stat().st_size > 1e6
