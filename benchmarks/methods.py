@@ -1,4 +1,4 @@
-"""What every built-in method costs: CPU seconds per step, seconds once before the task, and memory, beside plain training.
+"""What every built-in method costs beside plain training: CPU seconds per step, before and after the task, and memory.
 
     python benchmarks/methods.py                 skills, the arms of studies/methods.yaml, one thread, two rounds
     python benchmarks/methods.py --arms kl sam --rounds 1
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm_forgetting.config.sections import ExperimentConfig
@@ -25,7 +25,7 @@ from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.progress import Silent, say
 from llm_forgetting.study.plan import read_plan
-from llm_forgetting.training.method import Methods, Start
+from llm_forgetting.training.method import Methods
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "studies/methods.yaml"
@@ -39,25 +39,29 @@ def config_of(arm: str) -> ExperimentConfig:
 
 
 def trained(folder: Path, arm: str, k: int) -> dict[str, float]:
-    """Train task k in `folder`: CPU seconds of a step, those before the first, and the most memory meanwhile (bytes)."""
+    """Train task k in `folder`: CPU seconds of a step, of what methods do before and after, and the most memory (bytes)."""
     quiet_libraries()
-    session, before = Session(config_of(arm), folder, Silent()), [0.0]
+    session, apart = Session(config_of(arm), folder, Silent()), {"begin": 0.0, "end": 0.0}
     session.at(k - 1)
     _ = session.encoded, session.passages
-    begin = Methods.begin
-
-    def timed(methods: Methods, start: Start) -> None:
-        began = time.process_time()
-        begin(methods, start)
-        before[0] = time.process_time() - began
-
-    Methods.begin = timed  # type: ignore[method-assign]
+    for name in apart:
+        setattr(Methods, name, _timed(getattr(Methods, name), name, apart))
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     began = time.process_time()
     record = phases.train(session, k)
-    seconds = time.process_time() - began - before[0]
+    seconds = time.process_time() - began - sum(apart.values())
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"step": seconds / record.optimizer_steps, "before": before[0], "memory": 1024.0 * int(peak.split()[1])}
+    own = {"before": apart["begin"], "after": apart["end"], "memory": 1024.0 * int(peak.split()[1])}
+    return {"step": seconds / record.optimizer_steps, **own}
+
+
+def _timed(hook: Callable[..., None], name: str, seconds: dict[str, float]) -> Callable[..., None]:
+    def timed(methods: Methods, argument: object) -> None:
+        began = time.process_time()
+        hook(methods, argument)
+        seconds[name] = time.process_time() - began
+
+    return timed
 
 
 def measured(first: Path, arm: str) -> dict[str, float]:
@@ -93,10 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     least = {arm: {name: min(one[name] for one in rounds) for name in rounds[0]} for arm, rounds in found.items()}
     RESULTS.write_text(json.dumps({"rounds": options.rounds, "arms": least}, indent=1) + "\n")
     plain = least["plain"]
-    say("\n| method | a step, of a plain one | before the task (s) | memory more (MB) |\n|---|---|---|---|")
+    say(
+        "\n| method | a step, of a plain one | before the task (s) | after it (s) | memory more (MB) |\n|---|---|---|---|---|"
+    )
     for arm, own in least.items():
         more = (own["memory"] - plain["memory"]) / 1e6
-        say(f"| `{arm}` | {own['step'] / plain['step']:.2f} | {own['before']:.1f} | {more:+.0f} |")
+        say(f"| `{arm}` | {own['step'] / plain['step']:.2f} | {own['before']:.1f} | {own['after']:.1f} | {more:+.0f} |")
 
 
 if __name__ == "__main__":
