@@ -22,7 +22,7 @@ class CellRecord(CellPlace):
 
     measures, outcomes: None for what was measured and has no number, absent for what was not measured; stderrs: of
     either. Losses in nats. `frontiers`: of the first and the last task, by measure, where it was scored. `shared_half`:
-    training on the first task was taken from another cell. Records that somebody else's program wrote have the numbers alone.
+    training on the first task was taken from another cell. Records written by another program have only the numbers.
     """
 
     fingerprint: Annotated[str | None, OMITTED] = None

@@ -61,8 +61,8 @@ def is_exchanged(backbone: nn.Module) -> bool:
 def keep_layout(backbone: nn.Module) -> None:
     """Let 4-bit layers keep their weights as they lie.
 
-    On CPUs with bfloat16 units bitsandbytes packs them otherwise at the first forward pass in eval mode. Then it computes in
-    bfloat16, and its backward pass and whoever dequantises them read other numbers.
+    On CPUs with bfloat16 units bitsandbytes repacks them at the first forward pass in eval mode. Then it computes in bfloat16.
+    Its backward pass, and code that dequantises the weights, would read wrong values.
     """
     module: Any
     for module in backbone.modules():

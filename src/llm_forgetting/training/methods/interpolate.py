@@ -1,5 +1,6 @@
 """Weight interpolation (WiSE-FT, Wortsman et al. 2022): after a task the update moves part of the way back."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -30,7 +31,7 @@ class CutOptions:
 Cut = TypeVar("Cut", bound=CutOptions)
 
 
-class Between(Method[Cut]):
+class Between(Method[Cut], ABC):
     """After a task delta W = (1 - a) delta W_before + a delta W_after, a by module."""
 
     low_rank = True
@@ -38,9 +39,9 @@ class Between(Method[Cut]):
     _before: WeightUpdate
     _error = 0.0
 
+    @abstractmethod
     def shares(self, modules: Sequence[str]) -> dict[str, float]:
         """a of every module."""
-        raise NotImplementedError
 
     def problems(self, config: ExperimentConfig) -> Iterator[str]:
         """What would need the adapter as training left it."""
