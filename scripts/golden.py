@@ -40,6 +40,7 @@ CHANGED: frozenset[str] = frozenset(
         *("run.results.warnings.*", "run.results.forgetting.*.detectable.*.said"),  # plain words
         # The farther of two intervals of a mean loss.
         *("run.results.forgetting.*.loss.*.interval.*", "run.results.text.*.interval.*"),
+        "run.results.protocol.train_split",  # says nothing of MMLU where the items are others
         "run.results.config.landscape.tasks",  # another default, which of two tasks is the same
         "run.results.curvature.*est.*.residual",  # not below the rounding of the products
         "run.results.forgetting.*.detectable.*.drop",  # of the exact test's power, not the normal approximation's

@@ -17,6 +17,7 @@ from llm_forgetting.config.sections import DataConfig, ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.experiment.cost.lengths import item_lengths
 from llm_forgetting.experiment.cost.work import probe_work
+from llm_forgetting.experiment.experiment import train
 from llm_forgetting.experiment.jobs import steps_of
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.experiment.tasks import probes_of, source_of, tasks_of
@@ -166,6 +167,17 @@ def test_probes_are_scored_during_a_training_as_at_its_ends(finished: Any) -> No
             *(["first"] if record.task == "second" else []), "third", "skills:reverse",
         }  # fmt: skip
     assert "skills:reverse" in {row["task"] for row in during_rows(finished.record)}
+
+
+@pytest.mark.process
+def test_probes_and_their_scores_change_no_training(finished: Any, tmp_path: Path) -> None:
+    config = finished.record.config
+    data = dataclasses.replace(config.data, probes=())
+    evaluation = dataclasses.replace(config.evaluation, during=0)
+    session = Session(dataclasses.replace(config, data=data, evaluation=evaluation), tmp_path, Silent())
+    for k, scored in enumerate(finished.record.training, start=1):
+        assert scored.during.probes
+        assert train(session, k).adapter_sha256 == scored.adapter_sha256
 
 
 def test_a_run_goes_on_with_the_probes_it_was_begun_with(finished: Any) -> None:

@@ -16,6 +16,7 @@ import pytest
 from runs import ROOT, SmokeRun, same_results
 from test_study_plan import stored
 
+import llm_forgetting as lf
 from llm_forgetting.cli.main import main
 from llm_forgetting.config.files import parse_config
 from llm_forgetting.experiment import publish
@@ -434,7 +435,11 @@ def copied(smoke_run: SmokeRun, folder: Path, **changes: Any) -> Path:
 def test_report_draws_again_without_torch_and_in_seconds(
     smoke_run: SmokeRun, study: tuple[Path, Content], tmp_path: Path
 ) -> None:
-    run = copied(smoke_run, tmp_path / "run")
+    """Also where the run's methods are those of a package that this machine lacks, or would import torch."""
+    config = smoke_run.results["config"]
+    methods = {"kl": {}, "somebody_elses": {"strength": 1}}
+    config = {**config, "training": {**config["training"], "methods": methods}}
+    run = copied(smoke_run, tmp_path / "run", config=config)
     study_folder = tmp_path / "study"
     study_folder.mkdir()
     (study_folder / "study.json").write_bytes((study[0] / "study.json").read_bytes())
@@ -565,3 +570,23 @@ def test_compare_refuses_what_it_cannot_compare(
 def test_the_same_results_give_the_same_bytes(results: Content, tmp_path: Path) -> None:
     first = write_run_report(record(results), [], tmp_path).read_bytes()
     assert write_run_report(record(results), [], tmp_path).read_bytes() == first
+
+
+@pytest.mark.process
+def test_a_run_without_surfaces_and_probes_speaks_of_none_and_has_no_empty_table(tmp_path: Path) -> None:
+    run = lf.Experiment(
+        "smoke",
+        training={"num_epochs": 1, "methods": {"new_adapter": {}}},
+        evaluation={"rotations": False, "recovery_items": 0},
+        landscape={"tasks": "none", "paths": False, "checkpoint_plane": False},
+        curvature={"forecast": False},
+        output={"figures": False},
+    ).run(tmp_path, quiet=True)
+    assert main(["report", str(run.folder)]) == 0
+    page, summary = ((run.folder / name).read_text(encoding="utf-8") for name in ("report.html", "results.md"))
+    assert "an adapter of its own for every task" in page
+    assert "no item is both trained on and held out" in page
+    for said in ("Landscapes are of", "Surfaces are fits", "A forecast is", "MMLU has no training split"):
+        assert said not in page
+    assert not re.search(r"<tbody>\s*</tbody>", page)
+    assert not re.search(r"\| --- \|\n(?!\|)", summary)

@@ -1,4 +1,4 @@
-"""The published study: its report is rebuilt from its records, and says what its page says."""
+"""The published studies: their reports are rebuilt from their records, and say what their pages say."""
 
 import json
 from pathlib import Path
@@ -8,25 +8,26 @@ import yaml
 from runs import ROOT
 
 from llm_forgetting.cli.main import main
+from llm_forgetting.config.methods import method_names
 from llm_forgetting.report.tables.study import conclusions, study_tables
 from llm_forgetting.study.plan import read_plan
 from llm_forgetting.study.records import read_records
 
-PUBLISHED = ROOT / "docs/results/flatness"
+PUBLISHED = ROOT / "docs/results"
+STUDIES = ("flatness", "methods")
+"""Each with its page, its records, and its study file, here and among the studies."""
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("study", STUDIES)
 def test_the_page_holds_the_answers_and_numbers_that_its_records_give(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["study", "--records", str(PUBLISHED / "records.json.gz"), "--folder", str(tmp_path)]) == 0
+    assert main(["study", "--records", str(PUBLISHED / study / "records.json.gz"), "--folder", str(tmp_path)]) == 0
     assert (tmp_path / "report.html").stat().st_size > 1e6
-    shown = capsys.readouterr().out
-    assert "Everything is in" in shown
-    assert "What goes with forgetting (6 task pairs)" in shown
-    assert "The same, given other numbers" not in shown
+    assert "Everything is in" in capsys.readouterr().out
     found = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
-    page = (ROOT / "docs/results/flatness.md").read_text(encoding="utf-8")
+    page = (PUBLISHED / f"{study}.md").read_text(encoding="utf-8")
     for _, sentences in conclusions(found):
         for said in sentences:
             assert said in page
@@ -35,8 +36,17 @@ def test_the_page_holds_the_answers_and_numbers_that_its_records_give(
             assert f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" in page
 
 
-def test_the_published_study_is_as_large_as_it_says_and_holds_no_questions() -> None:
-    stored = read_records(PUBLISHED / "records.json.gz")
+def test_the_terminal_shows_the_main_table_of_the_study_of_flatness(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["study", "--records", str(PUBLISHED / "flatness/records.json.gz"), "--folder", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "What goes with forgetting (6 task pairs)" in shown
+    assert "The same, given other numbers" not in shown
+
+
+def test_the_study_of_flatness_is_as_large_as_it_says_and_holds_no_questions() -> None:
+    stored = read_records(PUBLISHED / "flatness/records.json.gz")
     records = stored.records
     assert len(records) >= 48
     assert len({record.pair for record in records}) == 6
@@ -46,12 +56,25 @@ def test_the_published_study_is_as_large_as_it_says_and_holds_no_questions() -> 
     assert not {"question", "choices"} & {key for record in records for key in vars(record)}
 
 
+def test_the_study_of_methods_is_as_large_as_it_says() -> None:
+    """Thirteen methods and plain training in five seeds of six pairs, each pair with a first task of its own."""
+    records = read_records(PUBLISHED / "methods/records.json.gz").records
+    arms = {record.arm for record in records}
+    assert len(arms) == 14
+    assert arms - {"plain"} <= set(method_names())
+    assert len({record.pair for record in records}) == len({record.tasks[0] for record in records}) == 6
+    assert {record.factors["seed"] for record in records} == set(range(5))
+    assert len(records) == len({record.cell for record in records}) == 6 * 5 * len(arms)
+    assert all(record.frontiers for record in records)
+
+
 @pytest.mark.slow
-def test_the_study_file_is_the_one_that_was_run() -> None:
+@pytest.mark.parametrize(("study", "primary"), [("flatness", "largest_eigenvalue"), ("methods", "divergence")])
+def test_the_study_file_is_the_one_that_was_run(study: str, primary: str) -> None:
     """A cell's name is the hash of all that can change its numbers: the plan names the cells that were run."""
-    content = yaml.safe_load((ROOT / "studies/flatness.yaml").read_text(encoding="utf-8"))
-    assert yaml.safe_load((PUBLISHED / "study.yaml").read_text(encoding="utf-8")) == content
-    plan = read_plan(ROOT / "studies/flatness.yaml")
-    records = read_records(PUBLISHED / "records.json.gz").records
+    content = yaml.safe_load((ROOT / f"studies/{study}.yaml").read_text(encoding="utf-8"))
+    assert yaml.safe_load((PUBLISHED / study / "study.yaml").read_text(encoding="utf-8")) == content
+    plan = read_plan(ROOT / f"studies/{study}.yaml")
+    records = read_records(PUBLISHED / study / "records.json.gz").records
     assert {record.cell for record in records} <= {cell.id for cell in plan.cells}
-    assert content["analysis"]["primary"] == "largest_eigenvalue"
+    assert content["analysis"]["primary"] == primary

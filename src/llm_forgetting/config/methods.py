@@ -10,6 +10,8 @@ import functools
 import json
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -27,6 +29,9 @@ BUILT_IN = "llm_forgetting.training.methods"
 PATH = "training.methods"
 Chosen = Mapping[str, Json]
 """Methods by name, each with its options."""
+
+
+_recorded = ContextVar("recorded", default=False)
 
 
 class ConfiguredMethod(Protocol):
@@ -103,8 +108,20 @@ def _kind(name: str):  # type: ignore[no-untyped-def]
     return kind
 
 
+@contextmanager
+def methods_as_recorded() -> Iterator[None]:
+    """Within it a configuration may name any method: that of a finished run, whose methods this machine need not have."""
+    before = _recorded.set(True)
+    try:
+        yield
+    finally:
+        _recorded.reset(before)
+
+
 def method_problems(config: "ExperimentConfig") -> Iterator[str]:
     """Everything about the methods of a configuration that makes it impossible, one line each."""
+    if _recorded.get():
+        return
     interventions = config.interventions
     twice = {
         "sam": interventions.sam_rho > 0, "replay": interventions.replay_items > 0, "anchor": interventions.anchor > 0,

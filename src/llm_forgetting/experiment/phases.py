@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from llm_forgetting.config.paths import to_dict
+from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.curvature.records import SpectrumRecord
 from llm_forgetting.experiment import guards
 from llm_forgetting.experiment.analysis.landscape import (
@@ -66,6 +67,8 @@ from llm_forgetting.training.method import Methods, Start
 METHODS = "methods"
 """Where a checkpoint's folder holds what methods keep for the next task."""
 
+_SPLIT = "no item is both trained on and held out"
+_SPLIT_MMLU = "train items are cut from the task's own rows (MMLU has no training split per subject)"
 WEIGHTING = {
     "token": "the loss of completions is the mean over all their tokens",
     "item": "the loss of completions is the mean over items of each item's mean over its tokens",
@@ -91,15 +94,22 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
         initial_adapter_sha256=model.adapter_sha256(),
         guards=report,
         protocol=Protocol(
-            adapter="one adapter, carried from task to task",
+            adapter=_carried(session.config),
             optimizer="a fresh optimiser and learning-rate schedule for every task",
-            train_split="train items are cut from the task's own rows (MMLU has no training split per subject)",
+            train_split=_SPLIT_MMLU if session.config.data.source == "embedded" else _SPLIT,
             landscape_items=f"{session.config.landscape.items} items, the same at every point and checkpoint",
             runs=1,
             weighting=WEIGHTING[session.config.data.weighting] if any(item.places for item in items) else None,
         ),
         warnings=(*_setup_warnings(report.letter_mass, items, probes), *_fallbacks(session)),
     )
+
+
+def _carried(config: ExperimentConfig) -> str:
+    """What goes from one task to the next."""
+    if any(method.adapter_per_task for method in Methods.of(config).methods):
+        return "an adapter of its own for every task"
+    return "one adapter, carried from task to task" if config.lora else "all weights, carried from task to task"
 
 
 def _guarded(session: Session, items: list[EncodedItem]) -> GuardReport:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict
 
+from llm_forgetting.config.methods import methods_as_recorded
 from llm_forgetting.config.sections import EMBEDDED_MODEL, ExperimentConfig
 from llm_forgetting.curvature.records import ForecastRecord, SpectrumRecord
 from llm_forgetting.files import OMITTED, decode_lines
@@ -321,7 +322,8 @@ class Results:
 
 def read_results(folder: Path) -> Results:
     """results.json of a run's folder; UserError names the file and what is wrong in it, also where it is damaged."""
-    return read_checked(Results, folder, "results.json")
+    with methods_as_recorded():
+        return read_checked(Results, folder, "results.json")
 
 
 def read_items(folder: Path) -> list[Line]:

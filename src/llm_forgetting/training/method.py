@@ -94,6 +94,8 @@ class Method(Generic[Own]):
     """What a dry run calls it, empty where it adds no work of its own; None for its name."""
     low_rank: ClassVar[bool] = False
     """Whether a plain LoRA adapter, delta W = s B A, is needed."""
+    adapter_per_task: ClassVar[bool] = False
+    """Whether every task is learnt by an adapter of its own."""
 
     def __init__(self, options: Own) -> None:
         self.options = options

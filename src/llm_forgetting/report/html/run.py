@@ -153,13 +153,20 @@ def _if_rows(*tables: Table) -> list[Block]:
 def _kind(results: Results) -> list[Block]:
     if not results.spurious:
         return [Prose("No task came before another, so nothing was probed.", quiet=True)]
-    return [Numbers(spurious_table(results))]
+    table = spurious_table(results)
+    return [Numbers(table) if table.rows else Prose(table.note or "Nothing was probed.", quiet=True)]
 
 
 def _method(results: Results) -> list[Block]:
     split = {"train": "trained on", "test": "held out"}[results.config.landscape.items]
     name, completions = measure_name(results), completion_tasks(results)
     token = "token" if completions else "letter"
+    surfaces = (
+        f"Landscapes are of items that were {split}, the same at every point, along random directions in coordinates that do "
+        "not depend on how LoRA happens to write its update.",
+        f"Surfaces are fits to {token} logits at some well-placed points; their error is the largest at fresh random points, "
+        "and not a bound.",
+    )
     return [
         Points(
             (
@@ -169,19 +176,19 @@ def _method(results: Results) -> list[Block]:
                 *_right(results),
                 f"Intervals are paired, over items (over subjects, if a task has several): Bonett and Price's for {name}, "
                 "bootstrap-t or Hall's for loss. They say nothing of other seeds.",
-                "Landscapes are of items that were "
-                f"{split}, the same at every point, along random directions in coordinates that do not depend on how LoRA "
-                "happens to write its update.",
-                f"Surfaces are fits to {token} logits at some well-placed points; their error is the largest at fresh random "
-                "points, and not a bound.",
-                "A forecast is a Taylor series at the earlier checkpoint along the step to the next.",
+                *(surfaces if results.landscapes else ()),
+                *(
+                    ["A forecast is a Taylor series at the earlier checkpoint along the step to the next."]
+                    if results.forecasts
+                    else []
+                ),
             )
         ),
         Points(
             (
                 results.protocol.train_split,
                 f"{results.protocol.adapter}; {results.protocol.optimizer}",
-                f"landscapes: {results.protocol.landscape_items}",
+                *([f"landscapes: {results.protocol.landscape_items}"] if results.landscapes else []),
                 *([results.protocol.weighting] if results.protocol.weighting else []),
                 *(
                     f"training on {display_name(training.task)}: {text}"

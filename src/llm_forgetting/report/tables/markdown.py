@@ -99,9 +99,10 @@ def _interventions(record: InterventionRecord) -> Iterator[str]:
 
 
 def markdown_rows(table: Table) -> Sequence[str]:
-    """The lines of a table in Markdown."""
+    """The lines of a table in Markdown; none of an empty one."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
-    return [line(table.header), line(["---"] * len(table.header)), *(line(row) for row in table.rows)]
+    head = [line(table.header), line(["---"] * len(table.header))] if table.rows else []
+    return [*head, *(line(row) for row in table.rows)]

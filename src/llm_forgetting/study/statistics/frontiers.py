@@ -14,7 +14,7 @@ from llm_forgetting.forgetting.frontier import Frontier
 from llm_forgetting.forgetting.scores import Measure
 from llm_forgetting.study.statistics.clusters import MeanOverPairs, mean_over_pairs
 from llm_forgetting.study.statistics.permutation import PermutationTest, sign_flip
-from llm_forgetting.study.statistics.runs import Floats, Run, numbered
+from llm_forgetting.study.statistics.runs import Floats, Run, numbered, partners
 
 SHARE = 0.5
 """Of what the baseline learnt: as far as the area under an arm's frontier goes."""
@@ -169,20 +169,11 @@ class FrontierStudy:
 
     def _pairs(self, arm: str, measure: Measure) -> list[tuple[Run, RunFrontier, RunFrontier]]:
         """Runs of the arm with their frontier and that of the baseline's run of the same pair and setting, if it learnt."""
-        own, base = self._keyed(arm, measure), self._keyed(self.baseline, measure)
-        shared = [key for key in own if key in base and float(base[key][1].path.reached) > ROUNDING]
-        return [(*own[key], base[key][1]) for key in shared]
-
-    def _keyed(self, arm: str, measure: Measure) -> dict[tuple[object, ...], tuple[Run, RunFrontier]]:
+        known = [measure in frontiers for frontiers in self.frontiers]
         names = sorted({name for run in self.runs for name in run.factors if name != "arm"})
-        found: dict[tuple[object, ...], tuple[Run, RunFrontier]] = {}
-        for run, own in zip(self.runs, self.frontiers, strict=True):
-            if run.factors.get("arm") == arm and measure in own:
-                key = (run.pair, *(run.factors.get(name) for name in names))
-                if key in found:
-                    raise ValueError(f"two runs of {arm!r} agree in {key}")
-                found[key] = run, own[measure]
-        return found
+        pairs = partners(self.runs, known, factor="arm", arm=arm, baseline=self.baseline, matched_on=names)
+        found = [(self.runs[n], self.frontiers[n][measure], self.frontiers[base][measure]) for n, base in pairs]
+        return [pair for pair in found if float(pair[2].path.reached) > ROUNDING]
 
 
 @dataclass(frozen=True)

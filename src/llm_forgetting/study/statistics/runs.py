@@ -116,6 +116,32 @@ def columns(runs: Sequence[Run], names: Sequence[str]) -> Columns:
     return Columns(table[kept], pairs, rows, pair_names, int((~kept).sum()), first_tasks, checkpoints, settings)
 
 
+def partners(
+    runs: Sequence[Run],
+    usable: Sequence[bool],
+    *,
+    factor: str,
+    arm: object,
+    baseline: object,
+    matched_on: Sequence[str],
+) -> list[tuple[int, int]]:
+    """Positions of runs of `arm` and of `baseline` that agree in task pair and in the factors `matched_on`, of `usable` ones.
+
+    Raises ValueError if two runs of one arm agree in all of these: then name more factors.
+    """
+    ours: dict[tuple[object, ...], int] = {}
+    base: dict[tuple[object, ...], int] = {}
+    for level, keyed in ((arm, ours), (baseline, base)):
+        for n, run in enumerate(runs):
+            if run.factors.get(factor) != level or not usable[n]:
+                continue
+            key = (run.pair, *(run.factors.get(name) for name in matched_on))
+            if key in keyed:
+                raise ValueError(f"two runs with {factor} = {level!r} agree in {key}: match on more factors")
+            keyed[key] = n
+    return [(ours[key], base[key]) for key in base if key in ours]
+
+
 def unit_of(pairs: Indices, first_tasks: Indices) -> str:
     """What a unit is: a first task where pairs share one, else a task pair."""
     return FIRST_TASK if np.unique(first_tasks).size < np.unique(pairs).size else TASK_PAIR

@@ -6,7 +6,7 @@ rescaling (A, B) before task 2, is an arm like any other.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from llm_forgetting.forgetting.measures import Estimate
 from llm_forgetting.study.statistics.clusters import MINIMUM_PAIRS, MeanOverPairs, fit_over_pairs, mean_over_pairs
 from llm_forgetting.study.statistics.permutation import PermutationTest, sign_flip
-from llm_forgetting.study.statistics.runs import Floats, Indices, Run, columns, numbered
+from llm_forgetting.study.statistics.runs import Floats, Indices, Run, columns, numbered, partners
 
 _ROUNDING = 1e-12
 
@@ -86,20 +86,20 @@ def compare_arms(
     Raises ValueError if no runs match, if two runs of one arm agree in pair and `matched_on` (name more factors), or if the
     logarithm of a number is wanted that is not positive.
     """
-    groups = [_keyed(runs, outcome, factor, level, matched_on) for level in (baseline, arm)]
-    shared = [key for key in groups[0] if key in groups[1]]
-    if not shared:
+    known = [math.isfinite(run.number(outcome)) for run in runs]
+    both = partners(runs, known, factor=factor, arm=arm, baseline=baseline, matched_on=matched_on)
+    if not both:
         raise ValueError(f"no run with {factor} = {arm!r} has a partner with {factor} = {baseline!r}")
     total = sum(run.factors.get(factor) in (arm, baseline) for run in runs)
-    values = np.array([[groups[n][key] for key in shared] for n in (1, 0)])
+    values = np.array([[runs[n].number(outcome) for n in pair] for pair in both]).T
     if ratio and not (values > 0).all():
         raise ValueError(f"ratios need positive numbers: {outcome} is {values.min():.3g} in a run")
     differences = np.subtract(*(np.log(values) if ratio else values))
-    pairs, _ = numbered([str(key[0]) for key in shared])
-    of_pair = {run.pair: run.first_task or run.pair for run in runs}
-    first_tasks, _ = numbered([of_pair[str(key[0])] for key in shared])
+    matched = [runs[base] for _, base in both]
+    pairs, _ = numbered([run.pair for run in matched])
+    first_tasks, _ = numbered([run.first_task or run.pair for run in matched])
     mean = mean_over_pairs(differences, pairs, seed=seed, first_tasks=first_tasks)
-    return ArmEffect(arm, baseline, outcome, tuple(matched_on), mean, total - 2 * len(shared), ratio)
+    return ArmEffect(arm, baseline, outcome, tuple(matched_on), mean, total - 2 * len(both), ratio)
 
 
 def compare_at_matched_learning(
@@ -205,21 +205,6 @@ def _adjusted(effect: MatchedEffect, arms: _Arms, seed: int) -> MatchedEffect:
 
     adjusted, slope = fit_over_pairs(fit, arms.first_tasks, unit=unit)
     return replace(effect, adjusted=adjusted, slope=slope, test=sign_flip(arms.adjusted_differences(), seed=seed))
-
-
-def _keyed(
-    runs: Sequence[Run], outcome: str, factor: str, level: object, matched_on: Sequence[str]
-) -> Mapping[tuple[object, ...], float]:
-    """The outcome of every usable run of one arm by its pair and the factors it is matched on."""
-    outcomes: dict[tuple[object, ...], float] = {}
-    for run in runs:
-        if run.factors.get(factor) != level or not math.isfinite(run.number(outcome)):
-            continue
-        key = (run.pair, *(run.factors.get(name) for name in matched_on))
-        if key in outcomes:
-            raise ValueError(f"two runs with {factor} = {level!r} agree in {key}: match on more factors")
-        outcomes[key] = run.number(outcome)
-    return outcomes
 
 
 def _centred(values: Floats, cells: Indices) -> Floats:

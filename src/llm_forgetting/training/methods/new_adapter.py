@@ -40,6 +40,7 @@ class NewAdapter(Method[NewAdapterOptions]):
 
     Options = NewAdapterOptions
     low_rank = True
+    adapter_per_task = True
     _adapters: Sequence[WeightUpdate] = ()
     _last = True
     _seed = 0

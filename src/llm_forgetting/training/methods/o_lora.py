@@ -41,6 +41,7 @@ class OLora(Method[OLoraOptions]):
 
     Options = OLoraOptions
     low_rank = True
+    adapter_per_task = True
     _old: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = {}
     _handles: Sequence[RemovableHandle] = ()
 
