@@ -213,11 +213,13 @@ def test_arms_are_the_points_of_what_goes_with_forgetting_across_methods() -> No
 
 
 @pytest.mark.slow
-def test_the_report_leads_with_the_methods(tmp_path: Path) -> None:
-    """Sentence, tables, figures and page of records that were scored on the way."""
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_report_leads_with_the_methods(tmp_path: Path, measured: bool) -> None:
+    """Sentence, tables, figures and page of records that were scored on the way, whatever else was measured."""
     numbers = {"forgetting_loss": 1.0, "learning_loss": 2.0, "retention_loss": 1.0}
     made = tuple(
-        dataclasses.replace(r, measures={"divergence": 1.0 + n % 7}, outcomes=numbers) for n, r in enumerate(records())
+        dataclasses.replace(r, measures={"divergence": 1.0 + n % 7} if measured else {}, outcomes=numbers)
+        for n, r in enumerate(records())
     )
     analysis = Analysis(primary="divergence", measures=("divergence",), baseline="plain")
     stored = StudyRecords("methods", {}, 36, ("plain", "kept", "same"), analysis, {}, made, "embedded", "skills")

@@ -486,10 +486,14 @@ def test_a_small_study_concludes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_the_primary_measure_there_is_no_conclusion(tmp_path: Path) -> None:
+def test_without_the_primary_measure_only_arms_are_compared(tmp_path: Path) -> None:
     plan = big(tmp_path)
     found = analyse(made_up(plan), Analysis(primary="trace", measures=("trace",), baseline="adamw"), plan.arms)
-    assert found["answers"] == {"flatness": "No conclusion: none of 72 runs has Hessian trace, the primary measure."}
+    assert found["answers"].pop("flatness") == "No conclusion: none of 72 runs has Hessian trace, the primary measure."
+    assert set(found["answers"]) == {"arms"}
+    assert {(effect["arm"], effect["outcome"]) for effect in found["effects"]} == {
+        (arm, outcome) for arm in ("sam", "rescaled") for outcome in ("forgetting_loss", "learning_loss")
+    }
 
 
 def test_numbers_that_are_not_finite_come_back_as_such(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
         content["answers"]["flatness"] = (
             f"No conclusion: none of {len(free)} runs has {title(analysis.primary)}, the primary measure."
         )
+        _put_arms(content, records, runs, arms, present, analysis)
+        content["points"] = [_point(record, analysis, present) for record in records]
         return content
     given = [names for names in analysis.given if all(_known(free, name) for name in names)]
     settings: Any = {"primary": analysis.primary, "given": given, "seed": analysis.seed}
@@ -116,15 +118,7 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
         content["change"] = dataclasses.asdict(change)
         answers["change"] = describe_change(change, name=f"the {title('mean_rise')} (task 1's loss)")
     answers["relation"] = describe_relation(_named(retention.measures[analysis.primary]))
-    content["effects"] = _effects(runs, analysis, arms)
-    if frontiers := matched_learning(records, runs, arms, analysis.baseline or arms[0], seed=analysis.seed):
-        content["frontiers"] = frontiers
-        answers["methods"] = _at_matched_learning(runs, frontiers, present, analysis)
-    answers["arms"] = [
-        effect["said"]
-        for effect in content["effects"]
-        if effect["outcome"] == analysis.outcome or (effect["outcome"] == analysis.primary and not effect["control"])
-    ]
+    _put_arms(content, records, runs, arms, present, analysis)
     content["calibration"] = _calibration(free, analysis)
     if content["calibration"] is not None:
         answers["forecast"] = content["calibration"].pop("said")
@@ -136,6 +130,27 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
         del prediction["said"]
     content["points"] = [_point(record, analysis, present) for record in records]
     return content
+
+
+def _put_arms(
+    content: Content,
+    records: Sequence[CellRecord],
+    runs: Sequence[Run],
+    arms: Sequence[str],
+    present: Sequence[str],
+    analysis: Analysis,
+) -> None:
+    """What arms change, in the end and at matched learning: of any study with a baseline, whatever was measured."""
+    answers = content["answers"]
+    content["effects"] = _effects(runs, analysis, arms)
+    if frontiers := matched_learning(records, runs, arms, analysis.baseline or arms[0], seed=analysis.seed):
+        content["frontiers"] = frontiers
+        answers["methods"] = _at_matched_learning(runs, frontiers, present, analysis)
+    answers["arms"] = [
+        effect["said"]
+        for effect in content["effects"]
+        if effect["outcome"] == analysis.outcome or (effect["outcome"] == analysis.primary and not effect["control"])
+    ]
 
 
 def _at_matched_learning(

@@ -25,6 +25,8 @@ def frontiers_figure(found: StudyContent) -> Figure:
         panel.set_title(f"{effect['arm']}: {SHOWN[shown]}", loc="left", fontsize=SMALL)
         panel.spines[["top", "right"]].set_visible(False)
         even_ticks(panel.yaxis, 4)
+    for panel in list(panels.flat)[len(arms) - columns : len(arms)]:  # the lowest of every column
+        panel.tick_params(labelbottom=True)
     for panel in list(panels.flat)[len(arms) :]:
         panel.set_visible(False)
     figure.supxlabel(f"learnt of the last task, as a share of what {baseline} learnt", fontsize=HEADING)
