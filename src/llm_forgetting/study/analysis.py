@@ -99,7 +99,7 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
         content["answers"]["flatness"] = (
             f"No conclusion: none of {len(free)} runs has {title(analysis.primary)}, the primary measure."
         )
-        _put_arms(content, records, runs, arms, present, analysis)
+        _put_arms(content, records, arms, present, analysis)
         content["points"] = [_point(record, analysis, present) for record in records]
         return content
     given = [names for names in analysis.given if all(_known(free, name) for name in names)]
@@ -118,7 +118,7 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
         content["change"] = dataclasses.asdict(change)
         answers["change"] = describe_change(change, name=f"the {title('mean_rise')} (task 1's loss)")
     answers["relation"] = describe_relation(_named(retention.measures[analysis.primary]))
-    _put_arms(content, records, runs, arms, present, analysis)
+    _put_arms(content, records, arms, present, analysis)
     content["calibration"] = _calibration(free, analysis)
     if content["calibration"] is not None:
         answers["forecast"] = content["calibration"].pop("said")
@@ -133,15 +133,10 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
 
 
 def _put_arms(
-    content: Content,
-    records: Sequence[CellRecord],
-    runs: Sequence[Run],
-    arms: Sequence[str],
-    present: Sequence[str],
-    analysis: Analysis,
+    content: Content, records: Sequence[CellRecord], arms: Sequence[str], present: Sequence[str], analysis: Analysis
 ) -> None:
     """What arms change, in the end and at matched learning: of any study with a baseline, whatever was measured."""
-    answers = content["answers"]
+    answers, runs = content["answers"], runs_of(records)
     content["effects"] = _effects(runs, analysis, arms)
     if frontiers := matched_learning(records, runs, arms, analysis.baseline or arms[0], seed=analysis.seed):
         content["frontiers"] = frontiers
