@@ -227,6 +227,7 @@ def test_the_report_leads_with_the_methods(tmp_path: Path, measured: bool) -> No
     (question, (lead, *_)), *_ = conclusions(content)
     assert question == "Which methods keep more of the first task where the last one was learnt as far?"
     assert lead.startswith("Compared with plain where the last task was learnt as far, 1 of 2 arms keep more")
+    assert conclusions(content)[1][0] == "Does KL on new items go with forgetting?"
     assert "study_frontiers_loss.png" in content["figures"]
     page = study_page(content)
     assert page.answers[0][1][0] == lead

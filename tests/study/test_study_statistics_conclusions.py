@@ -52,6 +52,8 @@ def association(runs, outcome="forgetting", measure="sharpness", primary="sharpn
         ("forgetting", "flatter", "a flatter landscape (by sharpness) had more forgetting (forgetting)"),
         ("retention", "sharper", "a flatter landscape (by sharpness) had more retention (retention)"),
         ("retention", "flatter", "a flatter landscape (by sharpness) had less retention (retention)"),
+        ("forgetting", None, "runs with a larger sharpness had more forgetting (forgetting)"),
+        ("retention", None, "runs with a larger sharpness had less retention (retention)"),
     ],
 )
 def test_flatness_has_its_direction(outcome, larger, claim):

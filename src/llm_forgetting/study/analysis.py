@@ -14,6 +14,7 @@ from llm_forgetting.study.statistics.association import Association, Association
 from llm_forgetting.study.statistics.calibration import calibrate
 from llm_forgetting.study.statistics.clusters import change_over_runs
 from llm_forgetting.study.statistics.conclusions import (
+    Larger,
     describe_across,
     describe_arm,
     describe_calibration,
@@ -95,6 +96,15 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
         "absent": [name for name in analysis.measures if name not in present],
         "answers": {},
     }
+    if (
+        analysis.primary not in MADE_AT_FIRST
+    ):  # it is known after the last task, and so no property of the landscape before
+        name = title(analysis.primary)
+        content["questions"] = {
+            "flatness": f"Does {name} go with forgetting?",
+            "relation": f"What is the relation between {name} and retention?",
+            "prediction": f"Does {name} tell how much is forgotten of task pairs it has not seen?",
+        }
     if analysis.primary not in present:
         content["answers"]["flatness"] = (
             f"No conclusion: none of {len(free)} runs has {title(analysis.primary)}, the primary measure."
@@ -110,7 +120,8 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
     primary = forgetting.measures[analysis.primary]
     learnt = tuple(each for each in primary.partial if set(each.given) <= MADE_AT_FIRST)
     headline = _named(dataclasses.replace(primary, partial=learnt))
-    answers["flatness"] = describe_flatness(headline, larger="sharper", outcome_is="forgetting")
+    larger: Larger | None = "sharper" if analysis.primary in MADE_AT_FIRST else None
+    answers["flatness"] = describe_flatness(headline, larger=larger, outcome_is="forgetting")
     content["associations"] = _table(forgetting)
     content["intraclass"] = dataclasses.asdict(intraclass_correlation(free, analysis.outcome))
     change = _if_possible(lambda: change_over_runs(free, "mean_rise", "mean_rise_after", seed=analysis.seed))

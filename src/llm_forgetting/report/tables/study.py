@@ -25,8 +25,8 @@ QUESTIONS = {
 
 def conclusions(study: Study) -> list[tuple[str, list[str]]]:
     """The questions with their sentences, those that were asked."""
-    answers = study["answers"]
-    asked = [(question, answers[key]) for key, question in QUESTIONS.items() if answers.get(key)]
+    answers, questions = study["answers"], {**QUESTIONS, **study.get("questions", {})}
+    asked = [(question, answers[key]) for key, question in questions.items() if answers.get(key)]
     return [(question, [answer] if isinstance(answer, str) else list(answer)) for question, answer in asked]
 
 
@@ -37,7 +37,11 @@ def verdict(study: Study) -> str:
     rho, p = primary.get("spearman_within_pairs"), primary.get("p_value")
     if rho is None or p is None or primary["refusal"] or p > LEVEL:
         return "Not shown"
-    return "Yes, in these runs" if rho["value"] > 0 else "No: in these runs flatter ones forgot more"
+    return (
+        "Yes, in these runs"
+        if rho["value"] > 0 or "questions" in study
+        else "No: in these runs flatter ones forgot more"
+    )
 
 
 def study_tables(study: Study) -> list[Table]:

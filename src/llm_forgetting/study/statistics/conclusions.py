@@ -29,12 +29,12 @@ _NOT_A_CAUSE = "a correlation in runs of one study, not a cause"
 
 
 def describe_flatness(
-    association: Association, *, larger: Larger, outcome_is: Literal["forgetting", "retention"]
+    association: Association, *, larger: Larger | None, outcome_is: Literal["forgetting", "retention"]
 ) -> str:
     """Does a flatter landscape go with less forgetting, or with more retention?
 
-    larger: what a larger value of the measure means; outcome_is: what a larger value of the outcome means. A claim says
-    whether it holds at equal values of what is given, too.
+    larger: what a larger value of the measure means, None for one that is no property of a landscape; outcome_is: what a
+    larger value of the outcome means. A claim says whether it holds at equal values of what is given, too.
     """
     within, size = association.spearman_within_pairs, _association_size(association)
     if association.refusal is not None or within is None:
@@ -45,12 +45,14 @@ def describe_flatness(
             f"It is not shown that {association.measure} goes with {association.outcome} within task pairs: {numbers}; a "
             f"correlation below {association.detectable:.2f} is not seen reliably in a study of this size."
         )
+    holds = f"{_unless(within.interval)}{_at_equal(association, within)}: {numbers}; {_NOT_A_CAUSE}."
+    if larger is None:
+        has = f"{'more' if within.value > 0 else 'less'} {outcome_is}"
+        return f"Within task pairs, runs with a larger {association.measure} had {has} ({association.outcome}){holds}"
     sharper_has_more = (within.value > 0) == (larger == "sharper")
     flatter_has = ("less" if sharper_has_more else "more") + f" {outcome_is}"
-    return (
-        f"Within task pairs, runs with a flatter landscape (by {association.measure}) had {flatter_has} ({association.outcome})"
-        f"{_unless(within.interval)}{_at_equal(association, within)}: {numbers}; {_NOT_A_CAUSE}."
-    )
+    lead = f"Within task pairs, runs with a flatter landscape (by {association.measure}) had {flatter_has}"
+    return f"{lead} ({association.outcome}){holds}"
 
 
 def describe_relation(association: Association) -> str:
