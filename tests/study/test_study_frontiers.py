@@ -107,7 +107,7 @@ def test_runs_without_a_partner_are_counted() -> None:
     assert alone.compare("arm", "loss").unmatched == 1
     with pytest.raises(ValueError, match="no run of 'other'"):
         runs.compare("other", "loss")
-    with pytest.raises(ValueError, match="two runs of 'plain' agree"):
+    with pytest.raises(ValueError, match="two runs with arm = 'plain' agree"):
         FrontierStudy([*runs.runs, runs.runs[0]], [*runs.frontiers, runs.frontiers[0]], "plain", 0).compare(
             "arm", "loss"
         )
