@@ -129,6 +129,10 @@ def _from_records(options: argparse.Namespace) -> int:
     return 0
 
 
+MOST_SAID = 6
+"""Sentences of an answer that the terminal has room for."""
+
+
 def _show(content: Content, folder: Path, terminal: "Terminal") -> None:
     from llm_forgetting.report.tables.study import closing_tables, conclusions
 
@@ -136,7 +140,8 @@ def _show(content: Content, folder: Path, terminal: "Terminal") -> None:
         terminal.show_table(table)
         terminal.console.print()
     for question, sentences in conclusions(content):
-        terminal.show_answer(question, "\n".join(sentences))
+        many = len(sentences) > MOST_SAID
+        terminal.show_answer(question, f"{len(sentences)} comparisons: see study.md." if many else "\n".join(sentences))
     for name, reason in content["failures"].items():
         terminal.warn(f"{name} failed: {reason}")
     say(

@@ -53,13 +53,14 @@ def _figures(study: StudyContent) -> Iterator[tuple[str, Figure]]:
         yield "study_measures", measures_figure(study)
         analysis = study["analysis"]
         primary, outcome = analysis["primary"], analysis["outcome"]
-        yield "study_flatness", scatter_figure(study, primary, outcome, "flatness and forgetting")
+        name = "flatness" if "questions" not in study else title(study, primary)
+        yield "study_flatness", scatter_figure(study, primary, outcome, f"{name} and forgetting")
         if study["calibration"] is not None:
             yield (
                 "study_forecast",
                 scatter_figure(study, analysis["forecast"], "observed", "forecast and forgetting", same=True),
             )
-        if len(study["arms"]) > 1:
+        if len(study["arms"]) > 1 and not study.get("frontiers"):
             yield "study_trade_off", trade_off_figure(study, analysis["learning"], outcome)
     for found in study.get("frontiers") or []:
         yield f"study_frontiers_{found['measure']}", frontiers_figure(found)
@@ -138,12 +139,9 @@ def trade_off_figure(study: StudyContent, learning: str, outcome: str) -> Figure
 
 
 def _panel(study: StudyContent, heading: str, x: str, y: str) -> tuple[Figure, Axes]:
+    count = columns(study["points"], x, y)[0].size
     panels = lay_out(
-        {
-            (0, 0): Caption(
-                heading, (f"{study['runs']} runs of {study['pairs']} task pairs; a dot is one run, one seed",)
-            )
-        },
+        {(0, 0): Caption(heading, (f"{count} runs of {study['pairs']} task pairs; a dot is one run, one seed",))},
         aspect=0.75,
         x_label=_axis(study, x),
         y_labels=[_axis(study, y)],

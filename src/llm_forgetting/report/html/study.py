@@ -119,13 +119,15 @@ def _arms(study: StudyContent) -> list[Block]:
     counts = Table("Runs of every arm", ("arm", "runs"), tuple((arm, str(n)) for arm, n in study["arms"].items()))
     if not study.get("effects"):
         return [Prose("This study compares no interventions.", quiet=True), Numbers(counts)]
-    analysis = study["analysis"]
-    plot = trade_off_plot(study, analysis["learning"], analysis["outcome"])
-    return [
-        Figures([plot], 1, "Further right learnt more, further down forgot less: lower right is better."),
-        Numbers(effects_table(study)),
-        Numbers(counts),
-    ]
+    return [*_trade_off(study), Numbers(effects_table(study)), Numbers(counts)]
+
+
+def _trade_off(study: StudyContent) -> list[Block]:
+    """Where runs ended, by arm; nothing where their frontiers are shown, which say more."""
+    if study.get("frontiers"):
+        return []
+    plot = trade_off_plot(study, study["analysis"]["learning"], study["analysis"]["outcome"])
+    return [Figures([plot], 1, "Further right learnt more, further down forgot less: lower right is better.")]
 
 
 _METHOD = (
