@@ -103,7 +103,7 @@ def analyse(records: Sequence[CellRecord], analysis: Analysis, arms: Sequence[st
         content["questions"] = {
             "flatness": f"Does {name} go with forgetting?",
             "relation": f"What is the relation between {name} and retention?",
-            "prediction": f"Does {name} tell how much is forgotten of task pairs it has not seen?",
+            "prediction": f"Does {name} predict forgetting of unseen task pairs?",
         }
     if analysis.primary not in present:
         content["answers"]["flatness"] = (
