@@ -29,8 +29,8 @@ from llm_forgetting.models.language.language_model import LanguageModel
 from llm_forgetting.models.language.packing import CannotPackError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-# transformers computes norms and rotations of a float64 model in float32.
-HALF_PRECISE = 3e-6
+# transformers computes norms and rotations of a float64 model in float32, in an order that differs from CPU to CPU.
+HALF_PRECISE = 5e-6
 ITEMS = 5
 LENGTH = 50  # tokens of the shortest item: the dense Hessian takes a backward per entry
 

@@ -27,7 +27,7 @@ from llm_forgetting.config.files import DEFAULT_PRESET, PRESETS, parse_config, w
 from llm_forgetting.config.paths import SEEDS, to_dict
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError, is_out_of_memory, program, refusal, system_error
-from llm_forgetting.experiment.artifacts.logs import quiet_bitsandbytes, quiet_libraries
+from llm_forgetting.experiment.artifacts.logs import quiet_libraries
 from llm_forgetting.files import is_text, user_path
 from llm_forgetting.progress import say
 
@@ -79,7 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(given: list[str]) -> int:
-    quiet_bitsandbytes()
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run,
         "repair": cli_scan.repair,

@@ -17,7 +17,6 @@ def quiet_libraries() -> None:
         warnings.simplefilter("default")  # `python -W error` is about one's own code; libraries warn of much
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a log that cannot be written must not tear the screen apart
-    quiet_bitsandbytes()
     import datasets
     import transformers
 
@@ -25,11 +24,6 @@ def quiet_libraries() -> None:
     messages.set_verbosity_error()
     messages.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-def quiet_bitsandbytes() -> None:
-    """It tells of a package that could be installed as well, and of every 8-bit layer that it rounds activations."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager
