@@ -29,12 +29,20 @@ def test_the_reference_is_whole_and_equals_itself(reference: Any) -> None:
     assert found(reference, copy.deepcopy(reference)) == []
 
 
-@pytest.mark.parametrize(("factor", "exact", "tolerant"), [(1 + 1e-3, 1, 1), (1 + 1e-6, 1, 0), (1.0, 0, 0)])
+@pytest.mark.parametrize(("factor", "exact", "tolerant"), [(1.05, 1, 1), (1 + 1e-3, 1, 0), (1.0, 0, 0)])
 def test_a_number_that_is_another_is_found(reference: Any, factor: float, exact: int, tolerant: int) -> None:
     now = copy.deepcopy(reference)
     now["results"]["curvature"]["after_task1"]["gradient_norm"] *= factor
     assert len(found(reference, now)) == exact
     assert len(found(reference, now, GOLDEN["TOLERANCE"])) == tolerant
+
+
+def test_what_rounding_decides_is_of_eigenvalues_in_the_bulk_and_names_of_adapters(reference: Any) -> None:
+    """On another CPU one number of the run in a hundred is not compared at the most."""
+    nothing = json.loads(json.dumps(reference), parse_float=lambda text: -1.0 - float(text))
+    numbers = [f"run.{line}".partition(":")[0] for line in found(reference, nothing)]
+    left_out = [path for path in numbers if GOLDEN["listed"](path, GOLDEN["ROUNDED"])]
+    assert 20 < len(left_out) < len(numbers) / 100
 
 
 def test_structure_order_and_text_are_compared() -> None:
