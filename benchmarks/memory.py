@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from llm_forgetting.cli.main import parse_run
+from llm_forgetting.cli.run import parse_run
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.experiment.artifacts.meter import Meter
 from llm_forgetting.experiment.cost.devices import this_cpu

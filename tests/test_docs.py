@@ -16,8 +16,9 @@ from runs import ROOT
 
 import llm_forgetting
 from llm_forgetting.cli.adapters import parse_evaluation, parse_landscape
-from llm_forgetting.cli.main import main, parse_run
+from llm_forgetting.cli.main import main
 from llm_forgetting.cli.pairs import parse_pair_forecast
+from llm_forgetting.cli.run import parse_run
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 

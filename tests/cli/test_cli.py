@@ -16,8 +16,9 @@ from runs import ROOT, THOROUGH, TINY, Moment, Shell, read_results, same_results
 
 import llm_forgetting
 from llm_forgetting import errors, progress
-from llm_forgetting.cli.main import SHORT_FLAGS, guarded, main, run_main
+from llm_forgetting.cli.main import guarded, main, run_main
 from llm_forgetting.cli.parser import EXAMPLES
+from llm_forgetting.cli.run import SHORT_FLAGS
 from llm_forgetting.config.files import dotted_paths
 from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.config.sections import ModelConfig
@@ -127,7 +128,7 @@ def test_main_py_and_the_module_are_the_same_command(start: list[str]) -> None:
 @pytest.mark.process
 def test_what_parses_configurations_does_not_wait_for_torch() -> None:
     program = (
-        "import sys; from llm_forgetting.cli.main import parse_run; parse_run([]); sys.exit('torch' in sys.modules)"
+        "import sys; from llm_forgetting.cli.run import parse_run; parse_run([]); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""})
 
@@ -389,7 +390,7 @@ def test_a_gated_model_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatc
 def test_memory_that_runs_out_is_answered_with_what_to_lower(
     error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from llm_forgetting.cli.main import _run_in
+    from llm_forgetting.cli.run import _run_in
     from llm_forgetting.config.sections import ExperimentConfig
     from llm_forgetting.experiment import experiment
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder
@@ -404,7 +405,7 @@ def test_memory_that_runs_out_is_answered_with_what_to_lower(
 
 
 def test_what_we_broke_ourselves_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from llm_forgetting.cli.main import _run_in
+    from llm_forgetting.cli.run import _run_in
     from llm_forgetting.config.sections import ExperimentConfig
     from llm_forgetting.experiment import experiment
     from llm_forgetting.experiment.artifacts.run_folder import RunFolder

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from bad_inputs import BOMB
 
-from llm_forgetting.cli.main import SHORT_FLAGS, parse_run
+from llm_forgetting.cli.run import SHORT_FLAGS, parse_run
 from llm_forgetting.config.files import PRESETS, ConfigTemplate, config_help, dotted_paths, parse_config, written
 from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.config.paths import to_dict

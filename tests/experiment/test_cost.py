@@ -11,7 +11,7 @@ import torch
 from tiny_models import llama2_tokenizer, save, tiny_llama
 from transformers import LlamaConfig
 
-from llm_forgetting.cli.main import parse_run
+from llm_forgetting.cli.run import parse_run
 from llm_forgetting.config.measurements import CurvatureConfig, LandscapeConfig
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig, LoraConfig, ModelConfig, TrainingConfig
 from llm_forgetting.errors import UnreachableError, UserError

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tiny_models import load
 
 import llm_forgetting as lf
-from llm_forgetting.cli.main import parse_run
+from llm_forgetting.cli.run import parse_run
 from llm_forgetting.config.files import parse_config
 from llm_forgetting.config.sections import DataConfig, ExperimentConfig
 from llm_forgetting.errors import UserError
