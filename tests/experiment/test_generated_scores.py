@@ -10,7 +10,7 @@ from tiny_models import load
 
 from llm_forgetting.config.measurements import LandscapeConfig
 from llm_forgetting.config.sections import DataConfig, EvaluateConfig, ExperimentConfig, LoraConfig, ModelConfig
-from llm_forgetting.experiment import phases
+from llm_forgetting.experiment import phases, phases_setup
 from llm_forgetting.experiment.adapter_evaluation import evaluate_adapter, evaluate_pair
 from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.cost.lengths import item_lengths
@@ -70,7 +70,7 @@ def test_a_phase_scores_what_is_written(llama_folder: Path, tmp_path: Path, data
     assert all(record.generated is record.teacher_forced is None for record in records if record.task == "reverse")
     line = next(iter(spoken.values()))
     assert encode(decode(ItemRecord, encode(line))) == encode(line)
-    own, other = phases.set_up(session, folder).tasks
+    own, other = phases_setup.set_up(session, folder).tasks
     assert own.score is not None
     assert (own.score.title, own.score.answer) == ("exact match of generated answers", "number")
     assert other.score is not None

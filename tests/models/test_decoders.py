@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llm_forgetting.config.measurements import CurvatureConfig
 from llm_forgetting.config.sections import ExperimentConfig, LoraConfig, ModelConfig
-from llm_forgetting.experiment import phases
+from llm_forgetting.experiment import phases_setup
 from llm_forgetting.landscape.factors import FactorStep
 from llm_forgetting.landscape.gauge import Factors
 from llm_forgetting.models.adapter.attach import target_layers
@@ -191,16 +191,16 @@ def test_what_a_model_cannot_be_computed_by_is_a_warning_of_the_run(gpt2_folder:
         LanguageModel.load(ModelConfig(name=str(f)), LoraConfig(rank=2), seed=0) for f in (gpt2_folder, llama_folder)
     ]
     gpt2, llama = ([SimpleNamespace(config=config, model=model) for config in CONFIGS] for model in models)
-    assert phases._fallbacks(gpt2[0]) == []  # type: ignore[arg-type]
-    assert phases._fallbacks(llama[1]) == []  # type: ignore[arg-type]
-    (line,) = phases._fallbacks(gpt2[1])  # type: ignore[arg-type]
+    assert phases_setup._fallbacks(gpt2[0]) == []  # type: ignore[arg-type]
+    assert phases_setup._fallbacks(llama[1]) == []  # type: ignore[arg-type]
+    (line,) = phases_setup._fallbacks(gpt2[1])  # type: ignore[arg-type]
     assert line.startswith(
         "second derivatives are taken of the graph, which takes more memory: the derivative of LayerNorm"
     )
     with pytest.raises(CannotPackError) as caught:
         raise CannotPackError("attention with a sliding window")
     models[1].disable_packing(caught.value)
-    assert phases._fallbacks(llama[1]) == [  # type: ignore[arg-type]
+    assert phases_setup._fallbacks(llama[1]) == [  # type: ignore[arg-type]
         "items are padded, not packed, which takes longer: attention with a sliding window"
     ]
 

@@ -42,11 +42,11 @@ from llm_forgetting.experiment.phases import (
     evaluate_quantised,
     relearning_probe,
     scan_landscape,
-    set_up,
     train,
 )
 from llm_forgetting.experiment.phases_between import forecast_forgetting, scan_paths
 from llm_forgetting.experiment.phases_probes import are_scored, evaluate_probes
+from llm_forgetting.experiment.phases_setup import set_up
 from llm_forgetting.experiment.publish import assemble, publish
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.files.manifest import require_inputs

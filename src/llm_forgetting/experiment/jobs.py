@@ -12,7 +12,7 @@ from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.engines.engine import Engine, Job
 from llm_forgetting.engines.start import EngineChoice, visible_gpus
 from llm_forgetting.errors import UserError, is_broken_device, is_out_of_memory
-from llm_forgetting.experiment import phases, phases_between, phases_probes
+from llm_forgetting.experiment import phases, phases_between, phases_probes, phases_setup
 from llm_forgetting.experiment.artifacts.logs import log_file, quiet_libraries
 from llm_forgetting.experiment.artifacts.phase_artifacts import (
     BETWEEN,
@@ -70,7 +70,7 @@ def steps_of(config: ExperimentConfig) -> list[Step]:
     """
     tasks, landscape, last = config.data.tasks, config.landscape, len(config.data.tasks)
     trained: list[Phase[Any]] = [SETUP, *(train_phase(k, task) for k, task in enumerate(tasks, start=1))]
-    steps = [Step(SETUP, lambda session: phases.set_up(session, RunFolder(session.folder)))]
+    steps = [Step(SETUP, lambda session: phases_setup.set_up(session, RunFolder(session.folder)))]
     steps += [Step(trained[k], partial(phases.train, k=k), (trained[k - 1],)) for k in range(1, last + 1)]
     if config.evaluation.recovery_items:
         steps += [
