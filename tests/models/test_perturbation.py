@@ -236,6 +236,16 @@ def test_a_model_in_training_is_left_in_training(llama_folder: Path, way: str) -
     before.assert_same(model.peft_model)
 
 
+def test_row_norms_are_those_of_the_update_that_is_asked_for(model: LanguageModel) -> None:
+    other = WeightUpdate(updates(model, 1))
+    norms = model.weight_row_norms(other)
+    for name, layer in target_layers(model.peft_model).items():
+        weight = layer.get_base_layer().weight.double()
+        weight = weight.T if layer.fan_in_fan_out else weight
+        expected = (weight + other[name].B.double() @ other[name].A.double()).norm(dim=1)
+        torch.testing.assert_close(norms[name].double(), expected, rtol=1e-6, atol=0)
+
+
 def test_an_interrupted_draw_of_noise_is_undone(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     before = Everything(model.peft_model)
     space = WeightSpace(model.adapter_factors(), model.weight_row_norms())

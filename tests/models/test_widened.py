@@ -138,7 +138,7 @@ def test_no_wide_weight_is_kept_for_a_backward_pass(llama_folder: Path) -> None:
         kept.append(tuple(tensor.shape))
         return tensor
 
-    factors = model.live_factors()
+    factors = model.lora.live()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), model.unmerged() as move:
         move([factors])
         ids = torch.arange(4, 12)[None]

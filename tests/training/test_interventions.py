@@ -264,7 +264,7 @@ def test_what_sam_ascends_depends_on_the_scale_of_the_factors_and_asam_does_not(
 
     def ascended(adaptive: bool, factor: float) -> torch.Tensor:
         model = load(llama_folder)
-        model.rescale(factor)
+        model.lora.rescale(factor)
         plain_losses(model, make_encoded(model, 4)).mean().backward()  # type: ignore[no-untyped-call]
         with torch.no_grad(), SharpnessAware(0.1, adaptive).ascended(trained_parameters(model)):
             return torch.cat([(p.B @ p.A).flatten() for p in model.adapter_factors().values()])
@@ -339,7 +339,7 @@ def test_the_anchor_in_trainer_is_counted_once_per_step(
     model = load(any_folder, use_rslora=True)
     items = make_encoded(model, 16, [4, 2, 5])
     anchor = anchor_at(0.3, {name: Factors(pair.B * 0.5, pair.A) for name, pair in model.adapter_factors().items()})
-    difference = dense(model.live_factors()) - dense(anchor.start)
+    difference = dense(model.lora.live()) - dense(anchor.start)
     assert float(difference.detach().norm()) > 0.5
     loss = plain_losses(model, items).mean() + 0.15 * difference.square().sum()
     gradients = torch.autograd.grad(loss, trained_parameters(model))
@@ -385,7 +385,7 @@ def test_rescaling_changes_neither_delta_w_nor_a_logit(factor: float, any_folder
     items = make_encoded(model, 6)
     before, logits = model.adapter_factors(), score(model, items, 3).letter_logits
     written = model.adapter_state()
-    model.rescale(factor)
+    model.lora.rescale(factor)
     after = model.adapter_factors()
     for name, pair in before.items():
         torch.testing.assert_close(after[name].B @ after[name].A, pair.B @ pair.A, rtol=1e-5, atol=1e-6)
@@ -411,7 +411,7 @@ def test_rescaling_changes_raw_sharpness_and_leaves_the_landscape_alone(llama_fo
     def measured(factor: float) -> tuple[dict[str, torch.Tensor], float, float]:
         model = load(llama_folder)
         items = make_encoded(model, 6)
-        model.rescale(factor)
+        model.lora.rescale(factor)
         canonical = lf.flatness(model.peft_model, partial(loss, model=model), [items], directions=3, distance=0.3)
         centre = plain_losses(model, items).mean()
         centre.backward()  # type: ignore[no-untyped-call]

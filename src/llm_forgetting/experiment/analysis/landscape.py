@@ -67,8 +67,7 @@ def space_of(model: LanguageModel, config: LandscapeConfig, factors: WeightUpdat
         return RawSpace(written)
     if config.space == "weight":
         require_space(model, config)
-        norms = model.weight_row_norms() if model.low_rank else model.weight_row_norms(written)
-        return WeightSpace(written, norms, room_for_directions())
+        return WeightSpace(written, model.weight_row_norms(written), room_for_directions())
     return AdapterSpace(canonicalise(written))
 
 

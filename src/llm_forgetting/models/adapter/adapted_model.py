@@ -1,8 +1,6 @@
 """A model of any architecture with one LoRA adapter: how delta W is read, moved and saved."""
 
-import copy
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,32 +13,20 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_forgetting.config.measurements import Arithmetic
 from llm_forgetting.errors import UserError
-from llm_forgetting.files import write_text
-from llm_forgetting.landscape.factors import WEIGHT, WeightUpdate
-from llm_forgetting.landscape.gauge import Factors, at_least_float32
+from llm_forgetting.landscape.factors import WeightUpdate
 from llm_forgetting.models.adapter import perturbation
-from llm_forgetting.models.adapter.attach import (
-    attach_lora,
-    is_plain_lora,
-    load_weights,
-    refuse_uncovered,
-    saved_options,
-    target_layers,
+from llm_forgetting.models.adapter.attach import attach_lora, is_plain_lora, refuse_uncovered, target_layers
+from llm_forgetting.models.adapter.dense_updates import (
+    DenseUpdates,
+    PeftUpdates,
+    dense_row_norms,
+    dense_update_of,
+    save_whole,
 )
-from llm_forgetting.models.adapter.dense_updates import DenseUpdates, PeftUpdates, save_whole
 from llm_forgetting.models.adapter.initial_part import initial_parts, require_initial_parts
-from llm_forgetting.models.adapter.lora_options import is_plain
-from llm_forgetting.models.adapter.places import exchanging, moved_weight
-from llm_forgetting.models.adapter.saved_adapter import (
-    CONFIG,
-    Checkpoint,
-    fitted,
-    read_update,
-    read_weights_at,
-    update_from,
-    weight_name,
-    write_weights,
-)
+from llm_forgetting.models.adapter.lora_updates import LoraUpdates, reads_factors, sort_names
+from llm_forgetting.models.adapter.places import exchanging
+from llm_forgetting.models.adapter.saved_adapter import CONFIG, Checkpoint
 from llm_forgetting.models.adapter.widened import is_widened, keep_layout, widened
 
 __all__ = ["AdaptedModel", "attach_lora", "is_adapted", "target_layers"]
@@ -78,6 +64,15 @@ class AdaptedModel:
         self.arithmetic: Arithmetic = "float32"
         self._initial_parts: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
+    @property
+    def lora(self) -> LoraUpdates:
+        """A and B of a plain LoRA adapter."""
+        return LoraUpdates(self.peft_model)
+
+    @property
+    def _trained(self) -> LoraUpdates | DenseUpdates:
+        return self.lora if self.dense is None else self.dense
+
     def keep_initial_parts(self) -> None:
         """Hold the live adapter, and whatever is loaded into it, to what its initialisation took out of the weights."""
         self._initial_parts = initial_parts(target_layers(self.peft_model), self.adapter)
@@ -109,9 +104,7 @@ class AdaptedModel:
         """Precision of the backbone's weights."""
         if self.dense is not None:
             return next(place.parameter.dtype for places in self.dense.places.values() for place in places)
-        adapter = {id(weight) for layer in target_layers(self.peft_model).values() for weight in self._trained(layer)}
-        dtype: torch.dtype = next(p.dtype for p in self.peft_model.parameters() if id(p) not in adapter)
-        return dtype
+        return self.lora.dtype
 
     @property
     def precision(self) -> torch.dtype:
@@ -141,56 +134,22 @@ class AdaptedModel:
         """delta W = B A of every target module, in float32 or better on the model's device; copies. Dense changes where it is
         not plain LoRA.
         """
-        if self.dense is not None:
-            return self.dense.update()
-        return WeightUpdate(
-            {n: Factors(B=p.B.detach(), A=p.A.detach().clone()) for n, p in self.live_factors().items()}
-        )
-
-    def live_factors(self) -> WeightUpdate:
-        """`adapter_factors` as functions of the trained weights: what is computed from them has a gradient."""
-        return WeightUpdate(
-            {
-                name: Factors(B=at_least_float32(B) * layer.scaling[self.adapter], A=at_least_float32(A))
-                for name, layer in target_layers(self.peft_model).items()
-                for A, B in [self._trained(layer)]
-            }
-        )
-
-    @torch.no_grad()
-    def rescale(self, factor: float) -> None:
-        """Write the adapter as (A / factor, factor B): delta W stays, to rounding, and to the bit for a power of 2."""
-        for layer in target_layers(self.peft_model).values():
-            A, B = self._trained(layer)
-            A.div_(factor)
-            B.mul_(factor)
+        return self._trained.update()
 
     @property
     def is_trained(self) -> bool:
         """Whether delta W is not 0 (that of a fresh adapter is); True where it is not plain LoRA."""
         return self.dense is not None or any(
-            bool(pair.B.any() and pair.A.any()) for pair in self.adapter_factors().values()
+            bool(pair.B.any() and pair.A.any()) for pair in self.lora.update().values()
         )
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
-        """A and B by the names that PEFT gives them in a saved adapter; copies on the CPU."""
-        if self.dense is not None:
-            return {name: weight.detach().cpu().clone() for name, weight in self.dense.tensors()}
-        return {
-            weight_name(name, factor): weight.detach().cpu().clone()
-            for name, layer in target_layers(self.peft_model).items()
-            for factor, weight in zip("AB", self._trained(layer), strict=True)
-        }
+        """All that is trained, A and B by the names that PEFT gives them in a saved adapter; copies on the CPU."""
+        return {name: weight.detach().cpu().clone() for name, weight in self._trained.tensors()}
 
     def set_adapter_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Give the adapter the weights that `adapter_state` had."""
-        if self.dense is not None:
-            return self.dense.set_state(state)
-        with torch.no_grad():
-            for name, layer in target_layers(self.peft_model).items():
-                for factor, weight in zip("AB", self._trained(layer), strict=True):
-                    weight.copy_(state[weight_name(name, factor)])
-        return None
+        self._trained.set_state(state)
 
     def update_of(self, checkpoint: Checkpoint) -> WeightUpdate:
         """delta W of a checkpoint on this backbone, on the model's device.
@@ -199,71 +158,17 @@ class AdaptedModel:
         None: the bare backbone, delta W = 0. UserError where it does not fit. After one that is not plain LoRA the model itself
         counts as such.
         """
-        if (
-            checkpoint is not None
-            and isinstance(checkpoint, str | os.PathLike)
-            and not self._reads_factors(Path(checkpoint))
-        ):
-            self.dense = self.dense or PeftUpdates(self.peft_model)
-            return self.dense.read(Path(checkpoint))
-        if isinstance(checkpoint, WeightUpdate) and checkpoint.dense:
-            self.dense = self.dense or PeftUpdates(self.peft_model)
-        if self.dense is not None:
-            return self._dense_update_of(checkpoint)
-        live = self.adapter_factors()
-        if checkpoint is None:
-            return WeightUpdate.zero(live)
-        if isinstance(checkpoint, str | os.PathLike):
-            return fitted(read_update(Path(checkpoint)), live, f"the adapter in {checkpoint}")
-        if all(isinstance(pair, Factors) for pair in checkpoint.values()):
-            return fitted(dict(checkpoint), live, "the checkpoint")
-        layers = target_layers(self.peft_model)
-        scales = {name: float(layer.scaling[self.adapter]) for name, layer in layers.items()}
-        update = update_from(checkpoint, lambda module, rank: scales.get(module, 1.0), "the checkpoint")
-        return fitted(update, live, "the checkpoint")
-
-    def _reads_factors(self, folder: Path) -> bool:
-        """Whether the update of a saved checkpoint is the factors of as many modules as are adapted here."""
-        return self.dense is None and (folder / CONFIG).is_file() and is_plain(saved_options(folder))
-
-    def _dense_update_of(self, checkpoint: Checkpoint) -> WeightUpdate:
-        """The update of what is no folder, where the model's own is not plain LoRA."""
-        assert self.dense is not None
-        if checkpoint is None:
-            return WeightUpdate({})
-        if isinstance(checkpoint, WeightUpdate):
-            return checkpoint
-        assert isinstance(checkpoint, Mapping)
-        if all(isinstance(pair, Factors) for pair in checkpoint.values()):
-            return WeightUpdate(checkpoint)
-        before = self.adapter_state()
-        try:
-            self.set_adapter_state(checkpoint)
-            return self.dense.update()
-        finally:
-            self.set_adapter_state(before)
+        if self.dense is None and not _has_factors(checkpoint):
+            self.dense = PeftUpdates(self.peft_model)
+        return self.lora.update_of(checkpoint) if self.dense is None else dense_update_of(self.dense, checkpoint)
 
     def weight_row_norms(self, update: WeightUpdate | None = None) -> dict[str, torch.Tensor]:
         """(d_out,) row norms of the merged weight W + delta W of every target module, of the live update or another.
 
         Where the update is not plain LoRA, of every changed parameter of two and more dimensions.
         """
-        if self.dense is not None:
-            return self._dense_row_norms(self.dense.update() if update is None else update)
-        factors = self.adapter_factors()
-        return {
-            name: perturbation.merged_weight(layer, factors[name]).norm(dim=1)
-            for name, layer in target_layers(self.peft_model).items()
-        }
-
-    def _dense_row_norms(self, update: WeightUpdate) -> dict[str, torch.Tensor]:
-        assert self.dense is not None
-        norms = {}
-        for name in update.parameters:
-            weight = at_least_float32(self.dense.origin(name))
-            if weight.dim() > 1:
-                norms[name.removesuffix(WEIGHT)] = moved_weight(weight, update, name).flatten(1).norm(dim=1)
-        return norms
+        update = self.adapter_factors() if update is None else update
+        return self.lora.row_norms(update) if self.dense is None else dense_row_norms(self.dense, update)
 
     @property
     def can_merge(self) -> bool:
@@ -342,15 +247,9 @@ class AdaptedModel:
     def adapter_sha256(self) -> str:
         """Hash over names and bytes of all adapter weights: equal exactly if the adapters are bit-equal."""
         digest = hashlib.sha256()
-        if self.dense is not None:
-            for name, weight in sorted(self.dense.tensors()):
-                digest.update(
-                    name.encode() + weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-                )
-            return digest.hexdigest()
-        for name, layer in sorted(target_layers(self.peft_model).items()):
-            for weight in self._trained(layer):
-                digest.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for name, weight in self.lora.hashed() if self.dense is None else sorted(self.dense.tensors()):
+            plain = weight.detach().cpu().contiguous().view(-1)
+            digest.update(name.encode() + plain.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -358,41 +257,27 @@ class AdaptedModel:
         self.require_initial_parts("the adapter, as training left it,")
         self.peft_model.save_pretrained(folder, safe_serialization=True)
         if (folder / CONFIG).is_file():
-            _sort_names(folder)
+            sort_names(folder)
 
     def save_update(self, folder: Path, update: WeightUpdate) -> None:
         """Any delta W of this backbone, of whatever ranks, as an adapter like those of `save`; its scale s is 1.
 
         One that is not plain LoRA is written as a whole model.
         """
-        if self.dense is not None:
+        if self.dense is None:
+            self.lora.save(folder, update)
+        else:
             save_whole(self.backbone, self.dense, folder, update)
-            return
-        ranks = {name: pair.A.shape[0] for name, pair in update.items()}
-        settings = copy.deepcopy(self.peft_model.peft_config[self.adapter])
-        settings.r = settings.lora_alpha = max(ranks.values())
-        settings.rank_pattern = settings.alpha_pattern = {n: rank for n, rank in ranks.items() if rank != settings.r}
-        settings.use_rslora, settings.inference_mode = False, True
-        settings.save_pretrained(str(folder))
-        _sort_names(folder)
-        write_weights(folder, update)
 
     def load_adapter_weights(self, folder: Path) -> None:
         """Replace the adapter's weights by those saved in `folder`; B is multiplied where its scale is not the live one."""
-        if self.dense is not None:
-            return self.dense.load(folder)
-        scales = {name: layer.scaling[self.adapter] for name, layer in target_layers(self.peft_model).items()}
-        load_weights(self.peft_model, self.adapter, read_weights_at(folder, scales), folder)
-        return self.require_initial_parts(f"the adapter in {folder}")
-
-    def _trained(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight
+        self._trained.load(folder)
+        if self.dense is None:
+            self.require_initial_parts(f"the adapter in {folder}")
 
 
-def _sort_names(folder: Path) -> None:
-    """Module names of adapter_config.json in one order: PEFT keeps them as a set and writes them in hash order."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    for name in ("target_modules", "exclude_modules"):
-        if isinstance(config.get(name), list):
-            config[name] = sorted(config[name])
-    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True))
+def _has_factors(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's update is factors alone."""
+    if isinstance(checkpoint, str | os.PathLike):
+        return reads_factors(Path(checkpoint))
+    return not (isinstance(checkpoint, WeightUpdate) and checkpoint.dense)

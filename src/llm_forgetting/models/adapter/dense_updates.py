@@ -6,6 +6,7 @@ An adapter that PEFT can merge changes weights of the backbone by a delta W that
 """
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +19,11 @@ from torch import nn
 
 from llm_forgetting.errors import UserError
 from llm_forgetting.landscape.dense import Dense, Held
-from llm_forgetting.landscape.factors import WeightUpdate
+from llm_forgetting.landscape.factors import WEIGHT, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, at_least_float32
 from llm_forgetting.models.adapter.attach import adapter_weights, attach_saved, load_weights
 from llm_forgetting.models.adapter.places import Place, moved_weight, places_of
-from llm_forgetting.models.adapter.saved_adapter import PREFIX, read_weights
+from llm_forgetting.models.adapter.saved_adapter import PREFIX, Checkpoint, read_weights
 from llm_forgetting.models.adapter.widened import is_quantised
 
 State = Mapping[str, torch.Tensor]
@@ -183,6 +184,34 @@ class PeftUpdates:
     def load(self, folder: Path) -> None:
         """As PEFT loads it; UserError where it does not fit."""
         load_weights(self._model, self._adapter, read_weights(folder, matrices=False), folder)
+
+
+def dense_update_of(dense: DenseUpdates, checkpoint: Checkpoint) -> WeightUpdate:
+    """The update of a folder, of trained weights by name, of factors, or of None: zero."""
+    if checkpoint is None:
+        return WeightUpdate({})
+    if isinstance(checkpoint, str | os.PathLike):
+        return dense.read(Path(checkpoint))
+    if isinstance(checkpoint, WeightUpdate):
+        return checkpoint
+    if all(isinstance(pair, Factors) for pair in checkpoint.values()):
+        return WeightUpdate(checkpoint)
+    before = {name: weight.detach().cpu().clone() for name, weight in dense.tensors()}
+    try:
+        dense.set_state(checkpoint)
+        return dense.update()
+    finally:
+        dense.set_state(before)
+
+
+def dense_row_norms(dense: DenseUpdates, update: WeightUpdate) -> dict[str, torch.Tensor]:
+    """Row norms of W + delta W of every changed parameter of two and more dimensions."""
+    norms = {}
+    for name in update.parameters:
+        weight = at_least_float32(dense.origin(name))
+        if weight.dim() > 1:
+            norms[name.removesuffix(WEIGHT)] = moved_weight(weight, update, name).flatten(1).norm(dim=1)
+    return norms
 
 
 def save_whole(backbone: Any, dense: DenseUpdates, folder: Path, update: WeightUpdate) -> None:

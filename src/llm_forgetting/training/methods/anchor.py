@@ -54,7 +54,7 @@ class Anchor(Method[AnchorOptions]):
 
     def penalty(self, model: LanguageModel, items: Sequence[EncodedItem]) -> torch.Tensor:
         """Of the live adapter, whatever the items."""
-        return self.penalty_at(model.live_factors())
+        return self.penalty_at(model.lora.live())
 
     def penalty_at(self, update: WeightUpdate) -> torch.Tensor:
         """strength / 2 |delta W - delta W_start|_F^2, nats."""
@@ -62,7 +62,7 @@ class Anchor(Method[AnchorOptions]):
 
     def record(self, before: InterventionRecord, model: AdaptedModel) -> InterventionRecord:
         """Where the adapter ended."""
-        squared = max(float(self.squared_distance(model.live_factors())), 0.0)
+        squared = max(float(self.squared_distance(model.lora.live())), 0.0)
         strength = self.options.strength
         return replace(before, anchor=AnchorRecord(strength, strength / 2 * squared, math.sqrt(squared)))
 

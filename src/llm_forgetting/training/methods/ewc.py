@@ -85,7 +85,7 @@ class Ewc(Method[EwcOptions]):
 
     def penalty(self, model: LanguageModel, items: Sequence[EncodedItem]) -> torch.Tensor:
         """Of the live adapter, whatever the items."""
-        return self.penalty_at(model.live_factors())
+        return self.penalty_at(model.lora.live())
 
     def penalty_at(self, update: WeightUpdate) -> torch.Tensor:
         """strength / 2 sum over tasks and modules of (delta W - delta W*)^T F (delta W - delta W*), nats."""
@@ -107,7 +107,7 @@ class Ewc(Method[EwcOptions]):
 
     def measured(self, model: AdaptedModel) -> dict[str, float]:
         """The penalty in the end, nats."""
-        return {"penalty": float(self.penalty_at(model.live_factors()))}
+        return {"penalty": float(self.penalty_at(model.lora.live()))}
 
 
 def _log_likelihood(model: LanguageModel, item: EncodedItem) -> torch.Tensor:

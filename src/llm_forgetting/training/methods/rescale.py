@@ -35,7 +35,7 @@ class Rescale(Method[RescaleOptions]):
 
     def begin(self, start: Start) -> None:
         """Rescale the live adapter."""
-        start.model.rescale(self.options.factor)
+        start.model.lora.rescale(self.options.factor)
 
     def record(self, before: InterventionRecord, model: AdaptedModel) -> InterventionRecord:
         """The factor."""
