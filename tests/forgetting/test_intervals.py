@@ -16,7 +16,6 @@ from llm_forgetting.forgetting.intervals import (
     Interval,
     bonett_price_paired,
     mcnemar_exact,
-    newcombe_paired,
     paired_proportion_change,
     proportion,
     wilson,
@@ -39,6 +38,33 @@ def _scores(both: int, only_before: int, only_after: int, neither: int) -> tuple
     before = np.repeat([True, True, False, False], [both, only_before, only_after, neither])
     after = np.repeat([True, False, True, False], [both, only_before, only_after, neither])
     return before, after
+
+
+def newcombe_paired(both: int, only_before: int, only_after: int, neither: int) -> Interval:
+    """Newcombe's score interval with corrected phi for `after - before`, paired, at 95%: what decision 1 does not take.
+
+    With Wilson limits (l, u) of both accuracies p, and phi the correlation of the 2 x 2 table whose positive numerator
+    is reduced by n / 2 but not below 0 (phi = 0 if a margin is empty):
+        low = D - sqrt((p_a - l_a)^2 - 2 phi (p_a - l_a)(u_b - p_b) + (u_b - p_b)^2),   D = p_a - p_b
+        high = D + sqrt((u_a - p_a)^2 - 2 phi (u_a - p_a)(p_b - l_b) + (p_b - l_b)^2)
+    Method 10 of Newcombe 1998, Statistics in Medicine 17:2635.
+    """
+    n = both + only_before + only_after + neither
+    after, before = (both + only_after) / n, (both + only_before) / n
+    score_after, score_before = wilson(both + only_after, n), wilson(both + only_before, n)
+    margins = (both + only_before) * (only_after + neither) * (both + only_after) * (only_before + neither)
+    numerator = both * neither - only_before * only_after
+    corrected = max(numerator - n / 2, 0.0) if numerator > 0 else numerator
+    phi = corrected / math.sqrt(margins) if margins else 0.0
+
+    def distance(of_after: float, of_before: float) -> float:
+        return math.sqrt(max(of_after**2 - 2 * phi * of_after * of_before + of_before**2, 0.0))
+
+    return Interval(
+        after - before - distance(after - score_after.low, score_before.high - before),
+        after - before + distance(score_after.high - after, before - score_before.low),
+        method="Newcombe 1998, method 10",
+    )
 
 
 # One accuracy

@@ -105,33 +105,6 @@ def proportion(correct: ArrayLike) -> Proportion:
     return Proportion(count, n, interval, value, math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else None)
 
 
-def newcombe_paired(both: int, only_before: int, only_after: int, neither: int) -> Interval:
-    """Newcombe's score-based interval with corrected phi for `after - before`, paired, at 95%; not the default.
-
-    No measure takes it: it is kept so that tests and readers can hold `bonett_price_paired` against it (decision 1).
-
-    With Wilson limits (l, u) of both accuracies p, and phi the correlation of the 2 x 2 table whose positive numerator
-    is reduced by n / 2 but not below 0 (phi = 0 if a margin is empty):
-        low = D - sqrt((p_a - l_a)^2 - 2 phi (p_a - l_a)(u_b - p_b) + (u_b - p_b)^2),   D = p_a - p_b
-        high = D + sqrt((u_a - p_a)^2 - 2 phi (u_a - p_a)(p_b - l_b) + (p_b - l_b)^2)
-    Method 10 of Newcombe 1998, Statistics in Medicine 17:2635. Its coverage falls below 0.93 where nearly all
-    discordant pairs go one way, so `paired_proportion_change` uses `bonett_price_paired`.
-    """
-    n = _require_counts(both, only_before, only_after, neither)
-    after, before = (both + only_after) / n, (both + only_before) / n
-    score_after, score_before = wilson(both + only_after, n), wilson(both + only_before, n)
-    phi = _corrected_phi(both, only_before, only_after, neither)
-
-    def distance(of_after: float, of_before: float) -> float:
-        return math.sqrt(max(of_after**2 - 2 * phi * of_after * of_before + of_before**2, 0.0))
-
-    return Interval(
-        after - before - distance(after - score_after.low, score_before.high - before),
-        after - before + distance(score_after.high - after, before - score_before.low),
-        method="Newcombe 1998, method 10 (paired score, corrected phi)",
-    )
-
-
 def bonett_price_paired(only_before: int, only_after: int, n: int) -> Interval:
     """Bonett & Price's adjusted interval for `after - before`, paired, at 95%, cut to [-1, 1].
 
@@ -212,16 +185,6 @@ def over_subjects(value: float, pooled: PooledError, within: float = math.inf) -
 def normal_quantile(level: float) -> float:
     """z with P(|Z| <= z) = level for a standard normal Z: 1.96 at 95%."""
     return float(stats.norm.ppf((1 + level) / 2))
-
-
-def _corrected_phi(both: int, only_before: int, only_after: int, neither: int) -> float:
-    margins = (both + only_before) * (only_after + neither) * (both + only_after) * (only_before + neither)
-    if margins == 0:
-        return 0.0
-    numerator = float(both * neither - only_before * only_after)
-    if numerator > 0:
-        numerator = max(numerator - (both + only_before + only_after + neither) / 2, 0.0)
-    return numerator / math.sqrt(margins)
 
 
 def _require_counts(*counts: int) -> int:

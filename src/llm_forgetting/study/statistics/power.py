@@ -16,26 +16,6 @@ SIGNIFICANCE = 0.05
 POWER = 0.80
 
 _GRID = 2001
-_MOST_RUNS = 1_000_000
-
-
-def runs_needed(correlation: float, *, tests: int = 1, power: float = POWER) -> int:
-    """The least number of independent runs that see `correlation` with this power at the first Holm step of `tests`.
-
-    runs_needed(0.5) = 29, runs_needed(0.5, tests=8) = 45; k task pairs need k - 1 runs more.
-    Raises ValueError unless 0 < |correlation| < 1 and tests >= 1.
-    """
-    _require(correlation, tests)
-    low, high = 4, 8
-    while correlation_power(high, correlation, tests=tests) < power:
-        low, high = high, 2 * high
-        if high > _MOST_RUNS:
-            raise ValueError(f"a correlation of {correlation} needs more than {_MOST_RUNS} runs")
-    while low < high:
-        middle = (low + high) // 2
-        enough = correlation_power(middle, correlation, tests=tests) >= power
-        low, high = (low, middle) if enough else (middle + 1, high)
-    return low
 
 
 @lru_cache(maxsize=256)
