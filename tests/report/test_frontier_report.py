@@ -54,6 +54,18 @@ def test_forgetting_at_matched_learning_by_hand(results: Results) -> None:
     assert "4 held-out items" in frontier_table(results).note
 
 
+def test_items_that_were_not_learnt_are_said_to_be_so(results: Results) -> None:
+    """The loss of `second` goes from 2 to 1, and ends at 3.5."""
+    assert "not learnt" not in frontier_table(results).note
+    training = results.training[1]
+    assert training.during is not None
+    tasks = (training.during.tasks[0], scores("second", [0, 2, 1], [2.0, 1.0, 3.5]))
+    worse = dataclasses.replace(training, during=dataclasses.replace(training.during, tasks=tasks))
+    note = frontier_table(dataclasses.replace(results, training=(results.training[0], worse))).note
+    assert "In the end the loss of second on these items was 1.50 nats higher than before its training" in note
+    assert "evaluation.during_split train" in note
+
+
 def test_an_end_that_a_method_moved_to_stands_apart(results: Results) -> None:
     """The last point as a merge's: the frontier ends at (1, 1/2) in loss, and the end is (2, 5/2)."""
     training = results.training[1]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -34,6 +35,40 @@ def test_the_page_holds_the_answers_and_numbers_that_its_records_give(
     for table in study_tables(found):
         for row in table.rows:
             assert f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" in page
+    if study == "methods":
+        for arm, cells in measured_on_methods().items():
+            assert cells[:4] == kept_of_skills(next(f for f in found["frontiers"] if f["measure"] == "loss"), arm)
+
+
+def measured_on_methods() -> dict[str, list[str]]:
+    """By arm the cells of the table of docs/methods.md that says what methods keep."""
+    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8").split("| method | keeps of `skills` |")[1]
+    rows = [line.strip("| ").split("|") for line in text.split("\n\n")[0].splitlines()[2:]]
+    return {row[0].split("`")[1] if "`" in row[0] else "plain": [cell.strip() for cell in row[1:]] for row in rows}
+
+
+def kept_of_skills(found: dict[str, Any], arm: str) -> list[str]:
+    """Verdict, difference at matched learning, and learning and forgetting in the end, of a study's frontiers in loss."""
+    learnt, forgot = found["curves"][arm]["end"]
+    ends = [f"{100 * learnt:.0f}%", f"{forgot:.2f}"]
+    if arm == found["baseline"]:
+        return ["", "", *ends]
+    effect = next(effect for effect in found["effects"] if effect["arm"] == arm)
+    difference, interval = effect["difference"]["value"], effect["difference"]["interval"]
+    shown = {-1: "more", 0: "not shown", 1: "less"}[effect["shown"]]
+    return [shown, f"{difference:+.2f} [{interval['low']:+.2f}, {interval['high']:+.2f}]", *ends]
+
+
+def test_what_methods_do_to_the_quickstart_is_what_its_records_say() -> None:
+    """Means of two seeds on the items that were trained on: accuracy learnt and lost, and loss gained."""
+    records = read_records(PUBLISHED / "methods_quickstart/records.json.gz").records
+    names = ("learning_accuracy", "forgetting_accuracy", "forgetting_loss")
+    table = measured_on_methods()
+    assert {record.arm for record in records} == table.keys()
+    for arm, cells in table.items():
+        runs = [record.outcomes for record in records if record.arm == arm]
+        assert len(runs) == 2
+        assert cells[4:] == [f"{sum(run[name] for run in runs) / 2:.2f}" for name in names]
 
 
 def test_the_terminal_shows_the_main_table_of_the_study_of_flatness(
@@ -69,7 +104,10 @@ def test_the_study_of_methods_is_as_large_as_it_says() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("study", "primary"), [("flatness", "largest_eigenvalue"), ("methods", "divergence")])
+@pytest.mark.parametrize(
+    ("study", "primary"),
+    [("flatness", "largest_eigenvalue"), ("methods", "divergence"), ("methods_quickstart", "update_norm")],
+)
 def test_the_study_file_is_the_one_that_was_run(study: str, primary: str) -> None:
     """A cell's name is the hash of all that can change its numbers: the plan names the cells that were run."""
     content = yaml.safe_load((ROOT / f"studies/{study}.yaml").read_text(encoding="utf-8"))

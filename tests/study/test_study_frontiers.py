@@ -173,6 +173,22 @@ def test_what_the_report_says() -> None:
     assert table.rows[0][1:5] == ("-2.80 [-2.80, -2.80]", "< 0.001", "more", "75%")
 
 
+def test_items_that_were_not_learnt_are_said_to_be_so() -> None:
+    """Learnt by 1 nat on the way, and 1 nat worse in the end."""
+    found = [
+        dataclasses.replace(record, frontiers={"loss": FrontierRecord((0.0, 1.0, -1.0), (0.0, 0.5, 2.0))})
+        for record in records()
+        if record.arm != "kept"
+    ]
+    runs = [Run(record.pair, {**record.factors, "arm": record.arm}, first_task=record.tasks[0]) for record in found]
+    (loss,) = matched_learning(found, runs, ("plain", "same"), "plain", seed=0)
+    lead, _, unlearnt = loss["said"]
+    assert "learnt as far, no arm is shown to keep more of the first task, or less (same): 12 runs" in lead
+    assert unlearnt.startswith(
+        "With plain the last task's items that were scored on the way were in the end no better known"
+    )
+
+
 def test_arms_are_the_points_of_what_goes_with_forgetting_across_methods() -> None:
     """Ten arms whose KL changes as their forgetting does, and whose |D| changes by nothing that has to do with it."""
     order, rng, made = np.arange(1, 11), np.random.default_rng(3), []

@@ -33,17 +33,28 @@ def matched_learning(
     for measure in MEASURES:
         effects = _effects(study, measure, [arm for arm in arms if arm != baseline])
         if effects:
+            curves = {arm: study.mean_frontier(arm, measure) for arm in arms}
             areas = {arm: study.area(arm, measure) for arm in arms}
             content: Content = {
                 "measure": measure,
                 "baseline": baseline,
                 "effects": [{**dataclasses.asdict(effect), "shown": effect.shown} for effect in effects],
                 "areas": {arm: None if area is None else dataclasses.asdict(area) for arm, area in areas.items()},
-                "curves": {arm: dataclasses.asdict(study.mean_frontier(arm, measure)) for arm in arms},
-                "said": describe_frontiers(effects),
+                "curves": {arm: dataclasses.asdict(curve) for arm, curve in curves.items()},
+                "said": [*describe_frontiers(effects), *_unlearnt(baseline, curves[baseline].end)],
             }
             found.append(content)
     return found
+
+
+def _unlearnt(baseline: str, end: tuple[float, float] | None) -> list[str]:
+    """What must be known of a comparison on items that the baseline did not learn in the end."""
+    if end is None or end[0] > 0:
+        return []
+    return [
+        f"With {baseline} the last task's items that were scored on the way were in the end no better known than before its "
+        "training, so arms are compared at an early point of it; evaluation.during_split train scores trained items."
+    ]
 
 
 def _frontier(record: FrontierRecord) -> RunFrontier:

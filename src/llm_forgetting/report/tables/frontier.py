@@ -7,8 +7,10 @@ from llm_forgetting.results import Results
 
 def frontier_table(results: Results) -> Table:
     """What had been forgotten of every earlier task by the time that so much was learnt; no rows where it was not scored."""
-    rows, counts, moved = [], set[int](), ""
+    rows, counts, moved, worse = [], set[int](), "", dict[str, str]()
     for view in frontier_views(results):
+        if view.measure == "loss" and view.learning[-1] < 0:
+            worse[display_name(view.learnt)] = number(-float(view.learning[-1]))
         counts.update(view.items)
         for found in view.matched:
             interval = f" [{number(found.interval.low)}, {number(found.interval.high)}]" if found.interval else ""
@@ -36,5 +38,9 @@ def frontier_table(results: Results) -> Table:
         f"{' or '.join(map(str, sorted(counts)))} {split} items per task; brackets: 95% interval over them, "
         f"none below 40 items{moved}"
     )
+    other = " (evaluation.during_split train scores trained ones)" if split == "held-out" else ""
+    for learnt, rise in worse.items():
+        note += f". In the end the loss of {learnt} on these items was {rise} nats higher than before its training: they were "
+        note += f"not learnt{other}"
     header = ("learnt", "earlier task", "in", "learnt so much", "forgotten by then", "mean until then")
     return Table("Forgetting at matched learning", header, tuple(rows), note)

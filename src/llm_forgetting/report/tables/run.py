@@ -124,7 +124,7 @@ def accuracy_matrix(results: Results) -> Table:
             ]
             rows.append((f"{display_name(name)}, {SPLIT_WORDS[scores.split]}", str(R[0][j].n), *cells))
     checkpoints = map(display_name, results.forgetting.train.checkpoints)
-    notes = ("trained items were fine-tuned on, held-out items never.", accuracy_text(results), chance_text(results))
+    notes = ("trained items were fine-tuned on, held-out items never", accuracy_text(results), chance_text(results))
     note = " ".join(sentence(said) for said in notes if said)
     title = f"{capital(measure_name(results))} / loss in nats{' (perplexity of completions)' if perplexed else ''}"
     return Table(title, ("task", "items", *checkpoints), tuple(rows), note)

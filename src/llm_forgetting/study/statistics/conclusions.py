@@ -88,6 +88,8 @@ def describe_frontiers(effects: Sequence[FrontierEffect]) -> list[str]:
         for shown, arms in named.items()
         if arms
     ]
+    if len(named[0]) == count:
+        parts = [f"no arm is shown to keep more of the first task, or less ({', '.join(named[0])})"]
     lead = f"Compared with {baseline} where the last task was learnt as far, {'; '.join(parts)}: "
     lead += _mean_size(effects[0].difference, "runs of each arm")
     return [f"{lead}.", *(_describe_on_frontier(effect) for effect in effects if count <= MOST_DESCRIBED)]
