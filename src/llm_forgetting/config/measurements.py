@@ -32,7 +32,8 @@ class EvaluationConfig:
             was learnt.
         during_items: Items per task for it, the same ones at every fraction; null takes as many as cost some 15% of the
             training.
-        during_split: Split that those items are of.
+        during_split: Split that those items are of; `train` where held-out items are not learnt, as MMLU's are not by a small
+            model.
     """
 
     batch_size: int | None = at_least(1, default=None)
