@@ -60,12 +60,16 @@ def test_the_status_of_a_run(run: Path, limit: str, status: int, said: str, caps
     assert max(map(len, out.splitlines())) <= 100
 
 
-def test_measure_split_and_task_are_chosen(run: Path) -> None:
+def test_measure_split_and_task_are_chosen(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Trained items: 0.5 nats lost, 0.375 to 0.5625; held-out loss is not a number."""
     loss = ["check", str(run), "--measure", "loss"]
     assert main([*loss, "--split", "train", "--max-forgetting", "0.6"]) == 0
     assert main([*loss, "--split", "train", "--max_forgetting", "0.3", "--task", "first"]) == 1
+    capsys.readouterr()
     assert main([*loss, "--max-forgetting", "99"]) == 3
+    assert "Items of tasks are held-out ones; --split train asks of trained ones." in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_probes_are_held_against_the_limit_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

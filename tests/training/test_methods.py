@@ -14,8 +14,10 @@ from llm_forgetting.config.files import parse_config
 from llm_forgetting.config.methods import method_names, method_of
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
+from llm_forgetting.experiment.artifacts.run_folder import RunFolder
 from llm_forgetting.experiment.cost.work import TaskSize, work_of
 from llm_forgetting.experiment.phases import train as train_phase
+from llm_forgetting.experiment.phases_setup import set_up
 from llm_forgetting.experiment.session import Session
 from llm_forgetting.files import from_plain, to_plain
 from llm_forgetting.landscape.factors import WeightUpdate
@@ -66,6 +68,13 @@ def test_what_is_unknown_is_told_in_one_line(options: list[str], said: str) -> N
         configured(*options)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_layers_that_the_model_has_not_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    config = configured("--training.methods.freeze.layers=[99]", f"--output.folder={tmp_path}")
+    with pytest.raises(UserError, match=r"layers=\[99\] and modules=\[\] name none of"):
+        set_up(Session(config, tmp_path, Silent()), RunFolder(tmp_path))
+    assert not list((tmp_path / "phases").glob("train*"))
 
 
 def test_an_option_on_the_command_line_leaves_those_of_the_file(tmp_path: Path) -> None:

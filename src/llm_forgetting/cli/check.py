@@ -41,11 +41,13 @@ def check(arguments: list[str]) -> int:
         "--split", choices=["test", "train"], default="test", help="of a run: held-out (default) or trained items"
     )
     options = parser.parse_args(arguments)
+    from llm_forgetting.report.tables.run import SPLIT_WORDS
     from llm_forgetting.report.terminal import Terminal
 
     folder = Path(options.folder)
     checked = _chosen(_losses(folder, options.measure, options.split, options.limit), options.task)
-    Terminal().show_table(_table(checked, options.measure, options.limit))
+    split = SPLIT_WORDS[options.split] if (folder / "results.json").is_file() else ""
+    Terminal().show_table(_table(checked, options.measure, options.limit, split))
     outcomes = {task.outcome for task in checked}
     if "forgotten" in outcomes:
         return FORGOTTEN
@@ -123,7 +125,8 @@ def _chosen(tasks: "list[LimitedForgetting]", names: Sequence[str] | None) -> "l
     return [task for task in tasks if not names or task.task in names]
 
 
-def _table(tasks: "list[LimitedForgetting]", measure: "Measure", limit: float) -> "Table":
+def _table(tasks: "list[LimitedForgetting]", measure: "Measure", limit: float, split: str) -> "Table":
+    """`split`: in words, of a run's items; empty for an evaluation's."""
     from llm_forgetting.report.tables.run import Table
 
     rows = []
@@ -133,9 +136,11 @@ def _table(tasks: "list[LimitedForgetting]", measure: "Measure", limit: float) -
         said = task.outcome + (more if task.outcome == "cannot be said" else "")
         rows.append((task.task, str(task.n), f"{task.value:+.3f}", interval, said))
     unit = "share of items" if measure == "accuracy" else "nats"
+    other = "; --split train asks of trained ones" if split == "held-out" else ""
     return Table(
         f"Forgetting, at most {limit:g} allowed ({unit})",
         ("task", "items", "lost", "95% interval", "shown"),
         tuple(rows),
-        "kept: the whole interval is at most the limit. forgotten: all of it is above. Intervals are over items.",
+        "kept: the whole interval is at most the limit. forgotten: all of it is above. Intervals are over items."
+        + (f" Items of tasks are {split} ones{other}." if split else ""),
     )

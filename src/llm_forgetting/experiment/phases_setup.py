@@ -42,6 +42,7 @@ def set_up(session: Session, folder: RunFolder) -> RunSetup:
     tasks, model, encoded, _ = session.tasks, session.model, session.encoded, session.passages
     probes = [item for task in session.encoded_probes for item in task.test]
     require_space(model, session.config.landscape, session.progress.note)
+    Methods.of(session.config).require(model)
     items = [item for task in encoded for split in SPLITS for item in task.split(split)]
     report = folder.once(GUARDS, lambda: _guarded(session, items))
     return RunSetup(

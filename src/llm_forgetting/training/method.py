@@ -118,6 +118,9 @@ class Method(Generic[Own]):
         if self.low_rank and not config.low_rank:
             yield "needs a plain LoRA adapter (delta W = s B A), the trained update is more than that; leave it out"
 
+    def require(self, model: AdaptedModel) -> None:
+        """UserError where it cannot work with this model; asked before anything is trained."""
+
     def cost(self, modules: Sequence[tuple[int, int]], earlier: int) -> Cost:
         """What it adds to training on a task after `earlier` others; `modules` are the adapted weights' (d_out, d_in)."""
         return Cost()
@@ -176,6 +179,11 @@ class Methods:
         given = config.training.methods
         made = [*_interventions(config.interventions), *(method_of(name, given[name]) for name in sorted(given))]
         return Methods(tuple(_checked(m) for m in made if number is None or m.acts(number)))
+
+    def require(self, model: AdaptedModel) -> None:
+        """UserError where one of them cannot work with the model."""
+        for method in self.methods:
+            method.require(model)
 
     def begin(self, start: Start) -> None:
         """Let every method prepare for a task; what a method kept is in a folder of its name in `start.kept`."""

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from llm_forgetting.config.sections import ExperimentConfig
 from llm_forgetting.errors import UserError
 from llm_forgetting.models.adapter.adapted_model import AdaptedModel
@@ -36,19 +38,29 @@ class Freeze(Method[FreezeOptions]):
         if not self.options.layers and not self.options.modules:
             yield "must name what is frozen: layers, or modules"
 
+    def require(self, model: AdaptedModel) -> None:
+        """UserError where nothing, or all, is named by the options."""
+        self._chosen(model)
+
     def begin(self, start: Start) -> None:
-        """Freeze; UserError where nothing, or all, is named by the options."""
-        trained = [(n, p) for n, p in start.model.peft_model.named_parameters() if p.requires_grad]
-        frozen = [(name, parameter) for name, parameter in trained if self.names(name)]
-        self._frozen = {name: parameter.numel() for name, parameter in frozen}
-        if not 0 < len(self._frozen) < len(trained):
-            what = "all" if self._frozen else "none"
+        """Freeze."""
+        frozen = self._chosen(start.model)
+        self._frozen = {name: parameter.numel() for name, parameter in frozen.items()}
+        for parameter in frozen.values():
+            parameter.requires_grad_(False)
+
+    def _chosen(self, model: AdaptedModel) -> dict[str, torch.nn.Parameter]:
+        trained = {
+            name: parameter for name, parameter in model.peft_model.named_parameters() if parameter.requires_grad
+        }
+        frozen = {name: parameter for name, parameter in trained.items() if self.names(name)}
+        if not 0 < len(frozen) < len(trained):
             raise UserError(
                 f"training.methods.freeze must name some of the trained weights, layers={list(self.options.layers)} and "
-                f"modules={list(self.options.modules)} name {what} of {len(trained)}, such as {trained[0][0]}"
+                f"modules={list(self.options.modules)} name {'all' if frozen else 'none'} of {len(trained)}, such as "
+                f"{next(iter(trained))}"
             )
-        for _, parameter in frozen:
-            parameter.requires_grad_(False)
+        return frozen
 
     def names(self, parameter: str) -> bool:
         """Whether a parameter is in a named layer or module."""
