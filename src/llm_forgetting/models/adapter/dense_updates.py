@@ -22,6 +22,7 @@ from llm_forgetting.landscape.dense import Dense, Held
 from llm_forgetting.landscape.factors import WEIGHT, WeightUpdate
 from llm_forgetting.landscape.gauge import Factors, at_least_float32
 from llm_forgetting.models.adapter.attach import adapter_weights, attach_saved, load_weights
+from llm_forgetting.models.adapter.lora_updates import factors_of
 from llm_forgetting.models.adapter.places import Place, moved_weight, places_of
 from llm_forgetting.models.adapter.saved_adapter import PREFIX, Checkpoint, read_weights
 from llm_forgetting.models.adapter.widened import is_quantised
@@ -253,12 +254,6 @@ def is_plain_layer(layer: Any) -> bool:
     if name not in layer.lora_A or not isinstance(layer.lora_A[name], nn.Linear):  # AdaLoRA has parameters there
         return False
     return name not in layer.lora_variant and not layer.lora_bias.get(name)
-
-
-def factors_of(layer: Any, adapter: str) -> Factors:
-    """s B and A of a LoRA layer, in float32 or better; copies."""
-    A, B = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
-    return Factors(B=at_least_float32(B) * layer.scaling[adapter], A=at_least_float32(A).clone())
 
 
 def _shared(module: nn.Module) -> dict[int, Any]:

@@ -43,17 +43,13 @@ class LoraUpdates:
 
     def live(self) -> WeightUpdate:
         """The live update as a function of the trained weights: what is computed from it has a gradient."""
-        return WeightUpdate(
-            {
-                name: Factors(B=at_least_float32(B) * layer.scaling[self._adapter], A=at_least_float32(A))
-                for name, layer in target_layers(self._model).items()
-                for A, B in [self._pair(layer)]
-            }
-        )
+        layers = target_layers(self._model).items()
+        return WeightUpdate({name: live_factors(layer, self._adapter) for name, layer in layers})
 
     def update(self) -> WeightUpdate:
         """The live update, in float32 or better on the model's device; copies."""
-        return WeightUpdate({n: Factors(B=p.B.detach(), A=p.A.detach().clone()) for n, p in self.live().items()})
+        layers = target_layers(self._model).items()
+        return WeightUpdate({name: factors_of(layer, self._adapter) for name, layer in layers})
 
     def update_of(self, checkpoint: Checkpoint) -> WeightUpdate:
         """The update of a folder, of a PEFT state dict at the live scale, of factors, or of None: zero; of the live shapes."""
@@ -121,6 +117,18 @@ class LoraUpdates:
         for name, layer in target_layers(self._model).items():
             for factor, weight in zip("AB", self._pair(layer), strict=True):
                 yield name, factor, weight
+
+
+def live_factors(layer: Any, adapter: str) -> Factors:
+    """s B and A of a LoRA layer in float32 or better, with the graph to its weights."""
+    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    return Factors(B=at_least_float32(B) * layer.scaling[adapter], A=at_least_float32(A))
+
+
+def factors_of(layer: Any, adapter: str) -> Factors:
+    """The same as copies."""
+    live = live_factors(layer, adapter)
+    return Factors(B=live.B.detach(), A=live.A.detach().clone())
 
 
 def reads_factors(folder: Path) -> bool:
